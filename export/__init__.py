@@ -1,0 +1,1 @@
+"""Checkpoint -> bundle: merge, trace to ONNX, choose precision, prove parity, write."""

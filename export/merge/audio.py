@@ -1,0 +1,72 @@
+"""Rewrite of the audio side: all adapters as batched matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from save_deploy.model.adapters import AudioAdapters, AudioMlp, AudioPrompt
+
+
+class DeployAudio(nn.Module):
+    """audio_embedding (B,128) -> injections (N,B,C), prompt source (B,C).
+
+    Eq. 2 as printed needs 2N - 1 small MLPs; they form two levels that do not depend on each other,
+    so each level is one batched product per linear. A recursion cannot be batched (its merge keeps
+    the eager module and says so in the proof).
+    """
+
+    def __init__(self, adapters: AudioAdapters) -> None:
+        super().__init__()
+        blocks: list[AudioMlp] = list(adapters.blocks)  # type: ignore[arg-type]
+        self.mode, self.source, self.act = adapters.mode, adapters.source, blocks[0].act
+        self.in_proj, self.shared_fc2 = adapters.in_proj, adapters.shared_fc2
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        layers = [[b.fc1, *b.hidden, *([b.fc2] if b.fc2 is not None else [])] for b in blocks]
+        for level in zip(*layers, strict=True):
+            weight = torch.stack([linear.weight.t() for linear in level])  # (N,in,out)
+            bias = torch.stack([linear.bias for linear in level])[:, None]  # (N,1,out)
+            self.weights.append(nn.Parameter(weight, requires_grad=False))
+            self.biases.append(nn.Parameter(bias, requires_grad=False))
+
+    def forward(self, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        feature = audio_embedding if self.in_proj is None else self.in_proj(audio_embedding)
+        first = self._mlps(feature[None])  # (N,B,C)
+        if self.mode == "independent":
+            injections = first
+        else:
+            first = first + feature
+            previous = torch.cat([torch.zeros_like(first[:1]), first[:-1]])
+            step = feature + previous  # (N,B,C); e_1 = PE_1(F) is the case of a zero predecessor
+            injections = self._mlps(step) + step
+        if self.source == "raw":
+            prompt = audio_embedding
+        else:
+            prompt = injections[-1] if self.source == "last" else injections.sum(dim=0)
+        if self.mode == "literal_running":
+            injections = injections.cumsum(dim=0)
+        return injections, prompt
+
+    def _mlps(self, x: Tensor) -> Tensor:
+        """(1 or N,B,in) -> (N,B,C), MLP i on row i."""
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight + bias
+            if i < last or self.shared_fc2 is not None:
+                x = self.act(x)
+        return x if self.shared_fc2 is None else self.shared_fc2(x)
+
+
+class DeployPrompt(nn.Module):
+    """Prompt MLP with its 1/N scale folded into the first weight: (B,C) -> (B,P,256)."""
+
+    def __init__(self, prompt: AudioPrompt) -> None:
+        super().__init__()
+        self.fc1_weight = nn.Parameter(prompt.layers[0].weight * prompt.scale, requires_grad=False)
+        self.fc1_bias, self.fc2 = prompt.layers[0].bias, prompt.layers[1]
+        self.n_tokens = prompt.n_tokens
+
+    def forward(self, source: Tensor) -> Tensor:
+        x = nn.functional.gelu(nn.functional.linear(source, self.fc1_weight, self.fc1_bias))
+        x = self.fc2(x)[:, None, :]  # (B,1,256)
+        return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)

@@ -1,0 +1,121 @@
+"""Deploy module -> ONNX graph with fixed shapes, and graph -> file.
+
+Nodes are named after our modules (`blocks.3.attn/matmul`), so that every later message can say which
+part of the model it is about.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from save_deploy.errors import ExportError
+
+OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
+EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_KEPT_METADATA = "module"
+
+
+def graph_from_module(
+    module: nn.Module, example: Sequence[Tensor], *, inputs: Sequence[str], output: str
+) -> ir.Model:
+    """Trace with fixed shapes. Weights stay the module's tensors (no copy is made here)."""
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            tuple(example),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[output],
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(
+            "torch.onnx.export returned no graph", hint="report this with your versions"
+        )
+    model = program.model
+    _name_nodes(model.graph)
+    model.producer_name = "save-deploy"
+    return model
+
+
+def module_of(node: ir.Node) -> str:
+    """The module of ours a node came from, `` for the model itself."""
+    return node.metadata_props.get(_KEPT_METADATA, "")
+
+
+def save_graph(model: ir.Model, path: Path) -> list[Path]:
+    """Write model.onnx, with model.onnx.data beside it when the weights need it, and check it.
+
+    Returns the files written. Weights are streamed one tensor at a time.
+    """
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    files = [path]
+    if size > EXTERNAL_ABOVE_BYTES:
+        data = path.with_name(path.name + ".data")
+        ir.save(model, path, external_data=data.name)
+        files.append(data)
+    else:
+        ir.save(model, path)
+    for file in files:
+        os.chmod(file, 0o644)  # onnx writes external data as 0600, unreadable for other users
+    try:
+        onnx.checker.check_model(str(path), full_check=size <= EXTERNAL_ABOVE_BYTES)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            "the exported graph is not valid ONNX", got=str(error).splitlines()[0]
+        ) from error
+    return files
+
+
+def operator_counts(model: ir.Model) -> dict[str, int]:
+    """Operator type -> how many, most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    seen: Counter[str] = Counter()
+    for node in graph:
+        scopes = node.metadata_props.get(_SCOPES, "")
+        names = [s for s in ir_literal(scopes)[:-1] if s]
+        module = names[-1] if names else ""
+        node.metadata_props.clear()
+        node.metadata_props[_KEPT_METADATA] = module
+        base = f"{module or 'model'}/{node.op_type.lower()}"
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
+
+
+def ir_literal(text: str) -> list[str]:
+    """The exporter's scope list, written as a Python literal, as a list."""
+    import ast
+
+    return [str(s) for s in ast.literal_eval(text)] if text else []
+
+
+class _quiet:
+    """Silence chatty loggers while tracing."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,240 @@
+"""FP16 as types in the graph, with the parts that must stay FP32 chosen by measured ranges.
+
+TensorRT 11 has no precision flags: what the ONNX file says is what is built. A module stays FP32
+when a value inside it comes within a factor of HEADROOM of FP16's largest number on real inputs, or
+when its weights lose too much in rounding (subnormals). Softmax stays FP32 by rule: it costs nothing
+(every fused attention computes it so) and sums up to thousands of exponentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from save_deploy.export.onnx_export import module_of
+
+FP16_MAX = 65504.0
+HEADROOM = 8.0  # other inputs than the measured ones may be larger
+MAX_WEIGHT_ERROR = 2e-3  # relative L2; ordinary FP16 rounding gives 2e-4
+FP32_OPS = ("Softmax",)
+# Inputs that are not data: shapes, axes, pads, scales of Resize, limits.
+_FLOATS = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+
+
+@dataclass(frozen=True)
+class Island:
+    """A module kept in FP32, with the measurement that put it there."""
+
+    module: str
+    reason: str
+    value: float
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """What is FP16 and what is not, as stored in the manifest."""
+
+    precision: str
+    fp32_ops: tuple[str, ...]
+    islands: tuple[Island, ...]
+    n_inputs_measured: int
+    largest: dict[str, float]  # the eight largest measured values by module
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class _RangeRecorder(TorchDispatchMode):
+    """Largest absolute value of any tensor computed, by innermost module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.amax: dict[str, float] = {}
+        self.stack: list[str] = [""]
+        self.handles = []
+        for name, module in model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(self._push(name)))
+            self.handles.append(
+                module.register_forward_hook(lambda *_: (self.stack.pop(), None)[1])
+            )
+
+    def _push(self, name: str):  # type: ignore[no-untyped-def]
+        return lambda *_: self.stack.append(name)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+                low, high = torch.aminmax(tensor.detach())
+                value = max(abs(low.item()), abs(high.item()))
+                self.amax[self.stack[-1]] = max(self.amax.get(self.stack[-1], 0.0), value)
+        return out
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def measure_ranges(
+    model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]
+) -> tuple[dict[str, float], int]:
+    """Run float32 inputs through the model -> (amax by module path, number of inputs)."""
+    recorder, count = _RangeRecorder(model), 0
+    try:
+        for args in inputs:
+            with torch.no_grad(), recorder:
+                model(*args)
+            count += args[0].shape[0]
+    finally:
+        recorder.close()
+    return recorder.amax, count
+
+
+def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> PrecisionPlan:
+    """Choose the FP32 islands of a float32 model from real inputs."""
+    amax, count = measure_ranges(model, inputs)
+    limit = FP16_MAX / HEADROOM
+    islands = [
+        Island(module, f"values up to this, over {limit:.0f}", value)
+        for module, value in amax.items()
+        if not value <= limit
+    ]
+    for module, error in _weight_errors(model).items():
+        if error > MAX_WEIGHT_ERROR:
+            islands.append(Island(module, "relative weight rounding error", error))
+    largest = sorted(amax.items(), key=lambda item: -item[1])[:8]
+    return PrecisionPlan(
+        precision="fp16",
+        fp32_ops=FP32_OPS,
+        islands=tuple(islands),
+        n_inputs_measured=count,
+        largest={module or "model": round(value, 3) for module, value in largest},
+    )
+
+
+def _weight_errors(model: nn.Module) -> dict[str, float]:
+    """Relative L2 error of rounding each module's own weights to FP16."""
+    errors = {}
+    for name, module in model.named_modules():
+        weights = [p.detach() for p in module.parameters(recurse=False) if p.is_floating_point()]
+        if weights:
+            lost = sum((w - w.half().float()).square().sum().item() for w in weights)
+            total = sum(w.square().sum().item() for w in weights)
+            errors[name] = (lost / max(total, 1e-30)) ** 0.5
+    return errors
+
+
+def to_fp16(model: ir.Model, plan: PrecisionPlan) -> None:
+    """Retype the graph in place: FP16 but for the plan's islands and operators, casts between.
+
+    Graph inputs and outputs keep their types. Weights are converted when the file is written, one at
+    a time, so no second copy of them is held.
+    """
+    _Typer(model.graph, plan).run()
+
+
+class _Typer:
+    def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
+        self.graph = graph
+        self.islands = {island.module for island in plan.islands}
+        self.fp32_ops = set(plan.fp32_ops)
+        self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
+
+    def run(self) -> None:
+        outputs = set(self.graph.outputs)
+        for node in list(self.graph):
+            wanted = self._type(node)
+            if node.op_type == "Cast":
+                if node.attributes["to"].as_int() == ir.DataType.FLOAT:
+                    node.attributes["to"] = ir.AttrInt64("to", int(wanted))
+            else:
+                for i, value in enumerate(node.inputs):
+                    if (
+                        value is not None
+                        and value.dtype in _FLOATS
+                        and not _is_parameter_input(node, i)
+                    ):
+                        node.replace_input_with(i, self._as_type(value, wanted, node))
+            for value in node.outputs:
+                if value.dtype in _FLOATS:
+                    value.dtype = wanted
+        for i, value in enumerate(self.graph.outputs):
+            if value.dtype == ir.DataType.FLOAT16:
+                self._cast_output(i, value)
+        del outputs
+
+    def _type(self, node: ir.Node) -> ir.DataType:
+        keep = node.op_type in self.fp32_ops or module_of(node) in self.islands
+        return ir.DataType.FLOAT if keep else ir.DataType.FLOAT16
+
+    def _as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
+        """The value in the wanted type: itself, a retyped weight, or a (shared) cast."""
+        if value.dtype == wanted:
+            return value
+        key = (str(value.name), wanted)
+        if key not in self.casts:
+            if value.const_value is not None and value.is_initializer():
+                self.casts[key] = self._retyped_weight(value, wanted)
+            else:
+                self.casts[key] = self._cast_node(value, wanted, before)
+        return self.casts[key]
+
+    def _retyped_weight(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+        source = value.const_value
+        assert source is not None
+        name = f"{value.name}.{wanted.name.lower()}"
+        tensor = ir.LazyTensor(
+            lambda: ir.Tensor(source.numpy().astype(_FLOATS[wanted]), name=name),
+            dtype=wanted,
+            shape=ir.Shape(source.shape),
+            name=name,
+            cache=False,
+        )
+        weight = ir.Value(
+            name=name, shape=value.shape, type=ir.TensorType(wanted), const_value=tensor
+        )
+        self.graph.register_initializer(weight)
+        return weight
+
+    def _cast_node(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
+        name = f"{value.name}.{wanted.name.lower()}"
+        cast = ir.node("Cast", [value], {"to": int(wanted)}, name=f"cast/{name}")
+        cast.outputs[0].name = name
+        cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, wanted
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], cast)
+        else:
+            self.graph.insert_after(producer, cast)
+        return cast.outputs[0]
+
+    def _cast_output(self, index: int, value: ir.Value) -> None:
+        """A graph output stays float32 under its own name."""
+        name = value.name
+        value.name = f"{name}.float16"
+        cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"cast/{name}")
+        cast.outputs[0].name, cast.outputs[0].shape = name, value.shape
+        cast.outputs[0].dtype = ir.DataType.FLOAT
+        self.graph.append(cast)
+        self.graph.outputs[index] = cast.outputs[0]
+
+
+def _is_parameter_input(node: ir.Node, index: int) -> bool:
+    """Inputs whose type the operator fixes: roi and scales of Resize are always float32."""
+    return node.op_type == "Resize" and index in (1, 2)
+
+
+def drop_unused_weights(model: ir.Model) -> None:
+    """Remove initializers nothing reads (the float32 originals of retyped weights)."""
+    graph = model.graph
+    for name in [
+        n for n, v in graph.initializers.items() if not v.uses() and v not in graph.outputs
+    ]:
+        del graph.initializers[name]

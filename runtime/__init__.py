@@ -1,0 +1,1 @@
+"""Bundles run, compared and timed. Imports without torch except in `eager`."""

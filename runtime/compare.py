@@ -1,0 +1,111 @@
+"""Backends against eager on a dataset: accuracy, agreement and speed in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.data.sample import Clip, ClipDataset
+from save_deploy.data.transforms import resize_frame, resize_mask
+from save_deploy.metrics.latency import LatencyResult, speedup
+from save_deploy.metrics.parity import ParityMeter, ParityResult
+from save_deploy.metrics.segmentation import Score, score_videos
+from save_deploy.runtime.bench import time_interleaved
+from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.session import as_batch
+from save_deploy.specs import Arrays
+
+REFERENCE = "eager"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison table. Parity and speed-up are against eager in the same run."""
+
+    backend: str
+    precision: str
+    size_mb: float
+    latency: LatencyResult
+    speedup: float
+    score: Score
+    parity: ParityResult | None
+
+
+def predict_clip(pipeline: SavePipeline, clip: Clip) -> NDArray[np.float32]:
+    """Logits of every frame at network size, each frame with its own second: (F,S,S)."""
+    return np.stack([pipeline.logits(s.frame, pipeline.embed(s.waveform)) for s in clip.samples()])
+
+
+def compare(
+    pipelines: Mapping[str, SavePipeline],
+    sizes_mb: Mapping[str, float],
+    clips: ClipDataset,
+    *,
+    rounds: int = 20,
+    budget_s: float = 20.0,
+    on_clip: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """All pipelines on the same clips; `pipelines` has an entry named eager, the reference."""
+    res = pipelines[REFERENCE].config.res
+    meters = {name: ParityMeter() for name in pipelines if name != REFERENCE}
+    scores: dict[str, list[Score]] = {name: [] for name in pipelines}
+    for clip in _clips(clips):
+        truth = np.stack([resize_mask(m, res) for m in clip.masks])
+        logits = {name: predict_clip(pipeline, clip) for name, pipeline in pipelines.items()}
+        for name, meter in meters.items():
+            meter.add(logits[REFERENCE], logits[name])
+        for name in pipelines:
+            scores[name].append(score_videos([(logits[name], truth)]))
+        on_clip()
+    latencies = time_models(
+        pipelines, example_inputs(pipelines[REFERENCE], clips[0]), rounds=rounds, budget_s=budget_s
+    )
+    return [
+        Row(
+            backend=pipeline.backend,
+            precision=pipeline.precision,
+            size_mb=sizes_mb[name],
+            latency=latencies[name],
+            speedup=speedup(latencies[REFERENCE], latencies[name]),
+            score=mean_score(scores[name]),
+            parity=meters[name].result() if name in meters else None,
+        )
+        for name, pipeline in pipelines.items()
+    ]
+
+
+def mean_score(scores: list[Score]) -> Score:
+    """Means over videos of one-video scores."""
+    return Score(
+        m_j=float(np.mean([s.m_j for s in scores])),
+        m_f=float(np.mean([s.m_f for s in scores])),
+        n_videos=sum(s.n_videos for s in scores),
+        n_frames=sum(s.n_frames for s in scores),
+    )
+
+
+def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
+    """Real inputs of the model graph: the first frame of a clip and its sound."""
+    sample = next(iter(clip.samples()))
+    return {
+        "image": as_batch(resize_frame(sample.frame, pipeline.config.res)),
+        "audio_embedding": pipeline.embed(sample.waveform),
+    }
+
+
+def time_models(
+    pipelines: Mapping[str, SavePipeline], inputs: Arrays, *, rounds: int, budget_s: float
+) -> dict[str, LatencyResult]:
+    """Model graph only (one frame, batch 1), interleaved; the audio side runs once per second."""
+    calls = {
+        name: (lambda p=pipeline: p.model.infer(inputs)) for name, pipeline in pipelines.items()
+    }
+    return time_interleaved(calls, rounds=rounds, budget_s=budget_s)
+
+
+def _clips(clips: ClipDataset) -> Iterator[Clip]:
+    for i in range(len(clips)):
+        yield clips[i]

@@ -1,0 +1,3 @@
+from save_deploy.cli import main
+
+main()

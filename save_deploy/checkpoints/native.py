@@ -1,0 +1,95 @@
+"""Our checkpoint: one safetensors file with the configuration in its header.
+
+kind "full" holds every tensor; kind "adapter" leaves out what a frozen SAM .pth brings (the image
+encoder without adapters and the prompt encoder but no_mask_embed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from save_deploy.config import SaveConfig
+from save_deploy.errors import CheckpointError
+from save_deploy.model.save import SaveModel
+
+FORMAT = "save-deploy"
+FORMAT_VERSION = "1"
+
+
+def is_frozen_sam(key: str) -> bool:
+    """True for tensors that stay as in SAM's .pth when SAM is frozen (A12)."""
+    if key.startswith("image_encoder."):
+        return ".adapter." not in key
+    return key.startswith("prompt_encoder.") and not key.startswith("prompt_encoder.no_mask_embed.")
+
+
+def save_checkpoint(
+    path: Path,
+    model: SaveModel,
+    *,
+    kind: str = "full",
+    dtype: torch.dtype | None = None,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Write atomically. dtype converts the weights (float16 halves the file); notes are JSON."""
+    state = {k: v for k, v in model.state_dict().items() if kind == "full" or not is_frozen_sam(k)}
+    tensors = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in state.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "config": model.config.to_json(),
+        "notes": json.dumps(notes or {}, sort_keys=True),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, str(partial), metadata=metadata)
+    os.replace(partial, path)
+
+
+def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
+    """-> float32 tensors by key, the configuration, and the kind (full or adapter)."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_header(path, metadata)
+            state = {key: file.get_tensor(key).float() for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            "checkpoint cannot be read",
+            got=f"{path}: {error}",
+            expected="a complete safetensors file",
+        ) from error
+    return state, SaveConfig.from_json(metadata["config"]), metadata["kind"]
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """What the training run wrote into the header (data, steps, scores)."""
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+    notes: dict[str, Any] = json.loads(metadata.get("notes", "{}"))
+    return notes
+
+
+def _check_header(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            "not a save-deploy checkpoint",
+            got=f"{path} without a configuration in its header",
+            expected="a file written by save-train",
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            "checkpoint of another format version",
+            got=metadata.get("format_version", "none"),
+            expected=FORMAT_VERSION,
+            hint="update save-deploy",
+        )

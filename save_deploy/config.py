@@ -1,0 +1,190 @@
+"""SaveConfig: every switch of the model in one flat, JSON-able dataclass.
+
+The paper (arXiv 2407.02004) leaves several points open; each has a knob here, marked A1..A8
+(SPEC 1.8), whose default is the reading we recommend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from save_deploy.errors import SaveDeployError
+
+RESOLUTIONS = (224, 256, 1024)
+PATCH = 16
+AUDIO_DIM = 128  # VGGish embedding size
+PROMPT_DIM = 256  # SAM prompt and image embedding channels
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "pos_interp": ("bilinear", "bicubic"),
+    "image_adapter": ("med2d", "off"),
+    "image_adapter_position": ("parallel", "end"),
+    "image_adapter_spatial": ("full", "depthwise"),
+    "image_adapter_init": ("med2d", "zero_out_norm"),
+    "audio_mode": ("literal", "literal_running", "recursive", "independent", "off"),
+    "audio_inject": ("after", "before", "none"),
+    "audio_act": ("gelu", "relu"),
+    "prompt_source": ("sum", "last", "raw", "off"),
+    "prompt_tokens": ("one", "hw"),
+    "prompt_scale": ("none", "1/N"),
+    "window_pad": ("materialise", "exact_skip"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """Shape and switches of a SAVE model; build with `SaveConfig.preset("vit_b", res=256)`."""
+
+    name: str
+    res: int  # input side in px
+    embed_dim: int
+    depth: int
+    num_heads: int
+    global_blocks: tuple[int, ...]
+    window_size: int = 14
+    mlp_ratio: int = 4
+    pos_interp: str = "bilinear"  # A8: resize of position tables, unmentioned in the paper
+    window_pad: str = "materialise"  # exact_skip: same outputs, no linears on padded tokens
+    # image adapter (Eq. 1; details silent in the paper, so SAM-Med2D's)
+    image_adapter: str = "med2d"
+    image_adapter_ratio: float = 0.25
+    image_adapter_position: str = "parallel"  # A3: Eq. 1 says parallel, Table 7 "at the end"
+    image_adapter_spatial: str = "full"  # A4
+    image_adapter_down_kernel: int = 3  # A4
+    image_adapter_up_kernel: int = 4  # A4
+    image_adapter_skip: bool = True  # A4
+    image_adapter_norm: bool = True  # A4
+    image_adapter_norm_eps: float = 1e-5  # A4
+    image_adapter_init: str = "med2d"
+    # audio adapters (Eq. 2)
+    audio_mode: str = "literal"  # A1: Eq. 2 as printed, or its readings
+    audio_inject: str = "after"  # A2
+    audio_in_proj: bool = True  # A5: the unstated 128 -> C projection
+    audio_hidden: int = 512  # A5
+    audio_layers: int = 2  # Table 9 ablates 3
+    audio_act: str = "gelu"  # A5
+    audio_share_out: bool = False  # A5: SAMA-AVS shares the last linear
+    # sparse prompt
+    prompt_source: str = "sum"  # A1: Eq. 2 sums, Fig. 1 takes the last
+    prompt_hidden: int = 256  # A6
+    prompt_tokens: str = "one"  # A6
+    prompt_scale: str = "none"  # A7
+    # VGGish
+    audio_channels: tuple[int, ...] = (64, 128, 256, 256, 512, 512)
+    audio_fc: int = 4096
+
+    def __post_init__(self) -> None:
+        for field, allowed in _CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise SaveDeployError(
+                    f"unknown value for {field}",
+                    got=repr(getattr(self, field)),
+                    expected=", ".join(allowed),
+                )
+        if self.res % 32 or self.res < 32:
+            # the adapter halves the token grid, so the side must be even in tokens
+            raise SaveDeployError(
+                "unsupported resolution", got=str(self.res), expected="a multiple of 32 px"
+            )
+        if self.embed_dim % self.num_heads:
+            raise SaveDeployError(
+                "embed_dim must divide into heads",
+                got=f"{self.embed_dim} / {self.num_heads}",
+                expected="no remainder",
+            )
+        if not all(0 <= i < self.depth for i in self.global_blocks):
+            raise SaveDeployError(
+                "global block outside the encoder",
+                got=str(self.global_blocks),
+                expected=f"0..{self.depth - 1}",
+            )
+        if self.audio_mode == "off" and (
+            self.audio_inject != "none" or self.prompt_source in ("sum", "last")
+        ):
+            raise SaveDeployError(
+                "audio_mode is off but something asks for its output",
+                got=f"audio_inject={self.audio_inject}, prompt_source={self.prompt_source}",
+                expected="audio_inject=none and prompt_source raw or off",
+            )
+        if not self.audio_in_proj and self.audio_mode not in ("independent", "off"):
+            raise SaveDeployError(
+                "the residual audio adapters need the 128 -> C projection",
+                got=f"audio_in_proj=False, audio_mode={self.audio_mode}",
+                expected="audio_mode=independent",
+            )
+
+    @property
+    def grid(self) -> int:
+        """Token grid side s = res / 16."""
+        return self.res // PATCH
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    def replace(self, **changes: Any) -> SaveConfig:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SaveConfig:
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SaveDeployError(
+                "unknown configuration fields",
+                got=", ".join(unknown),
+                hint="update save-deploy: the file is newer",
+            )
+        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SaveConfig:
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def preset(cls, name: str, *, res: int = 256, **changes: Any) -> SaveConfig:
+        """vit_t (demo), vit_b, vit_l or vit_h at 224, 256 or 1024 px (SPEC 1.1)."""
+        if name not in PRESETS:
+            raise SaveDeployError("unknown preset", got=name, expected=", ".join(PRESETS))
+        check_resolution(res)
+        return cls(name=name, res=res, **{**PRESETS[name], **changes})
+
+
+# SPEC 1.1 for b/l/h; vit_t is the small one that trains on two CPU cores.
+PRESETS: dict[str, dict[str, Any]] = {
+    "vit_t": dict(
+        embed_dim=160,
+        depth=6,
+        num_heads=2,
+        global_blocks=(2, 5),
+        audio_hidden=256,
+        audio_channels=(16, 32, 64, 64, 128, 128),
+        audio_fc=256,
+        prompt_scale="1/N",
+    ),
+    "vit_b": dict(embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": dict(embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": dict(embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)),
+}
+
+
+def check_resolution(res: int) -> None:
+    """Raise unless `res` is one that SAVE is trained and exported at."""
+    if res not in RESOLUTIONS:
+        raise SaveDeployError(
+            "unsupported resolution",
+            got=str(res),
+            expected=", ".join(map(str, RESOLUTIONS)),
+            hint="save-export --res 256",
+        )

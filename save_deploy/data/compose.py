@@ -1,0 +1,220 @@
+"""Audio-visual scenes from cut-outs with a sound each: what sounds is the mask, the rest distracts.
+
+Used by `scenes` (drawn objects) and `stamps` (photographs). Everything is a function of the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from save_deploy.data.audio import Waveform
+from save_deploy.data.log_mel import SAMPLE_RATE_HZ
+from save_deploy.data.sample import Clip
+
+Rng = np.random.Generator
+CLIP_SECONDS = 5
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Actor:
+    """An object that can stand in a scene.
+
+    cutout: RGBA image; recording: (n,) 16 kHz mono, audible throughout; label >= 1, unique;
+    sound_group: actors with the same group sound alike and never meet in one scene.
+    """
+
+    name: str
+    label: int
+    cutout: Image.Image
+    recording: Waveform
+    sound_group: str
+
+
+@dataclass(frozen=True)
+class Staging:
+    """How scenes are set: sizes are fractions of the frame side."""
+
+    size_px: int = 256
+    n_objects: tuple[int, int] = (2, 4)
+    scale: tuple[float, float] = (0.28, 0.5)
+    n_frames: int = CLIP_SECONDS
+
+
+@dataclass(frozen=True)
+class _Placed:
+    rgba: NDArray[np.uint8]  # (h,w,4)
+    centre: NDArray[np.float64]  # (x,y) px at frame 0
+    velocity: NDArray[np.float64]  # px per frame
+    label: int
+
+
+def scene_rng(seed: int, split: str, index: int) -> Rng:
+    """Independent random numbers for every (seed, split, index)."""
+    return np.random.default_rng([seed, SPLITS.index(split), index])
+
+
+def choose_actors(rng: Rng, actors: Sequence[Actor], n: int) -> list[Actor]:
+    """n actors of different sound groups, uniformly."""
+    chosen: list[Actor] = []
+    for i in rng.permutation(len(actors)):
+        if actors[i].sound_group not in {a.sound_group for a in chosen}:
+            chosen.append(actors[i])
+        if len(chosen) == n:
+            break
+    return chosen
+
+
+def compose_clip(
+    rng: Rng,
+    *,
+    name: str,
+    cast: Sequence[Actor],
+    n_sources: int,
+    background: NDArray[np.uint8],
+    staging: Staging,
+) -> Clip:
+    """Cast on a background; the first n_sources of the cast sound, the others stay silent.
+
+    background uint8 (S,S,3). n_sources 0 gives room noise and empty masks. Every source is at least
+    half visible in every frame.
+    """
+    sources = cast[:n_sources]
+    sounding = tuple(actor.label for actor in sources)
+    while True:
+        placed = [_place(rng, actor, staging) for actor in cast]
+        placed = _spread(rng, placed, staging.size_px)
+        order = rng.permutation(len(placed))
+        drawn = [_draw(background, [placed[i] for i in order], t) for t in range(staging.n_frames)]
+        if all(_visible(drawn, placed[i], staging) for i in range(n_sources)):
+            break
+    labels = np.stack([label for _, label in drawn])  # (F,S,S)
+    return Clip(
+        name=name,
+        category="_".join(actor.name for actor in sources) or "silence",
+        frames=np.stack([frame for frame, _ in drawn]),
+        masks=np.isin(labels, sounding) if sounding else np.zeros(labels.shape, bool),
+        waveform=mix_sounds(rng, [actor.recording for actor in sources], staging.n_frames),
+        labels=labels,
+        sounding=sounding,
+    )
+
+
+def mix_sounds(rng: Rng, recordings: Sequence[Waveform], seconds: int) -> Waveform:
+    """Each recording looped from a random start, at a random speed and level, plus room noise."""
+    n = seconds * SAMPLE_RATE_HZ
+    mix = rng.normal(0.0, 10 ** rng.uniform(-4.0, -2.7), n)
+    for recording in recordings:
+        speed = rng.uniform(0.94, 1.06)
+        positions = np.arange(0, recording.size - 1, speed)
+        loop = np.interp(positions, np.arange(recording.size), recording)
+        voice = np.resize(np.roll(loop, -int(rng.integers(loop.size))), n)
+        rms = np.sqrt(np.mean(voice**2)) + 1e-9
+        mix += voice / rms * 10 ** (rng.uniform(-26.0, -14.0) / 20)
+    return np.clip(mix, -1.0, 1.0).astype(np.float32)
+
+
+def audible(recording: Waveform, hop: int = 800) -> Waveform:
+    """The recording without its silent stretches (50 ms pieces below 5 % of the loudest)."""
+    pieces = [recording[i : i + hop] for i in range(0, max(recording.size - hop, 1), hop)]
+    levels = np.array([np.sqrt(np.mean(p**2)) for p in pieces])
+    kept = [p for p, level in zip(pieces, levels, strict=True) if level > 0.05 * levels.max()]
+    return np.concatenate(kept) if kept else recording
+
+
+def crop_background(rng: Rng, photo: Image.Image, size_px: int) -> NDArray[np.uint8]:
+    """A random square crop (45-100 % of the short side), mirrored or not -> uint8 (S,S,3)."""
+    side = int(min(photo.size) * rng.uniform(0.45, 1.0))
+    left = int(rng.integers(photo.width - side + 1))
+    top = int(rng.integers(photo.height - side + 1))
+    crop = photo.crop((left, top, left + side, top + side)).resize((size_px, size_px))
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(_light(rng, crop).convert("RGB"))
+
+
+def _place(rng: Rng, actor: Actor, staging: Staging) -> _Placed:
+    """A cut-out scaled, mirrored, tilted and lit at random."""
+    cutout = actor.cutout
+    side = rng.uniform(*staging.scale) * staging.size_px
+    factor = side / np.sqrt(cutout.width * cutout.height)  # same area whatever the aspect
+    factor = min(factor, 0.85 * staging.size_px / max(cutout.size))
+    size = (max(8, round(cutout.width * factor)), max(8, round(cutout.height * factor)))
+    cutout = cutout.resize(size, Image.Resampling.BILINEAR)
+    if rng.random() < 0.5:
+        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    cutout = cutout.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR, expand=True)
+    alpha = cutout.getchannel("A")
+    lit = _light(rng, cutout.convert("RGB"))
+    lit.putalpha(alpha)
+    return _Placed(
+        rgba=np.asarray(lit),
+        centre=np.zeros(2),
+        velocity=rng.normal(0.0, 0.015 * staging.size_px, 2),
+        label=actor.label,
+    )
+
+
+def _light(rng: Rng, image: Image.Image) -> Image.Image:
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.25))
+    return ImageEnhance.Color(image).enhance(rng.uniform(0.7, 1.3))
+
+
+def _spread(rng: Rng, placed: list[_Placed], size_px: int) -> list[_Placed]:
+    """Positions with little overlap: the best of 24 random layouts."""
+    halves = np.array([p.rgba.shape[1::-1] for p in placed]) / 2  # (n,2) = (x,y)
+    low, high = halves * 0.8, size_px - halves * 0.8
+    best, best_overlap = np.full_like(halves, size_px / 2), np.inf
+    for _ in range(24):
+        centres = rng.uniform(np.minimum(low, high), np.maximum(low, high))
+        gap = np.abs(centres[:, None] - centres[None]) - (halves[:, None] + halves[None])  # (n,n,2)
+        overlap = np.triu(np.prod(np.maximum(-gap, 0.0), axis=-1), k=1).sum()
+        if overlap < best_overlap:
+            best, best_overlap = centres, overlap
+    return [
+        _Placed(rgba=p.rgba, centre=c, velocity=p.velocity, label=p.label)
+        for p, c in zip(placed, best, strict=True)
+    ]
+
+
+def _window(placed: _Placed, t: int, size_px: int) -> tuple[slice, slice, slice, slice]:
+    """Rows and columns in the frame, then in the cut-out, after t frames of motion."""
+    height, width = placed.rgba.shape[:2]
+    left, top = np.round(placed.centre + t * placed.velocity - (width / 2, height / 2)).astype(int)
+    rows = slice(max(top, 0), min(top + height, size_px))
+    cols = slice(max(left, 0), min(left + width, size_px))
+    return (
+        rows,
+        cols,
+        slice(rows.start - top, rows.stop - top),
+        slice(cols.start - left, cols.stop - left),
+    )
+
+
+def _draw(
+    background: NDArray[np.uint8], placed: Sequence[_Placed], t: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
+    """-> frame uint8 (S,S,3), label of the visible object per pixel int16 (S,S)."""
+    frame = background.astype(np.float32)
+    labels = np.zeros(background.shape[:2], np.int16)
+    for p in placed:
+        rows, cols, src_rows, src_cols = _window(p, t, background.shape[0])
+        if rows.stop <= rows.start or cols.stop <= cols.start:
+            continue
+        rgba = p.rgba[src_rows, src_cols].astype(np.float32)
+        alpha = rgba[..., 3:] / 255.0
+        frame[rows, cols] = alpha * rgba[..., :3] + (1 - alpha) * frame[rows, cols]
+        labels[rows, cols][alpha[..., 0] > 0.5] = p.label
+    return np.round(frame).astype(np.uint8), labels
+
+
+def _visible(
+    drawn: list[tuple[NDArray[np.uint8], NDArray[np.int16]]], placed: _Placed, staging: Staging
+) -> bool:
+    area = np.count_nonzero(placed.rgba[..., 3] > 127)
+    return all(np.count_nonzero(labels == placed.label) > 0.5 * area for _, labels in drawn)

@@ -1,0 +1,169 @@
+"""Audio-visual scenes from photographs and recordings that Debian ships.
+
+Cut-outs and sounds come from the package tuxpaint-stamps-default, backgrounds from tuxpaint-data
+(both GPL-2, neither is redistributed here). Every object has a photograph with alpha and a recording
+of what it does; objects that stay silent in a scene make the sound necessary to find the mask.
+Splits share objects and recordings, never a background photo, a crop, a placement or a sound mix.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from save_deploy.data.audio import read_waveform
+from save_deploy.data.compose import (
+    Actor,
+    Staging,
+    audible,
+    choose_actors,
+    compose_clip,
+    crop_background,
+    scene_rng,
+)
+from save_deploy.data.sample import Clip
+from save_deploy.data.scenes import SHAPES, draw_n_sources
+from save_deploy.errors import DataError
+
+ENV_ROOT = "SAVE_TUXPAINT_DIR"
+MIN_SIDE_PX = 48  # smaller pictures are icons; enlarged they are blurs
+FIRST_LABEL = len(SHAPES) + 1  # labels of `scenes` and `stamps` do not collide
+_MAX_SIDE_PX = 224
+# Not things that sound: letters, digits and faces.
+_SKIPPED_FOLDERS = ("symbols",)
+# Recordings or looks that are the same or nearly so: such objects never meet in one scene.
+_SOUND_ALIKE = {
+    "badger": "beaver",
+    "mountaingoat": "goat",
+    "ram": "goat",
+    "scissors_small_closed": "scissors",
+    "scissors_small_open": "scissors",
+    "pig_golden": "pig",
+    "pig_golden2": "pig",
+    "sheep_lamb": "sheep",
+    "dreydl-hay": "dreydl",
+    "dreydl-nun": "dreydl",
+    "dreydl-shin": "dreydl",
+    "dreydl-gimmel": "dreydl",
+}
+# One photo is a flock: a background that looks like an object would be a wrong label.
+_SKIPPED_PHOTOS = ("sheep",)
+
+
+class StampScenes:
+    """Scenes of photographed objects; item i of a split is always the same clip."""
+
+    def __init__(
+        self,
+        split: str = "test",
+        *,
+        n_clips: int = 200,
+        seed: int = 0,
+        n_sources: int | None = 1,
+        staging: Staging | None = None,
+    ) -> None:
+        self.split, self.n_clips, self.seed, self.n_sources = split, n_clips, seed, n_sources
+        self.staging = staging or Staging()
+        self.actors = actors()
+        self.photos = backgrounds(split)
+
+    def __len__(self) -> int:
+        return self.n_clips
+
+    def __getitem__(self, index: int) -> Clip:
+        if not 0 <= index < self.n_clips:
+            raise IndexError(index)
+        rng = scene_rng(self.seed, self.split, index)
+        n_sources = draw_n_sources(rng) if self.n_sources is None else self.n_sources
+        n_objects = max(int(rng.integers(*self.staging.n_objects, endpoint=True)), n_sources + 1)
+        photo = self.photos[int(rng.integers(len(self.photos)))]
+        return compose_clip(
+            rng,
+            name=f"stamp_{self.split}_{index:05d}",
+            cast=choose_actors(rng, self.actors, n_objects),
+            n_sources=n_sources,
+            background=crop_background(rng, photo, self.staging.size_px),
+            staging=self.staging,
+        )
+
+
+def find_package() -> Path:
+    """Folder with tuxpaint's `stamps` and `templates`. Raises DataError naming both packages."""
+    root = Path(os.environ.get(ENV_ROOT, "/usr/share/tuxpaint"))
+    missing = [
+        package
+        for package, folder in (
+            ("tuxpaint-stamps-default", "stamps/animals"),
+            ("tuxpaint-data", "templates"),
+        )
+        if not (root / folder).is_dir()
+    ]
+    if missing:
+        raise DataError(
+            "the photographs and sounds of the stamps are not installed",
+            got=f"no {' and no '.join(missing)} under {root}",
+            expected="Debian packages tuxpaint-stamps-default and tuxpaint-data",
+            hint=f"apt-get install {' '.join(missing)}   (or set {ENV_ROOT})",
+        )
+    return root
+
+
+@cache
+def actors() -> tuple[Actor, ...]:
+    """Every object with a picture and a sound, ordered by path, labels from FIRST_LABEL."""
+    root = find_package() / "stamps"
+    pictures = [
+        path
+        for path in sorted(root.rglob("*.png"))
+        if path.with_suffix(".ogg").is_file()
+        and path.relative_to(root).parts[0] not in _SKIPPED_FOLDERS
+    ]
+    found = []
+    for path in pictures:
+        with Image.open(path) as image:
+            if min(image.size) < MIN_SIDE_PX:
+                continue
+            cutout = image.convert("RGBA")
+        cutout.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
+        cutout = cutout.crop(cutout.getchannel("A").getbbox())
+        if not _is_solid(cutout):
+            continue
+        found.append(
+            Actor(
+                name=path.stem,
+                label=FIRST_LABEL + len(found),
+                cutout=cutout,
+                recording=audible(read_waveform(path.with_suffix(".ogg"))),
+                sound_group=_SOUND_ALIKE.get(path.stem, path.stem),
+            )
+        )
+    return tuple(found)
+
+
+def _is_solid(cutout: Image.Image) -> bool:
+    """Opaque enough to have a mask (not glass), and more than a thin line (not lightning)."""
+    alpha = np.asarray(cutout.getchannel("A"))
+    opaque = np.count_nonzero(alpha > 127)
+    return opaque > 0.7 * np.count_nonzero(alpha > 16) and opaque > 0.25 * alpha.size
+
+
+@cache
+def backgrounds(split: str) -> tuple[Image.Image, ...]:
+    """Background photos of one split; no photo serves two splits (3 of 5 train, 1 val, 1 test)."""
+    photos = sorted((find_package() / "templates").glob("*.jp*g"))
+    photos = [p for p in photos if p.stem not in _SKIPPED_PHOTOS]
+    share = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}
+    chosen = [p for i, p in enumerate(photos) if share[i % 5] == split]
+    if not chosen:
+        raise DataError(
+            "too few background photos", got=f"{len(photos)} in all", expected="5 or more"
+        )
+    opened = []
+    for path in chosen:
+        with Image.open(path) as image:
+            opened.append(image.convert("RGB"))
+    return tuple(opened)

@@ -1,0 +1,54 @@
+"""Errors a user can meet. Text = what | got | expected | what to run next.
+
+SaveDeployError            exit 1, usage or input
+├── CheckpointError        a weight file that cannot be read or does not fit
+├── DataError              an image, a sound or a dataset folder that cannot be used
+├── ExportError            the bundle cannot be written
+├── BundleError            a bundle that is incomplete, altered or of another version
+├── ParityError            exit 2, accuracy or parity over budget
+└── BackendError           exit 3, what was required is not on this machine
+"""
+
+from __future__ import annotations
+
+
+class SaveDeployError(Exception):
+    """What went wrong, in the user's words; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, got: str = "", expected: str = "", hint: str = "") -> None:
+        self.what, self.got, self.expected, self.hint = what, got, expected, hint
+        lines = [what]
+        lines += [f"  got:      {got}"] if got else []
+        lines += [f"  expected: {expected}"] if expected else []
+        lines += [f"  next:     {hint}"] if hint else []
+        super().__init__("\n".join(lines))
+
+
+class CheckpointError(SaveDeployError):
+    """A weight file that cannot be read, is not ours, or does not fit the configuration."""
+
+
+class DataError(SaveDeployError):
+    """An image, a sound or a dataset folder that cannot be used."""
+
+
+class ExportError(SaveDeployError):
+    """The bundle cannot be made or written."""
+
+
+class BundleError(SaveDeployError):
+    """A bundle that is incomplete, altered or of another format version."""
+
+
+class ParityError(SaveDeployError):
+    """Accuracy or parity over budget."""
+
+    exit_code = 2
+
+
+class BackendError(SaveDeployError):
+    """What was required (a library, a provider, a device) is not on this machine."""
+
+    exit_code = 3

@@ -1,0 +1,44 @@
+"""Latency from raw samples: nearest-rank percentiles, throughput, noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatencyResult:
+    """Raw samples in ms of one call each, in the order taken."""
+
+    samples_ms: tuple[float, ...]
+
+    def percentile(self, q: float) -> float:
+        """Nearest-rank percentile, q in (0,100]."""
+        ordered = sorted(self.samples_ms)
+        return ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)]
+
+    @property
+    def p50_ms(self) -> float:
+        return self.percentile(50)
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames per second of one caller at the median latency (batch 1)."""
+        return 1000.0 / self.p50_ms
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median: above 0.1 the machine was noisy."""
+        return (self.percentile(75) - self.percentile(25)) / self.p50_ms
+
+
+def speedup(reference: LatencyResult, other: LatencyResult) -> float:
+    """Median of the ratios of samples taken in the same round; both must come from one run."""
+    ratios = sorted(a / b for a, b in zip(reference.samples_ms, other.samples_ms, strict=True))
+    return _median(ratios)
+
+
+def _median(ordered: Sequence[float]) -> float:
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

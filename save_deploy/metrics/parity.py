@@ -1,0 +1,104 @@
+"""How far a backend is from the eager model on the same inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.errors import ParityError
+
+
+@dataclass(frozen=True)
+class ParityBudget:
+    """What is allowed: max_abs_err in logits (None: any), min_agreement as IoU of binary masks."""
+
+    max_abs_err: float | None
+    min_agreement: float
+
+    @classmethod
+    def for_precision(cls, precision: str) -> ParityBudget:
+        """fp32: another order of summation. fp16: single logits are free, masks agree."""
+        if precision == "fp32":
+            return cls(max_abs_err=1e-3, min_agreement=0.9999)
+        return cls(max_abs_err=None, min_agreement=0.995)
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """max_abs_err over all logits; mask_agreement: IoU of all masks pooled (1 when both are empty);
+    flipped: share of pixels on the other side of logit 0; logit_range: max - min of eager's."""
+
+    max_abs_err: float
+    mask_agreement: float
+    flipped: float
+    logit_range: float
+    n_frames: int
+
+    def within(self, budget: ParityBudget) -> bool:
+        close = budget.max_abs_err is None or self.max_abs_err <= budget.max_abs_err
+        return close and self.mask_agreement >= budget.min_agreement
+
+    def require(self, budget: ParityBudget, *, what: str, hint: str) -> None:
+        """Raise ParityError when over budget."""
+        if self.within(budget):
+            return
+        bound = "" if budget.max_abs_err is None else f", error <= {budget.max_abs_err:g}"
+        raise ParityError(
+            what,
+            got=f"mask agreement {self.mask_agreement:.5f}, "
+            f"max abs logit error {self.max_abs_err:.1e}",
+            expected=f"agreement >= {budget.min_agreement}{bound}",
+            hint=hint,
+        )
+
+
+class ParityMeter:
+    """Accumulates frames; NaN or infinite logits are an error at once, never an average."""
+
+    def __init__(self) -> None:
+        self.worst, self.inter, self.union, self.flips, self.pixels = 0.0, 0, 0, 0, 0
+        self.low, self.high, self.n_frames = np.inf, -np.inf, 0
+
+    def add(self, expected: NDArray[np.floating], got: NDArray[np.floating]) -> None:
+        """Two arrays of logits of equal shape, first axis = frames."""
+        if expected.shape != got.shape:
+            raise ParityError(
+                "outputs differ in shape", got=str(got.shape), expected=str(expected.shape)
+            )
+        if not np.isfinite(got).all():
+            raise ParityError(
+                "the backend produced NaN or infinite logits",
+                expected="finite values",
+                hint="export with --fp32",
+            )
+        a, b = expected > 0, got > 0
+        self.worst = max(self.worst, float(np.abs(expected - got).max()))
+        self.inter += int((a & b).sum())
+        self.union += int((a | b).sum())
+        self.flips += int((a != b).sum())
+        self.pixels += a.size
+        self.low, self.high = (
+            min(self.low, float(expected.min())),
+            max(self.high, float(expected.max())),
+        )
+        self.n_frames += len(expected)
+
+    def result(self) -> ParityResult:
+        if not self.n_frames:
+            raise ParityError("nothing was compared", expected="at least one frame")
+        return ParityResult(
+            max_abs_err=self.worst,
+            mask_agreement=self.inter / self.union if self.union else 1.0,
+            flipped=self.flips / self.pixels,
+            logit_range=self.high - self.low,
+            n_frames=self.n_frames,
+        )
+
+
+def parity(expected: NDArray[np.floating], got: NDArray[np.floating]) -> ParityResult:
+    """Compare two arrays of logits of equal shape, first axis = frames."""
+    meter = ParityMeter()
+    meter.add(expected, got)
+    return meter.result()

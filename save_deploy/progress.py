@@ -1,0 +1,77 @@
+"""Progress of long work: a bar with an ETA on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
+    """Yield advance(text="", n=1). In a log, a line at every tenth and at most one every 10 s."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True),
+        )
+        with bar:
+            task = bar.add_task(label, total=total, text="")
+            yield lambda text="", n=1: bar.update(task, advance=n, text=text)
+        return
+    started = shown = time.monotonic()
+    done = 0
+
+    def advance(text: str = "", n: int = 1) -> None:
+        nonlocal done, shown
+        done += n
+        now = time.monotonic()
+        tenth = done * 10 // total > (done - n) * 10 // total
+        if done == total or (tenth and now - shown > 1) or now - shown > 10:
+            shown = now
+            left = (now - started) / done * (total - done)
+            print(
+                f"{label} {done}/{total}, {left:.0f} s left {text}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield advance
+
+
+class Stages:
+    """One line per stage of a job, with the seconds since its start."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.current, self.started = names, "", time.monotonic()
+        self.rich = sys.stderr.isatty()
+
+    def __call__(self, stage: str, detail: str) -> None:
+        seconds = time.monotonic() - self.started
+        number = f"{self.names.index(stage) + 1}/{len(self.names)}"
+        line = f"[{number} {seconds:5.1f} s] {stage}: {detail}"
+        same = stage == self.current
+        self.current = stage
+        if self.rich:  # details of one stage overwrite each other
+            start = "\r" if same else ("" if seconds < 0.05 else "\n")
+            print(f"{start}{line:<100}", end="", file=sys.stderr, flush=True)
+        elif not same:
+            print(line, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        if self.rich:
+            print(file=sys.stderr)
