@@ -193,7 +193,7 @@ class _Typer:
         tensor = ir.LazyTensor(
             lambda: ir.Tensor(source.numpy().astype(_FLOATS[wanted]), name=name),
             dtype=wanted,
-            shape=ir.Shape(source.shape),
+            shape=ir.Shape(source.shape.numpy()),
             name=name,
             cache=False,
         )

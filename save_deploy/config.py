@@ -142,7 +142,9 @@ class SaveConfig:
                 got=", ".join(unknown),
                 hint="update save-deploy: the file is newer",
             )
-        tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(**tuples)
 
     def to_json(self) -> str:

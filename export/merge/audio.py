@@ -62,8 +62,9 @@ class DeployPrompt(nn.Module):
 
     def __init__(self, prompt: AudioPrompt) -> None:
         super().__init__()
-        self.fc1_weight = nn.Parameter(prompt.layers[0].weight * prompt.scale, requires_grad=False)
-        self.fc1_bias, self.fc2 = prompt.layers[0].bias, prompt.layers[1]
+        fc1: nn.Linear = prompt.layers[0]  # type: ignore[assignment]
+        self.fc1_weight = nn.Parameter(fc1.weight * prompt.scale, requires_grad=False)
+        self.fc1_bias, self.fc2 = fc1.bias, prompt.layers[1]
         self.n_tokens = prompt.n_tokens
 
     def forward(self, source: Tensor) -> Tensor:

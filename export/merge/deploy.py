@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from save_deploy.export.merge.proof import (
     in_double,
     relative_difference,
 )
+from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel, decode_masks
 
 
@@ -33,7 +34,9 @@ class DeployModel(nn.Module):
         self.patch_embed = DeployPatchEmbed(
             encoder.patch_embed.proj, encoder.pos_embed, model.pixel_mean, model.pixel_std
         )
-        self.blocks = nn.ModuleList(DeployBlock(block, config.grid) for block in encoder.blocks)
+        self.blocks = nn.ModuleList(
+            DeployBlock(cast(Block, block), config.grid) for block in encoder.blocks
+        )
         self.neck = DeployNeck(encoder.neck, model.prompt_encoder.no_mask_embed.weight[0])
         batched = config.audio_mode in ("literal", "literal_running", "independent")
         self.audio_adapter = DeployAudio(model.audio_adapter) if batched else model.audio_adapter
@@ -185,6 +188,9 @@ class _Bag(nn.Module):
 
 class _Embed(nn.Module):
     """Eager normalisation, patch embedding and positions."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
@@ -129,7 +131,8 @@ class DeployNeck(nn.Module):
 
     def __init__(self, neck: nn.Sequential, dense_prompt: Tensor) -> None:
         super().__init__()
-        conv1, norm1, conv2, norm2 = neck
+        parts: list[Any] = list(neck)
+        conv1, norm1, conv2, norm2 = parts
         self.weight1 = nn.Parameter(conv1.weight.flatten(1), requires_grad=False)  # (256,C)
         self.norm1 = _layer_norm(norm1.weight, norm1.bias, norm1.eps)
         self.conv2 = conv2

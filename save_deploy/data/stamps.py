@@ -122,7 +122,7 @@ def actors() -> tuple[Actor, ...]:
         if path.with_suffix(".ogg").is_file()
         and path.relative_to(root).parts[0] not in _SKIPPED_FOLDERS
     ]
-    found = []
+    found: list[Actor] = []
     for path in pictures:
         with Image.open(path) as image:
             if min(image.size) < MIN_SIDE_PX:
@@ -148,7 +148,7 @@ def _is_solid(cutout: Image.Image) -> bool:
     """Opaque enough to have a mask (not glass), and more than a thin line (not lightning)."""
     alpha = np.asarray(cutout.getchannel("A"))
     opaque = np.count_nonzero(alpha > 127)
-    return opaque > 0.7 * np.count_nonzero(alpha > 16) and opaque > 0.25 * alpha.size
+    return bool(opaque > 0.7 * np.count_nonzero(alpha > 16) and opaque > 0.25 * alpha.size)
 
 
 @cache

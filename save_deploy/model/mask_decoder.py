@@ -10,7 +10,7 @@ from torch import Tensor
 from save_deploy.config import PROMPT_DIM
 
 
-class MaskDecoder(SamMaskDecoder):
+class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     """segment-anything's MaskDecoder (3 multimask outputs, 2 two-way layers, 8 heads).
 
     Upstream repeats every image once per prompt, so B frames with B audio prompts would become B^2

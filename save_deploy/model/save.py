@@ -19,6 +19,9 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 class SaveModel(nn.Module):
     """frames + one second of sound -> mask logits. Parts are named as in SAM's state dict."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()
         self.config = config

@@ -1,0 +1,176 @@
+"""Every way a weight file can be wrong, and the three ways it can be right."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything.modeling import ImageEncoderViT, PromptEncoder
+
+from save_deploy import config as config_module
+from save_deploy.checkpoints import builtin_path, load_model, save_checkpoint
+from save_deploy.checkpoints.native import is_frozen_sam
+from save_deploy.checkpoints.positions import resize_abs_pos, resize_rel_pos
+from save_deploy.checkpoints.sam import read_pth, read_sam
+from save_deploy.config import SaveConfig
+from save_deploy.errors import CheckpointError, SaveDeployError
+from save_deploy.model.mask_decoder import MaskDecoder
+from save_deploy.model.save import SaveModel
+
+from ..conftest import TINY, randomise
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> SaveModel:
+    """A small model whose size is registered as a preset, at 256 px."""
+    preset = {k: v for k, v in TINY.items() if k not in ("name", "res")}
+    monkeypatch.setitem(config_module.PRESETS, "vit_x", preset)
+    torch.manual_seed(0)
+    model = randomise(SaveModel(SaveConfig.preset("vit_x", res=256))).eval()
+    assert isinstance(model, SaveModel)
+    return model
+
+
+def official_sam(path: Path, model: SaveModel) -> dict[str, torch.Tensor]:
+    """A .pth as segment-anything's build_sam saves it: 1024 px tables, its own modules' keys."""
+    torch.manual_seed(5)
+    c = model.config
+    encoder = ImageEncoderViT(
+        img_size=1024, embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads,
+        use_rel_pos=True, window_size=c.window_size, global_attn_indexes=c.global_blocks,
+    )  # fmt: skip
+    state = {f"image_encoder.{k}": v for k, v in randomise(encoder).state_dict().items()}
+    prompt = PromptEncoder(256, (64, 64), (1024, 1024), 16)
+    state |= {f"prompt_encoder.{k}": v for k, v in prompt.state_dict().items()}
+    state |= {f"mask_decoder.{k}": v for k, v in MaskDecoder().state_dict().items()}
+    torch.save(state, path)
+    return state
+
+
+def test_round_trip(small: SaveModel, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m.safetensors", small)
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.config == small.config
+    for key, value in small.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_adapter_only_over_official_sam(small: SaveModel, tmp_path: Path) -> None:
+    """Frozen parts come from the .pth (positions resized), the trained parts from our file."""
+    base = official_sam(tmp_path / "sam.pth", small)
+    save_checkpoint(tmp_path / "a.safetensors", small, kind="adapter")
+    loaded = load_model(tmp_path / "a.safetensors", sam=tmp_path / "sam.pth").state_dict()
+    for key, value in loaded.items():
+        if not is_frozen_sam(key):
+            assert torch.equal(value, small.state_dict()[key]), key
+        elif value.shape == base[key].shape:
+            assert torch.equal(value, base[key]), key
+    expected = resize_abs_pos(base["image_encoder.pos_embed"], 16)
+    assert torch.equal(loaded["image_encoder.pos_embed"], expected)
+    assert loaded["image_encoder.blocks.2.attn.rel_pos_h"].shape == (31, 16)
+    with pytest.raises(CheckpointError, match=r"--sam"):
+        load_model(tmp_path / "a.safetensors")
+
+
+def test_other_resolution(small: SaveModel, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "m.safetensors", small)
+    loaded = load_model(tmp_path / "m.safetensors", res=224)
+    assert loaded.config.res == 224 and loaded.image_encoder.pos_embed.shape[1] == 14
+    with pytest.raises(SaveDeployError, match="resolution"):
+        load_model(tmp_path / "m.safetensors", res=300)
+
+
+def test_position_tables_worked_values() -> None:
+    """SPEC 10: 64 -> 16 of a ramp samples 1.5 + 4k; 127 -> 31 and 127 -> 27 of a ramp."""
+    ramp = torch.arange(64.0).reshape(1, 1, 64, 1).expand(1, 64, 64, 1)
+    got = resize_abs_pos(ramp, 16)[0, 3, :, 0]
+    torch.testing.assert_close(got, 1.5 + 4 * torch.arange(16.0))
+    table = torch.arange(127.0)[:, None]
+    to_31, to_27 = resize_rel_pos(table, 31)[:, 0], resize_rel_pos(table, 27)[:, 0]
+    assert to_31[[0, 15, 30]].tolist() == pytest.approx([1.548387, 63.0, 124.451607], abs=1e-4)
+    assert to_27[[0, 13]].tolist() == pytest.approx([1.851852, 63.0], abs=1e-4)
+
+
+def test_rel_pos_equals_segment_anything() -> None:
+    from segment_anything.modeling.image_encoder import get_rel_pos
+
+    table = torch.randn(127, 8)
+    expected = get_rel_pos(16, 16, table)
+    torch.testing.assert_close(get_rel_pos(16, 16, resize_rel_pos(table, 31)), expected)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("pwned"),))
+
+
+def test_pickle_with_code_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": Evil()}, "evil.pth")
+    Path("raw.pth").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pth", "raw.pth"):
+        with pytest.raises(CheckpointError):
+            read_pth(Path(name))
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 20_000])
+def test_truncated_files(small: SaveModel, tmp_path: Path, kept: int) -> None:
+    official_sam(tmp_path / "sam.pth", small)
+    save_checkpoint(tmp_path / "m.safetensors", small)
+    for name in ("sam.pth", "m.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:kept])
+        with pytest.raises(CheckpointError, match="cannot be read|more than tensors"):
+            load_model(path)
+
+
+def test_wrong_keys_are_all_counted(small: SaveModel, tmp_path: Path) -> None:
+    state = small.state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    del state["image_encoder.neck.0.weight"]
+    state["mask_decoder.iou_token.weight"] = torch.zeros(2, 256)
+    metadata = {"format": "save-deploy", "format_version": "1", "kind": "full"}
+    metadata["config"] = small.config.to_json()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="3 tensors") as caught:
+        load_model(tmp_path / "m.safetensors")
+    text = str(caught.value)
+    assert "missing image_encoder.neck.0.weight" in text and "unknown extra.weight" in text
+    assert "shape of mask_decoder.iou_token.weight: (2, 256), expected (1, 256)" in text
+
+
+def test_nan_weights(small: SaveModel, tmp_path: Path) -> None:
+    small.image_encoder.blocks[0].mlp.lin1.weight.data[3, 3] = float("nan")
+    save_checkpoint(tmp_path / "m.safetensors", small)
+    with pytest.raises(CheckpointError, match=r"NaN(.|\n)*blocks\.0\.mlp\.lin1\.weight"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_foreign_files(small: SaveModel, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not a save-deploy checkpoint"):
+        load_model(tmp_path / "x.safetensors")
+    official_sam(tmp_path / "sam.pth", small)
+    with pytest.raises(CheckpointError, match="SAM without SAVE"):
+        load_model(tmp_path / "sam.pth")
+    torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match="unknown .pth"):
+        load_model(tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match="not a SAM checkpoint"):
+        read_sam(tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match="not found"):
+        load_model(tmp_path / "nothing.safetensors")
+
+
+def test_builtin_checkpoint_is_small_and_loads() -> None:
+    assert builtin_path().stat().st_size < 30e6
+    model = load_model()
+    assert (model.config.name, model.config.res) == ("vit_t", 256)

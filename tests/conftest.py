@@ -1,0 +1,100 @@
+"""Shared fixtures: small seeded models with non-trivial biases, norms and position tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from save_deploy.config import SaveConfig
+from save_deploy.model.save import SaveModel
+
+TINY: dict[str, Any] = dict(
+    name="vit_t",
+    res=64,
+    embed_dim=32,
+    depth=3,
+    num_heads=2,
+    global_blocks=(2,),
+    window_size=3,  # a 4x4 grid, so two of three blocks have padded windows
+    audio_hidden=24,
+    audio_channels=(4, 4, 8, 8, 8, 8),
+    audio_fc=16,
+)
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Biases, norms and position tables away from their trivial initial values."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or "rel_pos" in name or "pos_embed" in name or "no_mask" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.add_(0.3 * noise.to(parameter.dtype))
+    return model
+
+
+def make_tiny(**changes: Any) -> SaveModel:
+    torch.manual_seed(0)
+    model = SaveModel(SaveConfig(**{**TINY, **changes}))
+    randomise(model)
+    return model.requires_grad_(False).eval()
+
+
+@pytest.fixture
+def tiny() -> Callable[..., SaveModel]:
+    """Build a small model: tiny(depth=2, audio_mode="recursive", ...)."""
+    return make_tiny
+
+
+@pytest.fixture
+def inputs() -> Callable[[SaveModel, int], tuple[torch.Tensor, torch.Tensor]]:
+    """frames uint8 (B,S,S,3) and log_mel (B,1,96,64) for a model."""
+
+    def make(model: SaveModel, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        side = model.config.res
+        frames = torch.randint(
+            0, 256, (batch, side, side, 3), generator=generator, dtype=torch.uint8
+        )
+        return frames, torch.randn(batch, 1, 96, 64, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An FP16 bundle of the built-in checkpoint, exported once."""
+    from save_deploy.export.run import ExportOptions, export_bundle
+
+    target = tmp_path_factory.mktemp("bundles") / "demo"
+    export_bundle(ExportOptions(precision="fp16", out=target, n_golden=4, rounds=3))
+    yield target
+
+
+def has_stamps() -> bool:
+    from save_deploy.data.stamps import find_package
+    from save_deploy.errors import DataError
+
+    try:
+        find_package()
+    except DataError:
+        return False
+    return True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the cure, what this machine cannot run."""
+    skip_stamps = pytest.mark.skip(
+        reason="not installed: apt-get install tuxpaint-stamps-default tuxpaint-data"
+    )
+    skip_gpu = pytest.mark.skip(reason="no NVIDIA GPU")
+    stamps, gpu = has_stamps(), torch.cuda.is_available()
+    for item in items:
+        if "stamps" in item.keywords and not stamps:
+            item.add_marker(skip_stamps)
+        if "gpu" in item.keywords and not gpu:
+            item.add_marker(skip_gpu)

@@ -1,0 +1,45 @@
+"""Photographed objects from Debian's packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from save_deploy.data import stamps
+from save_deploy.errors import DataError
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(stamps.ENV_ROOT, str(tmp_path))
+    with pytest.raises(DataError, match="apt-get install tuxpaint-stamps-default tuxpaint-data"):
+        stamps.find_package()
+
+
+@pytest.mark.stamps
+def test_objects() -> None:
+    found = stamps.actors()
+    assert 85 <= len(found) <= 100
+    assert len({a.label for a in found}) == len(found)
+    assert min(a.label for a in found) == stamps.FIRST_LABEL
+    assert all(a.recording.size > 1600 and np.isfinite(a.recording).all() for a in found)
+
+
+@pytest.mark.stamps
+def test_no_background_serves_two_splits() -> None:
+    hashes = {s: {p.tobytes() for p in stamps.backgrounds(s)} for s in ("train", "val", "test")}
+    assert all(len(h) >= 3 for h in hashes.values())
+    assert not hashes["train"] & hashes["val"]
+    assert not hashes["train"] & hashes["test"]
+    assert not hashes["val"] & hashes["test"]
+
+
+@pytest.mark.stamps
+def test_scenes_have_silent_distractors() -> None:
+    clips = stamps.StampScenes("test", n_clips=6)
+    for i in range(6):
+        clip = clips[i]
+        assert clip.labels is not None and len(clip.sounding) == 1
+        assert set(np.unique(clip.labels)) - {0, *clip.sounding}
+        np.testing.assert_array_equal(clip.frames, stamps.StampScenes("test", n_clips=6)[i].frames)

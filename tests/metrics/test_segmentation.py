@@ -1,0 +1,93 @@
+"""SPEC 5's worked example to 1e-6."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from save_deploy.metrics.segmentation import (
+    THRESHOLDS,
+    batch_f,
+    f_curves,
+    frame_iou,
+    score_videos,
+    sigmoid,
+)
+
+P1 = np.array([[0.9, 0.4], [0.6, 0.1]], np.float32)
+P2 = np.array([[0.3, 0.8], [0.2, 0.1]], np.float32)
+G1 = np.array([[1, 1], [0, 0]], bool)
+G2 = np.array([[1, 0], [0, 0]], bool)
+EMPTY = np.zeros((2, 2), bool)
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    return np.log(p / (1 - p))
+
+
+def test_m_j() -> None:
+    masks = np.stack([P1 > 0.5, P2 > 0.5, P1 > 0.5, np.zeros((2, 2), bool)])
+    truth = np.stack([G1, G2, EMPTY, EMPTY])
+    got = frame_iou(masks, truth)
+    np.testing.assert_allclose(got, [1 / 3, 0, 0.5, 1.0], atol=1e-6)
+    assert got.mean() == pytest.approx(0.458333, abs=1e-6)
+
+
+def test_thresholds() -> None:
+    assert THRESHOLDS.size == 255 and THRESHOLDS[-1] == 1.0
+    np.testing.assert_allclose(THRESHOLDS, np.arange(255) / 254, atol=1e-7)
+
+
+def test_f_curve_levels() -> None:
+    curve = f_curves(P1[None], G1[None])[0]
+    for t, value in [(0.05, 0.565217), (0.3, 0.722222), (0.5, 0.5), (0.8, 0.8125), (0.95, 0.0)]:
+        assert curve[round(t * 254)] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([(P1, G1)], 0.8125),
+        ([(P2, G2)], 0.565217),
+        ([(P1, G1), (P2, G2)], 0.643720),
+        ([(P1, EMPTY)], 0.0),
+        ([(P1, EMPTY), (P1, G1)], 0.8125),
+    ],
+)
+def test_m_f_of_a_batch(frames: list, expected: float) -> None:
+    prob, truth = (np.stack(part) for part in zip(*frames, strict=True))
+    assert batch_f(prob, truth) == pytest.approx(expected, abs=1e-6)
+
+
+def test_m_f_depends_on_the_batch() -> None:
+    """Two one-frame videos 0.688859, one two-frame video 0.643720."""
+    a, b = (logit(P1)[None], G1[None]), (logit(P2)[None], G2[None])
+    assert score_videos([a, b]).m_f == pytest.approx(0.688859, abs=1e-5)
+    joined = (np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))
+    assert score_videos([joined]).m_f == pytest.approx(0.643720, abs=1e-5)
+
+
+def test_curve_equals_the_loop() -> None:
+    """The histogram form against AVSBench's definition, threshold by threshold."""
+    rng = np.random.default_rng(0)
+    prob = rng.random((1, 16, 16), dtype=np.float32)
+    prob[0, 0, :4] = [0.0, 1.0, THRESHOLDS[7], THRESHOLDS[200]]
+    truth = rng.random((1, 16, 16)) > 0.6
+    expected = []
+    for t in THRESHOLDS:
+        y = prob[0] >= t
+        hits = (y & truth[0]).sum()
+        precision, recall = hits / (y.sum() + 1e-20), hits / (truth[0].sum() + 1e-20)
+        total = 0.3 * precision + recall
+        expected.append(1.3 * precision * recall / total if total else 0.0)
+    np.testing.assert_allclose(f_curves(prob, truth)[0], expected, atol=1e-12)
+
+
+def test_logit_zero_is_background() -> None:
+    zero = np.zeros((1, 2, 2), np.float32)
+    assert score_videos([(zero, np.zeros((1, 2, 2), bool))]).m_j == pytest.approx(100, abs=1e-4)
+
+
+def test_sigmoid_does_not_overflow() -> None:
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(sigmoid(np.array([-1e4, 0.0, 1e4])), [0, 0.5, 1], atol=1e-7)

@@ -1,0 +1,135 @@
+"""The whole eager model: audio adapters by hand, batches, injection, the B^2 trap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from segment_anything.modeling.mask_decoder import MaskDecoder as SamMaskDecoder
+from torch import nn
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.model.adapters import AudioAdapters
+
+
+def adapters(make, **changes) -> AudioAdapters:  # type: ignore[no-untyped-def]
+    return make(**changes).audio_adapter.double()
+
+
+def pe(module: AudioAdapters, i: int, x: torch.Tensor) -> torch.Tensor:
+    block = module.blocks[i]
+    return block.fc2(nn.functional.gelu(block.fc1(x))) + x
+
+
+def test_literal_is_equation_2(tiny) -> None:  # type: ignore[no-untyped-def]
+    """e_1 = PE_1(F), e_i = PE_i(F + PE_{i-1}(F)), prompt = e_1 + ... + e_N."""
+    module = adapters(tiny)
+    audio = torch.rand(2, 128, dtype=torch.float64)
+    f = module.in_proj(audio)
+    e = [pe(module, 0, f), pe(module, 1, f + pe(module, 0, f)), pe(module, 2, f + pe(module, 1, f))]
+    injections, prompt = module(audio)
+    torch.testing.assert_close(injections, torch.stack(e), rtol=0, atol=1e-12)
+    torch.testing.assert_close(prompt, e[0] + e[1] + e[2], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "injected", "prompt"),
+    [
+        ("literal", "sum", [1, 2, 2], 5),  # 2N - 1
+        ("literal_running", "sum", [1, 3, 5], 5),
+        ("recursive", "last", [1, 2, 3], 3),  # N
+        ("recursive", "sum", [1, 2, 3], 6),  # N(N+1)/2
+    ],
+)
+def test_coefficient_of_the_audio_feature(tiny, mode, source, injected, prompt) -> None:  # type: ignore[no-untyped-def]
+    """SPEC 1.4 table: with the MLPs at zero, every output is a multiple of F."""
+    module = adapters(tiny, audio_mode=mode, prompt_source=source)
+    for block in module.blocks:
+        block.fc2.weight.zero_()
+        block.fc2.bias.zero_()
+    audio = torch.rand(1, 128, dtype=torch.float64)
+    f = module.in_proj(audio)
+    got, token = module(audio)
+    for vector, times in zip(got, injected, strict=True):
+        torch.testing.assert_close(vector, times * f)
+    torch.testing.assert_close(token, prompt * f)
+
+
+def test_frames_do_not_see_each_other(tiny, inputs) -> None:  # type: ignore[no-untyped-def]
+    """Three frames with three sounds equal three single calls (guards the B^2 trap)."""
+    model = tiny()
+    frames, log_mel = inputs(model, 3)
+    with torch.inference_mode():
+        together = model(frames, log_mel)
+        alone = torch.cat([model(f[None], a[None]) for f, a in zip(frames, log_mel, strict=True)])
+    assert together.shape == (3, 1, 64, 64)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_upstream_decoder_has_the_trap(tiny, inputs) -> None:  # type: ignore[no-untyped-def]
+    """The twin: segment-anything's own predict_masks fails on the same batch."""
+    model = tiny()
+    model.mask_decoder.predict_masks = SamMaskDecoder.predict_masks.__get__(model.mask_decoder)
+    with torch.inference_mode(), pytest.raises(RuntimeError):
+        model(*inputs(model, 3))
+
+
+def test_sound_reaches_the_mask_by_both_ways(tiny, inputs) -> None:  # type: ignore[no-untyped-def]
+    """Injection alone and prompt alone each change the mask; without both nothing does."""
+    for changes, heard in [
+        (dict(prompt_source="off"), True),
+        (dict(audio_inject="none"), True),
+        (dict(audio_inject="none", prompt_source="off"), False),
+    ]:
+        model = tiny(**changes)
+        frames, log_mel = inputs(model, 1)
+        with torch.inference_mode():
+            a, b = model(frames, log_mel), model(frames, log_mel.flip(2))
+        assert bool((a != b).any()) == heard
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(audio_inject="before"),
+        dict(audio_mode="independent", audio_in_proj=False, audio_share_out=True, prompt_source="off"),
+        dict(image_adapter_position="end"),
+        dict(image_adapter_spatial="depthwise", image_adapter_skip=False, image_adapter_norm=False),
+        dict(image_adapter_down_kernel=5, image_adapter_up_kernel=2),
+        dict(audio_layers=3, audio_act="relu"),
+        dict(prompt_tokens="hw"),
+        dict(prompt_scale="1/N"),
+        dict(prompt_source="raw"),
+        dict(image_adapter="off", audio_mode="off", audio_inject="none", prompt_source="off"),
+    ],
+)
+def test_every_knob_changes_the_model(tiny, inputs, changes) -> None:  # type: ignore[no-untyped-def]
+    """A1..A7: each alternative builds, runs, and is not the default in disguise."""
+    model, default = tiny(**changes), tiny()
+    frames, log_mel = inputs(model, 2)
+    with torch.inference_mode():
+        out, reference = model(frames, log_mel), default(frames, log_mel)
+    assert torch.isfinite(out).all()
+    assert (out - reference).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(res=100), "resolution"),
+        (dict(audio_mode="off"), "audio_mode is off"),
+        (dict(audio_in_proj=False), "projection"),
+        (dict(audio_mode="sideways"), "audio_mode"),
+        (dict(global_blocks=(9,)), "global block"),
+        (dict(num_heads=5), "divide"),
+    ],
+)
+def test_bad_configurations_are_refused(tiny, changes, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SaveDeployError, match=message):
+        tiny(**changes)
+
+
+def test_config_round_trip(tiny) -> None:  # type: ignore[no-untyped-def]
+    config = tiny().config
+    assert type(config).from_json(config.to_json()) == config
+    with pytest.raises(SaveDeployError, match="unknown configuration fields"):
+        type(config).from_dict({**config.to_dict(), "novelty": 1})

@@ -1,0 +1,100 @@
+"""The loop: learns, resumes to the same weights, freezes what it says, stops on NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from save_deploy.checkpoints.native import read_native, read_notes
+from save_deploy.errors import SaveDeployError
+from save_deploy.training.loop import TrainConfig, evaluate, learning_rate, train, trainable_parameters
+from save_deploy.training.start import fresh_model
+
+CONFIG = TrainConfig(
+    data={"scenes": 1.0}, n_val_clips=2, steps=4, batch_size=2, lr=1e-3, warmup_steps=2,
+    aux_weight=0.1, eval_every=2, save_every=2, n_objects=(2, 2),
+)  # fmt: skip
+
+
+def model(tiny):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    return fresh_model(tiny().config)
+
+
+def test_loss_falls(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    losses: list[float] = []
+    config = dataclasses.replace(CONFIG, steps=30, batch_size=4, eval_every=30, save_every=30)
+    best = train(model(tiny), config, tmp_path, on_step=lambda p: losses.append(p.loss))
+    assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
+    assert best.is_file() and read_notes(best)["step"] == 30
+    rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 30 and 0 <= rows[-1]["m_j"] <= 100
+
+
+def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    straight = model(tiny)
+    train(straight, CONFIG, tmp_path / "a")
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress) -> None:  # type: ignore[no-untyped-def]
+        if progress.step == 3:  # after the save at step 2, before the one at step 4
+            raise Stop
+
+    interrupted, resumed = model(tiny), model(tiny)
+    with pytest.raises(Stop):
+        train(interrupted, CONFIG, tmp_path / "b", on_step=stop)
+    train(resumed, CONFIG, tmp_path / "b", resume=True)
+    for (name, a), (_, b) in zip(
+        straight.named_parameters(), resumed.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
+def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    learner = model(tiny)
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
+    config = dataclasses.replace(CONFIG, freeze_sam=True)
+    best = train(learner, config, tmp_path)
+    changed = {k for k, v in learner.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(
+        ".adapter." in k or k.startswith(("audio_adapter.", "audio_prompt.", "mask_decoder."))
+        or k == "prompt_encoder.no_mask_embed.weight"
+        for k in changed
+    )  # fmt: skip
+    state, _, kind = read_native(best)
+    assert kind == "adapter" and not any(k.startswith("image_encoder.patch_embed") for k in state)
+
+
+def test_parameters_without_gradient_are_left_alone(tiny) -> None:  # type: ignore[no-untyped-def]
+    """Weight decay must not shrink what no loss trains (IoU head, unused hypernetworks)."""
+    names = set(trainable_parameters(model(tiny), freeze_sam=False))
+    assert not any("iou_prediction_head" in n or "hypernetworks_mlps.2" in n for n in names)
+    assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in names
+
+
+def test_nan_stops_the_run(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken = model(tiny)
+    broken.image_encoder.pos_embed.data.fill_(float("nan"))
+    with pytest.raises(SaveDeployError, match="diverged"):
+        train(broken, CONFIG, tmp_path)
+
+
+def test_learning_rate() -> None:
+    config = dataclasses.replace(CONFIG, steps=100, warmup_steps=10, lr=1.0, final_lr_ratio=0.1)
+    assert learning_rate(config, 0) == pytest.approx(0.1)
+    assert learning_rate(config, 9) == learning_rate(config, 10) == pytest.approx(1.0)
+    assert learning_rate(config, 55) == pytest.approx(0.55)
+    assert learning_rate(config, 100) == pytest.approx(0.1)
+
+
+def test_evaluate_is_deterministic(tiny) -> None:  # type: ignore[no-untyped-def]
+    from save_deploy.data.scenes import Scenes
+
+    clips = Scenes(n_clips=2)
+    assert evaluate(tiny(), clips) == evaluate(tiny(), clips)
