@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,16 @@ def check_target(target: Path, *, force: bool) -> None:
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+    try:  # a permission bit is no proof: read-only mounts and full disks show only when written to
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".save-deploy-"):
+            pass
+    except OSError as error:
         raise ExportError(
             "output folder is not writable",
-            got=str(parent),
+            got=str(error),
             expected="a folder you may write to",
             hint="choose -o DIR",
-        )
+        ) from error
 
 
 @contextlib.contextmanager

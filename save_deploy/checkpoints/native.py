@@ -42,11 +42,13 @@ def save_checkpoint(
     """Write atomically. dtype converts the weights (float16 halves the file); notes are JSON."""
     state = {k: v for k, v in model.state_dict().items() if kind == "full" or not is_frozen_sam(k)}
     tensors = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in state.items()}
+    # how padding is computed is the run's choice, not the checkpoint's: both forms are equal
+    config = model.config.replace(window_pad="materialise")
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "kind": kind,
-        "config": model.config.to_json(),
+        "config": config.to_json(),
         "notes": json.dumps(notes or {}, sort_keys=True),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,7 @@ class TrainConfig:
     eval_every: int = 500
     save_every: int = 250
     seed: int = 0
+    half: bool = False  # best.safetensors in float16: half the size
     n_objects: tuple[int, int] = (2, 4)
     scale: tuple[float, float] = (0.28, 0.5)
 
@@ -198,7 +199,8 @@ def train(
             }
             if score.m_j > best:
                 best = progress.best_m_j = score.m_j
-                save_checkpoint(best_path, model, kind=kind, notes=notes)
+                dtype = torch.float16 if config.half else None
+                save_checkpoint(best_path, model, kind=kind, dtype=dtype, notes=notes)
             _append(
                 out_dir / "curve.jsonl",
                 {

@@ -20,8 +20,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.mask_decoder import MaskDecoder
 from save_deploy.model.save import SaveModel
-
-from ..conftest import TINY, randomise
+from tests.conftest import TINY, randomise
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_truncated_files(small: SaveModel, tmp_path: Path, kept: int) -> None:
     for name in ("sam.pth", "m.safetensors"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:kept])
-        with pytest.raises(CheckpointError, match="cannot be read|more than tensors"):
+        with pytest.raises(CheckpointError, match=r"cannot be read|more than tensors"):
             load_model(path)
 
 
@@ -162,7 +161,7 @@ def test_foreign_files(small: SaveModel, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="SAM without SAVE"):
         load_model(tmp_path / "sam.pth")
     torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "y.pth")
-    with pytest.raises(CheckpointError, match="unknown .pth"):
+    with pytest.raises(CheckpointError, match=r"unknown \.pth"):
         load_model(tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match="not a SAM checkpoint"):
         read_sam(tmp_path / "y.pth")

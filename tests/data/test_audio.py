@@ -13,7 +13,9 @@ from save_deploy.errors import DataError
 
 
 def sine(rate: int, seconds: float, hz: float = 440.0) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+    return (0.5 * np.sin(2 * np.pi * hz * np.arange(round(rate * seconds)) / rate)).astype(
+        np.float32
+    )
 
 
 def test_stereo_44100_becomes_mono_16000(tmp_path: Path) -> None:
@@ -39,7 +41,14 @@ def test_short_sound_is_completed_with_silence() -> None:
 
 def test_windows_start_where_avsbench_examples_do() -> None:
     wave = np.arange(5 * 16_000, dtype=np.float32)
-    assert [int(second(wave, i)[0]) for i in range(6)] == [0, 15_360, 30_720, 46_080, 61_440, 64_000]
+    assert [int(second(wave, i)[0]) for i in range(6)] == [
+        0,
+        15_360,
+        30_720,
+        46_080,
+        61_440,
+        64_000,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +64,9 @@ def test_broken_files(tmp_path: Path, content: bytes | None, message: str) -> No
 
 
 def test_nan_and_too_short(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "n.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "n.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT"
+    )
     with pytest.raises(DataError, match="NaN"):
         read_waveform(tmp_path / "n.wav")
     soundfile.write(tmp_path / "t.wav", np.zeros(100, np.float32), 16_000)

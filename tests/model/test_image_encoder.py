@@ -13,8 +13,7 @@ from segment_anything.modeling.image_encoder import (
 
 from save_deploy.config import SaveConfig
 from save_deploy.model.image_encoder import ImageEncoder, attention_real_tokens
-
-from ..conftest import TINY, randomise
+from tests.conftest import TINY, randomise
 
 
 def sam_encoder(config: SaveConfig) -> ImageEncoderViT:

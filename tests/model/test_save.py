@@ -91,7 +91,9 @@ def test_sound_reaches_the_mask_by_both_ways(tiny, inputs) -> None:  # type: ign
     "changes",
     [
         dict(audio_inject="before"),
-        dict(audio_mode="independent", audio_in_proj=False, audio_share_out=True, prompt_source="off"),
+        dict(
+            audio_mode="independent", audio_in_proj=False, audio_share_out=True, prompt_source="off"
+        ),
         dict(image_adapter_position="end"),
         dict(image_adapter_spatial="depthwise", image_adapter_skip=False, image_adapter_norm=False),
         dict(image_adapter_down_kernel=5, image_adapter_up_kernel=2),

@@ -11,7 +11,13 @@ import torch
 
 from save_deploy.checkpoints.native import read_native, read_notes
 from save_deploy.errors import SaveDeployError
-from save_deploy.training.loop import TrainConfig, evaluate, learning_rate, train, trainable_parameters
+from save_deploy.training.loop import (
+    TrainConfig,
+    evaluate,
+    learning_rate,
+    train,
+    trainable_parameters,
+)
 from save_deploy.training.start import fresh_model
 
 CONFIG = TrainConfig(

@@ -1,0 +1,233 @@
+"""The ONNX file: fixed shapes, valid, typed as said, equal to eager; broken graphs are caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.merge import DeployModel
+from save_deploy.export.onnx_export import OPSET, graph_from_module, module_of, save_graph
+from save_deploy.export.precision import (
+    FP16_MAX,
+    HEADROOM,
+    drop_unused_weights,
+    measure_ranges,
+    plan_fp16,
+    to_fp16,
+)
+from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.model.save import SaveModel
+from save_deploy.runtime.session import OrtSession
+from save_deploy.specs import audio_spec, model_spec
+
+
+@pytest.fixture(scope="module")
+def model() -> SaveModel:
+    from tests.conftest import make_tiny
+
+    return make_tiny()
+
+
+@pytest.fixture(scope="module")
+def example(model: SaveModel) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8), torch.rand(1, 128)
+
+
+def traced(model: SaveModel, example: tuple[torch.Tensor, ...]) -> ir.Model:
+    names = [spec.name for spec in model_spec(model.config).inputs]
+    return graph_from_module(DeployModel(model).eval(), example, inputs=names, output="mask_logits")
+
+
+@pytest.fixture(scope="module")
+def fp32(model: SaveModel, example, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
+    save_graph(traced(model, example), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fp16(model: SaveModel, example, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    path = tmp_path_factory.mktemp("fp16") / "model.onnx"
+    graph = traced(model, example)
+    to_fp16(graph, plan_fp16(DeployModel(model).eval(), [example]))
+    drop_unused_weights(graph)
+    save_graph(graph, path)
+    return path
+
+
+def run(path: Path, model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
+    with OrtSession(path, model_spec(model.config)) as session:
+        inputs = {"image": example[0].numpy(), "audio_embedding": example[1].numpy()}
+        return session.infer(inputs)["mask_logits"][0]
+
+
+def eager(model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
+    with torch.inference_mode():
+        return model.forward_embedding(*example)[0].numpy()
+
+
+def test_interface_is_the_spec(fp32: Path, model: SaveModel) -> None:
+    graph = onnx.load(fp32).graph
+    spec = model_spec(model.config)
+    for values, wanted in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
+        assert [v.name for v in values] == [s.name for s in wanted]
+        for value, s in zip(values, wanted, strict=True):
+            shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+            assert tuple(shape) == s.shape
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            assert dtype == np.dtype(s.dtype)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_structure(precision: str, request: pytest.FixtureRequest) -> None:
+    """Checker clean, opset as said, static shapes everywhere, real LayerNorms, no foreign domain."""
+    path = request.getfixturevalue(precision)
+    onnx.checker.check_model(str(path), full_check=True)
+    loaded = onnx.load(path)
+    assert [(o.domain, o.version) for o in loaded.opset_import] == [("", OPSET)]
+    for value in onnx.shape_inference.infer_shapes(loaded, strict_mode=True).graph.value_info:
+        assert all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim), value.name
+    kinds = {node.op_type for node in loaded.graph.node}
+    assert not kinds & {"Sqrt", "Pow", "If", "Loop", "Shape", "NonZero"}
+    norms = sum(n.op_type == "LayerNormalization" for n in loaded.graph.node)
+    # 2 a block + 1 an adapter, 2 in the neck, 4 in each decoder layer, its last, the upscaling
+    assert norms == 3 * 3 + 2 + 2 * 4 + 1 + 1
+
+
+def test_nodes_carry_our_names(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+    graph = traced(model, example).graph
+    names = [str(node.name) for node in graph]
+    assert len(set(names)) == len(names)
+    modules = dict(DeployModel(model).named_modules())
+    assert all(module_of(node) in modules for node in graph)
+    assert "blocks.1.attn/softmax" in names
+
+
+def test_fp32_equals_eager(fp32: Path, model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+    result = parity(eager(model, example), run(fp32, model, example))
+    assert result.max_abs_err <= 1e-4 * result.logit_range
+    assert result.within(ParityBudget.for_precision("fp32"))
+
+
+def test_fp16_agrees_with_eager(fp16: Path, model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+    result = parity(eager(model, example), run(fp16, model, example))
+    assert result.max_abs_err <= 0.002 * result.logit_range
+    assert (
+        result.flipped <= 1e-3
+    )  # untrained masks hang around logit 0; agreement is for trained ones
+
+
+def test_fp16_is_typed_in_the_file(fp16: Path) -> None:
+    """Every weight and every matrix product is float16; every Softmax reads float32."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(fp16)).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
+    types |= {i.name: i.data_type for i in graph.initializer}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert not [i.name for i in graph.initializer if i.data_type == single and len(i.dims) > 1]
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
+            assert [types[i] for i in node.input] == [half] * len(node.input), node.name
+        if node.op_type == "Softmax":
+            assert types[node.input[0]] == single
+
+
+@pytest.mark.parametrize("breakage", ["scale", "swap", "drop bias"])
+def test_a_broken_graph_is_caught(  # type: ignore[no-untyped-def]
+    fp32: Path, model: SaveModel, example, tmp_path: Path, breakage: str
+) -> None:
+    """Twin of the parity tests: small damage to the file must be over the FP32 budget."""
+    loaded = onnx.load(fp32)
+    weights = {i.name: i for i in loaded.graph.initializer}
+
+    def replace(name: str, values: np.ndarray) -> None:
+        weights[name].CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+
+    if breakage == "scale":
+        name = "blocks.1.norm2.weight"
+        replace(name, 1.05 * onnx.numpy_helper.to_array(weights[name]))
+    elif breakage == "swap":
+        a, b = "blocks.0.attn.rel_h", "blocks.0.attn.rel_w"
+        first, second = (onnx.numpy_helper.to_array(weights[n]) for n in (a, b))
+        replace(a, second)
+        replace(b, first)
+    else:
+        name = "mask_decoder.norm.bias"
+        replace(name, 0 * onnx.numpy_helper.to_array(weights[name]))
+    onnx.save(loaded, tmp_path / "broken.onnx")
+    result = parity(eager(model, example), run(tmp_path / "broken.onnx", model, example))
+    assert not result.within(ParityBudget.for_precision("fp32"))
+
+
+def test_ranges_are_those_of_hooks(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+    """The recorder against a plain forward hook on one module's output."""
+    deploy = DeployModel(model).eval()
+    seen = []
+    handle = deploy.blocks[1].norm2.register_forward_hook(
+        lambda _m, _i, o: seen.append(o.abs().max())
+    )
+    amax, count = measure_ranges(deploy, [example])
+    handle.remove()
+    assert count == 1
+    assert amax["blocks.1.norm2"] == pytest.approx(seen[0].item())
+
+
+def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A module that would overflow stays FP32, is listed, and the bundle's graph stays right."""
+    from tests.conftest import make_tiny
+
+    huge = make_tiny()
+    mlp = huge.image_encoder.blocks[1].mlp
+    mlp.lin1.weight.mul_(3e4)  # far beyond FP16 after the product
+    mlp.lin2.weight.div_(3e4)
+    deploy = DeployModel(huge).eval()
+    plan = plan_fp16(deploy, [example])
+    kept = {island.module: island.value for island in plan.islands}
+    assert kept["blocks.1.mlp.lin1"] > FP16_MAX / HEADROOM
+    graph = traced(huge, example)
+    to_fp16(graph, plan)
+    drop_unused_weights(graph)
+    save_graph(graph, tmp_path / "model.onnx")
+    got = run(tmp_path / "model.onnx", huge, example)
+    assert parity(eager(huge, example), got).flipped <= 1e-3
+    without = plan_fp16(DeployModel(model).eval(), [example])
+    assert not without.islands, "an ordinary model has none"
+    naive = traced(huge, example)
+    to_fp16(naive, without)
+    drop_unused_weights(naive)
+    save_graph(naive, tmp_path / "naive.onnx")
+    broken = run(tmp_path / "naive.onnx", huge, example)
+    assert not np.isfinite(broken).all() or parity(eager(huge, example), broken).flipped > 0.01
+
+
+def test_external_data(model: SaveModel, example, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Large weights go to exactly one file beside the graph, readable by everybody."""
+    monkeypatch.setattr("save_deploy.export.onnx_export.EXTERNAL_ABOVE_BYTES", 1000)
+    files = save_graph(traced(model, example), tmp_path / "model.onnx")
+    assert [f.name for f in files] == ["model.onnx", "model.onnx.data"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert all(f.stat().st_mode & 0o777 == 0o644 for f in files)
+    result = parity(eager(model, example), run(tmp_path / "model.onnx", model, example))
+    assert result.within(ParityBudget.for_precision("fp32"))
+
+
+def test_audio_graph_equals_eager(model: SaveModel, tmp_path: Path) -> None:
+    from save_deploy.data.log_mel import log_mel_examples
+
+    graph = graph_from_module(
+        DeployAudioEncoder(model.audio_encoder).eval(), (torch.zeros(1, 16_000),),
+        inputs=["waveform"], output="audio_embedding",
+    )  # fmt: skip
+    save_graph(graph, tmp_path / "audio.onnx")
+    wave = (0.1 * np.random.default_rng(0).normal(size=(1, 16_000))).astype(np.float32)
+    with OrtSession(tmp_path / "audio.onnx", audio_spec()) as session:
+        got = session.infer({"waveform": wave})["audio_embedding"]
+    with torch.inference_mode():
+        expected = model.audio_encoder(torch.from_numpy(log_mel_examples(wave[0])[:1])).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,135 @@
+"""The main job from the command line: what it writes, and what it leaves behind when it fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from save_deploy.checkpoints import load_model, save_checkpoint
+from save_deploy.errors import ExportError, ParityError
+from save_deploy.export.atomic import check_target, new_folder
+from save_deploy.export.run import ExportOptions, export_bundle
+
+CLI = [sys.executable, "-m", "save_deploy"]
+
+
+def run(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLI, *args], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.slow
+def test_main_job(tmp_path: Path) -> None:
+    done = run("export", "--res", "224", "--golden", "2", "--rounds", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert leftovers(tmp_path) == ["save_vit_t_224_fp32"]
+    for text in ("eager", "onnxruntime", "mask agreement", "exact rewrites"):
+        assert text in done.stdout
+    verified = run("verify", "save_vit_t_224_fp32", cwd=tmp_path)
+    assert verified.returncode == 0 and "files intact" in verified.stdout
+    again = run("export", "--res", "224", cwd=tmp_path)
+    assert again.returncode == 1 and "output exists" in again.stderr and "--force" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["export", "--res", "300"], "unsupported resolution"),
+        (["export", "missing.safetensors"], "checkpoint not found"),
+        (["export", "-o", "/proc/nowhere/b"], "not writable"),
+        (["export", "--data", "nothing"], "not an AVSBench folder"),
+        (["export", "--nonsense"], "No such option"),
+        (["compare", "nothing"], "not a bundle"),
+        (["eval", "--sound", "loud", "--clips", "1"], "unknown sound"),
+        (["train", "--data", "scenes=much"], "unreadable data mixture"),
+    ],
+)
+def test_user_errors(tmp_path: Path, args: list[str], message: str) -> None:
+    """Exit 1, one message, no traceback, nothing written."""
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_over_budget_leaves_nothing(tmp_path: Path) -> None:
+    """Exit code 2 when parity is over budget: here a budget nothing can meet."""
+    options = ExportOptions(
+        precision="fp16", out=tmp_path / "b", n_golden=2, rounds=3, max_abs_err=1e-9
+    )
+    with pytest.raises(ParityError, match="no bundle was written") as caught:
+        export_bundle(options)
+    assert caught.value.exit_code == 2
+    assert leftovers(tmp_path) == []
+
+
+def test_nan_weights_leave_nothing(tmp_path: Path) -> None:
+    model = load_model()
+    model.mask_decoder.iou_token.weight[0, 0] = float("nan")
+    save_checkpoint(tmp_path / "nan.safetensors", model)
+    done = run("export", "nan.safetensors", cwd=tmp_path)
+    assert done.returncode == 1 and "NaN" in done.stderr
+    assert leftovers(tmp_path) == ["nan.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    """Ctrl-C while the folder is half written."""
+    process = subprocess.Popen(
+        [*CLI, "export", "-o", "deep/b"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("deep/.b.partial-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_replaced_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "b"
+    target.mkdir()
+    (target / "manifest.json").write_text("old")
+    with pytest.raises(ZeroDivisionError), new_folder(target) as folder:
+        (folder / "manifest.json").write_text("half")
+        _ = 1 / 0
+    assert (target / "manifest.json").read_text() == "old"
+    with new_folder(target) as folder:
+        (folder / "manifest.json").write_text("new")
+    assert (target / "manifest.json").read_text() == "new"
+    assert leftovers(tmp_path) == ["b"]
+
+
+def test_full_disk_is_an_error_not_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot be written"), new_folder(tmp_path / "b"):
+        raise OSError(28, "No space left on device")
+    assert leftovers(tmp_path) == []
+
+
+def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ExportError, match="not a bundle"):
+        check_target(tmp_path / "photos", force=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_parent(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ExportError, match="not writable"):
+            check_target(tmp_path / "b", force=False)
+    finally:
+        tmp_path.chmod(0o700)
