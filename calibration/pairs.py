@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.data.audio import is_silent
 from save_deploy.data.sample import ClipDataset
 from save_deploy.data.transforms import resize_frame, resize_mask
+from save_deploy.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Pairs:
 
 def collect_pairs(clips: ClipDataset, n: int, *, res: int) -> Pairs:
     """n pairs from clips at equal distances (fewer when the dataset is smaller), a different frame of
-    each clip in turn."""
+    each clip in turn. Raises DataError when all of them are silent."""
     n = min(n, len(clips))
     chosen = []
     for k, index in enumerate(np.linspace(0, len(clips) - 1, n).round().astype(int)):
         samples = list(clips[int(index)].samples())
         chosen.append(samples[k % len(samples)])
+    if all(is_silent(s.waveform) for s in chosen):
+        raise DataError(
+            "every chosen sound is silent",
+            got=f"{len(chosen)} silent seconds, such as {chosen[0].name}",
+            expected="sounds to hear: silence would prove nothing about the audio side",
+        )
     return Pairs(
         image=np.stack([resize_frame(s.frame, res) for s in chosen]),
         waveform=np.stack([s.waveform for s in chosen]),

@@ -94,5 +94,10 @@ def load(
         config=manifest.config,
         precision=manifest.precision["precision"],
         audio=OrtSession(folder / "audio.onnx", manifest.audio, threads=threads),
-        model=OrtSession(folder / "model.onnx", manifest.model, threads=threads),
+        model=OrtSession(
+            folder / "model.onnx",
+            manifest.model,
+            threads=threads,
+            low_memory="model.onnx.data" in manifest.files,  # gigabytes: one copy is enough
+        ),
     )

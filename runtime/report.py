@@ -34,7 +34,7 @@ def cells(row: Row) -> list[str]:
         row.precision,
         f"{row.size_mb:.1f}",
         f"{row.latency.p50_ms:.1f}",
-        f"{row.latency.frames_per_s:.1f}",
+        f"{row.latency.frames_per_s:.3g}",
         f"{row.speedup:.2f}",
         f"{row.score.m_j:.2f}",
         f"{row.score.m_f:.3f}",
@@ -47,15 +47,13 @@ def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str
     """What the numbers were taken on."""
     here, first = machine(), rows[0]
     worst = max(row.latency.spread for row in rows)
-    how = (
-        "interleaved" if interleaved else "one backend after the other (too large to hold together)"
-    )
+    how = "interleaved" if interleaved else "eager before the bundle (too large to hold both)"
     noise = f"noise {worst:.0%}" + (
         " (noisy: trust ratios, not milliseconds)" if worst > 0.1 else ""
     )
     return (
         f"{first.score.n_frames} frames of {data}; batch 1, "
-        f"{len(first.latency.samples_ms)} rounds, {how}, {noise}; "
+        f"rounds: {len(rows[-1].latency.samples_ms)}, {how}, {noise}; "
         f"{here['cpu']}, {here['cores']} cores"
     )
 

@@ -32,9 +32,14 @@ class OrtSession:
         *,
         provider: str = "CPUExecutionProvider",
         threads: int | None = None,
+        low_memory: bool = False,
     ) -> None:
-        """threads: within one operator; default all cores. Raises BackendError when the provider is
-        not active after loading (ONNX Runtime itself falls back to the CPU silently)."""
+        """threads: within one operator; default all cores. low_memory keeps FP16 weights as they are
+        (a CPU otherwise stores an FP32 copy of all) and returns activations to the system.
+
+        Raises BackendError when the provider is not active after loading (ONNX Runtime itself falls
+        back to the CPU silently).
+        """
         import onnxruntime as ort
 
         self.backend, self.spec = "onnxruntime", spec
@@ -42,10 +47,16 @@ class OrtSession:
         options.log_severity_level = 3
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = not low_memory
         if provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
+            self._session: Any = ort.InferenceSession(
+                str(path),
+                options,
+                providers=[provider],
+                disabled_optimizers=["ConstantFolding"] if low_memory else None,
+            )
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise BackendError(
                 f"onnxruntime cannot run {path.name} on {provider}",

@@ -22,6 +22,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": verbs.train,
     "eval": verbs.evaluate,
     "data": verbs.write_data,
+    "mask": verbs.mask,
     "verify": verbs.verify,
 }
 

@@ -102,7 +102,9 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("verb", ["", "export", "compare", "train", "eval", "data", "verify"])
+@pytest.mark.parametrize(
+    "verb", ["", "export", "compare", "train", "eval", "data", "mask", "verify"]
+)
 def test_help(verb: str) -> None:
     args = [sys.executable, "-m", "save_deploy", *([verb] if verb else []), "--help"]
     done = subprocess.run(args, capture_output=True, text=True, timeout=60)

@@ -54,6 +54,7 @@ def save_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, str(partial), metadata=metadata)
+    os.chmod(partial, 0o644)  # safetensors writes 0600, unreadable for other users
     os.replace(partial, path)
 
 

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.data.log_mel import SAMPLE_RATE_HZ
+from save_deploy.data.log_mel import EXAMPLE_SAMPLES, SAMPLE_RATE_HZ
 from save_deploy.errors import DataError
 
 Waveform = NDArray[np.float32]
 MIN_SECONDS = 0.025  # one STFT window
+EXAMPLE_SECONDS = EXAMPLE_SAMPLES / SAMPLE_RATE_HZ  # 0.975: what VGGish hears at once
+SILENCE = 1e-4  # root mean square below which nothing is heard (-80 dB)
 
 
-def read_waveform(path: Path) -> Waveform:
+def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "") -> Waveform:
     """Any file libsndfile reads -> float32 (n,) mono at 16 kHz in [-1,1].
 
-    Channels are averaged, other rates resampled. Raises DataError for a missing, unreadable or
-    empty file.
+    Channels are averaged, other rates resampled. Raises DataError for a file that is missing,
+    unreadable, not finite, or shorter than min_seconds (then `hint` is the cure it names).
     """
     import soundfile
 
@@ -33,11 +35,12 @@ def read_waveform(path: Path) -> Waveform:
             "sound file cannot be read", got=f"{path}: {error}", expected="wav, flac or ogg"
         ) from error
     waveform = samples.mean(axis=1)
-    if waveform.size < MIN_SECONDS * rate_hz:
+    if waveform.size < min_seconds * rate_hz:
         raise DataError(
             "sound is too short",
             got=f"{waveform.size / rate_hz:.3f} s in {path}",
-            expected="25 ms or more",
+            expected=f"{min_seconds:.3f} s or more",
+            hint=hint,
         )
     if not np.isfinite(waveform).all():
         raise DataError(
@@ -67,3 +70,8 @@ def second(waveform: Waveform, index: int = 0) -> Waveform:
     start = min(start, max(0, waveform.size - SAMPLE_RATE_HZ))
     window = waveform[start : start + SAMPLE_RATE_HZ]
     return np.pad(window, (0, SAMPLE_RATE_HZ - window.size)).astype(np.float32)
+
+
+def is_silent(waveform: Waveform) -> bool:
+    """True when there is nothing to hear: the mask can then say nothing about sound."""
+    return bool(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))) < SILENCE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from save_deploy.data.audio import read_waveform
+from save_deploy.data.audio import EXAMPLE_SECONDS, read_waveform
 from save_deploy.data.sample import Clip
 from save_deploy.data.transforms import read_frame, read_mask
 from save_deploy.errors import DataError
@@ -58,7 +58,7 @@ class AvsBench:
             category=row.category,
             frames=np.stack(frames),
             masks=np.stack(masks),
-            waveform=read_waveform(row.sound),
+            waveform=read_waveform(row.sound, min_seconds=EXAMPLE_SECONDS),
         )
 
 

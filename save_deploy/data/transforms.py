@@ -28,6 +28,14 @@ def read_mask(path: Path) -> Mask:
     return np.asarray(_open(path, "L")) > 0
 
 
+def write_mask(path: Path, mask: Mask) -> None:
+    """bool (H,W) -> PNG, white = True. Raises DataError when it cannot be written."""
+    try:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    except (OSError, ValueError) as error:
+        raise DataError("mask cannot be written", got=str(error), expected="a .png path") from error
+
+
 def _open(path: Path, mode: str) -> Image.Image:
     if not path.is_file():
         raise DataError("image not found", got=str(path), expected="a PNG or JPEG file")

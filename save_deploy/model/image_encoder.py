@@ -84,12 +84,16 @@ class Block(nn.Module):
         return out + self.adapter(out)
 
     def _attention(self, x: Tensor) -> Tensor:
-        if self.exact_skip:
-            return attention_real_tokens(self.attn, x, self.window_size)
-        if self.window_size == 0:
-            return self.attn(x)
-        windows, pad_hw = window_partition(x, self.window_size)
-        return window_unpartition(self.attn(windows), self.window_size, pad_hw, x.shape[1:3])
+        attention = attention_real_tokens if self.exact_skip else attention_as_sam
+        return attention(self.attn, x, self.window_size)
+
+
+def attention_as_sam(attn: Attention, x: Tensor, window_size: int) -> Tensor:
+    """Pad to whole windows, attend, crop; window_size 0 means global. (B,s,s,C) -> (B,s,s,C)."""
+    if window_size == 0:
+        return attn(x)
+    windows, pad_hw = window_partition(x, window_size)
+    return window_unpartition(attn(windows), window_size, pad_hw, x.shape[1:3])
 
 
 def attention_real_tokens(attn: Attention, x: Tensor, window_size: int) -> Tensor:

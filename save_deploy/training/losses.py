@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 IOU_EPS = 1e-7  # SAMA-AVS has none and gives NaN for an empty mask once all p underflow (A19)
 
@@ -30,13 +29,12 @@ def pixel_class_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     class_logits (B,K,s,s); labels int64 (B,S,S), 0 = background -> scalar cross entropy against the
     share of each token that every class covers.
     """
-    n_classes, grid = class_logits.shape[1], class_logits.shape[-1]
+    batch, _, grid, _ = class_logits.shape
     labels = labels[:, ::4, ::4]  # every 4th pixel: enough for the share, 16 times less work
-    one_hot = (
-        torch.nn.functional.one_hot(labels, n_classes).permute(0, 3, 1, 2).float()
-    )  # (B,K,S/4,S/4)
-    target = interpolate(one_hot, (grid, grid), mode="area")
-    return -(target * class_logits.log_softmax(dim=1)).sum(dim=1).mean()
+    # (B,4s,4s) -> (B,s,s,16): the pixels of each token
+    inside = labels.reshape(batch, grid, 4, grid, 4).permute(0, 1, 3, 2, 4).flatten(3)
+    log_prob = class_logits.permute(0, 2, 3, 1).log_softmax(dim=-1)  # (B,s,s,K)
+    return -log_prob.gather(3, inside).mean()
 
 
 def sound_class_loss(class_logits: Tensor, sounding: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     assert set(rows) == {"normalise", "attention", "decoder", "audio"}
     assert rows["audio"].params_before == rows["audio"].params_after
     assert rows["decoder"].params_after < rows["decoder"].params_before
-    assert "3 of 3 blocks" in rows["attention"].compared
+    assert "all 3 blocks" in rows["attention"].compared
 
 
 def test_unchanged_weights_are_shared(tiny) -> None:  # type: ignore[no-untyped-def]

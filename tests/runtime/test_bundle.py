@@ -48,6 +48,36 @@ def test_mask_of_a_frame(bundle: Path) -> None:
         assert short.shape == silent.shape == (256, 256)
 
 
+def test_mask_verb(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stereo at 44.1 kHz works; short, silent and corrupt input is refused with nothing written."""
+    import soundfile
+    from PIL import Image
+
+    from save_deploy.verbs import mask
+
+    frame, out = tmp_path / "f.png", tmp_path / "m.png"
+    Image.fromarray(Scenes(n_clips=1)[0].frames[0][:, :200]).save(frame)
+    stereo = 0.1 * np.random.default_rng(0).normal(size=(44_100, 2))
+    soundfile.write(tmp_path / "ok.wav", stereo, 44_100)
+    soundfile.write(tmp_path / "short.wav", stereo[: round(0.3 * 44_100)], 44_100)
+    soundfile.write(tmp_path / "silent.wav", 0 * stereo, 44_100)
+    (tmp_path / "bad.png").write_bytes(frame.read_bytes()[:99])
+    for picture, sound, message in [
+        (frame, "short.wav", r"too short(.|\n)*0\.300 s(.|\n)*--any-sound"),
+        (frame, "silent.wav", r"silent(.|\n)*--any-sound"),
+        (tmp_path / "bad.png", "ok.wav", "image cannot be read"),
+        (tmp_path / "no.png", "ok.wav", "image not found"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            mask(bundle, picture, tmp_path / sound, out)
+        assert not out.exists()
+    for sound in ("ok.wav", "short.wav", "silent.wav"):
+        mask(bundle, frame, tmp_path / sound, out, any_sound=sound != "ok.wav")
+        with Image.open(out) as image:
+            assert image.size == (200, 256)
+    assert "of the picture sounds" in capsys.readouterr().out
+
+
 def test_wrong_inputs_are_named(bundle: Path) -> None:
     with load(bundle) as pipeline:
         with pytest.raises(DataError, match="wrong frame"):
