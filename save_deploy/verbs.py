@@ -259,6 +259,7 @@ def train(
 ) -> None:
     """Train SAVE: from scratch (vit_t), or adapters on a frozen SAM (--sam)."""
     from save_deploy.progress import progress
+    from save_deploy.training.curve import plot_curve
     from save_deploy.training.loop import Progress, TrainConfig
     from save_deploy.training.loop import train as run_train
     from save_deploy.training.start import initial_model
@@ -288,6 +289,8 @@ def train(
 
         best = run_train(model, config, out, resume=resume, on_step=on_step)
     print(f"best checkpoint: {best}")
+    if (picture := plot_curve(out)) is not None:
+        print(f"learning curve: {picture}")
 
 
 def write_data(

@@ -32,7 +32,12 @@ def load_model(
     """
     path = path or builtin_path()
     if not path.is_file():
-        raise CheckpointError("checkpoint not found", got=str(path), expected="a .safetensors file")
+        raise CheckpointError(
+            "checkpoint not found",
+            got=str(path),
+            expected="a .safetensors file",
+            hint="save-export without a path exports the built-in checkpoint",
+        )
     if path.suffix in (".pth", ".pt"):
         _refuse_pth(path)
     state, config, kind = read_native(path)

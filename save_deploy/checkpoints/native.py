@@ -70,6 +70,7 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
             "checkpoint cannot be read",
             got=f"{path}: {error}",
             expected="a complete safetensors file",
+            hint="copy it again: it looks truncated or is not a safetensors file",
         ) from error
     return state, SaveConfig.from_json(metadata["config"]), metadata["kind"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -21,14 +22,14 @@ def read_pth(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             "checkpoint holds more than tensors and is not opened",
-            got=f"{path}: {str(error).splitlines()[0]}",
+            got=f"{path}: {_what_it_holds(error)}",
             expected="a dict of tensors",
             hint="save only the weights: torch.save(model.state_dict(), PATH), or write safetensors",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             "checkpoint cannot be read",
-            got=f"{path}: {str(error).splitlines()[0]}",
+            got=f"{path}: {str(error).splitlines()[0].split('. ')[0]}",
             expected="a complete PyTorch file",
             hint="download or copy it again: it looks truncated or is not a PyTorch file",
         ) from error
@@ -39,6 +40,12 @@ def read_pth(path: Path) -> dict[str, Tensor]:
             expected="SAM's official .pth format",
         )
     return loaded
+
+
+def _what_it_holds(error: pickle.UnpicklingError) -> str:
+    """The object torch refused, from its message."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"a reference to {named[1]}" if named else "no tensors that can be read safely"
 
 
 def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -11,6 +11,7 @@ import torch
 
 from save_deploy.checkpoints.native import read_native, read_notes
 from save_deploy.errors import SaveDeployError
+from save_deploy.training.curve import plot_curve
 from save_deploy.training.loop import (
     TrainConfig,
     evaluate,
@@ -39,6 +40,8 @@ def test_loss_falls(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
     assert best.is_file() and read_notes(best)["step"] == 30
     rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 30 and 0 <= rows[-1]["m_j"] <= 100
+    picture = plot_curve(tmp_path)
+    assert picture is not None and picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
