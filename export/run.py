@@ -107,7 +107,7 @@ def export_bundle(
     )
 
     on_stage("merge", "exact rewrites, each compared in float64")
-    deploy, proof = merge(model, on_part=lambda part: on_stage("merge", part))
+    deploy, proof = merge(model)
     if not proof.exact:
         raise ParityError(
             "a rewrite is not exact", got=str([r for r in proof.rewrites if not r.exact])

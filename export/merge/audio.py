@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from save_deploy.config import AUDIO_DIM
+from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
 from save_deploy.model.adapters import AudioAdapters, AudioMlp, AudioPrompt
 
 
@@ -71,3 +73,19 @@ class DeployPrompt(nn.Module):
         x = nn.functional.gelu(nn.functional.linear(source, self.fc1_weight, self.fc1_bias))
         x = self.fc2(x)[:, None, :]  # (B,1,256)
         return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)
+
+
+def prove_audio(adapters: AudioAdapters, merged: DeployAudio) -> RewriteProof:
+    """Compare all injection vectors and the prompt source for two random sounds."""
+    eager = in_double(adapters)
+    seeded = torch.Generator().manual_seed(0)
+    audio = torch.randn(2, AUDIO_DIM, generator=seeded, dtype=torch.float64).abs()
+    pairs = zip(eager(audio), DeployAudio(eager)(audio), strict=True)
+    return RewriteProof.of(
+        "audio",
+        "all audio adapters as batched products",
+        before=[adapters],
+        after=[merged],
+        max_rel_diff=max(relative_difference(expected, got) for expected, got in pairs),
+        compared="all injection vectors and the prompt",
+    )

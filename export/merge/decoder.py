@@ -1,12 +1,40 @@
-"""Rewrite of the mask decoder: one mask, constants folded, upscaling as matrix products."""
+"""Rewrite: neck and mask decoder for one mask, constants folded, upscaling as linears."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from save_deploy.export.merge.image import _layer_norm
+from save_deploy.config import AUDIO_DIM, PROMPT_DIM
+from save_deploy.export.merge.audio import DeployPrompt
+from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
 from save_deploy.model.mask_decoder import MaskDecoder
+from save_deploy.model.save import SaveModel, decode_masks
+
+
+class DeployNeck(nn.Module):
+    """SAM's neck with its hand-written LayerNorm2d as real LayerNorms, channels last.
+
+    The decoder's constant dense prompt (no_mask_embed) is added in the last norm's bias.
+    (B,s,s,C) -> (B,s*s,256).
+    """
+
+    def __init__(self, neck: nn.Sequential, dense_prompt: Tensor) -> None:
+        super().__init__()
+        parts: list[Any] = list(neck)
+        conv1, norm1, conv2, norm2 = parts
+        self.weight1 = nn.Parameter(conv1.weight.flatten(1), requires_grad=False)  # (256,C)
+        self.norm1 = _layer_norm(norm1.weight, norm1.bias, norm1.eps)
+        self.conv2 = conv2
+        self.norm2 = _layer_norm(norm2.weight, norm2.bias + dense_prompt, norm2.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(F.linear(x, self.weight1))
+        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,s,s,256)
+        return self.norm2(x).flatten(1, 2)
 
 
 class DeployDecoder(nn.Module):
@@ -69,3 +97,74 @@ def _linear_from_transposed_conv(conv: nn.ConvTranspose2d) -> nn.Linear:
     linear.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
     linear.bias = nn.Parameter(conv.bias.detach().repeat(4), requires_grad=False)
     return linear
+
+
+def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
+    norm = nn.LayerNorm(weight.shape[0], eps=eps, device="meta")
+    norm.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    norm.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return norm
+
+
+class _Head(nn.Module):
+    """Eager neck and decoder: (B,C,s,s), prompt source -> low_res_masks (B,1,4s,4s)."""
+
+    def __init__(self, model: SaveModel) -> None:
+        super().__init__()
+        self.neck, self.audio_prompt = model.image_encoder.neck, model.audio_prompt
+        self.prompt_encoder, self.mask_decoder = model.prompt_encoder, model.mask_decoder
+
+    def double(self) -> _Head:
+        super().double()
+        self.prompt_encoder.pe_layer.float()  # segment-anything builds its grid in float32
+        return self
+
+    def forward(self, features: Tensor, source: Tensor) -> Tensor:
+        masks, _ = decode_masks(
+            self.audio_prompt, self.prompt_encoder, self.mask_decoder, self.neck(features), source
+        )
+        return masks[:, :1]
+
+
+class _DeployHead(nn.Module):
+    """The same through the rewritten parts, built from the same float64 weights."""
+
+    def __init__(self, head: _Head) -> None:
+        super().__init__()
+        self.neck = DeployNeck(head.neck, head.prompt_encoder.no_mask_embed.weight[0])
+        image_pe = head.prompt_encoder.get_dense_pe().double()
+        self.decoder = DeployDecoder(head.mask_decoder, image_pe)
+        self.prompt = None if head.audio_prompt is None else DeployPrompt(head.audio_prompt)
+
+    def forward(self, features: Tensor, source: Tensor) -> Tensor:
+        tokens = self.neck(features.permute(0, 2, 3, 1))
+        sparse = (
+            tokens.new_zeros(tokens.shape[0], 0, PROMPT_DIM)
+            if self.prompt is None
+            else self.prompt(source)
+        )
+        return self.decoder(tokens, sparse)
+
+
+def prove_decoder(
+    model: SaveModel, merged_neck: DeployNeck, merged_decoder: DeployDecoder
+) -> RewriteProof:
+    """Compare low-resolution masks of random features and a random audio vector."""
+    config = model.config
+    raw = config.prompt_source == "raw" or config.audio_mode == "off"
+    seeded = torch.Generator().manual_seed(0)
+    shape = (1, config.embed_dim, config.grid, config.grid)
+    features = torch.randn(shape, generator=seeded, dtype=torch.float64)
+    source_shape = (1, AUDIO_DIM if raw else config.embed_dim)
+    source = torch.randn(source_shape, generator=seeded, dtype=torch.float64)
+    eager = in_double(_Head(model))
+    return RewriteProof.of(
+        "decoder",
+        "one mask of four, no IoU head, constant positions and dense prompt, upscaling as linears",
+        before=[model.image_encoder.neck, model.mask_decoder, model.prompt_encoder],
+        after=[merged_neck, merged_decoder],
+        max_rel_diff=relative_difference(
+            eager(features, source), _DeployHead(eager)(features, source)
+        ),
+        compared="neck and decoder",
+    )

@@ -7,8 +7,8 @@ import torch
 
 from save_deploy.config import SaveConfig
 from save_deploy.export.merge import DeployModel, merge
+from save_deploy.export.merge.attention import DeployAttention, DeployBlock
 from save_deploy.export.merge.audio import DeployAudio
-from save_deploy.export.merge.image import DeployAttention, DeployBlock
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel
 from tests.conftest import TINY, randomise

@@ -1,38 +1,21 @@
-"""Rewrites of the image encoder: normalisation into the patch embedding, attention on real tokens."""
+"""Rewrite: attention at one grid size, its linears on real tokens only."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from save_deploy.config import PATCH
-from save_deploy.model.image_encoder import Block
+from save_deploy.config import SaveConfig
+from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
+from save_deploy.model.image_encoder import Block, attention_as_sam
+from save_deploy.model.save import SaveModel
 
-
-class DeployPatchEmbed(nn.Module):
-    """(x - mean) / std folded into the convolution; positions added as a constant.
-
-    frames uint8 (B,S,S,3) -> (B,s,s,C). conv((x - m) / d) = conv'(x) + b' with w' = w / d and
-    b' = b - sum(w' m); exact because the patches have no padding.
-    """
-
-    def __init__(self, conv: nn.Conv2d, pos_embed: nn.Parameter, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        weight = conv.weight.double() / std.double().view(1, 3, 1, 1)
-        assert conv.bias is not None
-        bias = conv.bias.double() - (weight * mean.double().view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
-        self.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-        self.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-        self.pos_embed = pos_embed
-
-    def forward(self, frames: Tensor) -> Tensor:
-        x = frames.to(self.weight.dtype).permute(0, 3, 1, 2)  # (B,3,S,S)
-        x = F.conv2d(x, self.weight, self.bias, stride=PATCH)  # (B,C,s,s)
-        return x.permute(0, 2, 3, 1) + self.pos_embed  # (B,s,s,C)
+FULL_GRID = 16  # above it attention is compared on a few heads
+PROOF_HEADS = 2
 
 
 class DeployAttention(nn.Module):
@@ -122,30 +105,50 @@ class DeployBlock(nn.Module):
         return out + self.adapter(y if self.position == "parallel" else out)
 
 
-class DeployNeck(nn.Module):
-    """SAM's neck with its hand-written LayerNorm2d as real LayerNorms, channels last.
+def prove_attention(model: SaveModel, merged: nn.ModuleList) -> RewriteProof:
+    """Compare every block's attention with SAM's on random tokens, in float64."""
+    config, worst = model.config, 0.0
+    seeded = torch.Generator().manual_seed(0)
+    blocks = [cast(Block, block) for block in model.image_encoder.blocks]
+    for block in blocks:
+        attn = _in_double(block.attn, config)
+        shape = (1, config.grid, config.grid, attn.proj.in_features)
+        tokens = torch.randn(shape, generator=seeded, dtype=torch.float64)
+        rewritten = DeployAttention(attn, block.window_size, config.grid)
+        expected = attention_as_sam(attn, tokens, block.window_size)
+        worst = max(worst, relative_difference(expected, rewritten(tokens)))
+    part = "" if config.grid <= FULL_GRID else f", {PROOF_HEADS} heads of each (memory)"
+    return RewriteProof.of(
+        "attention",
+        "padded tokens skipped in qkv and proj, query scale in the weights, tables resolved",
+        before=[block.attn for block in blocks],
+        after=[cast(DeployBlock, block).attn for block in merged],
+        max_rel_diff=worst,
+        compared=f"all {config.depth} blocks{part}",
+    )
 
-    The decoder's constant dense prompt (no_mask_embed) is added in the last norm's bias.
-    (B,s,s,C) -> (B,s*s,256).
-    """
 
-    def __init__(self, neck: nn.Sequential, dense_prompt: Tensor) -> None:
-        super().__init__()
-        parts: list[Any] = list(neck)
-        conv1, norm1, conv2, norm2 = parts
-        self.weight1 = nn.Parameter(conv1.weight.flatten(1), requires_grad=False)  # (256,C)
-        self.norm1 = _layer_norm(norm1.weight, norm1.bias, norm1.eps)
-        self.conv2 = conv2
-        self.norm2 = _layer_norm(norm2.weight, norm2.bias + dense_prompt, norm2.eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(F.linear(x, self.weight1))
-        x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,s,s,256)
-        return self.norm2(x).flatten(1, 2)
-
-
-def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
-    norm = nn.LayerNorm(weight.shape[0], eps=eps, device="meta")
-    norm.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    norm.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return norm
+def _in_double(attn: Attention, config: SaveConfig) -> Attention:
+    """A float64 copy. On grids over FULL_GRID only of the first heads: all of ViT-H's at 1024 px
+    would need 2 GB for every score tensor, and heads do not meet before the projection."""
+    if config.grid <= FULL_GRID:
+        return in_double(attn)
+    heads = min(PROOF_HEADS, attn.num_heads)
+    dim, kept = config.embed_dim, heads * config.head_dim
+    narrow = Attention(kept, heads, use_rel_pos=True, input_size=(1, 1)).double()
+    rows = torch.cat([torch.arange(kept) + part * dim for part in range(3)])
+    for name, value in {
+        "qkv.weight": attn.qkv.weight[rows, :kept],
+        "qkv.bias": attn.qkv.bias[rows],
+        "proj.weight": attn.proj.weight[:kept, :kept],
+        "proj.bias": attn.proj.bias[:kept],
+        "rel_pos_h": attn.rel_pos_h,
+        "rel_pos_w": attn.rel_pos_w,
+    }.items():
+        owner = narrow.get_submodule(name.rpartition(".")[0])
+        setattr(
+            owner,
+            name.rpartition(".")[2],
+            nn.Parameter(value.detach().double(), requires_grad=False),
+        )
+    return narrow

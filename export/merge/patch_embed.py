@@ -1,0 +1,70 @@
+"""Rewrite: image normalisation folded into the patch embedding, which then takes uint8 NHWC."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from save_deploy.config import PATCH
+from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
+from save_deploy.model.save import SaveModel
+
+
+class DeployPatchEmbed(nn.Module):
+    """(x - mean) / std folded into the convolution; positions added as a constant.
+
+    frames uint8 (B,S,S,3) -> (B,s,s,C). conv((x - m) / d) = conv'(x) + b' with w' = w / d and
+    b' = b - sum(w' m); exact because the patches have no padding.
+    """
+
+    def __init__(self, conv: nn.Conv2d, pos_embed: nn.Parameter, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        weight = conv.weight.double() / std.double().view(1, 3, 1, 1)
+        assert conv.bias is not None
+        bias = conv.bias.double() - (weight * mean.double().view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+        self.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+        self.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+        self.pos_embed = pos_embed
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames.to(self.weight.dtype).permute(0, 3, 1, 2)  # (B,3,S,S)
+        x = F.conv2d(x, self.weight, self.bias, stride=PATCH)  # (B,C,s,s)
+        return x.permute(0, 2, 3, 1) + self.pos_embed  # (B,s,s,C)
+
+
+class _Eager(nn.Module):
+    """Eager normalisation, patch embedding and positions: uint8 (B,S,S,3) -> (B,s,s,C)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: SaveModel) -> None:
+        super().__init__()
+        self.patch_embed = model.image_encoder.patch_embed
+        self.pos_embed = model.image_encoder.pos_embed
+        self.register_buffer("mean", model.pixel_mean)
+        self.register_buffer("std", model.pixel_std)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        image = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        return self.patch_embed(image) + self.pos_embed
+
+
+def prove_normalise(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
+    """Compare on a random picture; the fold is made again from a float64 copy."""
+    eager = in_double(_Eager(model))
+    rewritten = DeployPatchEmbed(
+        eager.patch_embed.proj, eager.pos_embed, model.pixel_mean, model.pixel_std
+    )
+    side = model.config.res
+    seeded = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (1, side, side, 3), generator=seeded, dtype=torch.uint8)
+    return RewriteProof.of(
+        "normalise",
+        "mean and std in the patch convolution, positions as a constant; takes uint8 NHWC",
+        before=[model.image_encoder.patch_embed, model.image_encoder.pos_embed],
+        after=[merged],
+        max_rel_diff=relative_difference(eager(frames), rewritten(frames)),
+        compared="patch embedding",
+    )
