@@ -245,6 +245,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1)] = 10_000,
     batch: Annotated[int, typer.Option(min=1)] = 16,
     lr: Annotated[float, typer.Option(help="Peak; linear warm-up, then cosine.")] = 2e-4,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps of linear warm-up.")] = 200,
     final_lr_ratio: Annotated[float, typer.Option(help="Last learning rate over the peak.")] = 0.01,
     weight_decay: Annotated[float, typer.Option()] = 0.01,
     aux: Annotated[
@@ -271,6 +272,7 @@ def train(
         steps=steps,
         batch_size=batch,
         lr=lr,
+        warmup_steps=warmup,
         final_lr_ratio=final_lr_ratio,
         weight_decay=weight_decay,
         freeze_sam=sam is not None,
