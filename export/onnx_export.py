@@ -6,6 +6,7 @@ part of the model it is about.
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import warnings
@@ -89,7 +90,7 @@ def _name_nodes(graph: ir.Graph) -> None:
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = node.metadata_props.get(_SCOPES, "")
-        names = [s for s in ir_literal(scopes)[:-1] if s]
+        names = [s for s in _scope_names(scopes)[:-1] if s]
         module = names[-1] if names else ""
         node.metadata_props.clear()
         node.metadata_props[_KEPT_METADATA] = module
@@ -98,10 +99,8 @@ def _name_nodes(graph: ir.Graph) -> None:
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
 
 
-def ir_literal(text: str) -> list[str]:
+def _scope_names(text: str) -> list[str]:
     """The exporter's scope list, written as a Python literal, as a list."""
-    import ast
-
     return [str(s) for s in ast.literal_eval(text)] if text else []
 
 

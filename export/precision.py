@@ -24,7 +24,6 @@ FP16_MAX = 65504.0
 HEADROOM = 8.0  # other inputs than the measured ones may be larger
 MAX_WEIGHT_ERROR = 2e-3  # relative L2; ordinary FP16 rounding gives 2e-4
 FP32_OPS = ("Softmax",)
-# Inputs that are not data: shapes, axes, pads, scales of Resize, limits.
 _FLOATS = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
@@ -148,7 +147,6 @@ class _Typer:
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
-        outputs = set(self.graph.outputs)
         for node in list(self.graph):
             wanted = self._type(node)
             if node.op_type == "Cast":
@@ -168,7 +166,6 @@ class _Typer:
         for i, value in enumerate(self.graph.outputs):
             if value.dtype == ir.DataType.FLOAT16:
                 self._cast_output(i, value)
-        del outputs
 
     def _type(self, node: ir.Node) -> ir.DataType:
         keep = node.op_type in self.fp32_ops or module_of(node) in self.islands

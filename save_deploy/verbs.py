@@ -100,7 +100,9 @@ def export(
         stages.finish()
     print_table(result.rows, f"{result.folder}", result.note)
     if fp16:
-        print("FP16 is for GPUs: on a CPU, onnxruntime computes it in FP32 with casts between.")
+        print(
+            "FP16 is meant for GPUs: on a CPU, onnxruntime computes it in FP32 with casts between."
+        )
     worst = max(r.max_rel_diff for r in result.proof.rewrites)
     print(
         f"merge: {len(result.proof.rewrites)} exact rewrites, max difference {worst:.0e} in float64"

@@ -54,14 +54,6 @@ class MergeProof:
     def exact(self) -> bool:
         return all(r.exact for r in self.rewrites)
 
-    @property
-    def params_before(self) -> int:
-        return sum(r.params_before for r in self.rewrites)
-
-    @property
-    def params_after(self) -> int:
-        return sum(r.params_after for r in self.rewrites)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "exact": self.exact,

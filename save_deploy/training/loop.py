@@ -145,7 +145,7 @@ def train(
     state_path, best_path = out_dir / "last.pt", out_dir / "best.safetensors"
     first_step, best = 0, -1.0
     if resume and state_path.is_file():
-        first_step, best = _load_state(state_path, model, aux, optimizer, config)
+        first_step, best = _load_state(state_path, model, aux, optimizer)
     samples = MixedSamples(
         config.data,
         res=model.config.res,
@@ -303,7 +303,6 @@ def _load_state(
     model: SaveModel,
     aux: AuxHeads,
     optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
 ) -> tuple[int, float]:
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
