@@ -12,18 +12,19 @@ from typing import Annotated
 
 import typer
 
-from save_deploy import __version__, verbs
+from save_deploy import __version__
 from save_deploy.errors import SaveDeployError
+from save_deploy.verbs import learn, make, measure, use
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
-    "export": verbs.export,
-    "compare": verbs.compare,
-    "train": verbs.train,
-    "eval": verbs.evaluate,
-    "data": verbs.write_data,
-    "mask": verbs.mask,
-    "verify": verbs.verify,
+    "export": make.export,
+    "compare": measure.compare,
+    "train": learn.train,
+    "eval": measure.evaluate,
+    "data": learn.write_data,
+    "mask": use.mask,
+    "verify": measure.verify,
 }
 
 

@@ -50,7 +50,10 @@ def sources() -> list[tuple[str, Path]]:
             inner = path.relative_to(ROOT / folder)
             part = name or (inner.parts[0] if len(inner.parts) > 1 else "base")
             found.append(
-                ("cli" if inner.name in ("cli.py", "verbs.py", "__main__.py") else part, path)
+                (
+                    "cli" if part == "verbs" or inner.name in ("cli.py", "__main__.py") else part,
+                    path,
+                )
             )
     return found
 
@@ -117,7 +120,8 @@ def test_readme_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\S+)", readme, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    cli = (ROOT / "save_deploy" / "verbs.py").read_text()
+    verbs = (ROOT / "save_deploy" / "verbs").glob("*.py")
+    cli = "".join(path.read_text() for path in verbs)
     for option in set(re.findall(r"save-\w+ .*?(--[a-z0-9-]+)", readme)):
         assert option in cli or option.removeprefix("--").replace("-", "_") in cli, option
 

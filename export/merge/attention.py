@@ -1,154 +1,147 @@
-"""Rewrite: attention at one grid size, its linears on real tokens only."""
+"""Rewrites of attention: windows, scale and rel_pos, each of which can be switched off.
+
+A padded token is zero before qkv, so its q, k and v are the qkv bias (SPEC 1.2). The product without
+bias is therefore padded instead of the input, and the bias added afterwards; a padded query's result
+is cropped away, so it need not be computed; a padded key must stay, because real tokens attend to it.
+"""
 
 from __future__ import annotations
-
-from typing import cast
 
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from save_deploy.config import SaveConfig
-from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
-from save_deploy.model.image_encoder import Block, attention_as_sam
-from save_deploy.model.save import SaveModel
-
-FULL_GRID = 16  # above it attention is compared on a few heads
-PROOF_HEADS = 2
+from save_deploy.export.merge.forms import Forms
 
 
 class DeployAttention(nn.Module):
-    """SAM's attention at one grid size, linears on real tokens only ("late pad").
+    """SAM's attention at one grid size in one of its forms: (B,s,s,C) -> (B,s,s,C)."""
 
-    A padded token is zero before qkv, so its q, k and v are the qkv bias: the product without bias
-    is padded, partitioned, then the bias is added (SPEC 1.2). The query scale sits in the q weights,
-    and in 1/scale on the relative tables, which read the unscaled query.
-    """
-
-    def __init__(self, attn: Attention, window_size: int, grid: int) -> None:
+    def __init__(self, attn: Attention, window_size: int, grid: int, forms: Forms) -> None:
         super().__init__()
         self.num_heads, self.grid = attn.num_heads, grid
         self.side = window_size or grid
         self.n_windows = -(-grid // self.side)  # per axis
-        dim = attn.proj.in_features
-        scale = torch.ones(3 * dim, dtype=attn.qkv.weight.dtype)
-        scale[:dim] = attn.scale
-        self.qkv_weight = nn.Parameter(attn.qkv.weight * scale[:, None], requires_grad=False)
-        self.qkv_bias = nn.Parameter(attn.qkv.bias * scale, requires_grad=False)
-        # (side,hd,side): row h of queries against all rows k of keys
-        rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / attn.scale
-        rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / attn.scale
-        self.rel_h = nn.Parameter(rel_h.transpose(1, 2).contiguous(), requires_grad=False)
-        self.rel_w = nn.Parameter(rel_w.transpose(1, 2).contiguous(), requires_grad=False)
+        self.windows = forms.windows if self.n_windows * self.side > grid else "late_pad"
+        self.rel_pos = forms.rel_pos
+        if self.rel_pos == "fold_global" and window_size:
+            self.rel_pos = "bias"
+        dim, self.scale = attn.proj.in_features, 1.0 if forms.scale else attn.scale
+        if forms.scale:
+            scale = torch.ones(3 * dim, dtype=attn.qkv.weight.dtype)
+            scale[:dim] = attn.scale
+            self.qkv_weight = _constant(attn.qkv.weight * scale[:, None])
+            self.qkv_bias = _constant(attn.qkv.bias * scale)
+        else:
+            self.qkv_weight, self.qkv_bias = attn.qkv.weight, attn.qkv.bias
+        # the tables read the unscaled query: (side,hd,side), row h of queries, rows k of keys
+        table_scale = attn.scale if forms.scale else 1.0
+        rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
+        rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / table_scale
+        self.rel_h = _constant(rel_h.transpose(1, 2).contiguous())
+        self.rel_w = _constant(rel_w.transpose(1, 2).contiguous())
+        if self.rel_pos == "fold_global":
+            self.key_columns = _constant(_one_hot_keys(self.side).to(rel_h.dtype))
         self.proj = attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,s,s,C) -> (B,s,s,C)."""
-        batch, dim = x.shape[0], x.shape[3]
-        heads, side, n = self.num_heads, self.side, self.n_windows
-        head_dim, length = dim // heads, side * side
+        side, n = self.side, self.n_windows
+        pad = n * side - self.grid
+        padding = (0, 0, 0, pad, 0, pad)
+        if self.windows == "off":
+            qkv = F.linear(F.pad(x, padding), self.qkv_weight, self.qkv_bias)
+            out = self._windows(qkv, 0, 0, n, n, side, side)  # (B,n*w,n*w,C)
+            return self.proj(out)[:, : self.grid, : self.grid]
         qkv = F.linear(x, self.qkv_weight)  # (B,s,s,3C)
-        if n > 1:
-            pad = n * side - self.grid
-            qkv = F.pad(qkv, (0, 0, 0, pad, 0, pad))  # (B,n*w,n*w,3C)
-            qkv = qkv.reshape(batch, n, side, n, side, 3 * dim).permute(0, 1, 3, 2, 4, 5)
+        if pad:
+            qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
         qkv = qkv + self.qkv_bias
-        # (B*n*n,L,3,heads,hd) -> 3 x (B*n*n,heads,L,hd)
-        q, k, v = qkv.reshape(-1, length, 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        scores = q @ k.transpose(-2, -1) + self._rel_pos(q)  # (B*n*n,heads,L,L)
-        out = scores.softmax(dim=-1) @ v
-        out = out.transpose(1, 2).reshape(-1, side, side, dim)  # (B*n*n,w,w,C)
-        if n > 1:
-            out = out.reshape(batch, n, n, side, side, dim).permute(0, 1, 3, 2, 4, 5)
-            out = out.reshape(batch, n * side, n * side, dim)[:, : self.grid, : self.grid]
-        return self.proj(out)
+        if self.windows == "late_pad":
+            out = self._windows(qkv, 0, 0, n, n, side, side)
+            if pad:
+                out = out[:, : self.grid, : self.grid]
+            return self.proj(out)
+        whole, rest = divmod(self.grid, side)  # whole windows per axis, tokens in the cut one
+        parts = [(0, whole, side), (whole, 1, rest)] if whole else [(0, 1, rest)]
+        rows = [
+            torch.cat(
+                [self._windows(qkv, i, j, ni, nj, hi, wj) for j, nj, wj in parts], dim=2
+            )  # (B,ni*hi,s,C)
+            for i, ni, hi in parts
+        ]
+        return self.proj(torch.cat(rows, dim=1))
 
-    def _rel_pos(self, q: Tensor) -> Tensor:
-        """q (B',heads,L,hd), scaled -> additive bias (B',heads,L,L).
-
-        One product per query row (column) with the tables not broadcast over batch and heads, which
-        compilers otherwise copy (TensorRT adds two kernels a block).
+    def _windows(
+        self, qkv: Tensor, row: int, col: int, n_rows: int, n_cols: int, height: int, width: int
+    ) -> Tensor:
+        """Attention in n_rows x n_cols windows from window (row, col), with the first height x width
+        tokens of each as queries and all as keys: (B,n*w,n*w,3C) -> (B,n_rows*height,n_cols*width,C).
         """
-        side = self.side
+        side, heads = self.side, self.num_heads
+        batch, dim3 = qkv.shape[0], qkv.shape[3]
+        dim = dim3 // 3
+        head_dim = dim // heads
+        if (n_rows, n_cols) != (self.n_windows, self.n_windows):
+            qkv = qkv[:, row * side : (row + n_rows) * side, col * side : (col + n_cols) * side]
+        if n_rows * n_cols > 1:
+            qkv = qkv.reshape(batch, n_rows, side, n_cols, side, dim3).permute(0, 1, 3, 2, 4, 5)
+        qkv = qkv.reshape(-1, side, side, 3, heads, head_dim)  # (B',w,w,3,heads,hd)
+        count = batch * n_rows * n_cols
+        q = qkv[:, :height, :width, 0].reshape(count, -1, heads, head_dim).transpose(1, 2)
+        k = qkv[:, :, :, 1].reshape(count, -1, heads, head_dim).transpose(1, 2)
+        v = qkv[:, :, :, 2].reshape(count, -1, heads, head_dim).transpose(1, 2)
+        out = self._attend(q, k, v, height, width)  # (B',heads,h*w,hd)
+        out = out.transpose(1, 2).reshape(batch, n_rows, n_cols, height, width, dim)
+        if n_rows * n_cols > 1:
+            out = out.permute(0, 1, 3, 2, 4, 5)  # (B,n_rows,height,n_cols,width,C)
+        return out.reshape(batch, n_rows * height, n_cols * width, dim)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
+        """q (B',heads,h*w,hd), k and v (B',heads,side*side,hd) -> (B',heads,h*w,hd)."""
+        rows, cols = self._rel_pos_terms(q, height, width)  # (B',heads,h,w,side) each
         count, heads, length, head_dim = q.shape
-        grid = q.reshape(count * heads, side, side, head_dim)  # (B'h,h,w,hd)
-        rows = grid.transpose(0, 1).reshape(side, -1, head_dim) @ self.rel_h  # (h,B'h*w,k)
-        rows = rows.reshape(side, -1, side, side).transpose(0, 1)  # (B'h,h,w,k)
-        cols = grid.permute(2, 0, 1, 3).reshape(side, -1, head_dim) @ self.rel_w  # (w,B'h*h,k)
-        cols = cols.reshape(side, -1, side, side).permute(1, 2, 0, 3)  # (B'h,h,w,k)
-        bias = rows[..., :, None] + cols[..., None, :]  # (B'h,h,w,k,k)
-        return bias.reshape(count, heads, length, length)
+        if self.rel_pos == "fold_global":
+            terms = [q * self.scale] + [t.reshape(count, heads, length, -1) for t in (rows, cols)]
+            q = torch.cat(terms, dim=-1)  # (B',heads,L,hd+2*side)
+            k = torch.cat([k, self.key_columns.expand(count, heads, -1, -1)], dim=-1)
+            # fused attention on a GPU wants v as wide as q and k
+            v = F.pad(v, (0, 2 * self.side))
+            return ((q @ k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
+        scores = (q * self.scale if self.scale != 1.0 else q) @ k.transpose(-2, -1)
+        bias = rows[..., :, None] + cols[..., None, :]  # (B',heads,h,w,side,side)
+        scores = scores + bias.reshape(count, heads, length, -1)
+        return scores.softmax(dim=-1) @ v
+
+    def _rel_pos_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).
+
+        bias: one product per query row (column) with tables that are not broadcast over batch and
+        heads, which compilers otherwise copy (TensorRT adds two kernels a block).
+        """
+        count, heads, _, head_dim = q.shape
+        grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
+        rel_h, rel_w = self.rel_h[:height], self.rel_w[:width]
+        if self.rel_pos == "off":
+            rows = torch.einsum("bhwc,hck->bhwk", grid, rel_h)
+            cols = torch.einsum("bhwc,wck->bhwk", grid, rel_w)
+        else:
+            rows = grid.transpose(0, 1).reshape(height, -1, head_dim) @ rel_h  # (h,B'h*w,k)
+            rows = rows.reshape(height, -1, width, self.side).transpose(0, 1)  # (B'h,h,w,k)
+            cols = grid.permute(2, 0, 1, 3).reshape(width, -1, head_dim) @ rel_w  # (w,B'h*h,k)
+            cols = cols.reshape(width, -1, height, self.side).permute(1, 2, 0, 3)  # (B'h,h,w,k)
+        shape = (count, heads, height, width, self.side)
+        return rows.reshape(shape), cols.reshape(shape)
 
 
-class DeployBlock(nn.Module):
-    """An encoder block with its attention rewritten; norms, MLP and adapter are the eager ones."""
-
-    def __init__(self, block: Block, grid: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.mlp, self.adapter = (
-            block.norm1,
-            block.norm2,
-            block.mlp,
-            block.adapter,
-        )
-        self.attn = DeployAttention(block.attn, block.window_size, grid)
-        self.position = block.position
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,s,s,C) -> (B,s,s,C)."""
-        attended = x + self.attn(self.norm1(x))
-        y = self.norm2(attended)
-        out = attended + self.mlp(y)
-        if self.adapter is None:
-            return out
-        return out + self.adapter(y if self.position == "parallel" else out)
+def _one_hot_keys(side: int) -> Tensor:
+    """Columns that pick row and column terms for every key: (1,1,side*side,2*side)."""
+    eye = torch.eye(side)
+    rows = eye[:, None].expand(side, side, side)
+    cols = eye[None, :].expand(side, side, side)
+    return torch.cat([rows, cols], dim=-1).reshape(1, 1, side * side, 2 * side)
 
 
-def prove_attention(model: SaveModel, merged: nn.ModuleList) -> RewriteProof:
-    """Compare every block's attention with SAM's on random tokens, in float64."""
-    config, worst = model.config, 0.0
-    seeded = torch.Generator().manual_seed(0)
-    blocks = [cast(Block, block) for block in model.image_encoder.blocks]
-    for block in blocks:
-        attn = _in_double(block.attn, config)
-        shape = (1, config.grid, config.grid, attn.proj.in_features)
-        tokens = torch.randn(shape, generator=seeded, dtype=torch.float64)
-        rewritten = DeployAttention(attn, block.window_size, config.grid)
-        expected = attention_as_sam(attn, tokens, block.window_size)
-        worst = max(worst, relative_difference(expected, rewritten(tokens)))
-    part = "" if config.grid <= FULL_GRID else f", {PROOF_HEADS} heads of each (memory)"
-    return RewriteProof.of(
-        "attention",
-        "padded tokens skipped in qkv and proj, query scale in the weights, tables resolved",
-        before=[block.attn for block in blocks],
-        after=[cast(DeployBlock, block).attn for block in merged],
-        max_rel_diff=worst,
-        compared=f"all {config.depth} blocks{part}",
-    )
-
-
-def _in_double(attn: Attention, config: SaveConfig) -> Attention:
-    """A float64 copy. On grids over FULL_GRID only of the first heads: all of ViT-H's at 1024 px
-    would need 2 GB for every score tensor, and heads do not meet before the projection."""
-    if config.grid <= FULL_GRID:
-        return in_double(attn)
-    heads = min(PROOF_HEADS, attn.num_heads)
-    dim, kept = config.embed_dim, heads * config.head_dim
-    narrow = Attention(kept, heads, use_rel_pos=True, input_size=(1, 1)).double()
-    rows = torch.cat([torch.arange(kept) + part * dim for part in range(3)])
-    for name, value in {
-        "qkv.weight": attn.qkv.weight[rows, :kept],
-        "qkv.bias": attn.qkv.bias[rows],
-        "proj.weight": attn.proj.weight[:kept, :kept],
-        "proj.bias": attn.proj.bias[:kept],
-        "rel_pos_h": attn.rel_pos_h,
-        "rel_pos_w": attn.rel_pos_w,
-    }.items():
-        owner = narrow.get_submodule(name.rpartition(".")[0])
-        setattr(
-            owner,
-            name.rpartition(".")[2],
-            nn.Parameter(value.detach().double(), requires_grad=False),
-        )
-    return narrow
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach(), requires_grad=False)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from save_deploy.config import AUDIO_DIM
-from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
+from save_deploy.export.merge.forms import REWRITES
+from save_deploy.export.merge.proof import (
+    RewriteProof,
+    count_macs,
+    count_parameters,
+    in_double,
+    relative_difference,
+)
 from save_deploy.model.adapters import AudioAdapters, AudioMlp, AudioPrompt
 
 
@@ -75,17 +82,24 @@ class DeployPrompt(nn.Module):
         return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)
 
 
+BATCHED_MODES = ("literal", "literal_running", "independent")  # a recursion cannot be batched
+
+
 def prove_audio(adapters: AudioAdapters, merged: DeployAudio) -> RewriteProof:
     """Compare all injection vectors and the prompt source for two random sounds."""
     eager = in_double(adapters)
     seeded = torch.Generator().manual_seed(0)
     audio = torch.randn(2, AUDIO_DIM, generator=seeded, dtype=torch.float64).abs()
     pairs = zip(eager(audio), DeployAudio(eager)(audio), strict=True)
-    return RewriteProof.of(
-        "audio",
-        "all audio adapters as batched products",
-        before=[adapters],
-        after=[merged],
+    one = torch.empty(1, AUDIO_DIM)
+    return RewriteProof(
+        name="audio",
+        folded=REWRITES["audio"],
+        kept="the second level of Eq. 2 needs the first, so two products per linear remain",
+        params_before=count_parameters([adapters]),
+        params_after=count_parameters([merged]),
+        macs_before=count_macs(adapters, one),
+        macs_after=count_macs(merged, one),
         max_rel_diff=max(relative_difference(expected, got) for expected, got in pairs),
-        compared="all injection vectors and the prompt",
+        compared="all injection vectors and the prompt source, two sounds",
     )

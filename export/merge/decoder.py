@@ -10,7 +10,14 @@ from torch.nn import functional as F
 
 from save_deploy.config import AUDIO_DIM, PROMPT_DIM
 from save_deploy.export.merge.audio import DeployPrompt
-from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
+from save_deploy.export.merge.forms import REWRITES
+from save_deploy.export.merge.proof import (
+    RewriteProof,
+    count_macs,
+    count_parameters,
+    in_double,
+    relative_difference,
+)
 from save_deploy.model.mask_decoder import MaskDecoder
 from save_deploy.model.save import SaveModel, decode_masks
 
@@ -106,7 +113,7 @@ def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
     return norm
 
 
-class _Head(nn.Module):
+class EagerHead(nn.Module):
     """Eager neck and decoder: (B,C,s,s), prompt source -> low_res_masks (B,1,4s,4s)."""
 
     def __init__(self, model: SaveModel) -> None:
@@ -114,7 +121,7 @@ class _Head(nn.Module):
         self.neck, self.audio_prompt = model.image_encoder.neck, model.audio_prompt
         self.prompt_encoder, self.mask_decoder = model.prompt_encoder, model.mask_decoder
 
-    def double(self) -> _Head:
+    def double(self) -> EagerHead:
         super().double()
         self.prompt_encoder.pe_layer.float()  # segment-anything builds its grid in float32
         return self
@@ -126,13 +133,13 @@ class _Head(nn.Module):
         return masks[:, :1]
 
 
-class _DeployHead(nn.Module):
+class DeployHead(nn.Module):
     """The same through the rewritten parts, built from the same float64 weights."""
 
-    def __init__(self, head: _Head) -> None:
+    def __init__(self, head: EagerHead) -> None:
         super().__init__()
         self.neck = DeployNeck(head.neck, head.prompt_encoder.no_mask_embed.weight[0])
-        image_pe = head.prompt_encoder.get_dense_pe().double()
+        image_pe = head.prompt_encoder.get_dense_pe().to(head.mask_decoder.iou_token.weight.dtype)
         self.decoder = DeployDecoder(head.mask_decoder, image_pe)
         self.prompt = None if head.audio_prompt is None else DeployPrompt(head.audio_prompt)
 
@@ -157,14 +164,18 @@ def prove_decoder(
     features = torch.randn(shape, generator=seeded, dtype=torch.float64)
     source_shape = (1, AUDIO_DIM if raw else config.embed_dim)
     source = torch.randn(source_shape, generator=seeded, dtype=torch.float64)
-    eager = in_double(_Head(model))
-    return RewriteProof.of(
-        "decoder",
-        "one mask of four, no IoU head, constant positions and dense prompt, upscaling as linears",
-        before=[model.image_encoder.neck, model.mask_decoder, model.prompt_encoder],
-        after=[merged_neck, merged_decoder],
+    eager = in_double(EagerHead(model))
+    return RewriteProof(
+        name="decoder",
+        folded=REWRITES["decoder"],
+        kept="the other masks' tokens: mask 0 attends to them",
+        params_before=count_parameters([model.image_encoder.neck, model.mask_decoder])
+        + count_parameters([model.prompt_encoder]),
+        params_after=count_parameters([merged_neck, merged_decoder]),
+        macs_before=count_macs(EagerHead(model), features.float(), source.float()),
+        macs_after=count_macs(DeployHead(EagerHead(model)), features.float(), source.float()),
         max_rel_diff=relative_difference(
-            eager(features, source), _DeployHead(eager)(features, source)
+            eager(features, source), DeployHead(eager)(features, source)
         ),
-        compared="neck and decoder",
+        compared="neck and decoder, random features and sound",
     )

@@ -7,12 +7,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from save_deploy.config import PROMPT_DIM
-from save_deploy.export.merge.attention import DeployBlock, prove_attention
-from save_deploy.export.merge.audio import DeployAudio, DeployPrompt, prove_audio
-from save_deploy.export.merge.decoder import DeployDecoder, DeployNeck, prove_decoder
-from save_deploy.export.merge.patch_embed import DeployPatchEmbed, prove_normalise
-from save_deploy.export.merge.proof import MergeProof
+from save_deploy.config import AUDIO_DIM, PROMPT_DIM
+from save_deploy.export.merge.audio import BATCHED_MODES, DeployAudio, DeployPrompt, prove_audio
+from save_deploy.export.merge.block import DeployBlock, prove_blocks
+from save_deploy.export.merge.decoder import DeployDecoder, DeployNeck, EagerHead, prove_decoder
+from save_deploy.export.merge.forms import REWRITES, Forms
+from save_deploy.export.merge.patch_embed import (
+    DeployPatchEmbed,
+    EagerPatchEmbed,
+    prove_normalise,
+)
+from save_deploy.export.merge.proof import MergeProof, count_macs
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel
 
@@ -20,21 +25,31 @@ from save_deploy.model.save import SaveModel
 class DeployModel(nn.Module):
     """frames uint8 (B,S,S,3) RGB + audio_embedding float32 (B,128) -> mask_logits (B,1,S,S)."""
 
-    def __init__(self, model: SaveModel) -> None:
+    def __init__(self, model: SaveModel, forms: Forms | None = None) -> None:
         super().__init__()
+        forms = self.forms = forms or Forms()
         config = self.config = model.config
         encoder = model.image_encoder
         self.inject = config.audio_inject
-        self.patch_embed = DeployPatchEmbed(
-            encoder.patch_embed.proj, encoder.pos_embed, model.pixel_mean, model.pixel_std
-        )
+        self.patch_embed: nn.Module = EagerPatchEmbed(model)
+        if forms.normalise:
+            self.patch_embed = DeployPatchEmbed(
+                encoder.patch_embed.proj, encoder.pos_embed, model.pixel_mean, model.pixel_std
+            )
         self.blocks = nn.ModuleList(
-            DeployBlock(cast(Block, block), config.grid) for block in encoder.blocks
+            DeployBlock(cast(Block, block), config.grid, forms) for block in encoder.blocks
         )
+        self.audio_adapter: nn.Module = model.audio_adapter
+        if forms.audio and config.audio_mode in BATCHED_MODES:
+            self.audio_adapter = DeployAudio(model.audio_adapter)
+        self.head: nn.Module | None = None
+        if not forms.decoder:
+            self.head = EagerHead(model)
+            return
         self.neck = DeployNeck(encoder.neck, model.prompt_encoder.no_mask_embed.weight[0])
-        batched = config.audio_mode in ("literal", "literal_running", "independent")
-        self.audio_adapter = DeployAudio(model.audio_adapter) if batched else model.audio_adapter
-        self.audio_prompt = None if model.audio_prompt is None else DeployPrompt(model.audio_prompt)
+        self.audio_prompt: nn.Module | None = model.audio_prompt
+        if forms.audio and model.audio_prompt is not None:
+            self.audio_prompt = DeployPrompt(model.audio_prompt)
         image_pe = model.prompt_encoder.get_dense_pe().to(encoder.pos_embed.dtype)
         self.mask_decoder = DeployDecoder(model.mask_decoder, image_pe)
 
@@ -47,28 +62,63 @@ class DeployModel(nn.Module):
             x = block(x)
             if self.inject == "after":
                 x = x + injections[i][:, None, None, :]
+        low_res_masks = self._decode(x, prompt_source)
+        size = (self.config.res, self.config.res)
+        return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
+
+    def _decode(self, x: Tensor, prompt_source: Tensor) -> Tensor:
+        """(B,s,s,C) and the prompt source -> low_res_masks (B,1,4s,4s)."""
+        if self.head is not None:
+            return self.head(x.permute(0, 3, 1, 2), prompt_source)
         if self.audio_prompt is None:
             sparse = x.new_zeros(x.shape[0], 0, PROMPT_DIM)
         else:
             sparse = self.audio_prompt(prompt_source)
-        low_res_masks = self.mask_decoder(self.neck(x), sparse)
-        size = (self.config.res, self.config.res)
-        return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
+        return self.mask_decoder(self.neck(x), sparse)
 
 
-def merge(model: SaveModel) -> tuple[DeployModel, MergeProof]:
+class _FrameModel(nn.Module):
+    """The eager model from frame and embedding on, to count its multiplications."""
+
+    def __init__(self, model: SaveModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor, audio_embedding: Tensor) -> Tensor:
+        return self.model.forward_embedding(frames, audio_embedding)
+
+
+def merge(model: SaveModel, forms: Forms | None = None) -> tuple[DeployModel, MergeProof]:
     """Merge an eager model in eval mode; the deploy model shares its weights where unchanged.
 
     Every part that was rewritten is rebuilt from a float64 copy and compared with its eager original,
     so the proof is about the algebra, not about rounding.
     """
-    deploy = DeployModel(model).eval().requires_grad_(False)
-    with torch.inference_mode():
-        rewrites = [
-            prove_normalise(model, deploy.patch_embed),
-            prove_attention(model, deploy.blocks),
-            prove_decoder(model, deploy.neck, deploy.mask_decoder),
-        ]
-        if isinstance(deploy.audio_adapter, DeployAudio):
-            rewrites.append(prove_audio(model.audio_adapter, deploy.audio_adapter))
-    return deploy, MergeProof(tuple(rewrites))
+    deploy = DeployModel(model, forms).eval().requires_grad_(False)
+    return deploy, prove(model, deploy)
+
+
+@torch.inference_mode()
+def prove(model: SaveModel, deploy: DeployModel) -> MergeProof:
+    """Compare every rewrite of `deploy` with its eager part."""
+    config, forms = model.config, deploy.forms
+    rewrites = []
+    if isinstance(deploy.patch_embed, DeployPatchEmbed):
+        rewrites.append(prove_normalise(model, deploy.patch_embed))
+    blocks = [cast(Block, block) for block in model.image_encoder.blocks]
+    in_blocks, per_block = prove_blocks(blocks, config, forms)
+    rewrites += in_blocks
+    if deploy.head is None:
+        rewrites.append(prove_decoder(model, deploy.neck, deploy.mask_decoder))
+    if isinstance(deploy.audio_adapter, DeployAudio):
+        rewrites.append(prove_audio(model.audio_adapter, deploy.audio_adapter))
+    frame = torch.empty(1, config.res, config.res, 3, dtype=torch.uint8, device="meta")
+    sound = torch.empty(1, AUDIO_DIM, device="meta")
+    return MergeProof(
+        rewrites=tuple(rewrites),
+        switched_off=tuple(n for n in REWRITES if n not in {r.name for r in rewrites}),
+        forms=forms.to_dict(),
+        blocks=per_block,
+        macs_before=count_macs(_FrameModel(model), frame, sound),
+        macs_after=count_macs(deploy, frame, sound),
+    )

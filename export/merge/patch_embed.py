@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from save_deploy.config import PATCH
-from save_deploy.export.merge.proof import RewriteProof, in_double, relative_difference
+from save_deploy.export.merge.forms import REWRITES
+from save_deploy.export.merge.proof import (
+    RewriteProof,
+    count_macs,
+    count_parameters,
+    in_double,
+    relative_difference,
+)
 from save_deploy.model.save import SaveModel
 
 
@@ -33,7 +40,7 @@ class DeployPatchEmbed(nn.Module):
         return x.permute(0, 2, 3, 1) + self.pos_embed  # (B,s,s,C)
 
 
-class _Eager(nn.Module):
+class EagerPatchEmbed(nn.Module):
     """Eager normalisation, patch embedding and positions: uint8 (B,S,S,3) -> (B,s,s,C)."""
 
     mean: Tensor
@@ -53,18 +60,22 @@ class _Eager(nn.Module):
 
 def prove_normalise(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
     """Compare on a random picture; the fold is made again from a float64 copy."""
-    eager = in_double(_Eager(model))
+    eager = in_double(EagerPatchEmbed(model))
     rewritten = DeployPatchEmbed(
         eager.patch_embed.proj, eager.pos_embed, model.pixel_mean, model.pixel_std
     )
     side = model.config.res
     seeded = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (1, side, side, 3), generator=seeded, dtype=torch.uint8)
-    return RewriteProof.of(
-        "normalise",
-        "mean and std in the patch convolution, positions as a constant; takes uint8 NHWC",
-        before=[model.image_encoder.patch_embed, model.image_encoder.pos_embed],
-        after=[merged],
+    eager_meta = EagerPatchEmbed(model)
+    return RewriteProof(
+        name="normalise",
+        folded=REWRITES["normalise"],
+        kept="conversion from uint8: the patches are integers until the convolution",
+        params_before=count_parameters([eager_meta]),
+        params_after=count_parameters([merged]),
+        macs_before=count_macs(eager_meta, frames),
+        macs_after=count_macs(merged, frames),
         max_rel_diff=relative_difference(eager(frames), rewritten(frames)),
-        compared="patch embedding",
+        compared="patch embedding of a random picture",
     )

@@ -44,6 +44,8 @@ class Staging:
     n_objects: tuple[int, int] = (2, 4)
     scale: tuple[float, float] = (0.28, 0.5)
     n_frames: int = CLIP_SECONDS
+    # share of training clips with 0, 1, 2 sources (room noise alone, one, two at once)
+    source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ def mix_sounds(rng: Rng, recordings: Sequence[Waveform], seconds: int) -> Wavefo
     mix = rng.normal(0.0, 10 ** rng.uniform(-4.0, -2.7), n)
     for recording in recordings:
         speed = rng.uniform(0.94, 1.06)
-        positions = np.arange(0, recording.size - 1, speed)
-        loop = np.interp(positions, np.arange(recording.size), recording)
-        voice = np.resize(np.roll(loop, -int(rng.integers(loop.size))), n)
+        loop_size = int(np.ceil((recording.size - 1) / speed))
+        start = int(rng.integers(loop_size))
+        positions = (start + np.arange(n)) % loop_size * speed
+        voice = np.interp(positions, np.arange(recording.size), recording)
         rms = np.sqrt(np.mean(voice**2)) + 1e-9
         mix += voice / rms * 10 ** (rng.uniform(-26.0, -14.0) / 20)
     return np.clip(mix, -1.0, 1.0).astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from save_deploy.data.compose import Staging
+from save_deploy.data.compose import Actor, Staging
 from save_deploy.data.sample import ClipDataset
 from save_deploy.errors import DataError
 
@@ -37,3 +37,17 @@ def open_dataset(
     from save_deploy.data.avsbench import open_avsbench
 
     return open_avsbench(Path(name), split=split, n_clips=n_clips)
+
+
+def generated_actors(name: str) -> tuple[Actor, ...]:
+    """Objects and sounds that generated data is made of; none for a folder."""
+    match name.partition(":")[0]:
+        case "scenes":
+            from save_deploy.data import scenes
+
+            return scenes.actors()
+        case "stamps":
+            from save_deploy.data import stamps
+
+            return stamps.actors()
+    return ()

@@ -47,7 +47,7 @@ class Scenes:
         if not 0 <= index < self.n_clips:
             raise IndexError(index)
         rng = scene_rng(self.seed, self.split, index)
-        n_sources = draw_n_sources(rng) if self.n_sources is None else self.n_sources
+        n_sources = draw_n_sources(rng, self.staging) if self.n_sources is None else self.n_sources
         n_objects = max(int(rng.integers(*self.staging.n_objects, endpoint=True)), n_sources + 1)
         return compose_clip(
             rng,
@@ -59,9 +59,10 @@ class Scenes:
         )
 
 
-def draw_n_sources(rng: Rng) -> int:
-    """Sources of a training clip: one in 78 %, two in 14 %, none (room noise) in 8 %."""
-    return int(rng.choice([1, 2, 0], p=[0.78, 0.14, 0.08]))
+def draw_n_sources(rng: Rng, staging: Staging) -> int:
+    """Sources of a training clip, by the staging's odds."""
+    odds = np.asarray(staging.source_odds) / sum(staging.source_odds)
+    return int(rng.choice(len(odds), p=odds))
 
 
 @cache

@@ -78,7 +78,7 @@ class StampScenes:
         if not 0 <= index < self.n_clips:
             raise IndexError(index)
         rng = scene_rng(self.seed, self.split, index)
-        n_sources = draw_n_sources(rng) if self.n_sources is None else self.n_sources
+        n_sources = draw_n_sources(rng, self.staging) if self.n_sources is None else self.n_sources
         n_objects = max(int(rng.integers(*self.staging.n_objects, endpoint=True)), n_sources + 1)
         photo = self.photos[int(rng.integers(len(self.photos)))]
         return compose_clip(

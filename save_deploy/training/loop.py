@@ -23,7 +23,7 @@ from save_deploy.checkpoints.native import is_frozen_sam, save_checkpoint
 from save_deploy.config import PROMPT_DIM
 from save_deploy.data.compose import Staging
 from save_deploy.data.log_mel import log_mel_examples
-from save_deploy.data.open import open_dataset
+from save_deploy.data.open import generated_actors, open_dataset
 from save_deploy.data.sample import Clip, ClipDataset
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.errors import SaveDeployError
@@ -31,6 +31,7 @@ from save_deploy.metrics.segmentation import Score, score_videos
 from save_deploy.model.save import SaveModel
 from save_deploy.training.batches import Batch, MixedSamples, batches
 from save_deploy.training.losses import mask_loss, pixel_class_loss, sound_class_loss
+from save_deploy.training.sound import warm_up_sound
 
 N_CLASSES = 160  # labels of generated data, 0 = background
 
@@ -57,6 +58,8 @@ class TrainConfig:
     half: bool = False  # best.safetensors in float16: half the size
     n_objects: tuple[int, int] = (2, 4)
     scale: tuple[float, float] = (0.28, 0.5)
+    source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)  # see Staging
+    sound_steps: int = 0  # of the sound warm-up before the first step
 
 
 @dataclass
@@ -122,6 +125,7 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda _: None,
+    on_sound: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> Path:
     """Train in place and return the path of the best checkpoint.
 
@@ -146,11 +150,17 @@ def train(
     first_step, best = 0, -1.0
     if resume and state_path.is_file():
         first_step, best = _load_state(state_path, model, aux, optimizer)
+    elif config.sound_steps:
+        _listen(model, aux, config, on_sound)
     samples = MixedSamples(
         config.data,
         res=model.config.res,
         staging=Staging(
-            size_px=model.config.res, n_objects=config.n_objects, scale=config.scale, n_frames=1
+            size_px=model.config.res,
+            n_objects=config.n_objects,
+            scale=config.scale,
+            n_frames=1,
+            source_odds=config.source_odds,
         ),
         seed=config.seed,
         n_classes=N_CLASSES,
@@ -217,6 +227,27 @@ def train(
             _save_state(state_path, model, aux, optimizer, config, step + 1, best)
         on_step(progress)
     return best_path
+
+
+def _listen(
+    model: SaveModel, aux: AuxHeads, config: TrainConfig, on_step: Callable[[int, float], None]
+) -> None:
+    """Sound warm-up on the objects of the generated data."""
+    actors = [a for name in config.data for a in generated_actors(name)]
+    if not actors:
+        raise SaveDeployError(
+            "the sound warm-up needs generated data",
+            got=", ".join(config.data),
+            expected="scenes or stamps in --data",
+        )
+    warm_up_sound(
+        model.audio_encoder,
+        aux.sound,
+        actors,
+        steps=config.sound_steps,
+        seed=config.seed,
+        on_step=on_step,
+    )
 
 
 def _val_staging(samples: MixedSamples) -> Staging:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from save_deploy.config import SaveConfig
-from save_deploy.export.merge import DeployModel, merge
-from save_deploy.export.merge.attention import DeployAttention, DeployBlock
+from save_deploy.errors import SaveDeployError
+from save_deploy.export.merge import REWRITES, DeployModel, Forms, forms_for, merge
+from save_deploy.export.merge.adapter import DeployAdapter
+from save_deploy.export.merge.attention import DeployAttention
 from save_deploy.export.merge.audio import DeployAudio
+from save_deploy.export.merge.block import DeployBlock
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel
 from tests.conftest import TINY, randomise
@@ -46,23 +51,41 @@ def test_deploy_equals_eager(tiny, inputs, name: str) -> None:  # type: ignore[n
     assert (got - expected).abs().max() <= 1e-4 * spread
 
 
+ALL_FORMS = {
+    "portable": forms_for("portable"),
+    "tensorrt": forms_for("tensorrt"),
+    "tensorrt 1024": forms_for("tensorrt", res=1024),
+    "products": Forms(windows="real_queries", adapter="matmul"),
+    "late pad alone": Forms(windows="late_pad").without("scale", "rel_pos"),
+    "real queries alone": Forms(windows="real_queries").without("scale", "rel_pos"),
+    "scale alone": Forms().without("windows", "rel_pos"),
+    "rel_pos alone": Forms().without("windows", "scale"),
+    "rel_pos in q and k alone": Forms(rel_pos="fold_global").without("windows", "scale"),
+    "nothing": Forms().without("windows", "scale", "rel_pos"),
+}
+
+
+@pytest.mark.parametrize("forms", ALL_FORMS.values(), ids=ALL_FORMS)
 @pytest.mark.parametrize("res", [224, 256])
 @pytest.mark.parametrize("window", [14, 0])
-def test_block_in_float64(res: int, window: int) -> None:
-    """SAM's window of 14 on 14x14 and 16x16 grids."""
+def test_block_in_float64(res: int, window: int, forms: Forms) -> None:
+    """SAM's window of 14 on 14x14 and 16x16 grids, two frames."""
     block = double_block(res, window)
     x = torch.randn(2, res // 16, res // 16, 32, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(DeployBlock(block, res // 16)(x), block(x), rtol=0, atol=1e-9)
+        got = DeployBlock(block, res // 16, forms)(x)
+        torch.testing.assert_close(got, block(x), rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("forms", ["portable", "tensorrt 1024", "products"])
 @pytest.mark.parametrize("window", [14, 0])
-def test_block_at_1024_in_float64(window: int) -> None:
+def test_block_at_1024_in_float64(window: int, forms: str) -> None:
     block = double_block(1024, window)
     x = torch.randn(1, 64, 64, 32, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(DeployBlock(block, 64)(x), block(x), rtol=0, atol=1e-9)
+        got = DeployBlock(block, 64, ALL_FORMS[forms])(x)
+        torch.testing.assert_close(got, block(x), rtol=0, atol=1e-9)
 
 
 def double_block(res: int, window: int) -> Block:
@@ -72,23 +95,63 @@ def double_block(res: int, window: int) -> Block:
     return randomise(block).double().eval()
 
 
-@pytest.mark.parametrize("breakage", ["swapped axes", "masked bias", "no scale"])
-def test_a_wrong_rewrite_is_caught(breakage: str) -> None:
+@pytest.mark.parametrize(
+    "breakage",
+    ["padded keys masked", "swapped axes", "padding without bias", "no scale", "wrong tap"],
+)
+@pytest.mark.parametrize("windows", ["late_pad", "real_queries"])
+def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     """Twins of test_block_in_float64: each common mistake is far above the tolerance."""
     block = double_block(256, 14)
-    deploy = DeployBlock(block, 16)
+    deploy = DeployBlock(block, 16, Forms(windows=windows, adapter="matmul"))
     attn: DeployAttention = deploy.attn
-    if breakage == "swapped axes":
+    if breakage == "padded keys masked":
+        attend = attn._attend
+        attn._attend = lambda q, k, v, *size: attend(q, without_padding(attn, k), v, *size)
+    elif breakage == "swapped axes":
         attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
-    elif (
-        breakage == "masked bias"
-    ):  # padded tokens as zeros after qkv: forgets that they are b_k, b_v
+    elif breakage == "padding without bias":  # forgets that padded tokens are b_q, b_k, b_v
         attn.qkv_bias.data.zero_()
-    else:
+    elif breakage == "no scale":
         attn.qkv_weight.data[:32] /= 16**-0.5
+    else:
+        assert isinstance(deploy.adapter, DeployAdapter)
+        deploy.adapter.up_index = deploy.adapter.up_index.roll(1)
     x = torch.randn(1, 16, 16, 32, dtype=torch.float64)
     with torch.inference_mode():
         assert (deploy(x) - block(x)).abs().max() > 1e-3
+
+
+def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:
+    """Keys of padded tokens (equal to the bias) moved out of every query's reach."""
+    dim = attn.proj.in_features
+    bias = attn.qkv_bias[dim : 2 * dim].reshape(1, attn.num_heads, 1, -1)
+    return k.masked_fill((k == bias).all(dim=-1, keepdim=True), -1e3)
+
+
+def test_a_rewrite_can_be_switched_off() -> None:
+    forms = forms_for("portable")
+    assert forms.without("windows", "audio").windows == "off"
+    assert forms.without("windows", "audio").audio is False
+    with pytest.raises(SaveDeployError, match=r"unknown rewrite(.|\n)*windows"):
+        forms.without("magic")
+    with pytest.raises(SaveDeployError, match=r"unknown target(.|\n)*openvino"):
+        forms_for("abacus")
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_any_rewrite_off_still_equals_eager(tiny, inputs, name: str) -> None:  # type: ignore[no-untyped-def]
+    """A switched-off rewrite leaves no proof and the same masks."""
+    model = tiny()
+    forms = Forms(windows="real_queries", adapter="matmul").without(name)
+    deploy, proof = merge(model, forms)
+    assert name in proof.switched_off and name not in {r.name for r in proof.rewrites}
+    frames, log_mel = inputs(model, 2)
+    with torch.inference_mode():
+        expected = model(frames, log_mel)
+        got = deploy(frames, model.audio_encoder(log_mel))
+    assert proof.exact
+    assert (got - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
 
 
 def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -106,14 +169,27 @@ def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignor
 
 
 def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
-    """Rewrites never copy weights but for the scaled query, and drop what one mask does not need."""
+    """Weights are copied only for the scaled query, one mask drops what three needed, and the
+    multiplications saved are those of padded tokens (SPEC 1.2: 36 - 16 of a 4x4 grid, windows of 3).
+    """
     model = tiny()
-    _, proof = merge(model)
+    _, proof = merge(model, Forms(windows="late_pad"))
     rows = {r.name: r for r in proof.rewrites}
-    assert set(rows) == {"normalise", "attention", "decoder", "audio"}
+    assert set(rows) == {"normalise", "windows", "scale", "rel_pos", "decoder", "audio"}
+    assert proof.switched_off == ("adapter",)
     assert rows["audio"].params_before == rows["audio"].params_after
     assert rows["decoder"].params_after < rows["decoder"].params_before
-    assert "all 3 blocks" in rows["attention"].compared
+    assert len(proof.blocks) == 3 and "alone in blocks 0 and 2" in rows["windows"].compared
+    saved = rows["windows"].macs_before - rows["windows"].macs_after
+    # two windowed blocks: qkv (32 -> 96) and proj (32 -> 32) on 20 tokens fewer
+    assert saved == 2 * 20 * 32 * (96 + 32)
+    assert proof.macs_before > proof.macs_after > 0
+
+
+def test_proof_is_json(tiny) -> None:  # type: ignore[no-untyped-def]
+    _, proof = merge(tiny())
+    stored = json.loads(json.dumps(proof.to_dict()))
+    assert stored["exact"] is True and len(stored["blocks"]) == 3
 
 
 def test_unchanged_weights_are_shared(tiny) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,75 @@
+"""Sound warm-up: the audio encoder learns which objects it hears in mixtures, before any picture.
+
+VGGish plays this part in the paper, pretrained on AudioSet. Hearing two sources apart takes many more
+examples than seeing an object, and a second of sound costs a hundredth of a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from save_deploy.data.compose import Actor, choose_actors, mix_sounds, scene_rng
+from save_deploy.data.log_mel import log_mel_examples
+from save_deploy.model.audio_encoder import AudioEncoder
+from save_deploy.training.losses import sound_class_loss
+
+
+def sound_example(
+    actors: list[Actor], seed: int, index: int, n_classes: int, max_sources: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mixture number `index` of 0..max_sources actors -> log_mel (1,96,64), sounding (n_classes,)."""
+    rng = scene_rng(seed, "train", index)
+    n_sources = int(rng.integers(max_sources + 1))
+    cast = choose_actors(rng, actors, max_sources)[:n_sources]
+    sounding = np.zeros(n_classes, np.float32)
+    sounding[[actor.label for actor in cast]] = 1.0
+    return log_mel_examples(mix_sounds(rng, [actor.recording for actor in cast], 1))[0], sounding
+
+
+def warm_up_sound(
+    encoder: AudioEncoder,
+    classes: torch.nn.Linear,
+    actors: list[Actor],
+    *,
+    steps: int,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] = lambda _step, _loss: None,
+) -> None:
+    """Train encoder up to the layer before its last linear, and `classes` (hidden -> n_classes) on it.
+
+    In place; on_step gets (step, loss), the loss summed over classes.
+    """
+    hidden = encoder.embeddings[:4]
+    learned = [*encoder.features.parameters(), *hidden.parameters(), *classes.parameters()]
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        items = [
+            sound_example(actors, seed, i, classes.out_features)
+            for i in range(step * batch_size, (step + 1) * batch_size)
+        ]
+        log_mel, sounding = (np.stack(field) for field in zip(*items, strict=True))
+        return torch.from_numpy(log_mel), torch.from_numpy(sounding)
+
+    encoder.train()
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(batch, 0)
+        for step in range(steps):
+            log_mel, sounding = ready.result()
+            ready = pool.submit(batch, step + 1)
+            x = encoder.features(log_mel).permute(0, 2, 3, 1).flatten(1)  # (B,6*4*channels)
+            loss = sound_class_loss(classes(hidden(x)), sounding)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            optimizer.step()
+            schedule.step()
+            on_step(step, loss.item())

@@ -1,0 +1,128 @@
+"""Verbs that measure: compare, eval, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.errors import ParityError
+from save_deploy.verbs.options import Checkpoint, Data, Sam, Threads
+
+
+def compare(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    data: Data = "scenes",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    clips: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many clips. Default: all (200 of generated data).", show_default=False
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The checkpoint the bundle was made of. Default: the built-in one.",
+            show_default=False,
+        ),
+    ] = None,
+    sam: Sam = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit 2 when M_J falls by more than this.", show_default=False),
+    ] = None,
+    min_agreement: Annotated[
+        float | None, typer.Option(help="Exit 2 when masks agree less (IoU).", show_default=False)
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Write report.json and report.md into this folder.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
+    threads: Threads = None,
+) -> None:
+    """Compare a bundle with the eager model on a dataset: M_J, M_F, agreement, FPS."""
+    from save_deploy.data.open import open_dataset
+    from save_deploy.progress import progress
+    from save_deploy.runtime.compare import compare as run_compare
+    from save_deploy.runtime.reference import open_with_reference
+    from save_deploy.runtime.report import footnote, print_table, write_report
+
+    pipelines, sizes = open_with_reference(bundle, checkpoint=checkpoint, sam=sam, threads=threads)
+    dataset = open_dataset(data, split=split, n_clips=clips)
+    with progress(f"comparing on {data}", len(dataset)) as advance:
+        rows = run_compare(pipelines, sizes, dataset, rounds=rounds, on_clip=advance)
+    note = footnote(rows, f"{data} ({split})")
+    print_table(rows, f"{bundle} against eager", note)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        write_report(
+            report,
+            rows,
+            title=f"{bundle.name} against eager",
+            note=note,
+            extra={"data": data, "split": split},
+        )
+        print(f"report: {report}/report.md")
+    drop, parity = rows[0].score.m_j - rows[-1].score.m_j, rows[-1].parity
+    if max_drop is not None and drop > max_drop:
+        raise ParityError(
+            "M_J fell by more than allowed", got=f"{drop:.2f}", expected=f"at most {max_drop}"
+        )
+    if min_agreement is not None and parity is not None and parity.mask_agreement < min_agreement:
+        raise ParityError(
+            "masks agree less than asked",
+            got=f"{parity.mask_agreement:.5f}",
+            expected=f"{min_agreement}",
+        )
+
+
+def evaluate(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    res: Annotated[
+        int | None, typer.Option(help="224, 256 or 1024. Default: as trained.", show_default=False)
+    ] = None,
+    data: Data = "scenes",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    clips: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many clips. Default: all (200 of generated data).", show_default=False
+        ),
+    ] = None,
+    sound: Annotated[
+        str, typer.Option(help="right, wrong (another object's) or silent.")
+    ] = "right",
+) -> None:
+    """Score the eager model on a dataset: M_J and M_F as AVSBench computes them."""
+    from save_deploy.checkpoints import load_model
+    from save_deploy.data.open import open_dataset
+    from save_deploy.data.sound_swap import swap_sound
+    from save_deploy.metrics.segmentation import BATCH_DEFINITION
+    from save_deploy.progress import progress
+    from save_deploy.training.loop import evaluate as run_evaluate
+
+    model = load_model(checkpoint, res=res, sam=sam)
+    dataset = swap_sound(open_dataset(data, split=split, n_clips=clips), sound)
+    with progress(f"evaluating on {data}", len(dataset)) as advance:
+        score = run_evaluate(model, dataset, on_clip=advance)
+    print(
+        f"{data} {split}, {sound} sound, {model.config.res} px: "
+        f"M_J {score.m_j:.2f}  M_F {score.m_f:.3f}  "
+        f"({score.n_videos} videos, {score.n_frames} frames)"
+    )
+    print(f"metrics: {BATCH_DEFINITION}")
+
+
+def verify(bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")]) -> None:
+    """Check a bundle's files against their hashes and run its golden samples."""
+    from save_deploy.runtime.verify import verify_bundle
+
+    result = verify_bundle(bundle)
+    print(
+        f"{bundle}: files intact, {result.n_frames} golden samples, "
+        f"mask agreement {result.mask_agreement:.5f}, max abs logit error {result.max_abs_err:.1e}"
+    )

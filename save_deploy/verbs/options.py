@@ -1,0 +1,28 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[
+    Path | None,
+    typer.Argument(
+        help="SAVE checkpoint (.safetensors). Default: the built-in vit_t.", show_default=False
+    ),
+]
+Sam = Annotated[
+    Path | None,
+    typer.Option(
+        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    str, typer.Option(help="scenes, scenes:ms3, stamps, stamps:ms3, or an AVSBench folder.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", show_default=False)
+]

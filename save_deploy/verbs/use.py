@@ -1,0 +1,38 @@
+"""Verbs that use a bundle: mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.errors import DataError
+from save_deploy.verbs.options import Threads
+
+
+def mask(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    frame: Annotated[Path, typer.Argument(help="PNG or JPEG.")],
+    sound: Annotated[Path, typer.Argument(help="wav, flac or ogg; its first second is heard.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write: white = sounding.")],
+    any_sound: Annotated[
+        bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
+    ] = False,
+    threads: Threads = None,
+) -> None:
+    """Mask what sounds in one picture."""
+    from save_deploy.data.audio import EXAMPLE_SECONDS, MIN_SECONDS, is_silent, read_waveform
+    from save_deploy.data.transforms import read_frame, write_mask
+    from save_deploy.runtime.pipeline import load
+
+    picture = read_frame(frame)
+    cure = "add --any-sound"
+    shortest = MIN_SECONDS if any_sound else EXAMPLE_SECONDS
+    waveform = read_waveform(sound, min_seconds=shortest, hint=cure)
+    if is_silent(waveform) and not any_sound:
+        raise DataError("sound is silent", got=str(sound), expected="something to hear", hint=cure)
+    with load(bundle, threads=threads) as pipeline:
+        found = pipeline(picture, waveform)
+    write_mask(out, found)
+    print(f"{out}: {found.mean():.1%} of the picture sounds")
