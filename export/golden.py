@@ -13,7 +13,6 @@ from save_deploy.calibration.pairs import Pairs
 from save_deploy.errors import ExportError
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import as_batch
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,15 @@ class Golden:
 
 def run_golden(pipeline: SavePipeline, pairs: Pairs) -> Golden:
     """The eager model on the pairs. Raises ExportError when it gives NaN or infinite values."""
-    embeddings, logits, samples = [], [], []
-    for image, waveform in zip(pairs.image, pairs.waveform, strict=True):
-        embedding = pipeline.embed(waveform)
+    embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
+    logits, samples, batch = [], [], pipeline.batch
+    for start in range(0, len(pairs), batch):
+        chosen = slice(start, start + batch)
         begin = time.perf_counter()
-        logits.append(pipeline.logits(image, embedding))
+        logits.append(pipeline.run(pairs.image[chosen], embeddings[chosen]))
         samples.append((time.perf_counter() - begin) * 1000)
-        embeddings.append(embedding[0])
-    golden = Golden(pairs, np.stack(embeddings), np.stack(logits), LatencyResult(tuple(samples)))
+    latency = LatencyResult(tuple(samples), batch)
+    golden = Golden(pairs, embeddings, np.concatenate(logits), latency)
     if not (np.isfinite(golden.mask_logits).all() and np.isfinite(golden.audio_embedding).all()):
         raise ExportError(
             "the eager model gives NaN or infinite values",
@@ -65,11 +65,5 @@ def write_golden(folder: Path, golden: Golden) -> dict[str, object]:
 
 def predict_golden(pipeline: SavePipeline, pairs: Pairs) -> NDArray[np.float32]:
     """Logits (N,S,S) of a pipeline on the pairs, through its own audio side."""
-    return np.stack(
-        [
-            pipeline.model.infer(
-                {"image": as_batch(image), "audio_embedding": pipeline.embed(waveform)}
-            )["mask_logits"][0, 0]
-            for image, waveform in zip(pairs.image, pairs.waveform, strict=True)
-        ]
-    )
+    embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
+    return pipeline.run(pairs.image, embeddings)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from save_deploy.calibration.pairs import collect_pairs
@@ -18,7 +19,7 @@ from save_deploy.errors import ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.golden import Golden, predict_golden, run_golden, write_golden
-from save_deploy.export.merge import DeployModel, MergeProof, merge
+from save_deploy.export.merge import DeployModel, Forms, MergeProof, forms_for, merge
 from save_deploy.export.onnx_export import graph_from_module, operator_counts, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
 from save_deploy.manifest import Manifest, record_files, sha256_of
@@ -26,12 +27,12 @@ from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.metrics.segmentation import score_videos
 from save_deploy.model.save import SaveModel
-from save_deploy.runtime.bench import time_interleaved, versions
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.report import footnote, write_report
-from save_deploy.runtime.session import OrtSession, as_batch
+from save_deploy.runtime.session import as_batch, available_backends, open_session
+from save_deploy.runtime.timing import time_interleaved, versions
 from save_deploy.specs import audio_spec, model_spec
 
 # Above this the eager model and a session are not held in memory together: eager is timed before.
@@ -47,6 +48,9 @@ class ExportOptions:
     sam: Path | None = None
     res: int = 256
     precision: str = "fp32"
+    batch: int = 1
+    target: str = "portable"
+    without: tuple[str, ...] = ()
     data: str = "scenes"
     n_golden: int = 8
     out: Path | None = None
@@ -57,9 +61,14 @@ class ExportOptions:
     min_agreement: float | None = None
 
     @property
-    def target(self) -> Path:
+    def folder(self) -> Path:
         stem = (self.checkpoint or Path("save_vit_t")).stem
-        return self.out or Path(f"{stem}_{self.res}_{self.precision}")
+        clip = "" if self.batch == 1 else f"_x{self.batch}"
+        return self.out or Path(f"{stem}_{self.res}_{self.precision}{clip}")
+
+    @property
+    def forms(self) -> Forms:
+        return forms_for(self.target, res=self.res).without(*self.without)
 
     @property
     def budget(self) -> ParityBudget:
@@ -92,7 +101,8 @@ def export_bundle(
     both cases nothing is left at the target.
     """
     check_resolution(options.res)
-    check_target(options.target, force=options.force)
+    forms = options.forms
+    check_target(options.folder, force=options.force)
     torch.set_num_threads(options.threads or torch.get_num_threads())
 
     on_stage("load", str(options.checkpoint or "built-in vit_t"))
@@ -103,11 +113,12 @@ def export_bundle(
     on_stage("golden", f"{options.n_golden} pairs of {options.data} through the eager model")
     clips = open_dataset(options.data, split="test")
     golden = run_golden(
-        eager_pipeline(model), collect_pairs(clips, options.n_golden, res=config.res)
+        eager_pipeline(model, batch=options.batch),
+        collect_pairs(clips, options.n_golden, res=config.res),
     )
 
     on_stage("merge", "exact rewrites, each compared in float64")
-    deploy, proof = merge(model)
+    deploy, proof = merge(model, forms)
     if not proof.exact:
         raise ParityError(
             "a rewrite is not exact", got=str([r for r in proof.rewrites if not r.exact])
@@ -118,11 +129,11 @@ def export_bundle(
         on_stage("precision", "measuring ranges")
         plan = _plan(model, deploy, options, n=1 if large else options.n_golden)
 
-    with new_folder(options.target) as folder:
+    with new_folder(options.folder) as folder:
         on_stage("trace", f"{config.name} at {config.res} px")
         graph = graph_from_module(
             deploy,
-            _example(config),
+            _example(config, options.batch),
             inputs=[i.name for i in model_spec(config).inputs],
             output="mask_logits",
         )
@@ -144,7 +155,7 @@ def export_bundle(
         golden_entry = write_golden(folder, golden)
         onnx_rows.append((options.precision, folder / "model.onnx"))
         del graph, audio_graph, audio, deploy
-        eager = None if large else eager_pipeline(model)
+        eager = None if large else eager_pipeline(model, batch=options.batch)
         del model
         gc.collect()
 
@@ -167,7 +178,7 @@ def export_bundle(
         Manifest(
             config=config,
             precision=plan.to_dict() if plan else {"precision": "fp32"},
-            model=model_spec(config),
+            model=model_spec(config, options.batch),
             audio=audio_spec(),
             files=record_files(folder),
             golden={**golden_entry, "budget": asdict(options.budget)},
@@ -175,14 +186,15 @@ def export_bundle(
             source=_source(options),
             versions=versions(),
         ).write(folder)
-        result = rows[-1].parity
-        assert result is not None
-        result.require(
-            options.budget,
-            what=f"onnxruntime {options.precision} is over the parity budget; no bundle was written",
-            hint="export with --fp32, or allow more: --min-agreement, --max-logit-error",
-        )
-    return ExportResult(options.target, tuple(rows), note, proof, plan)
+        for row in rows:
+            if row.parity is not None and row.precision == options.precision:
+                row.parity.require(
+                    options.budget,
+                    what=f"{row.backend} {row.precision} is over the parity budget; "
+                    "no bundle was written",
+                    hint="export with --fp32, or allow more: --min-agreement, --max-logit-error",
+                )
+    return ExportResult(options.folder, tuple(rows), note, proof, plan)
 
 
 def _plan(
@@ -208,32 +220,42 @@ def _prove(
     options: ExportOptions,
 ) -> list[Row]:
     """Rows of the table: eager first, the bundle's own graph last."""
-    audio = OrtSession(folder / "audio.onnx", audio_spec(), threads=options.threads)
-    pipelines = {
-        precision: SavePipeline(
+    backends = available_backends() if eager is not None else ("onnxruntime",)
+    entries = [("onnxruntime", *row) for row in onnx_rows[:-1]]
+    entries += [(backend, *onnx_rows[-1]) for backend in sorted(backends, reverse=True)]
+    pipelines = [
+        SavePipeline(
             config=config,
             precision=precision,
-            audio=audio,
-            model=OrtSession(
-                path, model_spec(config), threads=options.threads, low_memory=eager is None
+            audio=open_session(
+                backend, folder / "audio.onnx", audio_spec(), threads=options.threads
+            ),
+            model=open_session(
+                backend, path, model_spec(config, options.batch), threads=options.threads
             ),
         )
-        for precision, path in onnx_rows
-    }
-    logits = {name: predict_golden(pipeline, golden.pairs) for name, pipeline in pipelines.items()}
+        for backend, precision, path in entries
+    ]
+    logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
+    chosen = np.arange(options.batch) % len(golden.pairs)
     inputs = {
-        "image": as_batch(golden.pairs.image[0]),
-        "audio_embedding": golden.audio_embedding[:1],
+        "image": golden.pairs.image[chosen],
+        "audio_embedding": golden.audio_embedding[chosen],
     }
     calls = {
-        name: (lambda p=pipeline: p.model.infer(inputs)) for name, pipeline in pipelines.items()
+        f"{backend} {precision}": (lambda p=pipeline: p.model.infer(inputs))
+        for (backend, precision, _), pipeline in zip(entries, pipelines, strict=True)
     }
     if eager is None:
-        latency = time_interleaved(calls, rounds=len(golden.pairs) + 2, warmup=0)
+        latency = time_interleaved(
+            calls, rounds=len(golden.pairs) + 2, warmup=0, batch=options.batch
+        )
         reference = golden.eager_latency
     else:
         latency = time_interleaved(
-            {"eager": lambda: eager.model.infer(inputs), **calls}, rounds=options.rounds
+            {"eager": lambda: eager.model.infer(inputs), **calls},
+            rounds=options.rounds,
+            batch=options.batch,
         )
         reference = latency["eager"]
 
@@ -254,22 +276,25 @@ def _prove(
         )
 
     rows = [row("eager", "fp32", eager_mb, reference, golden.mask_logits)]
-    for name, path in onnx_rows:
+    for (backend, precision, path), pipeline, predicted in zip(
+        entries, pipelines, logits, strict=True
+    ):
         size = sum(
             f.stat().st_size
             for f in folder.iterdir()
             if f.name.startswith((path.name, "audio.onnx"))
         )
-        rows.append(row("onnxruntime", name, size / 1e6, latency[name], logits[name]))
-        pipelines[name].model.close()
-    audio.close()
+        taken = latency[f"{backend} {precision}"]
+        rows.append(row(backend, precision, size / 1e6, taken, predicted))
+        pipeline.close()
     return rows
 
 
-def _example(config: SaveConfig) -> tuple[torch.Tensor, ...]:
+def _example(config: SaveConfig, batch: int) -> tuple[torch.Tensor, ...]:
     """Zeros of the model graph's input shapes."""
     return tuple(
-        torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in model_spec(config).inputs
+        torch.zeros(s.shape, dtype=getattr(torch, s.dtype))
+        for s in model_spec(config, batch).inputs
     )
 
 

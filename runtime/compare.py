@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,8 @@ from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import ParityMeter, ParityResult
 from save_deploy.metrics.segmentation import Score, score_videos
-from save_deploy.runtime.bench import time_interleaved
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import as_batch
+from save_deploy.runtime.timing import time_interleaved
 from save_deploy.specs import Arrays
 
 REFERENCE = "eager"
@@ -36,7 +36,7 @@ class Row:
 
 def predict_clip(pipeline: SavePipeline, clip: Clip) -> NDArray[np.float32]:
     """Logits of every frame at network size, each frame with its own second: (F,S,S)."""
-    return np.stack([pipeline.logits(s.frame, pipeline.embed(s.waveform)) for s in clip.samples()])
+    return pipeline.clip_logits(list(clip.frames), clip.waveform)
 
 
 def compare(
@@ -88,22 +88,23 @@ def mean_score(scores: list[Score]) -> Score:
 
 
 def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
-    """Real inputs of the model graph: the first frame of a clip and its sound."""
-    sample = next(iter(clip.samples()))
+    """Real inputs of the model graph: the first frames of a clip and their sound."""
+    samples = [s for s, _ in zip(cycle(clip.samples()), range(pipeline.batch), strict=False)]
     return {
-        "image": as_batch(resize_frame(sample.frame, pipeline.config.res)),
-        "audio_embedding": pipeline.embed(sample.waveform),
+        "image": np.stack([resize_frame(s.frame, pipeline.config.res) for s in samples]),
+        "audio_embedding": np.concatenate([pipeline.embed(s.waveform) for s in samples]),
     }
 
 
 def time_models(
     pipelines: Mapping[str, SavePipeline], inputs: Arrays, *, rounds: int, budget_s: float
 ) -> dict[str, LatencyResult]:
-    """Model graph only (one frame, batch 1), interleaved; the audio side runs once per second."""
+    """One call of the model graph each (a frame, or a clip), interleaved; audio is not timed."""
     calls = {
         name: (lambda p=pipeline: p.model.infer(inputs)) for name, pipeline in pipelines.items()
     }
-    return time_interleaved(calls, rounds=rounds, budget_s=budget_s)
+    batch = len(inputs["image"])
+    return time_interleaved(calls, rounds=rounds, budget_s=budget_s, batch=batch)
 
 
 def _clips(clips: ClipDataset) -> Iterator[Clip]:

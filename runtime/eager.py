@@ -37,8 +37,8 @@ class EagerSession:
         self.close()
 
 
-def eager_pipeline(model: SaveModel) -> SavePipeline:
-    """The model as trained, with the log-mel of data/log_mel.py, as a pipeline."""
+def eager_pipeline(model: SaveModel, *, batch: int = 1) -> SavePipeline:
+    """The model as trained, with the log-mel of data/log_mel.py, as a pipeline of `batch` frames."""
 
     def embed(waveform: Tensor) -> Tensor:
         log_mel = np.stack([log_mel_examples(w)[0] for w in waveform.numpy()])  # (B,1,96,64)
@@ -48,5 +48,5 @@ def eager_pipeline(model: SaveModel) -> SavePipeline:
         config=model.config,
         precision="fp32",
         audio=EagerSession(audio_spec(), embed),
-        model=EagerSession(model_spec(model.config), model.forward_embedding),
+        model=EagerSession(model_spec(model.config, batch), model.forward_embedding),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,11 +13,10 @@ from PIL import Image
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
-from save_deploy.errors import BackendError, DataError
+from save_deploy.errors import DataError
 from save_deploy.manifest import Manifest
-from save_deploy.runtime.session import OrtSession, Session, as_batch
-
-BACKENDS = ("onnxruntime",)
+from save_deploy.runtime.session import Session, as_batch, open_session
+from save_deploy.specs import GraphSpec
 
 
 class SavePipeline:
@@ -30,6 +30,11 @@ class SavePipeline:
     @property
     def backend(self) -> str:
         return self.model.backend
+
+    @property
+    def batch(self) -> int:
+        """Frames per call of the model graph: 1, or those of a clip."""
+        return self.model.spec.inputs[0].shape[0]
 
     def embed(self, waveform: Waveform) -> NDArray[np.float32]:
         """One second of sound: float32 (n,) 16 kHz mono in [-1,1] -> audio_embedding (1,128).
@@ -51,13 +56,36 @@ class SavePipeline:
             raise DataError(
                 "wrong frame", got=f"{frame.dtype} {frame.shape}", expected="uint8 (H,W,3), RGB"
             )
-        image = as_batch(resize_frame(frame, self.config.res))
-        outputs = self.model.infer({"image": image, "audio_embedding": audio_embedding})
-        return outputs["mask_logits"][0, 0]
+        return self.run(as_batch(resize_frame(frame, self.config.res)), audio_embedding)[0]
+
+    def run(
+        self, images: NDArray[np.uint8], audio_embedding: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """images uint8 (F,S,S,3) at network size, embeddings (F,128) -> mask_logits (F,S,S).
+
+        Any F: frames go through in batches of the graph, the last one completed with its last frame.
+        """
+        found, batch = [], self.batch
+        for start in range(0, len(images), batch):
+            chosen = np.minimum(np.arange(start, start + batch), len(images) - 1)
+            inputs = {"image": images[chosen], "audio_embedding": audio_embedding[chosen]}
+            found.append(self.model.infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
+        return np.concatenate(found)[: len(images)]
+
+    def clip_logits(self, frames: Sequence[Frame], waveform: Waveform) -> NDArray[np.float32]:
+        """Frames one second apart and the sound under them (second k belongs to frame k), as in
+        AVSBench: F x uint8 (H,W,3), float32 (n,) -> mask_logits (F,S,S)."""
+        images = np.stack([resize_frame(frame, self.config.res) for frame in frames])
+        heard = [self.embed(second(waveform, k)) for k in range(len(frames))]
+        return self.run(images, np.concatenate(heard))
 
     def __call__(self, frame: Frame, waveform: Waveform) -> Mask:
         """frame uint8 (H,W,3) RGB and its second of sound -> mask bool (H,W), True = sounding."""
-        logits = self.logits(frame, self.embed(waveform))
+        return self.mask(frame, self.embed(waveform))
+
+    def mask(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> Mask:
+        """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W)."""
+        logits = self.logits(frame, audio_embedding)
         height, width = frame.shape[:2]
         resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized) > 0
@@ -76,11 +104,12 @@ class SavePipeline:
 def load(
     bundle: str | Path,
     *,
-    backend: str = "onnxruntime",
+    backend: str = "auto",
     threads: int | None = None,
     verify: bool = True,
 ) -> SavePipeline:
-    """Open a bundle. verify compares every file with its sha256 first.
+    """Open a bundle. backend: onnxruntime, openvino, or auto, which is OpenVINO where it is installed.
+    verify compares every file with its sha256 first.
 
     Raises BundleError (incomplete, altered), BackendError (cannot run here).
     """
@@ -88,16 +117,14 @@ def load(
     manifest = Manifest.read(folder)
     if verify:
         manifest.verify(folder)
-    if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+
+    def opened(name: str, spec: GraphSpec) -> Session:
+        sha256 = manifest.files[name].sha256
+        return open_session(backend, folder / name, spec, threads=threads, sha256=sha256)
+
     return SavePipeline(
         config=manifest.config,
         precision=manifest.precision["precision"],
-        audio=OrtSession(folder / "audio.onnx", manifest.audio, threads=threads),
-        model=OrtSession(
-            folder / "model.onnx",
-            manifest.model,
-            threads=threads,
-            low_memory="model.onnx.data" in manifest.files,  # gigabytes: one copy is enough
-        ),
+        audio=opened("audio.onnx", manifest.audio),
+        model=opened("model.onnx", manifest.model),
     )

@@ -17,6 +17,7 @@ def open_with_reference(
     *,
     checkpoint: Path | None = None,
     sam: Path | None = None,
+    backend: str = "auto",
     threads: int | None = None,
 ) -> tuple[dict[str, SavePipeline], dict[str, float]]:
     """-> pipelines by name (eager first), sizes in MB by name.
@@ -39,7 +40,8 @@ def open_with_reference(
         import torch
 
         torch.set_num_threads(threads)
-    pipelines = {REFERENCE: eager_pipeline(model), "bundle": load(bundle, threads=threads)}
+    ours = load(bundle, backend=backend, threads=threads)
+    pipelines = {REFERENCE: eager_pipeline(model, batch=ours.batch), "bundle": ours}
     graphs = [
         r.size
         for name, r in manifest.files.items()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from save_deploy.metrics.segmentation import BATCH_DEFINITION
-from save_deploy.runtime.bench import machine, peak_memory_mib, versions
 from save_deploy.runtime.compare import Row
+from save_deploy.runtime.timing import machine, peak_memory_mib, versions
 
 COLUMNS = (
     "backend",
@@ -52,7 +52,7 @@ def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str
         " (noisy: trust ratios, not milliseconds)" if worst > 0.1 else ""
     )
     return (
-        f"{first.score.n_frames} frames of {data}; batch 1, "
+        f"{first.score.n_frames} frames of {data}; batch {first.latency.batch}, "
         f"rounds: {len(rows[-1].latency.samples_ms)}, {how}, {noise}; "
         f"{here['cpu']}, {here['cores']} cores"
     )

@@ -10,14 +10,15 @@ from save_deploy.errors import ParityError
 from save_deploy.manifest import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.session import as_batch
 
 
-def verify_bundle(folder: Path, *, threads: int | None = None) -> ParityResult:
+def verify_bundle(
+    folder: Path, *, backend: str = "auto", threads: int | None = None
+) -> ParityResult:
     """Hashes, then every golden sample through both graphs. Raises BundleError, or ParityError when
     the result is outside the budget the bundle was exported with."""
     manifest = Manifest.read(folder)
-    with load(folder, threads=threads) as pipeline:
+    with load(folder, backend=backend, threads=threads) as pipeline:
         image, waveform, embedding, logits = (
             np.load(folder / "golden" / f"{name}.npy", allow_pickle=False)
             for name in ("image", "waveform", "audio_embedding", "mask_logits")
@@ -35,8 +36,7 @@ def verify_bundle(folder: Path, *, threads: int | None = None) -> ParityResult:
                     got=f"{error:.1e} on golden sample {i}",
                     expected=f"at most {tolerance:.1e}",
                 )
-            output = pipeline.model.infer({"image": as_batch(image[i]), "audio_embedding": heard})
-            meter.add(logits[i][None], output["mask_logits"][0])
+            meter.add(logits[i : i + 1], pipeline.run(image[i : i + 1], heard))
     result, budget = meter.result(), ParityBudget(**manifest.golden["budget"])
     result.require(
         budget,

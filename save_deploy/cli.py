@@ -19,6 +19,7 @@ from save_deploy.verbs import learn, make, measure, use
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": make.export,
+    "merge": make.merge,
     "compare": measure.compare,
     "train": learn.train,
     "eval": measure.evaluate,

@@ -85,7 +85,15 @@ def test_no_file_is_too_long() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["runtime.pipeline", "runtime.verify", "calibration.pairs", "cli", "verbs"]
+    "module",
+    [
+        "runtime.pipeline",
+        "runtime.verify",
+        "calibration.pairs",
+        "cli",
+        "verbs.make",
+        "runtime.stream",
+    ],
 )
 def test_imports_without_torch(module: str) -> None:
     """A deployment needs no torch; --help does not wait for it."""
@@ -106,7 +114,7 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "export", "compare", "train", "eval", "data", "mask", "verify"]
+    "verb", ["", "export", "merge", "compare", "train", "eval", "data", "mask", "verify"]
 )
 def test_help(verb: str) -> None:
     args = [sys.executable, "-m", "save_deploy", *([verb] if verb else []), "--help"]

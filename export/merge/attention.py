@@ -122,7 +122,9 @@ class DeployAttention(nn.Module):
         """
         count, heads, _, head_dim = q.shape
         grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
-        rel_h, rel_w = self.rel_h[:height], self.rel_w[:width]
+        rel_h, rel_w = self.rel_h, self.rel_w
+        if (height, width) != (self.side, self.side):  # a slice of all would lose its name in ONNX
+            rel_h, rel_w = rel_h[:height], rel_w[:width]
         if self.rel_pos == "off":
             rows = torch.einsum("bhwc,hck->bhwk", grid, rel_h)
             cols = torch.einsum("bhwc,wck->bhwk", grid, rel_w)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Raw samples in ms of one call each, in the order taken."""
+    """Raw samples in ms of one call each, in the order taken; a call is a batch of `batch` frames."""
 
     samples_ms: tuple[float, ...]
+    batch: int = 1
 
     def percentile(self, q: float) -> float:
         """Nearest-rank percentile, q in (0,100]."""
@@ -24,8 +25,8 @@ class LatencyResult:
 
     @property
     def frames_per_s(self) -> float:
-        """Frames per second of one caller at the median latency (batch 1)."""
-        return 1000.0 / self.p50_ms
+        """Frames per second of one caller at the median latency."""
+        return 1000.0 * self.batch / self.p50_ms
 
     @property
     def spread(self) -> float:

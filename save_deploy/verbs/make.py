@@ -1,4 +1,4 @@
-"""Verbs that make a bundle: export."""
+"""Verbs that make a bundle: export, and its first half alone: merge."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
+from save_deploy.errors import ParityError
 from save_deploy.verbs.options import Checkpoint, Sam, Threads
+
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks."
+    ),
+]
+NoMerge = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--no-merge",
+        metavar="NAME",
+        help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
+        show_default=False,
+    ),
+]
 
 
 def export(
@@ -17,6 +34,11 @@ def export(
     fp16: Annotated[
         bool, typer.Option("--fp16/--fp32", help="Weights and activations of the model graph.")
     ] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, help="Frames per call: 5 for AVSBench's clips.")
+    ] = 1,
+    target: Target = "portable",
+    no_merge: NoMerge = None,
     data: Annotated[
         str,
         typer.Option(help="Where golden samples come from: scenes, stamps or an AVSBench folder."),
@@ -60,6 +82,9 @@ def export(
         sam=sam,
         res=res,
         precision="fp16" if fp16 else "fp32",
+        batch=batch,
+        target=target,
+        without=tuple(no_merge or ()),
         data=data,
         n_golden=golden,
         out=out,
@@ -77,13 +102,46 @@ def export(
     print_table(result.rows, f"{result.folder}", result.note)
     if fp16:
         print(
-            "FP16 is meant for GPUs: on a CPU, onnxruntime computes it in FP32 with casts between."
+            "FP16 is meant for GPUs: CPU backends compute it in FP32, with casts or converted weights."
         )
-    worst = max(r.max_rel_diff for r in result.proof.rewrites)
+    proof = result.proof
     print(
-        f"merge: {len(result.proof.rewrites)} exact rewrites, max difference {worst:.0e} in float64"
+        f"merge: {len(proof.rewrites)} exact rewrites, max difference {proof.max_rel_diff:.0e} in "
+        f"float64, {proof.macs_before / 1e9:.3g} -> {proof.macs_after / 1e9:.3g} GMAC a frame"
     )
     if result.plan is not None:
         kept = ", ".join(i.module for i in result.plan.islands) or "none"
         print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}")
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
+
+
+def merge(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    target: Target = "portable",
+    no_merge: NoMerge = None,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Also the difference of every encoder block.")
+    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the proof to this file.", show_default=False),
+    ] = None,
+) -> None:
+    """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
+    import json
+
+    from save_deploy.checkpoints import load_model
+    from save_deploy.export.merge import forms_for
+    from save_deploy.export.merge import merge as run_merge
+    from save_deploy.export.merge.table import print_proof
+
+    forms = forms_for(target, res=res).without(*(no_merge or ()))
+    _, found = run_merge(load_model(checkpoint, res=res, sam=sam), forms)
+    print_proof(found, blocks=proof)
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        print(f"proof: {json_out}")
+    if not found.exact:
+        raise ParityError("a rewrite is not exact", got=f"{found.max_rel_diff:.1e} in float64")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from save_deploy.errors import ParityError
-from save_deploy.verbs.options import Checkpoint, Data, Sam, Threads
+from save_deploy.verbs.options import Backend, Checkpoint, Data, Sam, Threads
 
 
 def compare(
@@ -41,6 +41,7 @@ def compare(
         typer.Option(help="Write report.json and report.md into this folder.", show_default=False),
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
+    backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
     """Compare a bundle with the eager model on a dataset: M_J, M_F, agreement, FPS."""
@@ -50,7 +51,9 @@ def compare(
     from save_deploy.runtime.reference import open_with_reference
     from save_deploy.runtime.report import footnote, print_table, write_report
 
-    pipelines, sizes = open_with_reference(bundle, checkpoint=checkpoint, sam=sam, threads=threads)
+    pipelines, sizes = open_with_reference(
+        bundle, checkpoint=checkpoint, sam=sam, backend=backend, threads=threads
+    )
     dataset = open_dataset(data, split=split, n_clips=clips)
     with progress(f"comparing on {data}", len(dataset)) as advance:
         rows = run_compare(pipelines, sizes, dataset, rounds=rounds, on_clip=advance)
@@ -117,11 +120,15 @@ def evaluate(
     print(f"metrics: {BATCH_DEFINITION}")
 
 
-def verify(bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")]) -> None:
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
     """Check a bundle's files against their hashes and run its golden samples."""
     from save_deploy.runtime.verify import verify_bundle
 
-    result = verify_bundle(bundle)
+    result = verify_bundle(bundle, backend=backend, threads=threads)
     print(
         f"{bundle}: files intact, {result.n_frames} golden samples, "
         f"mask agreement {result.mask_agreement:.5f}, max abs logit error {result.max_abs_err:.1e}"

@@ -23,6 +23,9 @@ Sam = Annotated[
 Data = Annotated[
     str, typer.Option(help="scenes, scenes:ms3, stamps, stamps:ms3, or an AVSBench folder.")
 ]
+Backend = Annotated[
+    str, typer.Option(help="onnxruntime, openvino, or auto: OpenVINO where it is installed.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", show_default=False)
 ]

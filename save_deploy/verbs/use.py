@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from save_deploy.errors import DataError
-from save_deploy.verbs.options import Threads
+from save_deploy.verbs.options import Backend, Threads
 
 
 def mask(
@@ -19,6 +19,7 @@ def mask(
     any_sound: Annotated[
         bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
     ] = False,
+    backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
     """Mask what sounds in one picture."""
@@ -32,7 +33,7 @@ def mask(
     waveform = read_waveform(sound, min_seconds=shortest, hint=cure)
     if is_silent(waveform) and not any_sound:
         raise DataError("sound is silent", got=str(sound), expected="something to hear", hint=cure)
-    with load(bundle, threads=threads) as pipeline:
+    with load(bundle, backend=backend, threads=threads) as pipeline:
         found = pipeline(picture, waveform)
     write_mask(out, found)
     print(f"{out}: {found.mean():.1%} of the picture sounds")

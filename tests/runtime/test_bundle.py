@@ -12,11 +12,11 @@ import pytest
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, BundleError, DataError, ParityError
 from save_deploy.manifest import Manifest
-from save_deploy.runtime.bench import time_interleaved
 from save_deploy.runtime.compare import compare
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.reference import open_with_reference
 from save_deploy.runtime.session import OrtSession
+from save_deploy.runtime.timing import time_interleaved
 from save_deploy.runtime.verify import verify_bundle
 
 
@@ -143,7 +143,7 @@ def test_compare_and_foreign_checkpoint(bundle: Path, tmp_path: Path) -> None:
     pipelines, sizes = open_with_reference(bundle)
     rows = compare(pipelines, sizes, Scenes(n_clips=2), rounds=3)
     eager, ours = rows
-    assert (eager.backend, ours.backend, ours.precision) == ("eager", "onnxruntime", "fp16")
+    assert (eager.backend, ours.backend, ours.precision) == ("eager", "openvino", "fp16")
     assert eager.parity is None and eager.speedup == 1.0
     assert ours.parity is not None and ours.parity.n_frames == 10
     assert ours.parity.mask_agreement >= 0.99

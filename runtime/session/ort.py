@@ -1,29 +1,19 @@
-"""A session: one loaded graph of any backend, with one checked way to call it."""
+"""Session on ONNX Runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, Self
-
-import numpy as np
+from typing import Any
 
 from save_deploy.errors import BackendError
+from save_deploy.runtime.session.base import BufferedSession, default_threads
 from save_deploy.specs import Arrays, GraphSpec
 
 
-class Session(Protocol):
-    """Context manager; `infer` maps named arrays to named arrays and checks them first."""
-
-    backend: str
-    spec: GraphSpec
-
-    def infer(self, inputs: Arrays) -> Arrays: ...
-
-    def close(self) -> None: ...
-
-
-class OrtSession:
+class OrtSession(BufferedSession):
     """An ONNX file on ONNX Runtime. The provider asked for is the one that runs, or an error."""
+
+    backend = "onnxruntime"
 
     def __init__(
         self,
@@ -34,20 +24,22 @@ class OrtSession:
         threads: int | None = None,
         low_memory: bool = False,
     ) -> None:
-        """threads: within one operator; default all cores. low_memory keeps FP16 weights as they are
-        (a CPU otherwise stores an FP32 copy of all) and returns activations to the system.
+        """threads: within one operator; default all physical cores. low_memory keeps FP16 weights as
+        they are (a CPU otherwise stores an FP32 copy of all) and returns activations to the system.
 
         Raises BackendError when the provider is not active after loading (ONNX Runtime itself falls
         back to the CPU silently).
         """
         import onnxruntime as ort
 
-        self.backend, self.spec = "onnxruntime", spec
+        super().__init__(spec, threads or default_threads())
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = not low_memory
+        # threads otherwise spin on after a run, which slows whatever the application does next
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -72,23 +64,16 @@ class OrtSession:
                 expected=provider,
                 hint="install the provider's libraries, or use the CPU",
             )
-        self._names = [output.name for output in spec.outputs]
+        self._binding: Any = self._session.io_binding()
+        for name, buffer in self.buffers.items():
+            self._binding.bind_output(
+                name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data
+            )
 
-    def infer(self, inputs: Arrays) -> Arrays:
-        self.spec.check_inputs(inputs)
-        outputs = self._session.run(self._names, inputs)
-        return dict(zip(self._names, outputs, strict=True))
+    def _run(self, inputs: Arrays) -> None:
+        for name, array in inputs.items():
+            self._binding.bind_cpu_input(name, array)
+        self._session.run_with_iobinding(self._binding)
 
-    def close(self) -> None:
-        self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def as_batch(array: np.ndarray) -> np.ndarray:
-    """(...) -> (1,...), contiguous."""
-    return np.ascontiguousarray(array[None])
+    def _release(self) -> None:
+        self._binding = self._session = None

@@ -18,11 +18,12 @@ def time_interleaved(
     rounds: int = 20,
     warmup: int = 2,
     budget_s: float = 20.0,
+    batch: int = 1,
     on_round: Callable[[], None] = lambda: None,
 ) -> dict[str, LatencyResult]:
     """Time each call once per round, at least 3 rounds, then until `rounds` or the time budget.
 
-    The order rotates from round to round. Returns raw samples by name.
+    The order rotates from round to round. Returns raw samples by name; `batch` is frames per call.
     """
     for _ in range(warmup):
         for call in calls.values():
@@ -38,7 +39,7 @@ def time_interleaved(
             calls[name]()
             samples[name].append((time.perf_counter() - begin) * 1000)
         on_round()
-    return {name: LatencyResult(tuple(values)) for name, values in samples.items()}
+    return {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
 
 
 def machine() -> dict[str, object]:
@@ -60,6 +61,7 @@ def versions() -> dict[str, str]:
         "onnx",
         "onnxruntime-gpu",
         "onnxruntime",
+        "openvino",
         "numpy",
         "segment-anything",
     ):

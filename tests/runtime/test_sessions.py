@@ -1,0 +1,171 @@
+"""Sessions: both backends give the same, outputs belong to the caller, threads may share them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from save_deploy.data.scenes import Scenes
+from save_deploy.errors import BackendError, DataError
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.session import available_backends, default_threads, open_session
+from save_deploy.runtime.session.base import BufferedSession
+from save_deploy.runtime.stream import stream
+from save_deploy.runtime.verify import verify_bundle
+from save_deploy.specs import Arrays
+
+BACKENDS = ["onnxruntime", "openvino"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def inputs_of(session: BufferedSession, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    image, embedding = session.spec.inputs
+    return {
+        "image": rng.integers(0, 256, image.shape, dtype=np.uint8),
+        "audio_embedding": rng.random(embedding.shape, dtype=np.float32),
+    }
+
+
+def opened(bundle: Path, backend: str, **options: object) -> BufferedSession:
+    return open_session(backend, bundle / "model.onnx", Manifest.read(bundle).model, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_golden_samples(bundle: Path, backend: str) -> None:
+    assert verify_bundle(bundle, backend=backend).mask_agreement >= 0.995
+
+
+def test_auto_prefers_openvino(bundle: Path) -> None:
+    assert available_backends() == ("openvino", "onnxruntime")
+    with load(bundle) as pipeline:
+        assert pipeline.backend == "openvino"
+
+
+def test_missing_openvino_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(
+        BackendError, match=r"not installed(.|\n)*save-deploy\[openvino\]"
+    ) as caught:
+        opened(bundle, "openvino")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_broken_graph_is_refused(bundle: Path, tmp_path: Path, backend: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes((bundle / "model.onnx").read_bytes()[:5000])
+    with pytest.raises(BackendError, match=f"{backend} cannot run"):
+        open_session(backend, path, Manifest.read(bundle).model)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_belong_to_the_caller(bundle: Path, backend: str) -> None:
+    """The buffer is reused by the next call; an earlier result must not change."""
+    with opened(bundle, backend) as session:
+        first = session.infer(inputs_of(session, 0))["mask_logits"]
+        kept = first.copy()
+        second = session.infer(inputs_of(session, 1))["mask_logits"]
+        assert not np.array_equal(first, second)
+        np.testing.assert_array_equal(first, kept)
+        image = inputs_of(session, 0)
+        image["image"] = np.asfortranarray(image["image"])  # any memory layout
+        np.testing.assert_array_equal(session.infer(image)["mask_logits"], kept)
+    with pytest.raises(BackendError, match="closed"):
+        session.infer(image)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_share_a_session(bundle: Path, backend: str) -> None:
+    with opened(bundle, backend, threads=1) as session:
+        expected = [session.infer(inputs_of(session, i))["mask_logits"] for i in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(lambda i: session.infer(inputs_of(session, i % 4)), range(16)))
+    for i, outputs in enumerate(got):
+        np.testing.assert_array_equal(outputs["mask_logits"], expected[i % 4])
+
+
+def test_openvino_computes_in_f32_with_our_threads(bundle: Path) -> None:
+    with opened(bundle, "openvino", threads=1) as session:
+        read = session._model.get_property  # type: ignore[attr-defined]
+        assert read("INFERENCE_PRECISION_HINT").to_string() == "f32"
+        assert read("INFERENCE_NUM_THREADS") == 1 and int(read("NUM_STREAMS")) == 1
+    assert 1 <= default_threads()
+
+
+def test_compiled_model_is_cached_by_content(bundle: Path, cache: Path) -> None:
+    with load(bundle, backend="openvino") as pipeline:
+        before = pipeline(*example())
+    made = {p.name for p in (cache / "openvino").iterdir()}
+    files = Manifest.read(bundle).files
+    assert made == {files[name].sha256[:16] for name in ("model.onnx", "audio.onnx")}
+    with load(bundle, backend="openvino") as pipeline:
+        np.testing.assert_array_equal(pipeline(*example()), before)
+    assert {p.name for p in (cache / "openvino").iterdir()} == made
+
+
+def example() -> tuple[np.ndarray, np.ndarray]:
+    clip = Scenes(n_clips=1)[0]
+    return clip.frames[0], clip.waveform
+
+
+class _Counting:
+    """A pipeline that counts how often it listens."""
+
+    def __init__(self, pipeline: SavePipeline) -> None:
+        self.pipeline, self.heard = pipeline, []  # type: ignore[var-annotated]
+
+    def embed(self, waveform: np.ndarray) -> np.ndarray:
+        self.heard.append(waveform)
+        return self.pipeline.embed(waveform)
+
+    def mask(self, frame: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        return self.pipeline.mask(frame, embedding)
+
+
+def test_stream_listens_once_per_second(bundle: Path) -> None:
+    """10 frames at 4 per second: three seconds heard; masks as from single calls."""
+    frame, _ = example()
+    sound = np.random.default_rng(0).normal(scale=0.1, size=40_000).astype(np.float32)  # 2.5 s
+    with load(bundle, backend="onnxruntime") as pipeline:
+        counting = _Counting(pipeline)
+        masks = list(stream(counting, [frame] * 10, sound, frames_per_s=4))  # type: ignore[arg-type]
+        assert [len(w) for w in counting.heard] == [16_000, 16_000, 8_000]
+        for i in (0, 3, 4, 9):
+            window = sound[(i // 4) * 16_000 : (i // 4 + 1) * 16_000]
+            np.testing.assert_array_equal(masks[i], pipeline(frame, window))
+        live = stream(pipeline, [frame] * 10, iter(np.split(sound[:32_000], 2)), frames_per_s=4)
+        np.testing.assert_array_equal(list(live)[:8], masks[:8])
+        after = list(stream(pipeline, [frame] * 2, sound[:16_000], frames_per_s=1))
+        np.testing.assert_array_equal(after[1], pipeline(frame, np.zeros(16_000, np.float32)))
+        with pytest.raises(DataError, match="frame rate"):
+            next(stream(pipeline, [frame], sound, frames_per_s=0))
+
+
+@pytest.mark.slow
+def test_clip_bundle(tmp_path: Path) -> None:
+    """Five frames a call: same logits as one at a time; any number of frames is completed."""
+    from save_deploy.export.run import ExportOptions, export_bundle
+
+    export_bundle(ExportOptions(batch=5, out=tmp_path / "clip", n_golden=7, rounds=3))
+    export_bundle(ExportOptions(out=tmp_path / "one", n_golden=2, rounds=3))
+    clip = Scenes(n_clips=1)[0]
+    assert Manifest.read(tmp_path / "clip").model.inputs[0].shape == (5, 256, 256, 3)
+    with load(tmp_path / "clip") as five, load(tmp_path / "one") as one:
+        assert (five.batch, one.batch) == (5, 1)
+        expected = one.clip_logits(list(clip.frames), clip.waveform)
+        got = five.clip_logits(list(clip.frames), clip.waveform)
+        np.testing.assert_allclose(got, expected, atol=1e-3)
+        np.testing.assert_allclose(
+            five.clip_logits(list(clip.frames[:2]), clip.waveform), expected[:2], atol=1e-3
+        )
+    assert verify_bundle(tmp_path / "clip").n_frames == 7
