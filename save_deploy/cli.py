@@ -20,6 +20,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": make.export,
     "merge": make.merge,
+    "bench": measure.bench,
     "compare": measure.compare,
     "train": learn.train,
     "eval": measure.evaluate,

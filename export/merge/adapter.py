@@ -34,7 +34,7 @@ class DeployAdapter(nn.Module):
     def __init__(self, adapter: ImageAdapter, grid: int) -> None:
         super().__init__()
         self.channel, self.norm, self.skip = adapter.channel, adapter.norm, adapter.skip
-        self.half = grid // 2
+        self.small = grid // 2
         down, up = adapter.spatial[0], adapter.spatial[2]
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
         dim = down.in_channels
@@ -56,12 +56,12 @@ class DeployAdapter(nn.Module):
         gated = tokens * gate[:, None, None, :]
         around = F.pad(gated, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s+2)^2,C)
         patches = around[:, self.down_index].reshape(batch, -1, 9 * dim)  # (B,T/4,9C)
-        small = torch.relu(patches @ self.down).reshape(batch, self.half, self.half, dim)
+        small = torch.relu(patches @ self.down).reshape(batch, self.small, self.small, dim)
         around = F.pad(small, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s/2+2)^2,C)
         patches = around[:, self.up_index].reshape(batch, 4, -1, 4 * dim)  # (B,4,T/4,4C)
         y = torch.relu(patches @ self.up)  # (B,4,T/4,C)
         # (B,p,q,s/2,s/2,C) -> rows and columns interleaved by parity
-        y = y.reshape(batch, 2, 2, self.half, self.half, dim).permute(0, 3, 1, 4, 2, 5)
+        y = y.reshape(batch, 2, 2, self.small, self.small, dim).permute(0, 3, 1, 4, 2, 5)
         y = y.reshape(batch, grid, grid, dim)
         return self.norm(gated + y if self.skip else y)
 

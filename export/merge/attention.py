@@ -122,7 +122,8 @@ class DeployAttention(nn.Module):
         """
         count, heads, _, head_dim = q.shape
         grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
-        rel_h, rel_w = self.rel_h, self.rel_w
+        rel_h: Tensor = self.rel_h
+        rel_w: Tensor = self.rel_w
         if (height, width) != (self.side, self.side):  # a slice of all would lose its name in ONNX
             rel_h, rel_w = rel_h[:height], rel_w[:width]
         if self.rel_pos == "off":

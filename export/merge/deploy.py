@@ -77,7 +77,7 @@ class DeployModel(nn.Module):
         return self.mask_decoder(self.neck(x), sparse)
 
 
-class _FrameModel(nn.Module):
+class FrameModel(nn.Module):
     """The eager model from frame and embedding on, to count its multiplications."""
 
     def __init__(self, model: SaveModel) -> None:
@@ -119,6 +119,6 @@ def prove(model: SaveModel, deploy: DeployModel) -> MergeProof:
         switched_off=tuple(n for n in REWRITES if n not in {r.name for r in rewrites}),
         forms=forms.to_dict(),
         blocks=per_block,
-        macs_before=count_macs(_FrameModel(model), frame, sound),
+        macs_before=count_macs(FrameModel(model), frame, sound),
         macs_after=count_macs(deploy, frame, sound),
     )

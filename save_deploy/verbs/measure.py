@@ -1,4 +1,4 @@
-"""Verbs that measure: compare, eval, verify."""
+"""Verbs that measure: bench, compare, eval, verify."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.errors import ParityError
+from save_deploy.errors import BackendError, ParityError, SaveDeployError
 from save_deploy.verbs.options import Backend, Checkpoint, Data, Sam, Threads
 
 
@@ -133,3 +133,109 @@ def verify(
         f"{bundle}: files intact, {result.n_frames} golden samples, "
         f"mask agreement {result.mask_agreement:.5f}, max abs logit error {result.max_abs_err:.1e}"
     )
+
+
+def bench(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="vit_t, vit_b, vit_l or vit_h with random weights instead of a checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --preset: only the first encoder blocks.", show_default=False
+        ),
+    ] = None,
+    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Frames per call.")] = 1,
+    what: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: eager, compile (torch.compile), naive (plain torch.onnx.export), "
+            "merged, merged:windows=late_pad+adapter=matmul (other forms), bundle:DIR."
+        ),
+    ] = "eager,compile,naive,merged",
+    backends: Annotated[
+        str | None,
+        typer.Option(help="For graphs. Default: all that are installed.", show_default=False),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3)] = 20,
+    budget: Annotated[
+        float, typer.Option(help="Seconds of timing after which no new round begins (3 at least).")
+    ] = 300.0,
+    threads: Threads = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for bench.json, bench.md and bench.png.")
+    ] = Path("bench"),
+) -> None:
+    """Time eager, torch.compile, naive ONNX and merged graphs against each other in one run."""
+    import shlex
+    import sys
+    import tempfile
+    from dataclasses import replace
+
+    from save_deploy.checkpoints.random import write_random_checkpoint
+    from save_deploy.config import SaveConfig
+    from save_deploy.export.variants import example_inputs, write_empty_graph, write_variants
+    from save_deploy.progress import progress
+    from save_deploy.runtime.bench import run_bench
+    from save_deploy.runtime.bench.contender import parse_contenders, split_names
+    from save_deploy.runtime.bench.report import print_result, write_result
+    from save_deploy.runtime.session import available_backends
+
+    names = split_names(what)
+    chosen = _backends(backends) if backends else available_backends()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".graphs-") as folder:
+        work = Path(folder)
+        if preset is not None:
+            if checkpoint is not None:
+                raise SaveDeployError(
+                    "two models at once", got=f"{checkpoint} and --preset", expected="one of them"
+                )
+            config = SaveConfig.preset(preset, res=res)
+            if blocks is not None:
+                kept = tuple(i for i in config.global_blocks if i < blocks)
+                config = config.replace(depth=blocks, global_blocks=kept)
+            print(f"writing random weights of {preset}", file=sys.stderr)
+            checkpoint = write_random_checkpoint(work / "random.safetensors", config)
+        graphs = [n for n in names if n.startswith(("naive", "merged"))]
+        print(f"exporting {', '.join(graphs) or 'nothing'}", file=sys.stderr)
+        subject, files = write_variants(
+            graphs, work, checkpoint=checkpoint, sam=sam, res=res, batch=batch
+        )
+        subject = replace(subject, threads=threads)
+        contenders = parse_contenders(what, chosen, files)
+        with progress("benchmarking", rounds * (len(contenders) + 1)) as advance:
+            result = run_bench(
+                subject,
+                contenders,
+                example_inputs(subject.spec),
+                rounds=rounds,
+                budget_s=budget,
+                overhead=write_empty_graph(subject.spec, work / "empty.onnx"),
+                on_step=advance,
+            )
+    print_result(result)
+    written = write_result(result, out, shlex.join(["save-deploy", *sys.argv[1:]]))
+    print("written: " + ", ".join(map(str, written)))
+
+
+def _backends(text: str) -> tuple[str, ...]:
+    """ "onnxruntime,openvino" -> both, each known and installed."""
+    from save_deploy.runtime.session import available_backends
+
+    names = tuple(name.strip() for name in text.split(","))
+    here = available_backends()
+    for name in names:
+        if name not in here:
+            raise BackendError(
+                "backend is not available", got=name, expected=", ".join(here),
+                hint='pip install "save-deploy[openvino]"',
+            )  # fmt: skip
+    return names

@@ -1,0 +1,137 @@
+"""Graphs to benchmark: the eager model exported as it is, and merged in any form."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from save_deploy.checkpoints import builtin_path, load_model
+from save_deploy.config import AUDIO_DIM
+from save_deploy.errors import SaveDeployError
+from save_deploy.export.merge import DeployModel, Forms, forms_for
+from save_deploy.export.merge.deploy import FrameModel
+from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS
+from save_deploy.export.merge.proof import count_macs
+from save_deploy.export.onnx_export import OPSET, graph_from_module, save_graph
+from save_deploy.runtime.bench.contender import Subject
+from save_deploy.specs import GraphSpec, model_spec
+
+_CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
+
+
+def parse_forms(name: str, *, target: str, res: int) -> Forms:
+    """ "merged" -> the forms of a target; "merged:windows=late_pad+adapter=matmul" changes some.
+
+    Raises SaveDeployError for a key or value that does not exist.
+    """
+    forms = forms_for(target, res=res)
+    _, _, changes = name.partition(":")
+    for change in filter(None, changes.split("+")):
+        key, _, value = change.partition("=")
+        if key not in forms.to_dict() or value not in _CHOICES.get(key, ("on", "off")):
+            expected = [f"{k}={'|'.join(v)}" for k, v in _CHOICES.items()]
+            expected += [f"{k}=on|off" for k in forms.to_dict() if k not in _CHOICES]
+            raise SaveDeployError("unknown form", got=change, expected=", ".join(expected))
+        chosen = value if key in _CHOICES else value == "on"
+        forms = replace(forms, **{key: chosen})  # type: ignore[arg-type]
+    return forms
+
+
+def write_variants(
+    names: Sequence[str], folder: Path, *, checkpoint: Path | None, sam: Path | None, res: int,
+    batch: int,
+) -> tuple[Subject, dict[str, Path]]:  # fmt: skip
+    """naive and merged... -> ONNX files in `folder`, and the numbers of their model.
+
+    In a process of its own: its memory must not weigh on what is measured afterwards.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_write, list(names), folder, checkpoint, sam, res, batch).result()
+
+
+def _write(
+    names: list[str], folder: Path, checkpoint: Path | None, sam: Path | None, res: int, batch: int
+) -> tuple[Subject, dict[str, Path]]:
+    model = load_model(checkpoint, res=res, sam=sam)
+    spec = model_spec(model.config, batch)
+    example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
+    frames = torch.empty(batch, res, res, 3, dtype=torch.uint8, device="meta")
+    sounds = torch.empty(batch, AUDIO_DIM, device="meta")
+    files: dict[str, Path] = {}
+    best = DeployModel(model, forms_for("portable")).eval()
+    subject = Subject(
+        name=f"{model.config.name} ({model.config.depth} blocks)",
+        res=res,
+        batch=batch,
+        spec=spec,
+        checkpoint=checkpoint or builtin_path(),
+        sam=sam,
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs_eager=count_macs(FrameModel(model), frames, sounds),
+        macs=count_macs(best, frames, sounds),
+    )
+    del best
+    for name in names:
+        path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
+        module: nn.Module = FrameModel(model)
+        if name != "naive":
+            forms = parse_forms(name, target="portable", res=res)
+            module = DeployModel(model, forms).eval().requires_grad_(False)
+        graph = graph_from_module(
+            module, example, inputs=[s.name for s in spec.inputs], output=spec.outputs[0].name
+        )
+        save_graph(graph, path)
+        files[name] = path
+    return subject, files
+
+
+def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
+    """A graph with these inputs and outputs that computes nothing worth timing."""
+    reduced, nodes = [], []
+    for tensor in spec.inputs:
+        name = tensor.name
+        first, value = f"{name}.first", f"{name}.value"
+        nodes.append(helper.make_node("Slice", [name, f"{name}.start", f"{name}.end"], [first]))
+        nodes.append(helper.make_node("Cast", [first], [f"{name}.float"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("ReduceSum", [f"{name}.float"], [value], keepdims=0))
+        reduced.append(value)
+    nodes.append(helper.make_node("Sum", reduced, ["sum"]))
+    out = spec.outputs[0]
+    nodes.append(helper.make_node("Expand", ["sum", "shape"], [out.name]))
+    constants = {"shape": np.array(out.shape, np.int64)}
+    for tensor in spec.inputs:
+        constants[f"{tensor.name}.start"] = np.zeros(len(tensor.shape), np.int64)
+        constants[f"{tensor.name}.end"] = np.ones(len(tensor.shape), np.int64)
+    element = lambda dtype: helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    info = lambda t: helper.make_tensor_value_info(t.name, element(t.dtype), t.shape)
+    graph = helper.make_graph(
+        nodes,
+        "empty",
+        [info(t) for t in spec.inputs],
+        [info(out)],
+        [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
+def example_inputs(spec: GraphSpec) -> dict[str, np.ndarray]:
+    """Seeded values of the inputs: time does not depend on what a picture shows."""
+    rng = np.random.default_rng(0)
+    image, embedding = spec.inputs
+    return {
+        image.name: rng.integers(0, 256, image.shape, dtype=np.uint8),
+        embedding.name: rng.random(embedding.shape, dtype=np.float32),
+    }

@@ -1,0 +1,94 @@
+"""What is benchmarked: names people type -> contenders, and what one run says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.specs import GraphSpec
+
+GEMM = "gemm"
+GEMM_SIDE = 2048
+KINDS = ("eager", "compile", "naive", "merged", "merged:KEY=VALUE+...", "bundle:DIR")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model all contenders are forms of; checkpoint is None when only bundles run."""
+
+    name: str
+    res: int
+    batch: int
+    spec: GraphSpec
+    checkpoint: Path | None = None
+    sam: Path | None = None
+    threads: int | None = None
+    parameters: int = 0
+    macs_eager: int = 0  # per call, padded windows included
+    macs: int = 0  # per call, useful work only: what the merged model computes
+
+
+@dataclass(frozen=True)
+class Contender:
+    """graph: eager, compile, naive, merged..., or a bundle's folder; path: its ONNX file."""
+
+    graph: str
+    backend: str
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.graph} ({self.backend})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A contender's samples, its start, its memory, and how far its logits are from eager's.
+
+    first_mask_s: from the start of its process (libraries included) to the first mask. max_rel_err:
+    largest logit difference over eager's logit range. failed: why there are no samples.
+    """
+
+    contender: Contender
+    latency: LatencyResult | None = None
+    load_s: float = 0.0
+    first_mask_s: float = 0.0
+    peak_mib: float = 0.0
+    max_rel_err: float | None = None
+    failed: str = ""
+
+
+def parse_contenders(
+    what: str, backends: Sequence[str], graphs: dict[str, Path]
+) -> list[Contender]:
+    """ "eager,naive,bundle:DIR" -> contenders, graphs once per backend. `graphs` maps naive and
+    merged... to files. Raises SaveDeployError for an unknown name or a folder without a graph."""
+    found = []
+    for name in split_names(what):
+        if name in ("eager", "compile"):
+            found.append(Contender(name, "torch"))
+            continue
+        path = graphs.get(name)
+        if name.startswith("bundle:"):
+            path = Path(name.removeprefix("bundle:")) / "model.onnx"
+            name = path.parent.name
+        assert path is not None
+        found += [Contender(name, backend, path) for backend in backends]
+    return found
+
+
+def split_names(what: str) -> list[str]:
+    """The contenders of a comma-separated list, each of a known kind."""
+    names = [name.strip() for name in what.split(",") if name.strip()]
+    for name in names:
+        kind, _, rest = name.partition(":")
+        if name not in ("eager", "compile", "naive", "merged") and not (
+            kind in ("merged", "bundle") and rest
+        ):
+            raise SaveDeployError("unknown contender", got=name, expected=", ".join(KINDS))
+    if not names:
+        raise SaveDeployError("nothing to benchmark", got=repr(what), expected=", ".join(KINDS))
+    return list(dict.fromkeys(names))

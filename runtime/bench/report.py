@@ -1,0 +1,195 @@
+"""A benchmark as a table, bench.json with raw samples, and a picture of the latencies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from save_deploy.metrics.latency import LatencyResult, speedup
+from save_deploy.runtime.bench.contender import Outcome
+from save_deploy.runtime.bench.run import BenchResult
+from save_deploy.runtime.session import default_threads
+from save_deploy.runtime.timing import machine, versions
+
+COLUMNS = (
+    "contender", "backend", "p50 ms", "p90", "p99", "FPS", "x eager", "x naive",
+    "of GEMM rate", "load s", "first mask s", "peak MiB", "logit error",
+)  # fmt: skip
+
+
+def ratios(result: BenchResult, outcome: Outcome) -> tuple[float | None, float | None]:
+    """(times faster than eager, than naive ONNX on the same backend), medians of the same rounds."""
+
+    def against(graph: str, backend: str) -> float | None:
+        for other in result.outcomes:
+            c = other.contender
+            if (c.graph, c.backend) == (graph, backend) and other.latency and outcome.latency:
+                return speedup(other.latency, outcome.latency)
+        return None
+
+    return against("eager", "torch"), against("naive", outcome.contender.backend)
+
+
+def cells(result: BenchResult, outcome: Outcome) -> list[str]:
+    """One line of the table, in the order of COLUMNS."""
+    contender, taken = outcome.contender, outcome.latency
+    if taken is None:
+        return [contender.graph, contender.backend, outcome.failed] + [""] * (len(COLUMNS) - 3)
+    number = lambda value, form: "" if value is None else format(value, form)
+    eager, naive = ratios(result, outcome)
+    error = "reference" if contender.graph == "eager" else number(outcome.max_rel_err, ".0e")
+    return [
+        contender.graph,
+        contender.backend,
+        *(f"{taken.percentile(q):.1f}" for q in (50, 90, 99)),
+        f"{taken.frames_per_s:.3g}",
+        number(eager, ".2f"),
+        number(naive, ".2f"),
+        f"{result.floor_ms / taken.p50_ms:.0%}" if result.subject.macs else "",
+        f"{outcome.load_s:.2f}",
+        f"{outcome.first_mask_s:.2f}",
+        f"{outcome.peak_mib:.0f}",
+        error,
+    ]
+
+
+def footnote(result: BenchResult) -> list[str]:
+    """What the numbers were taken on, and the floor they stand above."""
+    here, subject = machine(), result.subject
+    taken = [o.latency for o in result.outcomes if o.latency]
+    noise = max((t.spread for t in taken), default=0.0)
+    n = max((len(t.samples_ms) for t in taken), default=0)
+    threads = subject.threads or default_threads()
+    how = "all loaded at once" if result.resident else "loaded anew in every round, 2 calls each"
+    lines = [
+        f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call, one process each, "
+        f"interleaved, {how}: {n} samples, noise {noise:.0%}"
+        + (" (noisy: trust ratios, not milliseconds)" if noise > 0.1 else ""),
+        f"{here['cpu']}, {threads} threads, {here['memory_gib']} GiB; "
+        + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
+        f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds)",
+    ]
+    if subject.macs:
+        lines[-1] += (
+            f"; {subject.parameters / 1e6:.4g} M parameters, "
+            f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
+            f"floor {result.floor_ms:.1f} ms"
+        )
+    if result.overhead_us:
+        each = ", ".join(f"{b} {us:.0f} us" for b, us in result.overhead_us.items())
+        lines.append(f"overhead of a call (graph that computes nothing): {each}")
+    return lines
+
+
+_SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino")
+_GEMM = "2048 x 2048 x 2048"
+
+
+def print_result(result: BenchResult) -> None:
+    """Table and footnotes on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 150)
+    table = Table(title="\n".join(footnote(result)), title_justify="left", title_style="")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for outcome in result.outcomes:
+        table.add_row(*cells(result, outcome))
+    console.print(table)
+
+
+def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
+    """bench.json, bench.md and, with matplotlib, bench.png; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subject = result.subject
+    values: dict[str, Any] = {
+        "command": command,
+        "subject": {
+            "name": subject.name,
+            "res": subject.res,
+            "batch": subject.batch,
+            "parameters": subject.parameters,
+            "macs_eager": subject.macs_eager,
+            "macs": subject.macs,
+        },
+        "machine": machine(),
+        "threads": subject.threads or default_threads(),
+        "versions": versions(),
+        "resident": result.resident,
+        "gemm": {"gflops": result.gemm_gflops, **_latency(result.gemm)},
+        "floor_ms": result.floor_ms,
+        "overhead_us": result.overhead_us,
+        "contenders": [_entry(result, outcome) for outcome in result.outcomes],
+    }
+    (folder / "bench.json").write_text(json.dumps(values, indent=2) + "\n")
+    lines = [f"`{command}`", "", "| " + " | ".join(COLUMNS) + " |"]
+    lines += ["|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    lines += ["| " + " | ".join(cells(result, o)) + " |" for o in result.outcomes]
+    lines += ["", *(f"{line}  " for line in footnote(result)), ""]
+    (folder / "bench.md").write_text("\n".join(lines))
+    written = [folder / "bench.json", folder / "bench.md"]
+    if plot(result, folder / "bench.png"):
+        written.append(folder / "bench.png")
+    return written
+
+
+def plot(result: BenchResult, path: Path) -> bool:
+    """Every sample as a dot, medians as bars, the floor as a line. False without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return False
+    shown = [(o, o.latency) for o in result.outcomes if o.latency]
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.45 * len(shown)), layout="constrained")
+    for row, (_, taken) in enumerate(shown):
+        axes.barh(row, taken.p50_ms, height=0.6, color="#9ecae1")
+        heights = [row + 0.2 * (i % 5 - 2) / 2 for i in range(len(taken.samples_ms))]
+        axes.plot(taken.samples_ms, heights, ".", color="#08519c", markersize=4)
+    axes.set_yticks(range(len(shown)), [o.contender.name for o, _ in shown])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms a call (bar: median, dots: samples)")
+    if result.subject.macs:
+        axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1)
+        axes.annotate(
+            "floor: useful work at the GEMM rate", (result.floor_ms, -0.45), color="#a50f15",
+            fontsize=8, xytext=(4, 0), textcoords="offset points",
+        )  # fmt: skip
+    subject = result.subject
+    axes.set_title(
+        f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call", fontsize=10
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
+    contender = outcome.contender
+    entry: dict[str, Any] = {"graph": contender.graph, "backend": contender.backend}
+    if outcome.latency is None:
+        return {**entry, "failed": outcome.failed}
+    eager, naive = ratios(result, outcome)
+    return {
+        **entry,
+        **_latency(outcome.latency),
+        "x_eager": eager,
+        "x_naive": naive,
+        "load_s": outcome.load_s,
+        "first_mask_s": outcome.first_mask_s,
+        "peak_mib": outcome.peak_mib,
+        "max_rel_err": outcome.max_rel_err,
+    }
+
+
+def _latency(taken: LatencyResult) -> dict[str, Any]:
+    return {
+        **{f"p{q}_ms": taken.percentile(q) for q in (50, 90, 99)},
+        "noise": taken.spread,
+        "samples_ms": [round(s, 3) for s in taken.samples_ms],
+    }

@@ -1,0 +1,185 @@
+"""Rounds over contenders: one call each per round in rotating order, never two at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, Contender, Outcome, Subject
+from save_deploy.runtime.bench.worker import work
+from save_deploy.specs import Arrays
+
+# A loaded FP32 model takes up to twice its weights (packed copies) and its libraries.
+_RESIDENT_FACTOR, _LIBRARIES_BYTES, _SHARE = 1.6, 6e8, 0.75
+_CALLS_PER_LOAD = 2
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """resident: all contenders stayed loaded; else each was loaded anew in every round (memory)."""
+
+    subject: Subject
+    outcomes: tuple[Outcome, ...]
+    gemm: LatencyResult
+    overhead_us: dict[str, float]
+    resident: bool
+
+    @property
+    def gemm_gflops(self) -> float:
+        return float(2 * GEMM_SIDE**3 / self.gemm.p50_ms / 1e6)
+
+    @property
+    def floor_ms(self) -> float:
+        """The useful multiplications at the measured rate, nothing else."""
+        return 2 * self.subject.macs / self.gemm_gflops / 1e6
+
+
+@dataclass
+class _Worker:
+    """The parent's side of a contender: its process while loaded, its samples throughout."""
+
+    contender: Contender
+    samples_ms: list[float] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
+    process: Any = None
+    pipe: Connection | None = None
+
+    def start(self, subject: Subject, inputs: Arrays, overhead: Path | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(
+            target=work, args=(other, self.contender, subject, inputs, overhead), daemon=True
+        )
+        self.process.start()
+        other.close()
+        report = self._receive("ready")
+        if report is not None and not self.report:
+            self.report = report
+        elif report is not None:
+            self.report["peak_mib"] = max(self.report["peak_mib"], report["peak_mib"])
+
+    def run(self) -> None:
+        if self.failed or self.pipe is None:
+            return
+        self.pipe.send("run")
+        ms = self._receive("ms")
+        if ms is not None:
+            self.samples_ms.append(ms)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+        self.process = self.pipe = None
+
+    def _receive(self, wanted: str) -> Any:
+        assert self.pipe is not None
+        try:
+            kind, value = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            kind, value = "failed", "its process ended (out of memory?)"
+        if kind == wanted:
+            return value
+        self.failed = value
+        self.stop()
+        return None
+
+
+def run_bench(
+    subject: Subject,
+    contenders: Sequence[Contender],
+    inputs: Arrays,
+    *,
+    rounds: int = 20,
+    budget_s: float = 300.0,
+    overhead: Path | None = None,
+    on_step: Callable[[str, int], None] = lambda *_: None,
+) -> BenchResult:
+    """Time contenders in interleaved rounds: at least 3, then until `rounds` or the time budget.
+
+    Each contender has its own process, so its peak memory is its own and idle ones hold no core.
+    When they do not all fit into memory, each is loaded anew in every round and called twice. A
+    contender that fails is reported, not fatal. overhead: a graph that computes nothing.
+    """
+    workers = [_Worker(Contender(GEMM, "torch")), *(_Worker(c) for c in contenders)]
+    resident = _fits(subject, len(contenders))
+    measured: set[str] = set()  # backends whose call overhead is known
+
+    def start(worker: _Worker) -> None:
+        backend = worker.contender.backend
+        graph = overhead if backend not in measured and worker.contender.path else None
+        worker.start(subject, inputs, graph)
+        if "overhead_us" in worker.report:
+            measured.add(backend)
+
+    try:
+        if resident:
+            for worker in workers:
+                on_step(f"loading {worker.contender.name}", 0)
+                start(worker)
+        started = time.perf_counter()
+        for i in range(rounds):
+            if i >= 3 and time.perf_counter() - started > budget_s:
+                break
+            shift = i % len(workers)
+            for worker in workers[shift:] + workers[:shift]:
+                if worker.failed:
+                    continue
+                on_step(worker.contender.name, 1)
+                if resident:
+                    worker.run()
+                    continue
+                start(worker)
+                for _ in range(_CALLS_PER_LOAD):
+                    worker.run()
+                worker.stop()
+    finally:
+        for worker in workers:
+            worker.stop()
+    gemm, *others = workers
+    reference = next((w.report.get("logits") for w in others if w.contender.graph == "eager"), None)
+    return BenchResult(
+        subject=subject,
+        outcomes=tuple(_outcome(w, subject, reference) for w in others),
+        gemm=LatencyResult(tuple(gemm.samples_ms)),
+        overhead_us={
+            w.contender.backend: w.report["overhead_us"]
+            for w in others
+            if "overhead_us" in w.report
+        },
+        resident=resident,
+    )
+
+
+def _fits(subject: Subject, n: int) -> bool:
+    each = _RESIDENT_FACTOR * 4 * subject.parameters + _LIBRARIES_BYTES
+    return n * each < _SHARE * psutil.virtual_memory().total
+
+
+def _outcome(worker: _Worker, subject: Subject, reference: NDArray[np.float32] | None) -> Outcome:
+    outcome = Outcome(worker.contender, failed=worker.failed)
+    if worker.failed:
+        return outcome
+    report, error = worker.report, None
+    if reference is not None and worker.contender.graph != "eager":
+        difference = np.abs(report["logits"] - reference).max()
+        error = float(difference / max(1e-30, reference.max() - reference.min()))
+    return replace(
+        outcome,
+        latency=LatencyResult(tuple(worker.samples_ms), subject.batch),
+        load_s=report["load_s"],
+        first_mask_s=report["first_mask_s"],
+        peak_mib=report["peak_mib"],
+        max_rel_err=error,
+    )

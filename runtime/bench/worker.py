@@ -1,0 +1,112 @@
+"""A contender's own process: open, say how it went, then time one call whenever asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, Contender, Subject
+from save_deploy.runtime.session import default_threads, open_session
+from save_deploy.runtime.timing import peak_memory_mib
+from save_deploy.specs import Arrays
+
+Call = Callable[[Arrays], NDArray[np.float32]]
+OVERHEAD_CALLS = 200
+
+
+def work(
+    pipe: Connection, contender: Contender, subject: Subject, inputs: Arrays, overhead: Path | None
+) -> None:
+    """Messages out: ("ready", report), ("ms", milliseconds), ("failed", why). In: "run" or "stop"."""
+    started = time.perf_counter()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
+    try:
+        call = _open(contender, subject)
+        load_s = time.perf_counter() - started
+        logits = call(inputs)
+        report = {
+            "load_s": load_s,
+            "first_mask_s": time.perf_counter() - started,
+            "logits": logits,
+        }
+        if overhead is not None:
+            report["overhead_us"] = _overhead_us(contender, subject, inputs, overhead)
+        call(inputs)  # warm-up
+        report["peak_mib"] = peak_memory_mib()
+        pipe.send(("ready", report))
+        while pipe.recv() == "run":
+            begin = time.perf_counter()
+            call(inputs)
+            pipe.send(("ms", (time.perf_counter() - begin) * 1000))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except Exception as error:  # whatever a backend raises is this contender's result
+        text = (
+            str(error) if isinstance(error, SaveDeployError) else f"{type(error).__name__}: {error}"
+        )
+        pipe.send(("failed", " ".join(text.split())[:300]))
+    finally:
+        pipe.close()
+        os._exit(0)  # gigabytes of a framework need no orderly teardown
+
+
+def _open(contender: Contender, subject: Subject) -> Call:
+    threads = subject.threads or default_threads()
+    if contender.graph == GEMM:
+        return _gemm(threads)
+    if contender.backend == "torch":
+        return _torch_call(subject, threads, compiled=contender.graph == "compile")
+    assert contender.path is not None
+    session = open_session(contender.backend, contender.path, subject.spec, threads=threads)
+    return lambda inputs: session.infer(inputs)["mask_logits"]
+
+
+def _torch_call(subject: Subject, threads: int, *, compiled: bool) -> Call:
+    import torch
+
+    from save_deploy.checkpoints import load_model
+
+    torch.set_num_threads(threads)
+    model = load_model(subject.checkpoint, res=subject.res, sam=subject.sam)
+    forward = torch.compile(model.forward_embedding) if compiled else model.forward_embedding
+
+    def call(inputs: Arrays) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            arrays = (torch.from_numpy(inputs[spec.name]) for spec in subject.spec.inputs)
+            return forward(*arrays).numpy()
+
+    return call
+
+
+def _gemm(threads: int) -> Call:
+    """One large float32 matrix product: the rate this machine reaches, in the same rounds."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
+    out = torch.empty_like(a)
+
+    def call(_inputs: Arrays) -> NDArray[np.float32]:
+        torch.mm(a, b, out=out)
+        return out[:1, :1].numpy()
+
+    return call
+
+
+def _overhead_us(contender: Contender, subject: Subject, inputs: Arrays, graph: Path) -> float:
+    """Median of a call to a graph with the same inputs and outputs that computes nothing."""
+    samples = []
+    with open_session(contender.backend, graph, subject.spec, threads=subject.threads) as session:
+        for _ in range(OVERHEAD_CALLS):
+            begin = time.perf_counter()
+            session.infer(inputs)
+            samples.append(time.perf_counter() - begin)
+    return float(np.median(samples) * 1e6)
