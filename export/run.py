@@ -107,7 +107,8 @@ def export_bundle(
 
     on_stage("load", str(options.checkpoint or "built-in vit_t"))
     model = load_model(options.checkpoint, res=options.res, sam=options.sam)
-    config, large = model.config, _working_set(model) > LARGE_BYTES
+    config = model.config
+    large = low_memory(config, _weight_bytes(model))
     eager_mb = _weight_bytes(model) / 1e6
 
     on_stage("golden", f"{options.n_golden} pairs of {options.data} through the eager model")
@@ -306,10 +307,15 @@ def _source(options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _working_set(model: SaveModel) -> int:
-    """Weights plus the attention scores of one global block, which rule at 1024 px."""
-    config = model.config
-    return _weight_bytes(model) + 4 * config.num_heads * config.grid**4
+def low_memory(config: SaveConfig, weight_bytes: int) -> bool:
+    """True when weights and the scores of one global block, which rule at 1024 px, are too much to
+    hold an eager model and a session at once."""
+    return weight_bytes + score_bytes(config) > LARGE_BYTES
+
+
+def score_bytes(config: SaveConfig) -> int:
+    """One score tensor of a global block, float32, one frame."""
+    return 4 * config.num_heads * config.grid**4
 
 
 def _weight_bytes(model: SaveModel) -> int:

@@ -39,6 +39,8 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
     def advance(text: str = "", n: int = 1) -> None:
         nonlocal done, shown
         done += n
+        if not done:  # still preparing the first step
+            return
         now = time.monotonic()
         tenth = done * 10 // total > (done - n) * 10 // total
         if done == total or (tenth and now - shown > 1) or now - shown > 10:

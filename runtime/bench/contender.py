@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.manifest import Manifest
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.specs import GraphSpec
 
@@ -64,19 +65,24 @@ class Outcome:
 def parse_contenders(
     what: str, backends: Sequence[str], graphs: dict[str, Path]
 ) -> list[Contender]:
-    """ "eager,naive,bundle:DIR" -> contenders, graphs once per backend. `graphs` maps naive and
-    merged... to files. Raises SaveDeployError for an unknown name or a folder without a graph."""
+    """ "eager,naive,bundle:DIR" -> contenders, graphs once per backend; `graphs` maps all names but
+    eager and compile to ONNX files. Raises SaveDeployError for an unknown name."""
     found = []
     for name in split_names(what):
         if name in ("eager", "compile"):
             found.append(Contender(name, "torch"))
             continue
-        path = graphs.get(name)
-        if name.startswith("bundle:"):
-            path = Path(name.removeprefix("bundle:")) / "model.onnx"
-            name = path.parent.name
-        assert path is not None
-        found += [Contender(name, backend, path) for backend in backends]
+        found += [Contender(name, backend, graphs[name]) for backend in backends]
+    return found
+
+
+def bundle_graphs(names: Sequence[str]) -> dict[str, tuple[Path, GraphSpec]]:
+    """bundle:DIR -> its model graph and interface. Raises BundleError for another folder."""
+    found = {}
+    for name in names:
+        kind, _, folder = name.partition(":")
+        if kind == "bundle":
+            found[name] = (Path(folder) / "model.onnx", Manifest.read(Path(folder)).model)
     return found
 
 

@@ -31,14 +31,7 @@ def load_model(
     .pth, required by an adapter-only file. Position tables are resized. Raises CheckpointError.
     """
     path = path or builtin_path()
-    if not path.is_file():
-        raise CheckpointError(
-            "checkpoint not found",
-            got=str(path),
-            expected="a .safetensors file",
-            hint="save-export without a path exports the built-in checkpoint",
-        )
-    if path.suffix in (".pth", ".pt"):
+    if path.suffix in (".pth", ".pt") and path.is_file():
         _refuse_pth(path)
     state, config, kind = read_native(path)
     if res is not None:

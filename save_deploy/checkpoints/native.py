@@ -6,8 +6,10 @@ encoder without adapters and the prompt encoder but no_mask_embed).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +62,32 @@ def save_checkpoint(
 
 def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
     """-> float32 tensors by key, the configuration, and the kind (full or adapter)."""
+    with _opened(path) as (file, metadata):
+        state = {key: file.get_tensor(key).float() for key in file.keys()}
+    return state, SaveConfig.from_json(metadata["config"]), metadata["kind"]
+
+
+def read_header(path: Path) -> tuple[SaveConfig, str]:
+    """-> the configuration and the kind, without reading a weight. Raises CheckpointError."""
+    with _opened(path) as (_, metadata):
+        return SaveConfig.from_json(metadata["config"]), metadata["kind"]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The open file and its checked header."""
+    if not path.is_file():
+        raise CheckpointError(
+            "checkpoint not found",
+            got=str(path),
+            expected="a .safetensors file",
+            hint="save-export without a path exports the built-in checkpoint",
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             _check_header(path, metadata)
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+            yield file, metadata
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             "checkpoint cannot be read",
@@ -72,7 +95,6 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
             expected="a complete safetensors file",
             hint="copy it again: it looks truncated or is not a safetensors file",
         ) from error
-    return state, SaveConfig.from_json(metadata["config"]), metadata["kind"]
 
 
 def read_notes(path: Path) -> dict[str, Any]:

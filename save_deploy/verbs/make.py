@@ -56,6 +56,9 @@ def export(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print size, work and memory it will need, and stop.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
     threads: Threads = None,
     max_logit_error: Annotated[
@@ -94,6 +97,11 @@ def export(
         max_abs_err=max_logit_error,
         min_agreement=min_agreement,
     )
+    if dry_run:
+        from save_deploy.export.estimate import estimate, print_estimate
+
+        print_estimate(estimate(options), options)
+        return
     stages = Stages(STAGES)
     try:
         result = export_bundle(options, on_stage=stages)

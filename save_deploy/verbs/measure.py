@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.errors import BackendError, ParityError, SaveDeployError
+from save_deploy.errors import BackendError, BundleError, ParityError, SaveDeployError
 from save_deploy.verbs.options import Backend, Checkpoint, Data, Sam, Threads
 
 
@@ -184,24 +184,27 @@ def bench(
     from save_deploy.export.variants import example_inputs, write_empty_graph, write_variants
     from save_deploy.progress import progress
     from save_deploy.runtime.bench import run_bench
-    from save_deploy.runtime.bench.contender import parse_contenders, split_names
+    from save_deploy.runtime.bench.contender import bundle_graphs, parse_contenders, split_names
     from save_deploy.runtime.bench.report import print_result, write_result
     from save_deploy.runtime.session import available_backends
 
     names = split_names(what)
     chosen = _backends(backends) if backends else available_backends()
+    bundles = bundle_graphs(names)
+    config = None
+    if preset is not None:
+        if checkpoint is not None:
+            raise SaveDeployError(
+                "two models at once", got=f"{checkpoint} and --preset", expected="one of them"
+            )
+        config = SaveConfig.preset(preset, res=res)
+        if blocks is not None:
+            kept = tuple(i for i in config.global_blocks if i < blocks)
+            config = config.replace(depth=blocks, global_blocks=kept)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".graphs-") as folder:
         work = Path(folder)
-        if preset is not None:
-            if checkpoint is not None:
-                raise SaveDeployError(
-                    "two models at once", got=f"{checkpoint} and --preset", expected="one of them"
-                )
-            config = SaveConfig.preset(preset, res=res)
-            if blocks is not None:
-                kept = tuple(i for i in config.global_blocks if i < blocks)
-                config = config.replace(depth=blocks, global_blocks=kept)
+        if config is not None:
             print(f"writing random weights of {preset}", file=sys.stderr)
             checkpoint = write_random_checkpoint(work / "random.safetensors", config)
         graphs = [n for n in names if n.startswith(("naive", "merged"))]
@@ -210,6 +213,13 @@ def bench(
             graphs, work, checkpoint=checkpoint, sam=sam, res=res, batch=batch
         )
         subject = replace(subject, threads=threads)
+        for name, (path, spec) in bundles.items():
+            if spec != subject.spec:
+                raise BundleError(
+                    "bundle of another shape", got=f"{name}: {spec.inputs[0].shape}",
+                    expected=str(subject.spec.inputs[0].shape), hint="--res and --batch as in it",
+                )  # fmt: skip
+            files[name] = path
         contenders = parse_contenders(what, chosen, files)
         with progress("benchmarking", rounds * (len(contenders) + 1)) as advance:
             result = run_bench(

@@ -10,10 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from save_deploy.checkpoints import load_model, save_checkpoint
+from save_deploy.config import SaveConfig
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.atomic import check_target, new_folder
+from save_deploy.export.estimate import estimate
 from save_deploy.export.run import ExportOptions, export_bundle
 
 CLI = [sys.executable, "-m", "save_deploy"]
@@ -48,6 +52,10 @@ def test_main_job(tmp_path: Path) -> None:
         (["export", "-o", "/proc/nowhere/b"], "not writable"),
         (["export", "--data", "nothing"], "not an AVSBench folder"),
         (["export", "--nonsense"], "No such option"),
+        (["export", "--no-merge", "magic"], "unknown rewrite"),
+        (["export", "--target", "abacus"], "unknown target"),
+        (["merge", "--no-merge", "magic"], "unknown rewrite"),
+        (["bench", "--what", "magic"], "unknown contender"),
         (["compare", "nothing"], "not a bundle"),
         (["eval", "--sound", "loud", "--clips", "1"], "unknown sound"),
         (["train", "--data", "scenes=much"], "unreadable data mixture"),
@@ -133,3 +141,44 @@ def test_unwritable_parent(tmp_path: Path) -> None:
             check_target(tmp_path / "b", force=False)
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    """Parameters of SPEC 1.3, work as in the merge proof, sizes as of the real bundle; nothing made."""
+    done = run("export", "--dry-run", "--res", "256", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("M parameters", "1.513 -> 1.154 GMAC", "audio.onnx", "GiB at the peak"):
+        assert text in done.stdout, done.stdout
+    missing = run("export", "--dry-run", "missing.safetensors", cwd=tmp_path)
+    assert missing.returncode == 1 and "checkpoint not found" in missing.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_estimate_agrees_with_the_bundle(bundle: Path) -> None:
+    """File sizes within two percent of what was written."""
+    found = estimate(ExportOptions(precision="fp16", n_golden=4))
+    for name, expected in found.file_bytes.items():
+        place = bundle / name
+        files = place.iterdir() if place.is_dir() else [place]
+        size = sum(file.stat().st_size for file in files)
+        assert abs(size - expected) < 0.02 * size + 300_000, name  # the graph itself
+    assert sum(found.parameters.values()) == sum(p.numel() for p in load_model().parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_h"])
+def test_estimate_of_large_models(tmp_path: Path, name: str) -> None:
+    """Only a header is read: here there is nothing but a header."""
+    path = tmp_path / "header.safetensors"
+    config = SaveConfig.preset(name, res=1024)
+    metadata = {
+        "format": "save-deploy", "format_version": "1", "kind": "full", "config": config.to_json()
+    }  # fmt: skip
+    save_file({"x": torch.zeros(1)}, str(path), metadata=metadata)
+    found = estimate(ExportOptions(checkpoint=path, res=1024, precision="fp16"))
+    assert found.macs < found.macs_eager
+    # SPEC 1.3: an adapter has 25.5 C^2 + 2C parameters
+    adapters = config.depth * (25.5 * config.embed_dim**2 + 2 * config.embed_dim)
+    assert found.parameters["image_adapters"] == adapters
+    total = sum(found.parameters.values())
+    assert found.peak_bytes > 4 * total
+    assert found.file_bytes["model.onnx"] == pytest.approx(2 * total, rel=0.25)

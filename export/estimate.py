@@ -1,0 +1,106 @@
+"""What an export will need, from the checkpoint's header alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from save_deploy.checkpoints import builtin_path, read_header
+from save_deploy.config import AUDIO_DIM, SaveConfig
+from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.merge import DeployModel
+from save_deploy.export.merge.deploy import FrameModel
+from save_deploy.export.merge.proof import count_macs
+from save_deploy.export.run import ExportOptions, low_memory, score_bytes
+from save_deploy.model.save import SaveModel
+from save_deploy.specs import WINDOW_SAMPLES
+
+BYTES = {"fp32": 4, "fp16": 2}
+GIB = 2**30
+LIBRARIES_BYTES = int(1.1 * GIB)  # torch, exporter and runtime, measured on vit_t
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Parameters and multiplications are exact, file sizes good to a percent; memory is a formula
+    fitted to measured exports (see peak_bytes)."""
+
+    config: SaveConfig
+    kind: str
+    parameters: dict[str, int]
+    macs_eager: int
+    macs: int
+    file_bytes: dict[str, int]
+    peak_bytes: int
+
+
+def estimate(options: ExportOptions) -> Estimate:
+    """Raises CheckpointError when the header cannot be read."""
+    config, kind = read_header(options.checkpoint or builtin_path())
+    config = config.replace(res=options.res)
+    with torch.device("meta"):
+        model = SaveModel(config).eval()
+        deploy = DeployModel(model, options.forms).eval()
+        audio = DeployAudioEncoder(model.audio_encoder)
+    parameters: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = "image_adapters" if ".adapter." in name else name.split(".")[0]
+        parameters[part] = parameters.get(part, 0) + parameter.numel()
+    side, batch = options.res, options.batch
+    frames = torch.empty(batch, side, side, 3, dtype=torch.uint8, device="meta")
+    sounds = torch.empty(batch, AUDIO_DIM, device="meta")
+    graph_bytes = 4 * sum(p.numel() for p in deploy.parameters())
+    return Estimate(
+        config=config,
+        kind=kind,
+        parameters=parameters,
+        macs_eager=count_macs(FrameModel(model), frames, sounds),
+        macs=count_macs(deploy, frames, sounds),
+        file_bytes={
+            "model.onnx": graph_bytes * BYTES[options.precision] // 4,
+            "audio.onnx": 4 * sum(p.numel() for p in audio.parameters()),
+            "golden": options.n_golden
+            * (side * side * (3 + 1 + 4) + 4 * (WINDOW_SAMPLES + AUDIO_DIM)),
+        },
+        peak_bytes=peak_bytes(config, 4 * sum(parameters.values()), graph_bytes, options),
+    )
+
+
+def peak_bytes(
+    config: SaveConfig, eager_bytes: int, graph_bytes: int, options: ExportOptions
+) -> int:
+    """Libraries, the weights once, what merging adds to them, activations; and for models that are
+    not LARGE the FP32 session of the comparison, which packs a second copy."""
+    activations = 3 * options.batch * score_bytes(config)
+    if low_memory(config, eager_bytes):
+        return LIBRARIES_BYTES + eager_bytes + activations
+    return LIBRARIES_BYTES + eager_bytes + 3 * graph_bytes + activations
+
+
+def print_estimate(found: Estimate, options: ExportOptions) -> None:
+    """A table of parameters, then work, files and memory beside what this machine has."""
+    total = sum(found.parameters.values())
+    print(f"{found.config.name} at {options.res} px, {options.precision}, batch {options.batch}")
+    for part, n in sorted(found.parameters.items(), key=lambda item: -item[1]):
+        print(f"  {part:18} {n / 1e6:10.2f} M parameters")
+    print(f"  {'all':18} {total / 1e6:10.2f} M parameters")
+    print(f"work   {found.macs_eager / 1e9:.4g} -> {found.macs / 1e9:.4g} GMAC a call")
+    sizes = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in found.file_bytes.items())
+    parent = options.folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    print(f"files  {sizes} in {options.folder}/ ({free / 1e9:.4g} GB free there)")
+    available = psutil.virtual_memory().available
+    print(
+        f"memory about {found.peak_bytes / GIB:.1f} GiB at the peak "
+        f"({available / GIB:.1f} GiB available here)"
+    )
+    if found.kind == "adapter" and options.sam is None:
+        print("note   this checkpoint holds only the trained parts: add --sam")
+    needed = sum(found.file_bytes.values())
+    if found.peak_bytes > available or needed > free:
+        print("note   this machine is too small for it")

@@ -1,0 +1,161 @@
+"""The benchmark: honest rounds, contenders that fail are named, a wrong graph shows in its error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from save_deploy.checkpoints import load_model
+from save_deploy.checkpoints.random import write_random_checkpoint
+from save_deploy.config import SaveConfig
+from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.export.variants import (
+    example_inputs,
+    parse_forms,
+    write_empty_graph,
+    write_variants,
+)
+from save_deploy.runtime.bench import Contender, Subject, run_bench
+from save_deploy.runtime.bench import run as bench_run
+from save_deploy.runtime.bench.contender import parse_contenders, split_names
+from save_deploy.runtime.bench.report import cells, footnote, print_result, write_result
+from save_deploy.runtime.session import open_session
+from save_deploy.runtime.timing import peak_memory_mib
+from save_deploy.verbs.measure import bench
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[str, Path], Path]:
+    """A tiny model with random weights: naive, merged and empty graphs."""
+    folder = tmp_path_factory.mktemp("bench")
+    config = SaveConfig(**{**TINY, "res": 224, "window_size": 5})
+    checkpoint = write_random_checkpoint(folder / "random.safetensors", config)
+    subject, files = write_variants(
+        ["naive", "merged"], folder, checkpoint=checkpoint, sam=None, res=224, batch=1
+    )
+    return subject, files, write_empty_graph(subject.spec, folder / "empty.onnx")
+
+
+def test_random_weights_are_not_trivial(prepared: tuple[Subject, dict[str, Path], Path]) -> None:
+    """Norms and biases matter, so a wrong fold of them would be seen; same seed, same weights."""
+    model = load_model(prepared[0].checkpoint)
+    block = model.image_encoder.blocks[0]
+    for tensor in (block.norm1.weight - 1, block.norm1.bias, block.attn.rel_pos_h):
+        assert tensor.std() > 0.05
+    assert prepared[0].parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", [True, False])
+def test_rounds(
+    prepared: tuple[Subject, dict[str, Path], Path],
+    resident: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    subject, files, empty = prepared
+    monkeypatch.setattr(bench_run, "_fits", lambda *_: resident)
+    broken = _scaled(files["merged"], tmp_path / "broken.onnx")
+    contenders = [
+        *parse_contenders("eager,naive,merged", ["onnxruntime", "openvino"], files),
+        Contender("broken", "onnxruntime", broken),
+        Contender("missing", "onnxruntime", tmp_path / "missing.onnx"),
+    ]
+    steps: list[str] = []
+    result = run_bench(
+        subject, contenders, example_inputs(subject.spec), rounds=3, overhead=empty,
+        on_step=lambda name, n: steps.extend([name] * n),
+    )  # fmt: skip
+    by_name = {o.contender.name: o for o in result.outcomes}
+    assert "missing.onnx" in by_name.pop("missing (onnxruntime)").failed
+    calls = 3 if resident else 6
+    assert all(o.latency and len(o.latency.samples_ms) == calls for o in by_name.values())
+    assert steps.count("eager (torch)") == steps.count("merged (openvino)") == 3
+    for name, outcome in by_name.items():
+        if name.startswith(("naive", "merged")):
+            assert outcome.max_rel_err is not None and outcome.max_rel_err <= 1e-4, name
+        assert 0 < outcome.load_s < outcome.first_mask_s and outcome.peak_mib > 20
+    error = by_name["broken (onnxruntime)"].max_rel_err
+    assert error is not None and error > 1e-3, "a wrong graph must show"
+    # torch alone is larger than a whole runtime: each process reports its own memory
+    assert by_name["eager (torch)"].peak_mib > by_name["merged (onnxruntime)"].peak_mib
+    assert set(result.overhead_us) == {"onnxruntime", "openvino"}
+    assert result.floor_ms == pytest.approx(2 * subject.macs / (result.gemm_gflops * 1e6))
+    assert cells(result, by_name["eager (torch)"])[6] == "1.00"
+
+    print_result(result)
+    assert "missing" in (out := capsys.readouterr().out) and "GEMM rate" in out
+    write_result(result, tmp_path / "out", "save-deploy bench")
+    stored = json.loads((tmp_path / "out" / "bench.json").read_text(), parse_constant=pytest.fail)
+    assert len(stored["contenders"]) == len(contenders)
+    assert all(len(c["samples_ms"]) == calls for c in stored["contenders"] if "failed" not in c)
+    assert (tmp_path / "out" / "bench.png").stat().st_size > 5_000
+    assert any("interleaved" in line for line in footnote(result))
+
+
+def _scaled(path: Path, out: Path) -> Path:
+    """A graph with one weight 5 % too large."""
+    model = onnx.load(path)
+    weight = next(w for w in model.graph.initializer if w.name == "blocks.1.norm2.weight")
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(1.05 * values, weight.name))
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_empty_graph_has_the_interface(
+    prepared: tuple[Subject, dict[str, Path], Path], backend: str
+) -> None:
+    subject, _, empty = prepared
+    with open_session(backend, empty, subject.spec) as session:
+        logits = session.infer(example_inputs(subject.spec))["mask_logits"]
+    assert logits.shape == (1, 1, 224, 224) and np.ptp(logits) == 0
+
+
+def test_useful_work_is_what_the_merged_graph_does(
+    prepared: tuple[Subject, dict[str, Path], Path],
+) -> None:
+    """Padding is not useful: the floor is below eager's multiplications (windows of 5 on 14x14)."""
+    subject = prepared[0]
+    assert 0 < subject.macs < subject.macs_eager
+
+
+def test_names() -> None:
+    assert split_names("eager, naive,eager") == ["eager", "naive"]
+    for wrong in ("eager,magic", "bundle:", "", "merged:"):
+        with pytest.raises(SaveDeployError, match=r"unknown contender|nothing to benchmark"):
+            split_names(wrong)
+    forms = parse_forms("merged:windows=late_pad+scale=off", target="portable", res=256)
+    assert (forms.windows, forms.scale, forms.rel_pos) == ("late_pad", False, "bias")
+    for wrong in ("merged:windows=never", "merged:magic=on", "merged:scale=late_pad"):
+        with pytest.raises(SaveDeployError, match="unknown form"):
+            parse_forms(wrong, target="portable", res=256)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(what="magic"), SaveDeployError, "unknown contender"),
+        (dict(backends="tensorrt"), BackendError, "not available"),
+        (dict(preset="vit_x"), SaveDeployError, "unknown preset"),
+        (dict(preset="vit_t", checkpoint=Path("x")), SaveDeployError, "two models"),
+        (dict(what="bundle:nowhere"), SaveDeployError, "not a bundle"),
+    ],
+)
+def test_user_errors(tmp_path: Path, options: dict, error: type, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(error, match=message):
+        bench(out=tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_peak_memory_is_of_this_process() -> None:
+    before = peak_memory_mib()
+    block = np.ones(60 * 2**17)  # 60 MiB
+    assert block.nbytes / 2**20 <= peak_memory_mib() >= before
