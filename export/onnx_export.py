@@ -81,6 +81,23 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
     return files
 
 
+def free_weights(*modules: nn.Module) -> None:
+    """Give the memory of modules back although something still refers to them.
+
+    The exporter's rewrite rules remember the last graph they saw, and through it every parameter,
+    for the life of the process.
+    """
+    for module in modules:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
+
+
+def release_graph(model: ir.Model) -> None:
+    """The same for the tensors of a graph that has been written."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+
+
 def operator_counts(model: ir.Model) -> dict[str, int]:
     """Operator type -> how many, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())

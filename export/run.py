@@ -20,7 +20,13 @@ from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.golden import Golden, predict_golden, run_golden, write_golden
 from save_deploy.export.merge import DeployModel, Forms, MergeProof, forms_for, merge
-from save_deploy.export.onnx_export import graph_from_module, operator_counts, save_graph
+from save_deploy.export.onnx_export import (
+    free_weights,
+    graph_from_module,
+    operator_counts,
+    release_graph,
+    save_graph,
+)
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
 from save_deploy.manifest import Manifest, record_files, sha256_of
 from save_deploy.metrics.latency import LatencyResult, speedup
@@ -148,16 +154,21 @@ def export_bundle(
         on_stage("write", "model.onnx, audio.onnx, golden samples")
         save_graph(graph, folder / "model.onnx")
         operators = operator_counts(graph)
+        release_graph(graph)
+        if large:
+            free_weights(deploy)
         audio = DeployAudioEncoder(model.audio_encoder).eval()
         audio_graph = graph_from_module(
             audio, (torch.zeros(1, 16000),), inputs=["waveform"], output="audio_embedding"
         )
         save_graph(audio_graph, folder / "audio.onnx")
+        release_graph(audio_graph)
         golden_entry = write_golden(folder, golden)
         onnx_rows.append((options.precision, folder / "model.onnx"))
-        del graph, audio_graph, audio, deploy
+        if large:
+            free_weights(model)
         eager = None if large else eager_pipeline(model, batch=options.batch)
-        del model
+        del graph, audio_graph, audio, deploy, model
         gc.collect()
 
         on_stage("prove", "parity and speed against eager")
@@ -232,7 +243,11 @@ def _prove(
                 backend, folder / "audio.onnx", audio_spec(), threads=options.threads
             ),
             model=open_session(
-                backend, path, model_spec(config, options.batch), threads=options.threads
+                backend,
+                path,
+                model_spec(config, options.batch),
+                threads=options.threads,
+                low_memory=eager is None,
             ),
         )
         for backend, precision, path in entries

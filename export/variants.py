@@ -22,7 +22,8 @@ from save_deploy.export.merge.deploy import FrameModel
 from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.onnx_export import OPSET, graph_from_module, save_graph
-from save_deploy.runtime.bench.contender import Subject
+from save_deploy.export.run import score_bytes
+from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
 from save_deploy.specs import GraphSpec, model_spec
 
 _CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
@@ -77,6 +78,7 @@ def _write(
         checkpoint=checkpoint or builtin_path(),
         sam=sam,
         parameters=sum(p.numel() for p in model.parameters()),
+        activation_bytes=3 * batch * score_bytes(model.config),
         macs_eager=count_macs(FrameModel(model), frames, sounds),
         macs=count_macs(best, frames, sounds),
     )
@@ -124,6 +126,24 @@ def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+    return path
+
+
+def write_gemm_graph(path: Path) -> Path:
+    """One matrix product with a constant (GEMM_SPEC)."""
+    side = GEMM_SIDE
+    weight = np.random.default_rng(1).random((side, side), dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "gemm",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, (side, side))],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, (side, side))],
+        [onnx.numpy_helper.from_array(weight, "b")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10),
+        path,
+    )
     return path
 
 

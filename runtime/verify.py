@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,19 @@ from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
 from save_deploy.runtime.pipeline import load
 
 
-def verify_bundle(
-    folder: Path, *, backend: str = "auto", threads: int | None = None
-) -> ParityResult:
+@dataclass(frozen=True)
+class Verified:
+    """Parity on the golden samples, the backend that ran, and seconds from opening to first mask."""
+
+    parity: ParityResult
+    backend: str
+    first_mask_s: float
+
+
+def verify_bundle(folder: Path, *, backend: str = "auto", threads: int | None = None) -> Verified:
     """Hashes, then every golden sample through both graphs. Raises BundleError, or ParityError when
     the result is outside the budget the bundle was exported with."""
+    started, first_mask_s = time.perf_counter(), 0.0
     manifest = Manifest.read(folder)
     with load(folder, backend=backend, threads=threads) as pipeline:
         image, waveform, embedding, logits = (
@@ -36,11 +46,13 @@ def verify_bundle(
                     got=f"{error:.1e} on golden sample {i}",
                     expected=f"at most {tolerance:.1e}",
                 )
-            meter.add(logits[i : i + 1], pipeline.run(image[i : i + 1], heard))
+            found = pipeline.run(image[i : i + 1], heard)
+            first_mask_s = first_mask_s or time.perf_counter() - started
+            meter.add(logits[i : i + 1], found)
     result, budget = meter.result(), ParityBudget(**manifest.golden["budget"])
     result.require(
         budget,
         what="golden samples are over the parity budget on this machine",
         hint="export again on this machine, or with --fp32",
     )
-    return result
+    return Verified(result, pipeline.backend, first_mask_s)

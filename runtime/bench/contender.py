@@ -9,10 +9,14 @@ from pathlib import Path
 from save_deploy.errors import SaveDeployError
 from save_deploy.manifest import Manifest
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.specs import GraphSpec
+from save_deploy.specs import GraphSpec, TensorSpec
 
 GEMM = "gemm"
 GEMM_SIDE = 2048
+GEMM_SPEC = GraphSpec(
+    inputs=(TensorSpec("a", "float32", (GEMM_SIDE, GEMM_SIDE), "left factor"),),
+    outputs=(TensorSpec("c", "float32", (GEMM_SIDE, GEMM_SIDE), "product with a constant"),),
+)
 KINDS = ("eager", "compile", "naive", "merged", "merged:KEY=VALUE+...", "bundle:DIR")
 
 
@@ -28,6 +32,7 @@ class Subject:
     sam: Path | None = None
     threads: int | None = None
     parameters: int = 0
+    activation_bytes: int = 0  # largest tensors of one call of the eager model
     macs_eager: int = 0  # per call, padded windows included
     macs: int = 0  # per call, useful work only: what the merged model computes
 

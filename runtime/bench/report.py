@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.runtime.bench.contender import Outcome
+from save_deploy.runtime.bench.contender import GEMM_SIDE, Outcome
 from save_deploy.runtime.bench.run import BenchResult
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.timing import machine, versions
@@ -68,7 +68,9 @@ def footnote(result: BenchResult) -> list[str]:
         + (" (noisy: trust ratios, not milliseconds)" if noise > 0.1 else ""),
         f"{here['cpu']}, {threads} threads, {here['memory_gib']} GiB; "
         + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
-        f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds)",
+        f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds, best of "
+        + ", ".join(f"{b} {gflops(g):.0f}" for b, g in result.gemm.items())
+        + ")",
     ]
     if subject.macs:
         lines[-1] += (
@@ -118,7 +120,7 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "threads": subject.threads or default_threads(),
         "versions": versions(),
         "resident": result.resident,
-        "gemm": {"gflops": result.gemm_gflops, **_latency(result.gemm)},
+        "gemm": {b: {"gflops": gflops(g), **_latency(g)} for b, g in result.gemm.items()},
         "floor_ms": result.floor_ms,
         "overhead_us": result.overhead_us,
         "contenders": [_entry(result, outcome) for outcome in result.outcomes],
@@ -155,11 +157,9 @@ def plot(result: BenchResult, path: Path) -> bool:
     axes.set_xlim(left=0)
     axes.set_xlabel("ms a call (bar: median, dots: samples)")
     if result.subject.macs:
-        axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1)
-        axes.annotate(
-            "floor: useful work at the GEMM rate", (result.floor_ms, -0.45), color="#a50f15",
-            fontsize=8, xytext=(4, 0), textcoords="offset points",
-        )  # fmt: skip
+        label = "floor: useful work at the GEMM rate"
+        axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1, label=label)
+        axes.legend(loc="lower right", fontsize=8)
     subject = result.subject
     axes.set_title(
         f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call", fontsize=10
@@ -167,6 +167,11 @@ def plot(result: BenchResult, path: Path) -> bool:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True
+
+
+def gflops(gemm: LatencyResult) -> float:
+    """Rate of the large product in GFLOP/s."""
+    return 2 * GEMM_SIDE**3 / gemm.p50_ms / 1e6
 
 
 def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:

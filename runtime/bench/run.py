@@ -30,13 +30,14 @@ class BenchResult:
 
     subject: Subject
     outcomes: tuple[Outcome, ...]
-    gemm: LatencyResult
+    gemm: dict[str, LatencyResult]  # by backend
     overhead_us: dict[str, float]
     resident: bool
 
     @property
     def gemm_gflops(self) -> float:
-        return float(2 * GEMM_SIDE**3 / self.gemm.p50_ms / 1e6)
+        """Rate of the fastest backend's large float32 product: what this machine can do."""
+        return float(2 * GEMM_SIDE**3 / min(g.p50_ms for g in self.gemm.values()) / 1e6)
 
     @property
     def floor_ms(self) -> float:
@@ -104,21 +105,30 @@ def run_bench(
     rounds: int = 20,
     budget_s: float = 300.0,
     overhead: Path | None = None,
+    gemm: Path | None = None,
     on_step: Callable[[str, int], None] = lambda *_: None,
 ) -> BenchResult:
     """Time contenders in interleaved rounds: at least 3, then until `rounds` or the time budget.
 
     Each contender has its own process, so its peak memory is its own and idle ones hold no core.
     When they do not all fit into memory, each is loaded anew in every round and called twice. A
-    contender that fails is reported, not fatal. overhead: a graph that computes nothing.
+    contender that fails is reported, not fatal. overhead: a graph that computes nothing; gemm: one
+    that multiplies by a constant (GEMM_SPEC), timed in every round on every backend as the measure of
+    the machine.
     """
-    workers = [_Worker(Contender(GEMM, "torch")), *(_Worker(c) for c in contenders)]
+    yardsticks = [_Worker(Contender(GEMM, "torch"))]
+    if gemm is not None:
+        backends = dict.fromkeys(c.backend for c in contenders if c.path is not None)
+        yardsticks += [_Worker(Contender(GEMM, backend, gemm)) for backend in backends]
+    others = [_Worker(c) for c in contenders]
+    workers = yardsticks + others
     resident = _fits(subject, len(contenders))
     measured: set[str] = set()  # backends whose call overhead is known
 
     def start(worker: _Worker) -> None:
         backend = worker.contender.backend
-        graph = overhead if backend not in measured and worker.contender.path else None
+        measurable = worker.contender.path and worker.contender.graph != GEMM
+        graph = overhead if measurable and backend not in measured else None
         worker.start(subject, inputs, graph)
         if "overhead_us" in worker.report:
             measured.add(backend)
@@ -147,12 +157,15 @@ def run_bench(
     finally:
         for worker in workers:
             worker.stop()
-    gemm, *others = workers
     reference = next((w.report.get("logits") for w in others if w.contender.graph == "eager"), None)
     return BenchResult(
         subject=subject,
         outcomes=tuple(_outcome(w, subject, reference) for w in others),
-        gemm=LatencyResult(tuple(gemm.samples_ms)),
+        gemm={
+            w.contender.backend: LatencyResult(tuple(w.samples_ms))
+            for w in yardsticks
+            if w.samples_ms
+        },
         overhead_us={
             w.contender.backend: w.report["overhead_us"]
             for w in others
@@ -163,7 +176,8 @@ def run_bench(
 
 
 def _fits(subject: Subject, n: int) -> bool:
-    each = _RESIDENT_FACTOR * 4 * subject.parameters + _LIBRARIES_BYTES
+    weights = _RESIDENT_FACTOR * 4 * subject.parameters
+    each = weights + subject.activation_bytes + _LIBRARIES_BYTES
     return n * each < _SHARE * psutil.virtual_memory().total
 
 

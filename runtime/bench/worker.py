@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, Contender, Subject
+from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, GEMM_SPEC, Contender, Subject
 from save_deploy.runtime.session import default_threads, open_session
 from save_deploy.runtime.timing import peak_memory_mib
 from save_deploy.specs import Arrays
@@ -61,7 +61,7 @@ def work(
 def _open(contender: Contender, subject: Subject) -> Call:
     threads = subject.threads or default_threads()
     if contender.graph == GEMM:
-        return _gemm(threads)
+        return _gemm(contender, threads)
     if contender.backend == "torch":
         return _torch_call(subject, threads, compiled=contender.graph == "compile")
     assert contender.path is not None
@@ -86,16 +86,21 @@ def _torch_call(subject: Subject, threads: int, *, compiled: bool) -> Call:
     return call
 
 
-def _gemm(threads: int) -> Call:
-    """One large float32 matrix product: the rate this machine reaches, in the same rounds."""
+def _gemm(contender: Contender, threads: int) -> Call:
+    """One large float32 matrix product: the rate a backend reaches, in the same rounds."""
+    rng = np.random.default_rng(0)
+    a = rng.random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
+    if contender.path is not None:
+        session = open_session(contender.backend, contender.path, GEMM_SPEC, threads=threads)
+        return lambda _inputs: session.infer({"a": a})["c"][:1, :1]
     import torch
 
     torch.set_num_threads(threads)
-    a, b = torch.rand(GEMM_SIDE, GEMM_SIDE), torch.rand(GEMM_SIDE, GEMM_SIDE)
-    out = torch.empty_like(a)
+    left = torch.from_numpy(a)
+    out = torch.empty_like(left)
 
     def call(_inputs: Arrays) -> NDArray[np.float32]:
-        torch.mm(a, b, out=out)
+        torch.mm(left, left, out=out)
         return out[:1, :1].numpy()
 
     return call

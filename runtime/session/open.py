@@ -6,6 +6,8 @@ import importlib.util
 import os
 from pathlib import Path
 
+import psutil
+
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.base import BufferedSession
 from save_deploy.runtime.session.openvino import OpenVinoSession
@@ -16,6 +18,8 @@ BACKENDS = ("auto", "onnxruntime", "openvino")
 ENV_CACHE = "SAVE_DEPLOY_CACHE"
 # Compiled models over this are not cached: it would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
+# Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
+_PACKED_FACTOR = 2.5
 
 
 def available_backends() -> tuple[str, ...]:
@@ -31,18 +35,26 @@ def open_session(
     *,
     threads: int | None = None,
     sha256: str | None = None,
+    low_memory: bool | None = None,
 ) -> BufferedSession:
-    """auto is OpenVINO where it is installed. sha256 of the file, when known, keys the cache of
-    compiled models. Raises BackendError for an unknown, missing or failing backend."""
+    """auto is OpenVINO where it is installed and its copies of the weights fit.
+
+    sha256 of the file, when known, keys the cache of compiled models. low_memory (ONNX Runtime):
+    weights stay mapped from the file, which is slower; default: where packed FP32 copies would not
+    fit into free memory. Raises BackendError for an unknown, missing or failing backend.
+    """
     if backend not in BACKENDS:
         raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+    size = _graph_bytes(path)
+    if low_memory is None:
+        low_memory = _PACKED_FACTOR * size > psutil.virtual_memory().available
     if backend == "auto":
-        backend = available_backends()[0]
-    large = _graph_bytes(path) > _CACHED_BYTES
+        backend = available_backends()[0] if not low_memory else "onnxruntime"
     if backend == "openvino":
-        cache = cache_root() / "openvino" / sha256[:16] if sha256 and not large else None
+        cached = sha256 is not None and size <= _CACHED_BYTES
+        cache = cache_root() / "openvino" / str(sha256)[:16] if cached else None
         return OpenVinoSession(path, spec, threads=threads, cache_dir=cache)
-    return OrtSession(path, spec, threads=threads, low_memory=large)
+    return OrtSession(path, spec, threads=threads, low_memory=low_memory)
 
 
 def cache_root() -> Path:

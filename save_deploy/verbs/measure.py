@@ -129,9 +129,11 @@ def verify(
     from save_deploy.runtime.verify import verify_bundle
 
     result = verify_bundle(bundle, backend=backend, threads=threads)
+    parity = result.parity
     print(
-        f"{bundle}: files intact, {result.n_frames} golden samples, "
-        f"mask agreement {result.mask_agreement:.5f}, max abs logit error {result.max_abs_err:.1e}"
+        f"{bundle}: files intact, {parity.n_frames} golden samples on {result.backend}, "
+        f"mask agreement {parity.mask_agreement:.5f}, max abs logit error {parity.max_abs_err:.1e}, "
+        f"first mask after {result.first_mask_s:.2f} s"
     )
 
 
@@ -181,7 +183,12 @@ def bench(
 
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
-    from save_deploy.export.variants import example_inputs, write_empty_graph, write_variants
+    from save_deploy.export.variants import (
+        example_inputs,
+        write_empty_graph,
+        write_gemm_graph,
+        write_variants,
+    )
     from save_deploy.progress import progress
     from save_deploy.runtime.bench import run_bench
     from save_deploy.runtime.bench.contender import bundle_graphs, parse_contenders, split_names
@@ -221,7 +228,7 @@ def bench(
                 )  # fmt: skip
             files[name] = path
         contenders = parse_contenders(what, chosen, files)
-        with progress("benchmarking", rounds * (len(contenders) + 1)) as advance:
+        with progress("benchmarking", rounds * (len(contenders) + 1 + len(chosen))) as advance:
             result = run_bench(
                 subject,
                 contenders,
@@ -229,6 +236,7 @@ def bench(
                 rounds=rounds,
                 budget_s=budget,
                 overhead=write_empty_graph(subject.spec, work / "empty.onnx"),
+                gemm=write_gemm_graph(work / "gemm.onnx"),
                 on_step=advance,
             )
     print_result(result)

@@ -17,6 +17,7 @@ from save_deploy.export.variants import (
     example_inputs,
     parse_forms,
     write_empty_graph,
+    write_gemm_graph,
     write_variants,
 )
 from save_deploy.runtime.bench import Contender, Subject, run_bench
@@ -70,6 +71,7 @@ def test_rounds(
     steps: list[str] = []
     result = run_bench(
         subject, contenders, example_inputs(subject.spec), rounds=3, overhead=empty,
+        gemm=write_gemm_graph(tmp_path / "gemm.onnx"),
         on_step=lambda name, n: steps.extend([name] * n),
     )  # fmt: skip
     by_name = {o.contender.name: o for o in result.outcomes}
@@ -86,6 +88,7 @@ def test_rounds(
     # torch alone is larger than a whole runtime: each process reports its own memory
     assert by_name["eager (torch)"].peak_mib > by_name["merged (onnxruntime)"].peak_mib
     assert set(result.overhead_us) == {"onnxruntime", "openvino"}
+    assert set(result.gemm) == {"torch", "onnxruntime", "openvino"}
     assert result.floor_ms == pytest.approx(2 * subject.macs / (result.gemm_gflops * 1e6))
     assert cells(result, by_name["eager (torch)"])[6] == "1.00"
 
@@ -100,11 +103,11 @@ def test_rounds(
 
 
 def _scaled(path: Path, out: Path) -> Path:
-    """A graph with one weight 5 % too large."""
+    """A graph with one norm 20 % too large."""
     model = onnx.load(path)
     weight = next(w for w in model.graph.initializer if w.name == "blocks.1.norm2.weight")
     values = onnx.numpy_helper.to_array(weight)
-    weight.CopyFrom(onnx.numpy_helper.from_array(1.05 * values, weight.name))
+    weight.CopyFrom(onnx.numpy_helper.from_array(1.2 * values, weight.name))
     onnx.save(model, out)
     return out
 

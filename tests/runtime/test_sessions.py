@@ -42,7 +42,7 @@ def opened(bundle: Path, backend: str, **options: object) -> BufferedSession:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_golden_samples(bundle: Path, backend: str) -> None:
-    assert verify_bundle(bundle, backend=backend).mask_agreement >= 0.995
+    assert verify_bundle(bundle, backend=backend).parity.mask_agreement >= 0.995
 
 
 def test_auto_prefers_openvino(bundle: Path) -> None:
@@ -168,4 +168,4 @@ def test_clip_bundle(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             five.clip_logits(list(clip.frames[:2]), clip.waveform), expected[:2], atol=1e-3
         )
-    assert verify_bundle(tmp_path / "clip").n_frames == 7
+    assert verify_bundle(tmp_path / "clip").parity.n_frames == 7
