@@ -81,19 +81,8 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
     return files
 
 
-def free_weights(*modules: nn.Module) -> None:
-    """Give the memory of modules back although something still refers to them.
-
-    The exporter's rewrite rules remember the last graph they saw, and through it every parameter,
-    for the life of the process.
-    """
-    for module in modules:
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.data = torch.empty(0, dtype=tensor.dtype)
-
-
 def release_graph(model: ir.Model) -> None:
-    """The same for the tensors of a graph that has been written."""
+    """Cut a written graph off its tensors (see memory.free_weights for who else holds them)."""
     for value in model.graph.initializers.values():
         value.const_value = None
 

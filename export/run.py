@@ -19,9 +19,9 @@ from save_deploy.errors import ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.golden import Golden, predict_golden, run_golden, write_golden
+from save_deploy.export.memory import free_weights, page_out
 from save_deploy.export.merge import DeployModel, Forms, MergeProof, forms_for, merge
 from save_deploy.export.onnx_export import (
-    free_weights,
     graph_from_module,
     operator_counts,
     release_graph,
@@ -124,6 +124,7 @@ def export_bundle(
         collect_pairs(clips, options.n_golden, res=config.res),
     )
 
+    page_out(model)
     on_stage("merge", "exact rewrites, each compared in float64")
     deploy, proof = merge(model, forms)
     if not proof.exact:
@@ -131,11 +132,13 @@ def export_bundle(
             "a rewrite is not exact", got=str([r for r in proof.rewrites if not r.exact])
         )
 
+    page_out(model)
     plan = None
     if options.precision == "fp16":
         on_stage("precision", "measuring ranges")
         plan = _plan(model, deploy, options, n=1 if large else options.n_golden)
 
+    page_out(model)
     with new_folder(options.folder) as folder:
         on_stage("trace", f"{config.name} at {config.res} px")
         graph = graph_from_module(
