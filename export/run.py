@@ -39,7 +39,7 @@ from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.report import footnote, write_report
 from save_deploy.runtime.session import as_batch, available_backends, open_session
 from save_deploy.runtime.timing import time_interleaved, versions
-from save_deploy.specs import audio_spec, model_spec
+from save_deploy.specs import Arrays, audio_spec, model_spec
 
 # Above this the eager model and a session are not held in memory together: eager is timed before.
 LARGE_BYTES = 2_000_000_000
@@ -257,7 +257,7 @@ def _prove(
     ]
     logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
     chosen = np.arange(options.batch) % len(golden.pairs)
-    inputs = {
+    inputs: Arrays = {
         "image": golden.pairs.image[chosen],
         "audio_embedding": golden.audio_embedding[chosen],
     }

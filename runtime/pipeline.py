@@ -16,7 +16,7 @@ from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError
 from save_deploy.manifest import Manifest
 from save_deploy.runtime.session import Session, as_batch, open_session
-from save_deploy.specs import GraphSpec
+from save_deploy.specs import Arrays, GraphSpec
 
 
 class SavePipeline:
@@ -68,7 +68,7 @@ class SavePipeline:
         found, batch = [], self.batch
         for start in range(0, len(images), batch):
             chosen = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            inputs = {"image": images[chosen], "audio_embedding": audio_embedding[chosen]}
+            inputs: Arrays = {"image": images[chosen], "audio_embedding": audio_embedding[chosen]}
             found.append(self.model.infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
         return np.concatenate(found)[: len(images)]
 
