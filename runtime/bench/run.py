@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -73,7 +74,8 @@ class _Worker:
     def run(self) -> None:
         if self.failed or self.pipe is None:
             return
-        self.pipe.send("run")
+        with contextlib.suppress(BrokenPipeError):  # a dead process is reported by what follows
+            self.pipe.send("run")
         ms = self._receive("ms")
         if ms is not None:
             self.samples_ms.append(ms)

@@ -20,6 +20,7 @@ from save_deploy.specs import Arrays
 
 Call = Callable[[Arrays], NDArray[np.float32]]
 OVERHEAD_CALLS = 200
+LONG_CALL_S, SHORT_CALL_S = 2.0, 0.25
 
 
 def work(
@@ -39,10 +40,20 @@ def work(
         }
         if overhead is not None:
             report["overhead_us"] = _overhead_us(contender, subject, inputs, overhead)
-        call(inputs)  # warm-up
+        short = False
+        if (
+            report["first_mask_s"] - load_s < LONG_CALL_S
+        ):  # else the first call has warmed everything
+            begin = time.perf_counter()
+            call(inputs)
+            short = time.perf_counter() - begin < SHORT_CALL_S
         report["peak_mib"] = peak_memory_mib()
         pipe.send(("ready", report))
         while pipe.recv() == "run":
+            if (
+                short
+            ):  # the caches hold what the others did: an application would find its own there
+                call(inputs)
             begin = time.perf_counter()
             call(inputs)
             pipe.send(("ms", (time.perf_counter() - begin) * 1000))
