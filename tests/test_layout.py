@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "export": {"base", "data", "metrics", "model", "checkpoints", "calibration", "runtime"},
     "cli": {"base", "data", "metrics", "checkpoints", "training", "export", "runtime", "cli"},
 }
-WITH_TORCH = {("runtime", "eager.py"), ("runtime", "reference.py")}
+WITH_TORCH = {("runtime", "eager.py"), ("runtime", "reference.py"), ("runtime", "worker.py")}
 
 
 def part_of(module: str) -> str:

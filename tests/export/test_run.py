@@ -94,7 +94,12 @@ def test_nan_weights_leave_nothing(tmp_path: Path) -> None:
 def test_interrupt_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     """Ctrl-C while the folder is half written."""
     process = subprocess.Popen(
-        [*CLI, "export", "-o", "deep/b"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [*CLI, "export", "-o", "deep/b"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # tests run in the background of a shell inherit an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("deep/.b.partial-*")) and time.monotonic() < deadline:
