@@ -75,7 +75,8 @@ def peak_bytes(
     """Libraries, the weights once and what merging adds to them, activations; for smaller models
     instead both FP32 sessions of the comparison, which pack copies of their own.
 
-    Measured / formula in GiB, FP16: vit_t 256 px 1.3 / 1.3, vit_h 256 px 9.4 / 9.4, 1024 px 12.7 / 12.6.
+    Measured / formula in GiB, FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, at
+    1024 px 12.7 / 12.6.
     """
     activations = 3 * options.batch * score_bytes(config)
     if low_memory(config, eager_bytes):
