@@ -52,7 +52,7 @@ def open_session(
         backend = available_backends()[0] if not low_memory else "onnxruntime"
     if backend == "openvino":
         cached = sha256 is not None and size <= _CACHED_BYTES
-        cache = cache_root() / "openvino" / str(sha256)[:16] if cached else None
+        cache = _writable(cache_root() / "openvino" / str(sha256)[:16]) if cached else None
         return OpenVinoSession(path, spec, threads=threads, cache_dir=cache)
     return OrtSession(path, spec, threads=threads, low_memory=low_memory)
 
@@ -61,6 +61,15 @@ def cache_root() -> Path:
     """Where compiled models are kept: $SAVE_DEPLOY_CACHE, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get(ENV_CACHE) or Path(base) / "save-deploy")
+
+
+def _writable(folder: Path) -> Path | None:
+    """The folder, made if need be; None where nothing may be written (read-only containers)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _graph_bytes(path: Path) -> int:

@@ -113,6 +113,23 @@ def test_compiled_model_is_cached_by_content(bundle: Path, cache: Path) -> None:
     assert {p.name for p in (cache / "openvino").iterdir()} == made
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_broken_cache_is_no_obstacle(
+    bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Damaged files are compiled anew; a folder nobody can write to (None) means no cache."""
+    with load(bundle, backend="openvino") as pipeline:
+        before = pipeline(*example())
+    if content is None:
+        monkeypatch.setenv("SAVE_DEPLOY_CACHE", "/proc/nowhere")
+    else:
+        for blob in cache.rglob("*.blob"):
+            blob.chmod(0o600)
+            blob.write_bytes(content)
+    with load(bundle, backend="openvino") as pipeline:
+        np.testing.assert_array_equal(pipeline(*example()), before)
+
+
 def example() -> tuple[np.ndarray, np.ndarray]:
     clip = Scenes(n_clips=1)[0]
     return clip.frames[0], clip.waveform
