@@ -76,7 +76,7 @@ def peak_bytes(
     instead both FP32 sessions of the comparison, which pack copies of their own.
 
     Measured / formula in GiB, FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, at
-    1024 px 12.7 / 12.6.
+    1024 px 12.7 / 12.4.
     """
     activations = 3 * options.batch * score_bytes(config)
     if low_memory(config, eager_bytes):
