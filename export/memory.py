@@ -9,9 +9,8 @@ import sys
 import torch
 from torch import Tensor, nn
 
-_MADV_PAGEOUT = (
-    21  # Linux: reclaim now; pages of a file are read again when touched, nothing is lost
-)
+# Linux: reclaim now; pages of a file are read again when touched, nothing is lost
+_MADV_PAGEOUT = 21
 
 
 def page_out(*modules: nn.Module) -> None:

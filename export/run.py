@@ -124,7 +124,8 @@ def export_bundle(
         collect_pairs(clips, options.n_golden, res=config.res),
     )
 
-    page_out(model)
+    if large:
+        page_out(model)
     on_stage("merge", "exact rewrites, each compared in float64")
     deploy, proof = merge(model, forms)
     if not proof.exact:
@@ -132,13 +133,15 @@ def export_bundle(
             "a rewrite is not exact", got=str([r for r in proof.rewrites if not r.exact])
         )
 
-    page_out(model)
+    if large:
+        page_out(model)
     plan = None
     if options.precision == "fp16":
         on_stage("precision", "measuring ranges")
         plan = _plan(model, deploy, options, n=1 if large else options.n_golden)
 
-    page_out(model)
+    if large:
+        page_out(model)
     with new_folder(options.folder) as folder:
         on_stage("trace", f"{config.name} at {config.res} px")
         graph = graph_from_module(

@@ -29,12 +29,12 @@ from save_deploy.specs import GraphSpec, model_spec
 _CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
 
 
-def parse_forms(name: str, *, target: str, res: int) -> Forms:
-    """ "merged" -> the forms of a target; "merged:windows=late_pad+adapter=matmul" changes some.
+def parse_forms(name: str, *, res: int) -> Forms:
+    """ "merged" -> the portable forms; "merged:windows=late_pad+adapter=matmul" changes some.
 
     Raises SaveDeployError for a key or value that does not exist.
     """
-    forms = forms_for(target, res=res)
+    forms = forms_for("portable", res=res)
     _, _, changes = name.partition(":")
     for change in filter(None, changes.split("+")):
         key, _, value = change.partition("=")
@@ -77,6 +77,7 @@ def _write(
         spec=spec,
         checkpoint=checkpoint or builtin_path(),
         sam=sam,
+        threads=None,
         parameters=sum(p.numel() for p in model.parameters()),
         activation_bytes=3 * batch * score_bytes(model.config),
         macs_eager=count_macs(FrameModel(model), frames, sounds),
@@ -87,7 +88,7 @@ def _write(
         path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
         module: nn.Module = FrameModel(model)
         if name != "naive":
-            forms = parse_forms(name, target="portable", res=res)
+            forms = parse_forms(name, res=res)
             module = DeployModel(model, forms).eval().requires_grad_(False)
         graph = graph_from_module(
             module, example, inputs=[s.name for s in spec.inputs], output=spec.outputs[0].name

@@ -114,7 +114,7 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "export", "merge", "compare", "train", "eval", "data", "mask", "verify"]
+    "verb", ["", "export", "merge", "bench", "compare", "train", "eval", "data", "mask", "verify"]
 )
 def test_help(verb: str) -> None:
     args = [sys.executable, "-m", "save_deploy", *([verb] if verb else []), "--help"]

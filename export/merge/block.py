@@ -117,7 +117,7 @@ def prove_blocks(
 
 _KEPT = {
     "windows": "padded keys stay: real tokens attend to them, as in SAM",
-    "scale": "LayerNorm affines: the image adapter needs them, and folding was measured slower",
+    "scale": "LayerNorm affines: the image adapter needs them back",
     "rel_pos": "the sum of both terms: it depends on the query",
 }
 

@@ -1,7 +1,8 @@
 """Which rewrites a deploy model uses, and in which of their equal forms: one choice per target.
 
 All forms compute the same function of the same weights; they differ in what a compiler makes of them.
-The choices below were measured (docs/benchmarks.md), not guessed.
+The CPU choice was measured (docs/benchmarks.md): one form is best on both runtimes. TensorRT's follows
+from what it fuses and was not run on a GPU.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class Forms:
 
 
 def forms_for(target: str, *, res: int = 256) -> Forms:
-    """The measured choice for a target at a resolution. Raises SaveDeployError for an unknown one."""
+    """The choice for a target at a resolution. Raises SaveDeployError for an unknown one."""
     if target not in TARGETS:
         raise SaveDeployError("unknown target", got=target, expected=", ".join(TARGETS))
     if target == "tensorrt":
-        # a padded query costs a GPU nothing; the bias of 64x64 global tokens costs it 350 MB
+        # few large kernels; no score-sized bias of 64x64 global tokens in memory
         return Forms(rel_pos="fold_global" if res > 512 else "bias")
     return Forms(windows="real_queries")

@@ -22,19 +22,19 @@ KINDS = ("eager", "compile", "naive", "merged", "merged:KEY=VALUE+...", "bundle:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model all contenders are forms of; checkpoint is None when only bundles run."""
+    """The model all contenders are forms of."""
 
     name: str
     res: int
     batch: int
     spec: GraphSpec
-    checkpoint: Path | None = None
-    sam: Path | None = None
-    threads: int | None = None
-    parameters: int = 0
-    activation_bytes: int = 0  # largest tensors of one call of the eager model
-    macs_eager: int = 0  # per call, padded windows included
-    macs: int = 0  # per call, useful work only: what the merged model computes
+    checkpoint: Path
+    sam: Path | None
+    threads: int | None
+    parameters: int
+    activation_bytes: int  # largest tensors of one call of the eager model
+    macs_eager: int  # per call, padded windows included
+    macs: int  # per call, useful work only: what the merged model computes
 
 
 @dataclass(frozen=True)

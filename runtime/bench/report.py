@@ -46,7 +46,7 @@ def cells(result: BenchResult, outcome: Outcome) -> list[str]:
         f"{taken.frames_per_s:.3g}",
         number(eager, ".2f"),
         number(naive, ".2f"),
-        f"{result.floor_ms / taken.p50_ms:.0%}" if result.subject.macs else "",
+        f"{result.floor_ms / taken.p50_ms:.0%}",
         f"{outcome.load_s:.2f}",
         f"{outcome.first_mask_s:.2f}",
         f"{outcome.peak_mib:.0f}",
@@ -70,14 +70,10 @@ def footnote(result: BenchResult) -> list[str]:
         + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
         f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds, best of "
         + ", ".join(f"{b} {gflops(g):.0f}" for b, g in result.gemm.items())
-        + ")",
+        + f"); {subject.parameters / 1e6:.4g} M parameters, "
+        f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
+        f"floor {result.floor_ms:.1f} ms",
     ]
-    if subject.macs:
-        lines[-1] += (
-            f"; {subject.parameters / 1e6:.4g} M parameters, "
-            f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
-            f"floor {result.floor_ms:.1f} ms"
-        )
     if result.overhead_us:
         each = ", ".join(f"{b} {us:.0f} us" for b, us in result.overhead_us.items())
         lines.append(f"overhead of a call (graph that computes nothing): {each}")
@@ -156,10 +152,9 @@ def plot(result: BenchResult, path: Path) -> bool:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("ms a call (bar: median, dots: samples)")
-    if result.subject.macs:
-        label = "floor: useful work at the GEMM rate"
-        axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1, label=label)
-        axes.legend(loc="lower right", fontsize=8)
+    label = "floor: useful work at the GEMM rate"
+    axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1, label=label)
+    axes.legend(loc="lower right", fontsize=8)
     subject = result.subject
     axes.set_title(
         f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call", fontsize=10

@@ -20,7 +20,7 @@ from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, Contender, Outc
 from save_deploy.runtime.bench.worker import work
 from save_deploy.specs import Arrays
 
-# A loaded FP32 model takes up to twice its weights (packed copies) and its libraries.
+# A loaded FP32 model takes its weights, most of them packed again, and its libraries.
 _RESIDENT_FACTOR, _LIBRARIES_BYTES, _SHARE = 1.6, 6e8, 0.75
 _CALLS_PER_LOAD = 2
 

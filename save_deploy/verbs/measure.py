@@ -8,19 +8,14 @@ from typing import Annotated
 import typer
 
 from save_deploy.errors import BackendError, BundleError, ParityError, SaveDeployError
-from save_deploy.verbs.options import Backend, Checkpoint, Data, Sam, Threads
+from save_deploy.verbs.options import Backend, Checkpoint, Clips, Data, Sam, Split, Threads
 
 
 def compare(
     bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
     data: Data = "scenes",
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    clips: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How many clips. Default: all (200 of generated data).", show_default=False
-        ),
-    ] = None,
+    split: Split = "test",
+    clips: Clips = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -89,13 +84,8 @@ def evaluate(
         int | None, typer.Option(help="224, 256 or 1024. Default: as trained.", show_default=False)
     ] = None,
     data: Data = "scenes",
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    clips: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="How many clips. Default: all (200 of generated data).", show_default=False
-        ),
-    ] = None,
+    split: Split = "test",
+    clips: Clips = None,
     sound: Annotated[
         str, typer.Option(help="right, wrong (another object's) or silent.")
     ] = "right",
@@ -228,7 +218,8 @@ def bench(
                 )  # fmt: skip
             files[name] = path
         contenders = parse_contenders(what, chosen, files)
-        with progress("benchmarking", rounds * (len(contenders) + 1 + len(chosen))) as advance:
+        yardsticks = 1 + len({c.backend for c in contenders if c.path})
+        with progress("benchmarking", rounds * (len(contenders) + yardsticks)) as advance:
             result = run_bench(
                 subject,
                 contenders,

@@ -23,6 +23,13 @@ Sam = Annotated[
 Data = Annotated[
     str, typer.Option(help="scenes, scenes:ms3, stamps, stamps:ms3, or an AVSBench folder.")
 ]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+Clips = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many clips. Default: all (200 of generated data).", show_default=False
+    ),
+]
 Backend = Annotated[
     str, typer.Option(help="onnxruntime, openvino, or auto: OpenVINO where it is installed.")
 ]

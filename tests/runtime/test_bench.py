@@ -135,11 +135,11 @@ def test_names() -> None:
     for wrong in ("eager,magic", "bundle:", "", "merged:"):
         with pytest.raises(SaveDeployError, match=r"unknown contender|nothing to benchmark"):
             split_names(wrong)
-    forms = parse_forms("merged:windows=late_pad+scale=off", target="portable", res=256)
+    forms = parse_forms("merged:windows=late_pad+scale=off", res=256)
     assert (forms.windows, forms.scale, forms.rel_pos) == ("late_pad", False, "bias")
     for wrong in ("merged:windows=never", "merged:magic=on", "merged:scale=late_pad"):
         with pytest.raises(SaveDeployError, match="unknown form"):
-            parse_forms(wrong, target="portable", res=256)
+            parse_forms(wrong, res=256)
 
 
 @pytest.mark.parametrize(

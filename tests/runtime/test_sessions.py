@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from save_deploy.data.scenes import Scenes
@@ -111,6 +112,19 @@ def test_compiled_model_is_cached_by_content(bundle: Path, cache: Path) -> None:
     with load(bundle, backend="openvino") as pipeline:
         np.testing.assert_array_equal(pipeline(*example()), before)
     assert {p.name for p in (cache / "openvino").iterdir()} == made
+
+
+def test_short_memory(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mapped weights give the same masks; where copies would not fit, auto takes that way."""
+    with opened(bundle, "onnxruntime") as session:
+        inputs = inputs_of(session)
+        expected = session.infer(inputs)["mask_logits"]
+    with opened(bundle, "onnxruntime", low_memory=True) as session:
+        np.testing.assert_allclose(session.infer(inputs)["mask_logits"], expected, atol=5e-2)
+    nothing_free = psutil.virtual_memory()._replace(available=1)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: nothing_free)
+    with opened(bundle, "auto") as session:
+        assert session.backend == "onnxruntime"
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
