@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.systems import LATE_BLOCKS, SYSTEMS, system
 
 RESOLUTIONS = (224, 256, 1024)
 PATCH = 16
@@ -20,14 +21,18 @@ PROMPT_DIM = 256  # SAM prompt and image embedding channels
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pos_interp": ("bilinear", "bicubic"),
-    "image_adapter": ("med2d", "off"),
+    "system": tuple(SYSTEMS),
+    "image_adapter": ("med2d", "bottleneck", "off"),
     "image_adapter_position": ("parallel", "end"),
     "image_adapter_spatial": ("full", "depthwise"),
     "image_adapter_init": ("med2d", "zero_out_norm"),
     "audio_mode": ("literal", "literal_running", "recursive", "independent", "off"),
     "audio_inject": ("after", "before", "none"),
     "audio_act": ("gelu", "relu"),
-    "prompt_source": ("sum", "last", "raw", "off"),
+    "prompt_source": ("sum", "last", "raw", "fused", "off"),
+    "prompt_act": ("gelu", "relu"),
+    "post_fusion": ("off", "add"),
+    "decoder_adapter": ("off", "bottleneck"),
     "prompt_tokens": ("one", "hw"),
     "prompt_scale": ("none", "1/N"),
     "window_pad": ("materialise", "exact_skip"),
@@ -46,6 +51,7 @@ class SaveConfig:
     global_blocks: tuple[int, ...]
     window_size: int = 14
     mlp_ratio: int = 4
+    system: str = "save"  # whose switches these are: a key of SYSTEMS
     pos_interp: str = "bilinear"  # A8: resize of position tables, unmentioned in the paper
     window_pad: str = "materialise"  # exact_skip: same outputs, no linears on padded tokens
     # image adapter (Eq. 1; details silent in the paper, so SAM-Med2D's)
@@ -59,6 +65,12 @@ class SaveConfig:
     image_adapter_norm: bool = True  # A4
     image_adapter_norm_eps: float = 1e-5  # A4
     image_adapter_init: str = "med2d"
+    image_adapter_start: int = 0  # first block that has one (GAVS: the last three)
+    # mask decoder
+    decoder_adapter: str = "off"  # GAVS: a bottleneck after each two-way MLP
+    bottleneck_dim: int = 128  # GAVS, both bottlenecks
+    # between encoder and decoder
+    post_fusion: str = "off"  # AV-SAM: sound added to every pixel of the image embedding
     # audio adapters (Eq. 2)
     audio_mode: str = "literal"  # A1: Eq. 2 as printed, or its readings
     audio_inject: str = "after"  # A2
@@ -70,6 +82,7 @@ class SaveConfig:
     # sparse prompt
     prompt_source: str = "sum"  # A1: Eq. 2 sums, Fig. 1 takes the last
     prompt_hidden: int = 256  # A6
+    prompt_act: str = "gelu"  # A6
     prompt_tokens: str = "one"  # A6
     prompt_scale: str = "none"  # A7
     # VGGish
@@ -107,7 +120,13 @@ class SaveConfig:
             raise SaveDeployError(
                 "audio_mode is off but something asks for its output",
                 got=f"audio_inject={self.audio_inject}, prompt_source={self.prompt_source}",
-                expected="audio_inject=none and prompt_source raw or off",
+                expected="audio_inject=none and prompt_source raw, fused or off",
+            )
+        if (self.prompt_source == "fused") != (self.post_fusion != "off"):
+            raise SaveDeployError(
+                "post-fusion and a fused prompt belong together",
+                got=f"post_fusion={self.post_fusion}, prompt_source={self.prompt_source}",
+                expected="both or none",
             )
         if not self.audio_in_proj and self.audio_mode not in ("independent", "off"):
             raise SaveDeployError(
@@ -161,6 +180,16 @@ class SaveConfig:
             raise SaveDeployError("unknown preset", got=name, expected=", ".join(PRESETS))
         check_resolution(res)
         return cls(name=name, res=res, **{**PRESETS[name], **changes})
+
+    @classmethod
+    def of_system(
+        cls, name: str, backbone: str = "vit_b", *, res: int = 256, **changes: Any
+    ) -> SaveConfig:
+        """A system of the paper on a backbone: of_system("gavs", "vit_b", res=1024)."""
+        switches = dict(system(name).switches)
+        if switches.get("image_adapter") == "bottleneck" and backbone in PRESETS:
+            switches["image_adapter_start"] = PRESETS[backbone]["depth"] - LATE_BLOCKS
+        return cls.preset(backbone, res=res, **{**switches, "system": name, **changes})
 
 
 # SPEC 1.1 for b/l/h; vit_t is the small one that trains on two CPU cores.

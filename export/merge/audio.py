@@ -73,11 +73,11 @@ class DeployPrompt(nn.Module):
         super().__init__()
         fc1: nn.Linear = prompt.layers[0]  # type: ignore[assignment]
         self.fc1_weight = nn.Parameter(fc1.weight * prompt.scale, requires_grad=False)
-        self.fc1_bias, self.fc2 = fc1.bias, prompt.layers[1]
+        self.fc1_bias, self.fc2, self.act = fc1.bias, prompt.layers[1], prompt.act
         self.n_tokens = prompt.n_tokens
 
     def forward(self, source: Tensor) -> Tensor:
-        x = nn.functional.gelu(nn.functional.linear(source, self.fc1_weight, self.fc1_bias))
+        x = self.act(nn.functional.linear(source, self.fc1_weight, self.fc1_bias))
         x = self.fc2(x)[:, None, :]  # (B,1,256)
         return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)
 

@@ -18,6 +18,7 @@ from save_deploy.export.merge.proof import (
     in_double,
     relative_difference,
 )
+from save_deploy.model.adapters import PostFusion
 from save_deploy.model.mask_decoder import MaskDecoder
 from save_deploy.model.save import SaveModel, decode_masks
 
@@ -42,6 +43,20 @@ class DeployNeck(nn.Module):
         x = self.norm1(F.linear(x, self.weight1))
         x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,s,s,256)
         return self.norm2(x).flatten(1, 2)
+
+
+class DeployFusion(nn.Module):
+    """Post-fusion on tokens that already hold the dense prompt, which the mean must not see."""
+
+    def __init__(self, fusion: PostFusion, dense_prompt: Tensor) -> None:
+        super().__init__()
+        self.proj = fusion.proj
+        self.dense_prompt = nn.Parameter(dense_prompt.detach(), requires_grad=False)
+
+    def forward(self, tokens: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B,T,256), (B,128) -> fused tokens, prompt source (B,256)."""
+        fused = tokens + self.proj(audio_embedding)[:, None, :]
+        return fused, fused.mean(dim=1) - self.dense_prompt
 
 
 class DeployDecoder(nn.Module):
@@ -114,11 +129,12 @@ def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
 
 
 class EagerHead(nn.Module):
-    """Eager neck and decoder: (B,C,s,s), prompt source -> low_res_masks (B,1,4s,4s)."""
+    """Eager neck and decoder: (B,C,s,s), prompt source, sound -> low_res_masks (B,1,4s,4s)."""
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()
         self.neck, self.audio_prompt = model.image_encoder.neck, model.audio_prompt
+        self.post_fusion = model.post_fusion
         self.prompt_encoder, self.mask_decoder = model.prompt_encoder, model.mask_decoder
 
     def double(self) -> EagerHead:
@@ -126,9 +142,13 @@ class EagerHead(nn.Module):
         self.prompt_encoder.pe_layer.float()  # segment-anything builds its grid in float32
         return self
 
-    def forward(self, features: Tensor, source: Tensor) -> Tensor:
+    def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
+        image_embeddings = self.neck(features)
+        if self.post_fusion is not None:
+            image_embeddings = self.post_fusion(image_embeddings, audio)
+            source = image_embeddings.mean(dim=(2, 3))
         masks, _ = decode_masks(
-            self.audio_prompt, self.prompt_encoder, self.mask_decoder, self.neck(features), source
+            self.audio_prompt, self.prompt_encoder, self.mask_decoder, image_embeddings, source
         )
         return masks[:, :1]
 
@@ -138,13 +158,19 @@ class DeployHead(nn.Module):
 
     def __init__(self, head: EagerHead) -> None:
         super().__init__()
-        self.neck = DeployNeck(head.neck, head.prompt_encoder.no_mask_embed.weight[0])
+        dense_prompt = head.prompt_encoder.no_mask_embed.weight[0]
+        self.neck = DeployNeck(head.neck, dense_prompt)
+        self.fusion = None
+        if head.post_fusion is not None:
+            self.fusion = DeployFusion(head.post_fusion, dense_prompt)
         image_pe = head.prompt_encoder.get_dense_pe().to(head.mask_decoder.iou_token.weight.dtype)
         self.decoder = DeployDecoder(head.mask_decoder, image_pe)
         self.prompt = None if head.audio_prompt is None else DeployPrompt(head.audio_prompt)
 
-    def forward(self, features: Tensor, source: Tensor) -> Tensor:
+    def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
         tokens = self.neck(features.permute(0, 2, 3, 1))
+        if self.fusion is not None:
+            tokens, source = self.fusion(tokens, audio)
         sparse = (
             tokens.new_zeros(tokens.shape[0], 0, PROMPT_DIM)
             if self.prompt is None
@@ -164,6 +190,9 @@ def prove_decoder(
     features = torch.randn(shape, generator=seeded, dtype=torch.float64)
     source_shape = (1, AUDIO_DIM if raw else config.embed_dim)
     source = torch.randn(source_shape, generator=seeded, dtype=torch.float64)
+    audio = torch.randn((1, AUDIO_DIM), generator=seeded, dtype=torch.float64).abs()
+    inputs = (features, source, audio)
+    in_float = [x.float() for x in inputs]
     eager = in_double(EagerHead(model))
     return RewriteProof(
         name="decoder",
@@ -172,10 +201,8 @@ def prove_decoder(
         params_before=count_parameters([model.image_encoder.neck, model.mask_decoder])
         + count_parameters([model.prompt_encoder]),
         params_after=count_parameters([merged_neck, merged_decoder]),
-        macs_before=count_macs(EagerHead(model), features.float(), source.float()),
-        macs_after=count_macs(DeployHead(EagerHead(model)), features.float(), source.float()),
-        max_rel_diff=relative_difference(
-            eager(features, source), DeployHead(eager)(features, source)
-        ),
+        macs_before=count_macs(EagerHead(model), *in_float),
+        macs_after=count_macs(DeployHead(EagerHead(model)), *in_float),
+        max_rel_diff=relative_difference(eager(*inputs), DeployHead(eager)(*inputs)),
         compared="neck and decoder, random features and sound",
     )

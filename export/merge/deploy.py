@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from save_deploy.config import AUDIO_DIM, PROMPT_DIM
 from save_deploy.export.merge.audio import BATCHED_MODES, DeployAudio, DeployPrompt, prove_audio
 from save_deploy.export.merge.block import DeployBlock, prove_blocks
-from save_deploy.export.merge.decoder import DeployDecoder, DeployNeck, EagerHead, prove_decoder
+from save_deploy.export.merge.decoder import (
+    DeployDecoder,
+    DeployFusion,
+    DeployNeck,
+    EagerHead,
+    prove_decoder,
+)
 from save_deploy.export.merge.forms import REWRITES, Forms
 from save_deploy.export.merge.patch_embed import (
     DeployPatchEmbed,
@@ -46,7 +52,11 @@ class DeployModel(nn.Module):
         if not forms.decoder:
             self.head = EagerHead(model)
             return
-        self.neck = DeployNeck(encoder.neck, model.prompt_encoder.no_mask_embed.weight[0])
+        dense_prompt = model.prompt_encoder.no_mask_embed.weight[0]
+        self.neck = DeployNeck(encoder.neck, dense_prompt)
+        self.fusion = None
+        if model.post_fusion is not None:
+            self.fusion = DeployFusion(model.post_fusion, dense_prompt)
         self.audio_prompt: nn.Module | None = model.audio_prompt
         if forms.audio and model.audio_prompt is not None:
             self.audio_prompt = DeployPrompt(model.audio_prompt)
@@ -62,19 +72,22 @@ class DeployModel(nn.Module):
             x = block(x)
             if self.inject == "after":
                 x = x + injections[i][:, None, None, :]
-        low_res_masks = self._decode(x, prompt_source)
+        low_res_masks = self._decode(x, prompt_source, audio_embedding)
         size = (self.config.res, self.config.res)
         return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
 
-    def _decode(self, x: Tensor, prompt_source: Tensor) -> Tensor:
-        """(B,s,s,C) and the prompt source -> low_res_masks (B,1,4s,4s)."""
+    def _decode(self, x: Tensor, prompt_source: Tensor, audio_embedding: Tensor) -> Tensor:
+        """(B,s,s,C), the prompt source and the sound -> low_res_masks (B,1,4s,4s)."""
         if self.head is not None:
-            return self.head(x.permute(0, 3, 1, 2), prompt_source)
+            return self.head(x.permute(0, 3, 1, 2), prompt_source, audio_embedding)
+        tokens = self.neck(x)
+        if self.fusion is not None:
+            tokens, prompt_source = self.fusion(tokens, audio_embedding)
         if self.audio_prompt is None:
             sparse = x.new_zeros(x.shape[0], 0, PROMPT_DIM)
         else:
             sparse = self.audio_prompt(prompt_source)
-        return self.mask_decoder(self.neck(x), sparse)
+        return self.mask_decoder(tokens, sparse)
 
 
 class FrameModel(nn.Module):

@@ -1,7 +1,7 @@
 """Our checkpoint: one safetensors file with the configuration in its header.
 
-kind "full" holds every tensor; kind "adapter" leaves out what a frozen SAM .pth brings (the image
-encoder without adapters and the prompt encoder but no_mask_embed).
+kind "full" holds every tensor; kind "adapter" leaves out what a frozen SAM .pth brings and its
+system does not train (systems.comes_with_sam).
 """
 
 from __future__ import annotations
@@ -21,16 +21,10 @@ from torch import Tensor
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
 from save_deploy.model.save import SaveModel
+from save_deploy.systems import comes_with_sam
 
 FORMAT = "save-deploy"
 FORMAT_VERSION = "1"
-
-
-def is_frozen_sam(key: str) -> bool:
-    """True for tensors that stay as in SAM's .pth when SAM is frozen (A12)."""
-    if key.startswith("image_encoder."):
-        return ".adapter." not in key
-    return key.startswith("prompt_encoder.") and not key.startswith("prompt_encoder.no_mask_embed.")
 
 
 def save_checkpoint(
@@ -42,7 +36,12 @@ def save_checkpoint(
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Write atomically. dtype converts the weights (float16 halves the file); notes are JSON."""
-    state = {k: v for k, v in model.state_dict().items() if kind == "full" or not is_frozen_sam(k)}
+    system, depth = model.config.system, model.config.depth
+    state = {
+        k: v
+        for k, v in model.state_dict().items()
+        if kind == "full" or not comes_with_sam(k, system, depth)
+    }
     tensors = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in state.items()}
     # how padding is computed is the run's choice, not the checkpoint's: both forms are equal
     config = model.config.replace(window_pad="materialise")

@@ -1,8 +1,10 @@
-"""The two adapters of SAVE: image adapter (Eq. 1) and residual audio adapters (Eq. 2)."""
+"""The adapters of SAVE: image adapter (Eq. 1) and residual audio adapters (Eq. 2); and GAVS's and
+AV-SAM's, which the paper compares with."""
 
 from __future__ import annotations
 
 import torch
+from segment_anything.modeling.common import MLPBlock
 from torch import Tensor, nn
 
 from save_deploy.config import AUDIO_DIM, PROMPT_DIM, SaveConfig
@@ -57,6 +59,46 @@ class ImageAdapter(nn.Module):
         if self.skip:
             y = gated + y
         return self.norm(y.permute(0, 2, 3, 1))  # (B,s,s,C)
+
+
+class AdaptedMlp(MLPBlock):  # type: ignore[misc]
+    """SAM's MLP with GAVS's bottleneck behind it: y = MLP(x); y + up(act(down(y))).
+
+    A subclass, so that SAM's parameter names (lin1, lin2) stay and its files load strictly.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_dim: int,
+        *,
+        bottleneck: int,
+        adapter_act: type[nn.Module],
+        act: type[nn.Module] = nn.GELU,
+    ) -> None:
+        super().__init__(dim, mlp_dim, act)
+        self.adapter = nn.Sequential(
+            nn.Linear(dim, bottleneck), adapter_act(), nn.Linear(bottleneck, dim)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + self.adapter(y)
+
+
+class PostFusion(nn.Module):
+    """AV-SAM: the sound, as one vector, added to every pixel of the frozen image embedding.
+
+    The paper says "fused pixel-wise" and no more (SPEC 2); addition is our reading.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(AUDIO_DIM, PROMPT_DIM)
+
+    def forward(self, image_embeddings: Tensor, audio_embedding: Tensor) -> Tensor:
+        """(B,256,s,s), (B,128) -> (B,256,s,s)."""
+        return image_embeddings + self.proj(audio_embedding)[:, :, None, None]
 
 
 class AudioMlp(nn.Module):
@@ -152,7 +194,8 @@ class AudioPrompt(nn.Module):
 
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()
-        dim_in = AUDIO_DIM if config.prompt_source == "raw" else config.embed_dim
+        dim_in = {"raw": AUDIO_DIM, "fused": PROMPT_DIM}.get(config.prompt_source, config.embed_dim)
+        self.act: nn.Module = nn.ReLU() if config.prompt_act == "relu" else nn.GELU()
         self.scale = 1.0 / config.depth if config.prompt_scale == "1/N" else 1.0
         self.n_tokens = config.grid**2 if config.prompt_tokens == "hw" else 1
         self.layers = nn.ModuleList(
@@ -161,5 +204,5 @@ class AudioPrompt(nn.Module):
 
     def forward(self, source: Tensor) -> Tensor:
         """source (B,C) -> sparse_prompt_embeddings (B,P,256), P = 1 (or s*s identical tokens)."""
-        x = nn.functional.gelu(self.layers[0](source * self.scale))
+        x = self.act(self.layers[0](source * self.scale))
         return self.layers[1](x)[:, None, :].expand(-1, self.n_tokens, -1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from save_deploy.config import PATCH, PROMPT_DIM, SaveConfig
-from save_deploy.model.adapters import ImageAdapter
+from save_deploy.model.adapters import AdaptedMlp, ImageAdapter
 
 
 class ImageEncoder(nn.Module):
@@ -68,9 +68,15 @@ class Block(nn.Module):
             dim, config.num_heads, qkv_bias=True, use_rel_pos=True, input_size=(side, side)
         )
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLPBlock(dim, dim * config.mlp_ratio)
+        kind = config.image_adapter if index >= config.image_adapter_start else "off"
+        hidden = dim * config.mlp_ratio
+        self.mlp = MLPBlock(dim, hidden)
+        if kind == "bottleneck":
+            self.mlp = AdaptedMlp(
+                dim, hidden, bottleneck=config.bottleneck_dim, adapter_act=nn.ReLU
+            )
         self.position = config.image_adapter_position
-        self.adapter = ImageAdapter(config) if config.image_adapter == "med2d" else None
+        self.adapter = ImageAdapter(config) if kind == "med2d" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,s,s,C) -> (B,s,s,C)."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from segment_anything.modeling.mask_decoder import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling.transformer import TwoWayTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from save_deploy.config import PROMPT_DIM
+from save_deploy.config import PROMPT_DIM, SaveConfig
+from save_deploy.model.adapters import AdaptedMlp
+
+MLP_DIM = 2048
 
 
 class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
@@ -17,10 +20,19 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     images (SPEC 1.5, batch trap). Here images are repeated only when their number differs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: SaveConfig) -> None:
         transformer = TwoWayTransformer(
-            depth=2, embedding_dim=PROMPT_DIM, mlp_dim=2048, num_heads=8
+            depth=2, embedding_dim=PROMPT_DIM, mlp_dim=MLP_DIM, num_heads=8
         )
+        if config.decoder_adapter == "bottleneck":  # GAVS: GELU inside, a residual around
+            for layer in transformer.layers:
+                layer.mlp = AdaptedMlp(
+                    PROMPT_DIM,
+                    MLP_DIM,
+                    bottleneck=config.bottleneck_dim,
+                    adapter_act=nn.GELU,
+                    act=nn.ReLU,
+                )
         super().__init__(transformer_dim=PROMPT_DIM, transformer=transformer)
 
     def predict_masks(

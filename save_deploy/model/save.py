@@ -7,7 +7,7 @@ from segment_anything.modeling.prompt_encoder import PromptEncoder
 from torch import Tensor, nn
 
 from save_deploy.config import PROMPT_DIM, SaveConfig
-from save_deploy.model.adapters import AudioAdapters, AudioPrompt
+from save_deploy.model.adapters import AudioAdapters, AudioPrompt, PostFusion
 from save_deploy.model.audio_encoder import AudioEncoder
 from save_deploy.model.image_encoder import ImageEncoder
 from save_deploy.model.mask_decoder import MaskDecoder
@@ -27,10 +27,11 @@ class SaveModel(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.prompt_encoder = PromptEncoder(PROMPT_DIM, (config.grid,) * 2, (config.res,) * 2, 16)
-        self.mask_decoder = MaskDecoder()
+        self.mask_decoder = MaskDecoder(config)
         self.audio_encoder = AudioEncoder(config)
         self.audio_adapter = AudioAdapters(config)
         self.audio_prompt = AudioPrompt(config) if config.prompt_source != "off" else None
+        self.post_fusion = PostFusion() if config.post_fusion == "add" else None
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
@@ -50,10 +51,17 @@ class SaveModel(nn.Module):
         return (image - self.pixel_mean) / self.pixel_std
 
     def encode(self, image: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """-> image_embeddings (B,256,s,s) with audio fused in, prompt source (B,C)."""
+        """-> image_embeddings (B,256,s,s) with audio fused in, prompt source (B,C).
+
+        After post-fusion the source is the mean fused pixel (B,256).
+        """
         injections, prompt_source = self.audio_adapter(audio_embedding)
         use = injections if self.config.audio_inject != "none" else None
-        return self.image_encoder(image, use), prompt_source
+        image_embeddings = self.image_encoder(image, use)
+        if self.post_fusion is not None:
+            image_embeddings = self.post_fusion(image_embeddings, audio_embedding)
+            prompt_source = image_embeddings.mean(dim=(2, 3))
+        return image_embeddings, prompt_source
 
     def decode(self, image_embeddings: Tensor, prompt_source: Tensor) -> tuple[Tensor, Tensor]:
         """-> low_res_masks (B,4,S/4,S/4), iou_predictions (B,4)."""

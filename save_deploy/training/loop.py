@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from save_deploy.checkpoints.native import is_frozen_sam, save_checkpoint
+from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.config import PROMPT_DIM
-from save_deploy.data.compose import Staging
+from save_deploy.data.compose import Actor, Staging
 from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.data.open import generated_actors, open_dataset
 from save_deploy.data.sample import Clip, ClipDataset
@@ -29,9 +29,10 @@ from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.segmentation import Score, score_videos
 from save_deploy.model.save import SaveModel
+from save_deploy.systems import SYSTEMS, group_of, is_unused
 from save_deploy.training.batches import Batch, MixedSamples, batches
 from save_deploy.training.losses import mask_loss, pixel_class_loss, sound_class_loss
-from save_deploy.training.sound import warm_up_sound
+from save_deploy.training.sound import hear, sound_batch, warm_up_sound
 
 N_CLASSES = 160  # labels of generated data, 0 = background
 
@@ -60,6 +61,7 @@ class TrainConfig:
     scale: tuple[float, float] = (0.28, 0.5)
     source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)  # see Staging
     sound_steps: int = 0  # of the sound warm-up before the first step
+    sound_batch: int = 0  # mixtures heard beside every batch, so that hearing is not forgotten
 
 
 @dataclass
@@ -89,21 +91,14 @@ class AuxHeads(nn.Module):
 def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.Parameter]:
     """Parameters that learn, by name; sets requires_grad accordingly.
 
-    Frozen SAM also freezes VGGish, as in the paper. Mask tokens and hypernetworks that the single
-    mask does not use get no gradient and are left out, so weight decay cannot touch them.
+    freeze_sam leaves only the groups that the model's system trains. Hypernetworks and prompts that
+    the single mask does not use get no gradient and are left out, so weight decay cannot touch them.
     """
     chosen = {}
+    trains = SYSTEMS[model.config.system].trains
     for name, parameter in model.named_parameters():
-        unused = name.startswith(
-            (
-                "mask_decoder.iou_prediction_head",
-                "prompt_encoder.point_embeddings",
-                "prompt_encoder.not_a_point",
-                "prompt_encoder.mask_downscaling",
-            )
-        ) or any(name.startswith(f"mask_decoder.output_hypernetworks_mlps.{i}.") for i in (1, 2, 3))
-        frozen = freeze_sam and (is_frozen_sam(name) or name.startswith("audio_encoder."))
-        parameter.requires_grad_(not (unused or frozen))
+        frozen = freeze_sam and group_of(name, model.config.depth) not in trains
+        parameter.requires_grad_(not (is_unused(name) or frozen))
         if parameter.requires_grad:
             chosen[name] = parameter
     return chosen
@@ -152,6 +147,7 @@ def train(
         first_step, best = _load_state(state_path, model, aux, optimizer)
     elif config.sound_steps:
         _listen(model, aux, config, on_sound)
+    actors = _heard(config) if config.sound_batch else []
     samples = MixedSamples(
         config.data,
         res=model.config.res,
@@ -176,6 +172,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss, parts = _loss(model, aux, batch, config.aux_weight)
+        if actors:
+            heard = sound_batch(actors, config.seed + 1, step, config.sound_batch, N_CLASSES)
+            sounds = sound_class_loss(aux.sound(hear(model.audio_encoder, heard[0])), heard[1])
+            loss = loss + config.aux_weight * sounds
+            parts["mixtures"] = round(sounds.item(), 4)
         if not torch.isfinite(loss):
             raise SaveDeployError(
                 "training diverged",
@@ -233,6 +234,18 @@ def _listen(
     model: SaveModel, aux: AuxHeads, config: TrainConfig, on_step: Callable[[int, float], None]
 ) -> None:
     """Sound warm-up on the objects of the generated data."""
+    warm_up_sound(
+        model.audio_encoder,
+        aux.sound,
+        _heard(config),
+        steps=config.sound_steps,
+        seed=config.seed,
+        on_step=on_step,
+    )
+
+
+def _heard(config: TrainConfig) -> list[Actor]:
+    """The objects whose sounds are mixed for hearing alone."""
     actors = [a for name in config.data for a in generated_actors(name)]
     if not actors:
         raise SaveDeployError(
@@ -240,14 +253,7 @@ def _listen(
             got=", ".join(config.data),
             expected="scenes or stamps in --data",
         )
-    warm_up_sound(
-        model.audio_encoder,
-        aux.sound,
-        actors,
-        steps=config.sound_steps,
-        seed=config.seed,
-        on_step=on_step,
-    )
+    return actors
 
 
 def _val_staging(samples: MixedSamples) -> Staging:

@@ -31,6 +31,22 @@ def sound_example(
     return log_mel_examples(mix_sounds(rng, [actor.recording for actor in cast], 1))[0], sounding
 
 
+def sound_batch(
+    actors: list[Actor], seed: int, step: int, batch_size: int, n_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Mixtures of one step -> log_mel (B,1,96,64), sounding (B,n_classes)."""
+    first = step * batch_size
+    items = [sound_example(actors, seed, i, n_classes) for i in range(first, first + batch_size)]
+    log_mel, sounding = (np.stack(field) for field in zip(*items, strict=True))
+    return torch.from_numpy(log_mel), torch.from_numpy(sounding)
+
+
+def hear(encoder: AudioEncoder, log_mel: Tensor) -> Tensor:
+    """log_mel (B,1,96,64) -> what the sound classes read (B,audio_fc): before the last linear."""
+    x = encoder.features(log_mel).permute(0, 2, 3, 1).flatten(1)  # (B,6*4*channels)
+    return encoder.embeddings[:4](x)
+
+
 def warm_up_sound(
     encoder: AudioEncoder,
     classes: torch.nn.Linear,
@@ -46,18 +62,13 @@ def warm_up_sound(
 
     In place; on_step gets (step, loss), the loss summed over classes.
     """
-    hidden = encoder.embeddings[:4]
-    learned = [*encoder.features.parameters(), *hidden.parameters(), *classes.parameters()]
+    hidden = encoder.embeddings[:4].parameters()
+    learned = [*encoder.features.parameters(), *hidden, *classes.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        items = [
-            sound_example(actors, seed, i, classes.out_features)
-            for i in range(step * batch_size, (step + 1) * batch_size)
-        ]
-        log_mel, sounding = (np.stack(field) for field in zip(*items, strict=True))
-        return torch.from_numpy(log_mel), torch.from_numpy(sounding)
+        return sound_batch(actors, seed, step, batch_size, classes.out_features)
 
     encoder.train()
     with ThreadPoolExecutor(1) as pool:
@@ -65,8 +76,7 @@ def warm_up_sound(
         for step in range(steps):
             log_mel, sounding = ready.result()
             ready = pool.submit(batch, step + 1)
-            x = encoder.features(log_mel).permute(0, 2, 3, 1).flatten(1)  # (B,6*4*channels)
-            loss = sound_class_loss(classes(hidden(x)), sounding)
+            loss = sound_class_loss(classes(hear(encoder, log_mel)), sounding)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learned, 1.0)

@@ -53,6 +53,9 @@ def train(
     sound_steps: Annotated[
         int, typer.Option(min=0, help="First train hearing alone for so many steps (batch 64).")
     ] = 0,
+    sound_batch: Annotated[
+        int, typer.Option(min=0, help="Sounds heard beside every batch, weighted by --aux.")
+    ] = 0,
     eval_every: Annotated[int, typer.Option(min=1)] = 500,
     seed: Annotated[int, typer.Option()] = 0,
     half: Annotated[bool, typer.Option("--half", help="Store the best in float16.")] = False,
@@ -83,6 +86,7 @@ def train(
         scale=_pair(scale, float),
         source_odds=_odds(sources),
         sound_steps=sound_steps,
+        sound_batch=sound_batch,
         half=half,
     )
     model = initial_model(preset, res=res, init=init, sam=sam, vggish=vggish, seed=seed)

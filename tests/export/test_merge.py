@@ -34,6 +34,14 @@ SYSTEMS = {
     ),
     "AP-SAM": dict(audio_mode="off", audio_inject="none", image_adapter="off", prompt_source="raw"),
     "SAM": dict(audio_mode="off", audio_inject="none", image_adapter="off", prompt_source="off"),
+    "GAVS": dict(
+        audio_mode="off", audio_inject="none", image_adapter="bottleneck", image_adapter_start=1,
+        decoder_adapter="bottleneck", prompt_source="raw", prompt_act="relu", prompt_hidden=40,
+    ),
+    "AV-SAM": dict(
+        audio_mode="off", audio_inject="none", image_adapter="off", prompt_source="fused",
+        post_fusion="add",
+    ),
 }  # fmt: skip
 
 
