@@ -13,7 +13,7 @@ from save_deploy.data.sample import Clip, ClipDataset
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import ParityMeter, ParityResult
-from save_deploy.metrics.segmentation import Score, score_videos
+from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.timing import time_interleaved
 from save_deploy.specs import Arrays
@@ -46,19 +46,20 @@ def compare(
     *,
     rounds: int = 20,
     budget_s: float = 20.0,
+    protocol: Protocol = AVSBENCH,
     on_clip: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """All pipelines on the same clips; `pipelines` has an entry named eager, the reference."""
     res = pipelines[REFERENCE].config.res
     meters = {name: ParityMeter() for name in pipelines if name != REFERENCE}
-    scores: dict[str, list[Score]] = {name: [] for name in pipelines}
+    scores = {name: ScoreMeter(protocol) for name in pipelines}
     for clip in _clips(clips):
         truth = np.stack([resize_mask(m, res) for m in clip.masks])
         logits = {name: predict_clip(pipeline, clip) for name, pipeline in pipelines.items()}
         for name, meter in meters.items():
             meter.add(logits[REFERENCE], logits[name])
         for name in pipelines:
-            scores[name].append(score_videos([(logits[name], truth)]))
+            scores[name].add(logits[name], truth)
         on_clip()
     latencies = time_models(
         pipelines, example_inputs(pipelines[REFERENCE], clips[0]), rounds=rounds, budget_s=budget_s
@@ -70,21 +71,11 @@ def compare(
             size_mb=sizes_mb[name],
             latency=latencies[name],
             speedup=speedup(latencies[REFERENCE], latencies[name]),
-            score=mean_score(scores[name]),
+            score=scores[name].score(),
             parity=meters[name].result() if name in meters else None,
         )
         for name, pipeline in pipelines.items()
     ]
-
-
-def mean_score(scores: list[Score]) -> Score:
-    """Means over videos of one-video scores."""
-    return Score(
-        m_j=float(np.mean([s.m_j for s in scores])),
-        m_f=float(np.mean([s.m_f for s in scores])),
-        n_videos=sum(s.n_videos for s in scores),
-        n_frames=sum(s.n_frames for s in scores),
-    )
 
 
 def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from save_deploy.metrics.segmentation import BATCH_DEFINITION
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.timing import machine, peak_memory_mib, versions
 
@@ -80,7 +79,7 @@ def write_report(
     values = {
         "title": title,
         "note": note,
-        "metrics": BATCH_DEFINITION,
+        "metrics": rows[0].score.protocol,
         "machine": machine(),
         "versions": versions(),
         "peak_memory_mib": round(peak_memory_mib()),
@@ -90,7 +89,7 @@ def write_report(
     (folder / "report.json").write_text(json.dumps(values, indent=2) + "\n")
     lines = [f"# {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    lines += ["", note, "", f"Metrics: {BATCH_DEFINITION}.", ""]
+    lines += ["", note, "", f"Metrics: {rows[0].score.protocol}.", ""]
     (folder / "report.md").write_text("\n".join(lines))
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.interval import bootstrap_interval
 from save_deploy.metrics.segmentation import (
+    PROTOCOLS,
     THRESHOLDS,
     batch_f,
     f_curves,
     frame_iou,
+    protocol,
     score_videos,
     sigmoid,
+    thresholds_passed,
 )
 
 P1 = np.array([[0.9, 0.4], [0.6, 0.1]], np.float32)
@@ -91,3 +96,69 @@ def test_logit_zero_is_background() -> None:
 def test_sigmoid_does_not_overflow() -> None:
     with np.errstate(all="raise"):
         np.testing.assert_allclose(sigmoid(np.array([-1e4, 0.0, 1e4])), [0, 0.5, 1], atol=1e-7)
+
+
+def test_ranks_equal_a_binary_search() -> None:
+    """Every threshold, its neighbours in float32, logits far outside 0..1."""
+    rng = np.random.default_rng(0)
+    low, high = np.float32(-9), np.float32(9)
+    values = np.concatenate(
+        [
+            THRESHOLDS,
+            np.nextafter(THRESHOLDS, low),
+            np.nextafter(THRESHOLDS, high),
+            rng.normal(0, 5, 10_000).astype(np.float32),
+            np.array([-1e9, -0.5, -0.0, 1.5, 1e9], np.float32),
+        ]
+    )
+    expected = np.searchsorted(THRESHOLDS, values, side="right")
+    np.testing.assert_array_equal(thresholds_passed(values), expected)
+
+
+def test_logit_variant() -> None:
+    """SAMA-AVS cuts raw logits: f1 0.8125, f2 0.0, both in one batch 0.40625 (SPEC 5)."""
+    a, b = (logit(P1)[None], G1[None]), (logit(P2)[None], G2[None])
+    sama = PROTOCOLS["sama"]
+    assert score_videos([a], sama).m_f == pytest.approx(0.8125, abs=1e-6)
+    assert score_videos([b], sama).m_f == pytest.approx(0.0, abs=1e-6)
+    assert score_videos([a, b], PROTOCOLS["sama_val"]).m_f == pytest.approx(0.40625, abs=1e-6)
+
+
+def test_batches_of_two_videos() -> None:
+    """An odd last video is a batch of its own; J averages over frames, then batches."""
+    videos = [(logit(P1)[None], G1[None]), (logit(P2)[None], G2[None])] * 2
+    found = score_videos(videos[:3], PROTOCOLS["sama_val"])
+    assert found.j == pytest.approx((1 / 6, 1 / 3), abs=1e-6)
+    assert (found.n_videos, len(found.f)) == (3, 2)
+
+
+def test_gavs_threshold() -> None:
+    """0.4 strictly: p 0.41 is foreground, p 0.4 is not."""
+    video = (logit(np.array([[[0.41, 0.39]]], np.float32)), np.array([[[True, False]]]))
+    assert score_videos([video], PROTOCOLS["gavs"]).m_j == pytest.approx(100, abs=1e-4)
+    assert score_videos([video]).m_j == pytest.approx(0, abs=1e-4)
+    assert "0.4" in PROTOCOLS["gavs"].text and "one video" in PROTOCOLS["avsbench"].text
+    with pytest.raises(SaveDeployError, match="avsbench, sama"):
+        protocol("miou")
+
+
+def test_score_carries_protocol_and_interval() -> None:
+    rng = np.random.default_rng(1)
+    videos = [(rng.normal(0, 1, (2, 8, 8)), rng.random((2, 8, 8)) > 0.5) for _ in range(30)]
+    found = score_videos(videos)
+    assert found.m_j_interval[0] < found.m_j < found.m_j_interval[1]
+    assert found.protocol == PROTOCOLS["avsbench"].text
+    assert np.mean(found.j) * 100 == pytest.approx(found.m_j)
+    with pytest.raises(SaveDeployError, match="nothing to score"):
+        score_videos([])
+
+
+def test_bootstrap_against_the_normal_theory() -> None:
+    """For many draws of a normal, the interval is mean +- 1.96 sd / sqrt(n)."""
+    data = np.random.default_rng(0).normal(0.7, 0.1, 400)
+    low, high = bootstrap_interval(list(data))
+    half = 1.96 * data.std() / 20
+    assert low == pytest.approx(data.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(data.mean() + half, abs=0.15 * half)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5)
+    assert bootstrap_interval(list(data)) == (low, high)
