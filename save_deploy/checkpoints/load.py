@@ -7,14 +7,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from save_deploy.checkpoints.foreign import identify, shapes_of, to_save
 from save_deploy.checkpoints.native import read_native
 from save_deploy.checkpoints.positions import resize_positions
-from save_deploy.checkpoints.sam import read_pth, read_sam
+from save_deploy.checkpoints.pth import read_pth
+from save_deploy.checkpoints.sam import read_sam, read_vggish
 from save_deploy.config import SaveConfig, check_resolution
 from save_deploy.errors import CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
+from save_deploy.systems import SYSTEMS, comes_with_sam
+from save_deploy.systems import system as check_system
 
+PTH_SUFFIXES = (".pth", ".pt")
 _SHOWN = 8
+# layout of one half of a model -> what to say, what to run
+_ALONE = {
+    "sam": (
+        "this is SAM without SAVE's trained parts",
+        "save-export ADAPTERS.safetensors --sam {path}   (save-train --sam makes them)",
+    ),
+    "sam_med2d": (
+        "this is SAM-Med2D: image adapters, no sound side",
+        "save-train --sam {path}",
+    ),
+    "vggish": (
+        "this is VGGish: a sound encoder, no picture side",
+        "save-train --sam sam_vit_b_01ec64.pth --vggish {path}",
+    ),
+}
 
 
 def builtin_path() -> Path:
@@ -23,28 +43,42 @@ def builtin_path() -> Path:
 
 
 def load_model(
-    path: Path | None = None, *, res: int | None = None, sam: Path | None = None
+    path: Path | None = None,
+    *,
+    res: int | None = None,
+    sam: Path | None = None,
+    vggish: Path | None = None,
+    system: str | None = None,
 ) -> SaveModel:
     """Checkpoint -> eager model in eval mode at resolution `res` (default: as trained).
 
-    path: our safetensors (full or adapter-only) or None for the built-in one. sam: SAM's official
-    .pth, required by an adapter-only file. Position tables are resized. Raises CheckpointError.
+    path: our safetensors (full or adapter-only), a complete SAMA-AVS or GAVS .pth, or None for the
+    built-in one. sam: SAM's official .pth, required by an adapter-only file. vggish: its .pth, for
+    a GAVS file without sound encoder. system: refuse a checkpoint of another one. Position tables
+    are resized. Raises CheckpointError.
     """
     path = path or builtin_path()
-    if path.suffix in (".pth", ".pt") and path.is_file():
-        _refuse_pth(path)
-    state, config, kind = read_native(path)
+    if system is not None:
+        check_system(system)
+    if path.suffix in PTH_SUFFIXES and path.is_file():
+        _refuse_extra("SAM base", "--sam", sam)
+        state, config = _read_foreign(path, res=res, vggish=vggish, system=system)
+    else:
+        _refuse_extra("VGGish", "--vggish", vggish)
+        state, config, kind = read_native(path)
+        if kind == "adapter":
+            state = over_sam(state, config, sam)
+        else:
+            _refuse_extra("SAM base", "--sam", sam)
+    if system is not None and config.system != system:
+        raise CheckpointError(
+            "checkpoint of another system",
+            got=f"{SYSTEMS[config.system].title} in {path}",
+            expected=SYSTEMS[system].title,
+        )
     if res is not None:
         check_resolution(res)
         config = config.replace(res=res)
-    if kind == "adapter":
-        state = _with_base(state, config, sam)
-    elif sam is not None:
-        raise CheckpointError(
-            "a SAM base was given but the checkpoint is complete",
-            got=f"--sam {sam}",
-            expected="an adapter-only file",
-        )
     return model_from_state(config, resize_positions(state, config), source=str(path))
 
 
@@ -85,7 +119,7 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
     return model.eval()
 
 
-def _with_base(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> dict[str, Tensor]:
+def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> dict[str, Tensor]:
     """Adapter-only tensors over the frozen SAM they were trained on."""
     if sam is None:
         raise CheckpointError(
@@ -103,22 +137,54 @@ def _with_base(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -
         raise CheckpointError(
             "SAM base of another size", got=f"{preset} in {sam}", expected=config.name
         )
-    return {**base, **state}
+    frozen = {k: v for k, v in base.items() if comes_with_sam(k, config.system, config.depth)}
+    return {**frozen, **state}
 
 
-def _refuse_pth(path: Path) -> None:
-    state = read_pth(path)
-    is_sam = any(k.startswith("image_encoder.blocks.") for k in state)
-    has_audio = any(k.startswith(("audio_adapter.", "audio_encoder.")) for k in state)
-    if is_sam and not has_audio:
+def _refuse_extra(what: str, option: str, given: Path | None) -> None:
+    if given is not None:
         raise CheckpointError(
-            "this is SAM without SAVE's trained parts",
+            f"a {what} was given but the checkpoint is complete",
+            got=f"{option} {given}",
+            expected="an adapter-only file" if option == "--sam" else "a GAVS .pth",
+        )
+
+
+def _read_foreign(
+    path: Path, *, res: int | None, vggish: Path | None, system: str | None
+) -> tuple[dict[str, Tensor], SaveConfig]:
+    """A complete foreign system -> tensors by our names, configuration at the file's resolution."""
+    state = read_pth(path)
+    layout = identify(shapes_of(state))
+    if layout is None:
+        raise CheckpointError(
+            "unknown .pth layout",
+            got=f"{path} with keys such as {', '.join(sorted(state)[:3])}",
+            expected="a SAVE checkpoint (.safetensors), SAMA-AVS or GAVS",
+        )
+    if layout.name in _ALONE:
+        what, hint = _ALONE[layout.name]
+        raise CheckpointError(
+            what,
             got=str(path),
             expected="a SAVE checkpoint (.safetensors)",
-            hint=f"save-export ADAPTERS.safetensors --sam {path}   (save-train --sam makes them)",
+            hint=hint.format(path=path),
         )
-    raise CheckpointError(
-        "unknown .pth layout",
-        got=f"{path} with keys such as {', '.join(sorted(state)[:3]) or 'none'}",
-        expected="a SAVE checkpoint (.safetensors)",
-    )
+    config, ours = to_save(state, layout)
+    if "audio_encoder" not in layout.missing_groups:
+        _refuse_extra("VGGish", "--vggish", vggish)
+    elif vggish is not None:
+        ours |= read_vggish(vggish)
+    elif layout.missing_groups == ("audio_encoder",):
+        raise CheckpointError(
+            f"{layout.table.title} without its sound encoder",
+            got=f"{path} without VGGish",
+            expected="VGGish's weights beside it",
+            hint="add --vggish vggish-10086976.pth",
+        )
+    if config.system == "sama_avs":
+        # the same switches: a file of another resolution than asked for is the fine-tuned row
+        moved = res is not None and res != config.res
+        label = system if system in layout.table.systems else None
+        config = config.replace(system=label or ("sama_avs_ft" if moved else "sama_avs"))
+    return ours, config

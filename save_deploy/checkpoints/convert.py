@@ -1,0 +1,87 @@
+"""One weight file into another layout: foreign -> ours, ours -> SAMA-AVS, GAVS, SAM-Med2D."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from save_deploy.checkpoints.foreign import from_save
+from save_deploy.checkpoints.layouts import LAYOUTS
+from save_deploy.checkpoints.load import PTH_SUFFIXES, load_model
+from save_deploy.checkpoints.native import save_checkpoint
+from save_deploy.config import SaveConfig
+from save_deploy.errors import CheckpointError
+
+OWN = "save"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written."""
+
+    path: Path
+    layout: str
+    config: SaveConfig
+    tensors: int
+    left_out: tuple[str, ...]  # our tensors the layout has no place for
+
+
+def convert(
+    path: Path,
+    out: Path,
+    *,
+    layout: str = OWN,
+    vggish: Path | None = None,
+    sam: Path | None = None,
+    res: int | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Write `path` (anything load_model reads, with the same vggish, sam and res) in `layout`.
+
+    save: our safetensors, full. sama_avs, gavs, sam_med2d: a .pth as their code loads it. Written
+    atomically; an existing `out` needs force. Raises CheckpointError, with nothing written.
+    """
+    _check_target(out, layout, force=force)
+    model = load_model(path, res=res, vggish=vggish, sam=sam)
+    state, config = model.state_dict(), model.config
+    if layout == OWN:
+        save_checkpoint(out, model, notes={"converted_from": path.name})
+        return Conversion(out, OWN, config, len(state), ())
+    table = LAYOUTS[layout]
+    theirs = from_save(state, config, layout)
+    # clones: a view would store the whole memory behind it
+    plain: dict[str, Any] = {k: v.detach().clone() for k, v in theirs.items()}
+    _write(out, {table.wrapper: plain} if table.wrapper else plain)
+    left_out = tuple(k for k in state if k.startswith(table.leaves_out))
+    return Conversion(out, layout, config, len(theirs), left_out)
+
+
+def _check_target(out: Path, layout: str, *, force: bool) -> None:
+    writable = (OWN, *(name for name, table in LAYOUTS.items() if table.systems))
+    if layout not in writable:
+        raise CheckpointError("unknown layout", got=layout, expected=", ".join(writable))
+    suffixes = (".safetensors",) if layout == OWN else PTH_SUFFIXES
+    if out.suffix not in suffixes:
+        raise CheckpointError(
+            "the file name does not fit the layout",
+            got=str(out),
+            expected=f"{' or '.join(suffixes)} for {layout}",
+        )
+    if out.exists() and not force:
+        raise CheckpointError(
+            "the output exists", got=str(out), expected="a new name", hint="add --force"
+        )
+
+
+def _write(out: Path, content: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,273 @@
+"""Other projects' tensors -> ours and back: which layout, what it lacks, what has no place.
+
+What our model cannot express exactly is refused or noted, never mapped to something near:
+GAVS's adapters sit where ours do (behind the MLP of a block, behind the MLP of a two-way layer).
+Its blocks before --tune_v carry adapters that are never read; they are left out. Its frames are
+BGR, so the patch embedding is rewritten to give the same features for RGB. Its sound vectors are
+made outside of it, from a VGGish that may lack the last ReLU: that is noted, not undone.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from save_deploy.checkpoints.layouts import LAYOUTS, PIXEL_BUFFERS, Rules, Table
+from save_deploy.config import PATCH, PRESETS, SaveConfig
+from save_deploy.errors import CheckpointError
+from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
+from save_deploy.systems import LATE_BLOCKS, SYSTEMS, group_of, is_unused
+
+_PATCH = "image_encoder.patch_embed.proj"
+_POS = "image_encoder.pos_embed"
+_ADAPTER_V = "image_encoder.blocks.{i}.adapter_v.{j}.{p}"
+_PLACES = {"i": r"(?P<i>\d+)", "j": r"(?P<j>\d+)", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Whose file it is, of which size, and how its names become ours."""
+
+    name: str  # a key of LAYOUTS
+    backbone: str | None  # a preset; None for another size, and for VGGish
+    width: int | None
+    depth: int | None
+    res: int | None  # side in px that the position table is for
+    names: dict[str, str]  # their name -> ours
+    unmatched: tuple[str, ...]  # their names that the layout does not have
+    missing: tuple[str, ...]  # our names that the layout has and the file does not
+
+    @property
+    def table(self) -> Table:
+        return LAYOUTS[self.name]
+
+    @property
+    def missing_groups(self) -> tuple[str, ...]:
+        """The parts that lack tensors: ("audio_encoder",) for a GAVS file as its code saves it."""
+        return tuple(dict.fromkeys(group_of(name, self.depth or 0) for name in self.missing))
+
+    @property
+    def complete(self) -> bool:
+        """True when it alone makes a model of ours."""
+        known = self.table.system is not None and self.backbone is not None
+        return known and not self.missing and not self.unmatched
+
+
+def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
+    """Names and shapes (prefixes stripped) -> the layout, or None for tensors of none of them."""
+    name = next(
+        (n for n, t in LAYOUTS.items() if any(m in key for key in shapes for m in t.marks)), None
+    )
+    if name is None or any(k.startswith(("audio_adapter.", "audio_prompt.")) for k in shapes):
+        return None  # the latter are ours without their configuration
+    table = LAYOUTS[name]
+    names, unmatched = rename_all(shapes, table.rules)
+    patch, pos = shapes.get(f"{_PATCH}.weight"), shapes.get(_POS)
+    blocks = [int(k.split(".")[2]) for k in shapes if k.startswith("image_encoder.blocks.")]
+    width, depth = (patch[0] if patch else None), (1 + max(blocks) if blocks else None)
+    backbone = next(
+        (n for n, p in PRESETS.items() if (p["embed_dim"], p["depth"]) == (width, depth)), None
+    )
+    wanted: Iterable[str] = ()
+    if backbone is not None or name == "vggish":
+        config = SaveConfig.of_system(table.like, backbone or "vit_b")
+        back = _reverse(table.rules)
+        wanted = (k for k in _model_shapes(config) if rename(k, back) is not None)
+    present = set(names.values())
+    return Layout(
+        name=name,
+        backbone=backbone,
+        width=width,
+        depth=depth,
+        res=pos[1] * PATCH if pos else None,
+        names=names,
+        unmatched=tuple(k for k in unmatched if k not in PIXEL_BUFFERS),
+        missing=tuple(k for k in wanted if k not in present),
+    )
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """float32 tensors under our names, values unchanged. Refuses names the layout does not have."""
+    if layout.unmatched:
+        raise CheckpointError(
+            f"{len(layout.unmatched)} tensors are not part of a {layout.table.title} checkpoint",
+            got="; ".join(layout.unmatched[:8]),
+            expected=f"the {len(layout.names)} others only",
+            hint="save the model as its public code builds it",
+        )
+    for key, values in zip(PIXEL_BUFFERS, (PIXEL_MEAN, PIXEL_STD), strict=True):
+        if key in state and not torch.allclose(state[key].float().flatten(), torch.tensor(values)):
+            raise CheckpointError(
+                f"another {key} than SAM's",
+                got=str([round(v, 3) for v in state[key].flatten().tolist()]),
+                expected=str(list(values)),
+            )
+    return {ours: state[theirs].float() for theirs, ours in layout.names.items()}
+
+
+def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, dict[str, Tensor]]:
+    """Configuration at the file's own resolution, and tensors for SaveModel: the same function.
+
+    What its project does not have and one mask without points never reads (point embeddings,
+    mask_downscaling) is filled with zeros. Raises CheckpointError for SAM, SAM-Med2D and VGGish,
+    which lack the sound or the picture, and for unknown sizes.
+    """
+    system, backbone = layout.table.system, layout.backbone
+    if system is None or layout.res is None:
+        raise CheckpointError(
+            f"a {layout.table.title} file alone is no model with sound and picture",
+            got=f"no {', '.join(layout.missing_groups) or 'sound side'}",
+            expected="SAVE, SAMA-AVS or GAVS",
+        )
+    if backbone is None:
+        raise unknown_size(layout)
+    ours = to_ours(state, layout)
+    config = SaveConfig.of_system(system, backbone).replace(res=layout.res)
+    if layout.name == "gavs":
+        start = _first_tuned(state, config.depth)
+        config = config.replace(image_adapter_start=start)
+        early = {k for k in state if _is_adapter_v(k) and int(k.split(".")[2]) < start}
+        ours = {k: v for k, v in ours.items() if k not in {layout.names[e] for e in early}}
+        ours = swap_colours(ours)
+    filled = {
+        key: torch.zeros(shape)
+        for key, shape in _model_shapes(config).items()
+        if key not in ours and is_unused(key) and key.startswith(layout.table.leaves_out)
+    }
+    return config, {**ours, **filled}
+
+
+def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dict[str, Tensor]:
+    """Our tensors in another project's layout, bare (without its wrapper entry).
+
+    SAM-Med2D takes the part it has. GAVS's early blocks get zero adapters, which do nothing. Raises
+    CheckpointError when that project's code would compute something else.
+    """
+    table = LAYOUTS.get(name)
+    if table is None or not table.systems:
+        writable = [n for n, t in LAYOUTS.items() if t.systems]
+        raise CheckpointError("not a layout to write", got=name, expected=", ".join(writable))
+    _check_switches(config, table)
+    kept = {k: v for k, v in state.items() if not k.startswith(table.leaves_out)}
+    if name == "gavs":
+        kept = swap_colours(kept)
+    names, unmatched = rename_all(kept, _reverse(table.rules))
+    if unmatched:
+        raise CheckpointError(
+            f"{len(unmatched)} tensors have no place in a {table.title} file",
+            got="; ".join(unmatched[:8]),
+            expected=f"{' or '.join(table.systems)} as its public code builds it",
+        )
+    theirs = {names[key]: value for key, value in kept.items()}
+    if name == "gavs":
+        theirs |= _idle_adapters(config)
+    return {table.prefix + key: value for key, value in theirs.items()}
+
+
+def swap_colours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The patch embedding for BGR input <-> the one for RGB input, both normalised in RGB order.
+
+    Exact up to rounding, as every patch lies inside the image: weights change places and scale, the
+    difference of the means goes into the bias. Applied twice it gives the original back.
+    """
+    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PIXEL_MEAN, PIXEL_STD))
+    weight, bias = state[f"{_PATCH}.weight"].double(), state[f"{_PATCH}.bias"].double()
+    scale, shift = std.flip(0) / std, (mean.flip(0) - mean) / std  # per channel of the old weight
+    swapped = (weight * scale.view(1, 3, 1, 1)).flip(1)  # (C,3,16,16)
+    moved = bias + (weight.sum(dim=(2, 3)) * shift).sum(dim=1)
+    return {**state, f"{_PATCH}.weight": swapped.float(), f"{_PATCH}.bias": moved.float()}
+
+
+def unknown_size(layout: Layout) -> CheckpointError:
+    return CheckpointError(
+        f"{layout.table.title} checkpoint of unknown size",
+        got=f"width {layout.width}, depth {layout.depth}",
+        expected=", ".join(f"{n} {p['embed_dim']}x{p['depth']}" for n, p in PRESETS.items()),
+    )
+
+
+def rename(key: str, rules: Rules) -> str | None:
+    """The name on the other side of the first rule that fits, or None."""
+    for pattern, target in rules:
+        match = _compiled(pattern).fullmatch(key)
+        if match is not None:
+            return target.format(**match.groupdict())
+    return None
+
+
+def rename_all(keys: Iterable[str], rules: Rules) -> tuple[dict[str, str], list[str]]:
+    """-> {key: its other name}, and the keys that no rule fits."""
+    renamed = {key: rename(key, rules) for key in keys}
+    return {k: v for k, v in renamed.items() if v is not None}, [
+        k for k, v in renamed.items() if v is None
+    ]
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    literal = re.split(r"\{(\w)\}", pattern)  # text, place, text, place, ...
+    parts = [_PLACES[p] if i % 2 else re.escape(p) for i, p in enumerate(literal)]
+    return re.compile("".join(parts))
+
+
+def _reverse(rules: Rules) -> Rules:
+    return tuple((ours, theirs) for theirs, ours in rules)
+
+
+def _model_shapes(config: SaveConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return shapes_of(SaveModel(config).state_dict())
+
+
+def _is_adapter_v(key: str) -> bool:
+    return _compiled(_ADAPTER_V).fullmatch(key) is not None
+
+
+def _first_tuned(state: Mapping[str, Tensor], depth: int) -> int:
+    """GAVS's --tune_v, which the file does not hold: the last three blocks, as its scripts have it,
+    or from the first earlier adapter that left the range of PyTorch's initial values."""
+    for i in range(depth - LATE_BLOCKS):
+        for j in (0, 2):
+            weight = state.get(_ADAPTER_V.format(i=i, j=j, p="weight"))
+            if weight is not None and weight.abs().max() > 1.0001 * weight.shape[1] ** -0.5:
+                return i
+    return depth - LATE_BLOCKS
+
+
+def _idle_adapters(config: SaveConfig) -> dict[str, Tensor]:
+    """Zero adapters of the blocks that have none: its code builds them everywhere."""
+    c, h = config.embed_dim, config.bottleneck_dim
+    shapes = {(0, "weight"): (h, c), (0, "bias"): (h,), (2, "weight"): (c, h), (2, "bias"): (c,)}
+    return {
+        _ADAPTER_V.format(i=i, j=j, p=p): torch.zeros(shape)
+        for i in range(config.image_adapter_start)
+        for (j, p), shape in shapes.items()
+    }
+
+
+def _check_switches(config: SaveConfig, table: Table) -> None:
+    """Refuse a model that the other project's code would compute differently."""
+    if config.system not in table.systems:
+        raise CheckpointError(
+            f"this system cannot be written as a {table.title} file",
+            got=SYSTEMS[config.system].title,
+            expected=" or ".join(SYSTEMS[s].title for s in table.systems),
+        )
+    switches = SYSTEMS[table.system].switches if table.system else {}
+    wanted = {**switches, **table.needs}
+    differs = {k: v for k, v in wanted.items() if getattr(config, k) != v}
+    if differs:
+        raise CheckpointError(
+            f"{table.title}'s code would compute something else from these weights",
+            got=", ".join(f"{k}={getattr(config, k)}" for k in differs),
+            expected=", ".join(f"{k}={v}" for k, v in differs.items()),
+        )

@@ -1,0 +1,88 @@
+"""Verbs for weight files: checkpoint inspect, checkpoint convert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.verbs.options import Sam, Vggish
+
+_SHOWN = 6
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help=".safetensors, .pth or .pt, of any known layout.")],
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write it to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Say what a weight file is, what in it is trained, and what a load would drop. Reads no weight."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from save_deploy.checkpoints.inspect import inspect_checkpoint
+
+    found = inspect_checkpoint(file)
+    size = f"{found.size_bytes / 1e6:.1f} MB, {found.parameters:,} parameters"
+    print(f"{file}: {found.layout}, {size}")
+    if found.kind:
+        print(f"format {found.format_version}, {found.kind} weights")
+    if found.system:
+        print(f"{found.system} on {found.backbone} at {found.res} px")
+    for what, values in (("switches", found.config), ("notes", found.notes)):
+        if values:
+            print(f"{what}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+    console = Console(width=None if Console().is_terminal else 132)
+    table = Table()
+    for i, column in enumerate(("part", "tensors", "parameters", "types", "MB", "learns")):
+        table.add_column(column, justify="right" if i in (1, 2, 4) else "left")
+    for part in found.parts:
+        table.add_row(
+            part.name,
+            str(part.tensors),
+            f"{part.parameters:,}",
+            ", ".join(part.dtypes),
+            f"{part.bytes / 1e6:.1f}",
+            "trained" if part.trained else "frozen",
+        )
+    console.print(table)
+    for line in found.remarks:
+        print(f"- {line}")
+    for what, names in (
+        ("a load drops", found.dropped),
+        ("unused here", found.unused),
+        ("missing", found.missing),
+    ):
+        if names:
+            more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            print(f"{what}: " + ", ".join(names[:_SHOWN]) + more)
+    print(f"next: {found.next}")
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of any known layout.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    layout: Annotated[
+        str, typer.Option(help="save (our .safetensors), sama_avs, gavs or sam_med2d (.pth).")
+    ] = "save",
+    sam: Sam = None,
+    vggish: Vggish = None,
+    res: Annotated[
+        int | None, typer.Option(help="Resize position tables to this side.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Turn a foreign checkpoint into ours, or ours into a foreign one."""
+    from save_deploy.checkpoints.convert import convert as run_convert
+
+    done = run_convert(file, out, layout=layout, sam=sam, vggish=vggish, res=res, force=force)
+    if done.left_out:
+        print(f"left out, {layout} has no place for them: {', '.join(done.left_out[:_SHOWN])}")
+    print(
+        f"checkpoint: {done.path}, {done.tensors} tensors   (save-deploy checkpoint inspect {out})"
+    )
