@@ -14,7 +14,7 @@ import typer
 
 from save_deploy import __version__
 from save_deploy.errors import SaveDeployError
-from save_deploy.verbs import learn, make, measure, use
+from save_deploy.verbs import checkpoints, data, learn, make, measure, paper, use
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
@@ -24,9 +24,20 @@ VERBS: dict[str, Callable[..., None]] = {
     "compare": measure.compare,
     "train": learn.train,
     "eval": measure.evaluate,
-    "data": learn.write_data,
     "mask": use.mask,
     "verify": measure.verify,
+    "systems": paper.systems,
+    "recipes": paper.recipes,
+}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "data": (
+        "Write generated datasets, check released ones.",
+        {"scenes": data.scenes, "stamps": data.stamps, "check": data.check},
+    ),
+    "checkpoint": (
+        "Look into weight files and convert them.",
+        {"inspect": checkpoints.inspect, "convert": checkpoints.convert},
+    ),
 }
 
 
@@ -55,6 +66,11 @@ def _group() -> typer.Typer:
 
     for name, verb in VERBS.items():
         app.command(name)(verb)
+    for name, (what, verbs) in GROUPS.items():
+        group = typer.Typer(no_args_is_help=True, help=what)
+        for verb_name, verb in verbs.items():
+            group.command(verb_name)(verb)
+        app.add_typer(group, name=name)
     return app
 
 

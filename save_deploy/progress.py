@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yield advance(text="", n=1). In a log, a line at every tenth and at most one every 10 s."""
+def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Yield advance(text="", n=1). In a log, a line at every tenth and at most one every 10 s.
+
+    Time left counts from the first step: what was prepared or resumed before it says nothing about
+    the next ones. total None: an unknown number of steps.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (
@@ -34,23 +38,25 @@ def progress(label: str, total: int) -> Iterator[Callable[..., None]]:
             yield lambda text="", n=1: bar.update(task, advance=n, text=text)
         return
     started = shown = time.monotonic()
-    done = 0
+    done = first = 0
 
     def advance(text: str = "", n: int = 1) -> None:
-        nonlocal done, shown
+        nonlocal done, shown, first, started
         done += n
         if not done:  # still preparing the first step
             return
         now = time.monotonic()
-        tenth = done * 10 // total > (done - n) * 10 // total
+        if not first:
+            first, started = done, now
+        tenth = total is not None and done * 10 // total > (done - n) * 10 // total
         if done == total or (tenth and now - shown > 1) or now - shown > 10:
             shown = now
-            left = (now - started) / done * (total - done)
-            print(
-                f"{label} {done}/{total}, {left:.0f} s left {text}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{label} {done}"
+            if total is not None:
+                line += f"/{total}"
+                if done > first:
+                    line += f", {(now - started) / (done - first) * (total - done):.0f} s left"
+            print(f"{line} {text}".rstrip(), file=sys.stderr, flush=True)
 
     yield advance
 

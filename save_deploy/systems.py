@@ -15,9 +15,13 @@ _NO_AUDIO_IN_ENCODER: dict[str, Any] = dict(
     image_adapter="off", audio_mode="off", audio_inject="none"
 )
 _SAMA: dict[str, Any] = dict(
-    image_adapter="off", audio_mode="independent", audio_inject="before", audio_in_proj=False,
-    audio_share_out=True, prompt_source="off",
-)  # fmt: skip
+    image_adapter="off",
+    audio_mode="independent",
+    audio_inject="before",
+    audio_in_proj=False,
+    audio_share_out=True,
+    prompt_source="off",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ SYSTEMS: dict[str, System] = {
         ("audio_adapter", *_DECODER),
         "SAMA-AVS with its position tables resized to 224 or 256 and trained on; whether the audio "
         "adapters also train is not said (A12)",
-    ),  # fmt: skip
+    ),
     "ap_sam": System(
         "AP-SAM",
         dict(**_NO_AUDIO_IN_ENCODER, prompt_source="raw", prompt_hidden=512),
@@ -57,7 +61,7 @@ SYSTEMS: dict[str, System] = {
         (),
         "scored by its best mask of a grid of points (the paper's 'maximum segmentation "
         "evaluation'); exported alone it has no prompt at all",
-    ),  # fmt: skip
+    ),
     "gavs": System(
         "GAVS",
         dict(
@@ -71,7 +75,7 @@ SYSTEMS: dict[str, System] = {
         ),
         ("image_adapter", "decoder_adapter", "audio_prompt", "late_norms"),
         "as its public code: without the paper's visual cues",
-    ),  # fmt: skip
+    ),
     "av_sam": System(
         "AV-SAM",
         dict(**_NO_AUDIO_IN_ENCODER, prompt_source="fused", post_fusion="add"),

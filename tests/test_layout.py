@@ -24,11 +24,23 @@ MAY_IMPORT = {
     "metrics": {"base"},
     "model": {"base"},
     "checkpoints": {"base", "model"},
-    "training": {"base", "data", "metrics", "model", "checkpoints"},
+    "recipes": {"base", "metrics"},
+    "training": {"base", "data", "metrics", "model", "checkpoints", "recipes"},
     "calibration": {"base", "data"},
     "runtime": {"base", "data", "metrics"},
     "export": {"base", "data", "metrics", "model", "checkpoints", "calibration", "runtime"},
-    "cli": {"base", "data", "metrics", "checkpoints", "training", "export", "runtime", "cli"},
+    "cli": {
+        "base",
+        "data",
+        "metrics",
+        "model",
+        "checkpoints",
+        "recipes",
+        "training",
+        "export",
+        "runtime",
+        "cli",
+    },
 }
 WITH_TORCH = {("runtime", "eager.py"), ("runtime", "reference.py"), ("runtime", "worker.py")}
 
@@ -114,10 +126,15 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "export", "merge", "bench", "compare", "train", "eval", "data", "mask", "verify"]
-)
+    "verb",
+    [
+        "", "export", "merge", "bench", "compare", "train", "eval", "mask", "verify", "systems",
+        "recipes", "data", "data scenes", "data stamps", "data check", "checkpoint",
+        "checkpoint inspect", "checkpoint convert",
+    ],
+)  # fmt: skip
 def test_help(verb: str) -> None:
-    args = [sys.executable, "-m", "save_deploy", *([verb] if verb else []), "--help"]
+    args = [sys.executable, "-m", "save_deploy", *verb.split(), "--help"]
     done = subprocess.run(args, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "Usage" in done.stdout
 

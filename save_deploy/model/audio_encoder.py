@@ -34,6 +34,13 @@ class AudioEncoder(nn.Module):
         )
 
     def forward(self, log_mel: Tensor) -> Tensor:
+        return self.embeddings(self._flat(log_mel))
+
+    def hear(self, log_mel: Tensor) -> Tensor:
+        """log_mel (B,1,96,64) -> (B,audio_fc): what the last linear reads."""
+        return self.embeddings[:4](self._flat(log_mel))
+
+    def _flat(self, log_mel: Tensor) -> Tensor:
         x = self.features(log_mel)  # (B,512,6,4)
         # channels last before flattening, as in the TensorFlow original: (B,6,4,512)
-        return self.embeddings(x.permute(0, 2, 3, 1).flatten(1))
+        return x.permute(0, 2, 3, 1).flatten(1)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from save_deploy.data.compose import Staging
-from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.data.open import open_dataset
-from save_deploy.data.sample import ClipDataset
+from save_deploy.data.sample import ClipDataset, FrameDataset, Sample
+from save_deploy.data.tolerant import Tolerant
 from save_deploy.data.transforms import resize_frame, resize_mask
 
 N_ENDLESS = 1 << 40
@@ -30,30 +30,96 @@ class Batch:
     labels: Tensor
     sounding: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def split(self, size: int) -> list[Batch]:
+        """Parts of `size` samples, in order."""
+        columns = (getattr(self, f.name).split(size) for f in fields(self))
+        return [Batch(*part) for part in zip(*columns, strict=True)]
+
 
 class MixedSamples:
-    """Item i draws a source by weight and a clip of it, then one labelled frame; a pure function of
-    (seed, i), so a resumed run sees what an uninterrupted one would."""
+    """Item i is a labelled frame of a source drawn by weight; a pure function of (seed, i), so a
+    resumed run sees what an uninterrupted one would.
+
+    A single stored dataset is gone through in epochs: every labelled frame once, in a new order each
+    time. From a mixture, and from generated data, frames are drawn at random.
+    """
 
     def __init__(
-        self, mixture: dict[str, float], *, res: int, staging: Staging, seed: int, n_classes: int
+        self,
+        mixture: dict[str, float],
+        *,
+        res: int,
+        staging: Staging,
+        seed: int,
+        n_classes: int,
+        skip_bad: bool = False,
+        sound_from: str = "auto",
+        by_video: bool = False,
     ) -> None:
         self.mixture, self.res, self.staging = mixture, res, staging
-        self.seed, self.n_classes = seed, n_classes
+        self.seed, self.n_classes, self.by_video = seed, n_classes, by_video
         self.sources: list[ClipDataset] = [
             open_dataset(
-                name, split="train", n_clips=N_ENDLESS, seed=seed, n_sources=None, staging=staging
+                name,
+                split="train",
+                n_clips=None if generated(name) is None else N_ENDLESS,
+                seed=seed,
+                n_sources=None,
+                staging=staging,
+                source=sound_from,
+                skip_bad=skip_bad,
             )
             for name in mixture
         ]
+        self._orders: dict[int, list[int]] = {}
+        self._pairs = {
+            k: source.pairs()
+            for k, (name, source) in enumerate(zip(mixture, self.sources, strict=True))
+            if generated(name) is None and isinstance(source, FrameDataset)
+        }
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Bad clips met so far, with the reason."""
+        found: dict[str, str] = {}
+        for source in self.sources:
+            if isinstance(source, Tolerant):
+                found |= source.skipped
+        return found
+
+    def sample(self, index: int) -> Sample:
+        """The labelled frame that item `index` is made of."""
         rng = np.random.default_rng([self.seed, index])
         weights = np.array(list(self.mixture.values()))
-        source = self.sources[int(rng.choice(len(weights), p=weights / weights.sum()))]
-        clip = source[index if len(source) == N_ENDLESS else int(rng.integers(len(source)))]
-        samples = list(clip.samples())
-        sample = samples[int(rng.integers(len(samples)))]
+        chosen = int(rng.choice(len(weights), p=weights / weights.sum()))
+        source, pairs = self.sources[chosen], self._pairs.get(chosen)
+        if pairs is None:
+            samples = list(source[index].samples())
+            return samples[int(rng.integers(len(samples)))]
+        assert isinstance(source, FrameDataset)
+        if len(self.sources) == 1:
+            epoch, position = divmod(index, len(pairs))
+            return source.sample(*pairs[self._order(epoch, pairs)[position]])
+        return source.sample(*pairs[int(rng.integers(len(pairs)))])
+
+    def _order(self, epoch: int, pairs: list[tuple[int, int]]) -> list[int]:
+        """Positions in `pairs` for this epoch: shuffled frames, or shuffled videos frame by frame."""
+        known = self._orders  # replaced, never changed: several threads draw samples
+        if epoch in known:
+            return known[epoch]
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(pairs))
+        if self.by_video:
+            clips = np.array([clip for clip, _ in pairs])
+            order = np.lexsort((np.arange(len(pairs)), rng.permutation(clips.max() + 1)[clips]))
+        self._orders = {epoch: (found := order.tolist())}
+        return found
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        sample = self.sample(index)
         labels = np.zeros((self.res, self.res), np.int64)
         if sample.labels is not None and sample.labels.shape == labels.shape:
             labels = sample.labels.astype(np.int64)
@@ -61,21 +127,37 @@ class MixedSamples:
         sounding[list(sample.sounding)] = 1.0
         return (
             resize_frame(sample.frame, self.res),
-            log_mel_examples(sample.waveform)[0],
+            sample.log_mel_example(),
             resize_mask(sample.mask, self.res)[None].astype(np.float32),
             labels,
             sounding,
         )
 
 
+def generated(name: str) -> str | None:
+    """The generator behind a source, or None for stored data."""
+    base = name.partition(":")[0]
+    return base if base in ("scenes", "stamps") else None
+
+
 def batches(
-    samples: MixedSamples, *, batch_size: int, first_step: int, last_step: int, threads: int = 2
+    samples: MixedSamples,
+    *,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    part: tuple[int, int] = (0, 1),
+    threads: int = 2,
 ) -> Iterator[Batch]:
-    """Batch of step k holds samples k*batch_size .. (k+1)*batch_size - 1.
+    """Batch of step k holds samples k*batch_size .. (k+1)*batch_size - 1; part (r, n) is the r-th of n
+    equal stretches of each.
 
     Drawn by a few threads between steps: on a CPU, worker processes take cores from the model.
     """
+    rank, world = part
+    size = batch_size // world
     with ThreadPoolExecutor(threads) as pool:
         for step in range(first_step, last_step):
-            items = pool.map(samples.__getitem__, range(step * batch_size, (step + 1) * batch_size))
+            start = step * batch_size + rank * size
+            items = pool.map(samples.__getitem__, range(start, start + size))
             yield Batch(*(torch.from_numpy(np.stack(field)) for field in zip(*items, strict=True)))

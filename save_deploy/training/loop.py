@@ -5,63 +5,35 @@ Writes into one folder: last.pt (to resume), best.safetensors, curve.jsonl.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from save_deploy.checkpoints.native import save_checkpoint
-from save_deploy.config import PROMPT_DIM
 from save_deploy.data.compose import Actor, Staging
-from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.data.open import generated_actors, open_dataset
-from save_deploy.data.sample import Clip, ClipDataset
-from save_deploy.data.transforms import resize_frame, resize_mask
+from save_deploy.data.sample import ClipDataset
 from save_deploy.errors import SaveDeployError
-from save_deploy.metrics.segmentation import Score, score_videos
+from save_deploy.metrics.segmentation import Score, protocol
 from save_deploy.model.save import SaveModel
-from save_deploy.systems import SYSTEMS, group_of, is_unused
 from save_deploy.training.batches import Batch, MixedSamples, batches
-from save_deploy.training.losses import mask_loss, pixel_class_loss, sound_class_loss
-from save_deploy.training.sound import hear, sound_batch, warm_up_sound
-
-N_CLASSES = 160  # labels of generated data, 0 = background
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. `freeze_sam` trains the adapters, prompt MLP, decoder and no_mask_embed (A12)."""
-
-    data: dict[str, float]  # source -> weight, e.g. {"scenes": 0.2, "stamps": 0.8}
-    val_data: str = "scenes"
-    n_val_clips: int = 24
-    steps: int = 10_000
-    batch_size: int = 16
-    lr: float = 2e-4  # A11
-    weight_decay: float = 0.01
-    warmup_steps: int = 200
-    final_lr_ratio: float = 0.01
-    clip_norm: float = 1.0
-    freeze_sam: bool = False
-    aux_weight: float = 0.0  # pixel and sound classes of generated data
-    eval_every: int = 500
-    save_every: int = 250
-    seed: int = 0
-    half: bool = False  # best.safetensors in float16: half the size
-    n_objects: tuple[int, int] = (2, 4)
-    scale: tuple[float, float] = (0.28, 0.5)
-    source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)  # see Staging
-    sound_steps: int = 0  # of the sound warm-up before the first step
-    sound_batch: int = 0  # mixtures heard beside every batch, so that hearing is not forgotten
+from save_deploy.training.distributed import Team, team
+from save_deploy.training.evaluate import evaluate
+from save_deploy.training.options import TrainConfig
+from save_deploy.training.parameters import build_optimizer, cast_frozen, trainable_parameters
+from save_deploy.training.sound import sound_batch, warm_up_sound
+from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
 
 @dataclass
@@ -76,32 +48,6 @@ class Progress:
     n: int = 1  # steps since the last report: more than one after a resume
     score: Score | None = None
     extra: dict[str, float] = field(default_factory=dict)
-
-
-class AuxHeads(nn.Module):
-    """Training-only classifiers: object at each token, and objects heard. Not part of a checkpoint."""
-
-    def __init__(self, audio_dim: int, n_classes: int = N_CLASSES) -> None:
-        super().__init__()
-        self.pixels = nn.Conv2d(PROMPT_DIM, n_classes, 1)
-        self.sound = nn.Linear(audio_dim, n_classes)
-        nn.init.constant_(self.sound.bias, -4.0)  # few of the classes are heard at a time
-
-
-def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.Parameter]:
-    """Parameters that learn, by name; sets requires_grad accordingly.
-
-    freeze_sam leaves only the groups that the model's system trains. Hypernetworks and prompts that
-    the single mask does not use get no gradient and are left out, so weight decay cannot touch them.
-    """
-    chosen = {}
-    trains = SYSTEMS[model.config.system].trains
-    for name, parameter in model.named_parameters():
-        frozen = freeze_sam and group_of(name, model.config.depth) not in trains
-        parameter.requires_grad_(not (is_unused(name) or frozen))
-        if parameter.requires_grad:
-            chosen[name] = parameter
-    return chosen
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -121,127 +67,267 @@ def train(
     resume: bool = False,
     on_step: Callable[[Progress], None] = lambda _: None,
     on_sound: Callable[[int, float], None] = lambda _step, _loss: None,
+    on_skip: Callable[[str, str], None] = lambda _name, _why: None,
 ) -> Path:
-    """Train in place and return the path of the best checkpoint.
+    """Train in place and return the path of the best checkpoint; under torchrun, as one of a team.
 
-    Raises SaveDeployError when the loss is not finite. Interrupted runs continue with resume=True.
+    Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad).
+    Interrupted runs continue with resume=True.
     """
-    torch.manual_seed(config.seed)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    parameters = trainable_parameters(model, freeze_sam=config.freeze_sam)
-    aux = AuxHeads(model.config.audio_fc)
-    learned = list(parameters.values()) + (list(aux.parameters()) if config.aux_weight else [])
-    decayed = [p for p in learned if p.ndim > 1]
-    rest = [p for p in learned if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-        fused=True,
-    )
-    state_path, best_path = out_dir / "last.pt", out_dir / "best.safetensors"
-    first_step, best = 0, -1.0
-    if resume and state_path.is_file():
-        first_step, best = _load_state(state_path, model, aux, optimizer)
-    elif config.sound_steps:
-        _listen(model, aux, config, on_sound)
-    actors = _heard(config) if config.sound_batch else []
-    samples = MixedSamples(
-        config.data,
-        res=model.config.res,
-        staging=Staging(
-            size_px=model.config.res,
-            n_objects=config.n_objects,
-            scale=config.scale,
-            n_frames=1,
-            source_odds=config.source_odds,
-        ),
-        seed=config.seed,
-        n_classes=N_CLASSES,
-    )
-    stream = batches(
-        samples, batch_size=config.batch_size, first_step=first_step, last_step=config.steps
-    )
-    kind = "adapter" if config.freeze_sam else "full"
-    started = time.time()
-    for step, batch in enumerate(stream, start=first_step):
-        model.train()
-        lr = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, parts = _loss(model, aux, batch, config.aux_weight)
-        if actors:
-            heard = sound_batch(actors, config.seed + 1, step, config.sound_batch, N_CLASSES)
-            sounds = sound_class_loss(aux.sound(hear(model.audio_encoder, heard[0])), heard[1])
-            loss = loss + config.aux_weight * sounds
-            parts["mixtures"] = round(sounds.item(), 4)
-        if not torch.isfinite(loss):
+    with team(config.device) as here, _determinism(config.deterministic):
+        return _Run(model, config, out_dir, here, on_sound, resume).steps(on_step, on_skip)
+
+
+class _Run:
+    """The state of a run: model, optimizer, data, and where it stands."""
+
+    def __init__(
+        self,
+        model: SaveModel,
+        config: TrainConfig,
+        out_dir: Path,
+        here: Team,
+        on_sound: Callable[[int, float], None],
+        resume: bool,
+    ) -> None:
+        torch.manual_seed(config.seed)  # the same on every process: the same initial heads
+        self.model, self.config, self.here = model.to(here.device), config, here
+        self.shard = config.share(here.world)
+        self.state_path, self.best_path = out_dir / "last.pt", out_dir / "best.safetensors"
+        self.curve = out_dir / "curve.jsonl"
+        out_dir.mkdir(parents=True, exist_ok=True)
+        parameters = trainable_parameters(model, freeze_sam=config.freeze_sam)
+        if not parameters:
+            raise SaveDeployError(
+                "nothing to train",
+                got=f"system {model.config.system}, which trains no parameter",
+                expected="another system",
+                hint="save-eval scores it as it is",
+            )
+        if config.savings.amp and config.freeze_sam:
+            cast_frozen(model)
+        self.aux = AuxHeads(model.config.audio_fc).to(here.device) if config.aux_weight else None
+        self.learned = [*parameters.values(), *(self.aux.parameters() if self.aux else [])]
+        self.optimizer = build_optimizer(self.learned, config)
+        self.first_step, self.best = 0, -1.0
+        if resume and self.state_path.is_file():
+            self._load()
+        elif config.sound_steps:
+            self._listen(on_sound)
+        self.actors = _heard(config) if config.sound_batch else []
+        self.step = here.wrap(
+            TrainStep(
+                model,
+                self.aux,
+                aux_weight=config.aux_weight,
+                loss=config.loss,
+                savings=config.savings,
+            )
+        )
+        self.samples = MixedSamples(
+            config.data,
+            res=model.config.res,
+            staging=Staging(
+                size_px=model.config.res,
+                n_objects=config.n_objects,
+                scale=config.scale,
+                n_frames=1,
+                source_odds=config.source_odds,
+            ),
+            seed=config.seed,
+            n_classes=N_CLASSES,
+            skip_bad=config.skip_bad,
+            sound_from=config.sound_from,
+            by_video=config.by_video,
+        )
+        self.val_clips = self._val_clips()
+
+    def steps(
+        self, on_step: Callable[[Progress], None], on_skip: Callable[[str, str], None]
+    ) -> Path:
+        config, here = self.config, self.here
+        stream = batches(
+            self.samples,
+            batch_size=config.batch_size,
+            first_step=self.first_step,
+            last_step=config.steps,
+            part=(here.rank, here.world),
+        )
+        started = time.time()
+        for step, batch in enumerate(stream, start=self.first_step):
+            self.model.train()
+            lr = learning_rate(config, step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            loss, parts = self._update(batch.to(here.device), step)
+            n = step + 1 if step == self.first_step else 1
+            report = Progress(step + 1, config.steps, loss, lr, self.best, n=n, extra=parts)
+            last = step + 1 == config.steps
+            if self.val_clips is None:
+                if last and here.leads:
+                    self._keep(report, {})
+                    self._log(report, time.time() - started)
+            elif (step + 1) % config.eval_every == 0 or last:
+                self._validate(report, time.time() - started)
+            if here.leads and ((step + 1) % config.save_every == 0 or last):
+                self._save(step + 1)
+            on_step(report)
+        for name, why in self.samples.skipped.items():
+            on_skip(name, why)
+        return self.best_path
+
+    def _update(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
+        """One optimizer step on this process's share, in `accumulate` parts."""
+        config = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        total, sums = 0.0, dict[str, float]()
+        for k, micro in enumerate(batch.split(self.shard)):
+            with self._synced(k == config.accumulate - 1):
+                loss, parts = self.step(micro, self._mixtures(step, k))
+                (loss / config.accumulate).backward()
+            total += loss.item() / config.accumulate
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value.item() / config.accumulate
+        if not all(map(math.isfinite, self.here.gather(total))):
             raise SaveDeployError(
                 "training diverged",
-                got=f"loss {loss.item()} at step {step}",
+                got=f"loss {total} at step {step}",
                 expected="a finite loss",
                 hint="lower --lr, or look at the last batch of data",
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learned, config.clip_norm)
-        optimizer.step()
-        n = step + 1 if step == first_step else 1
-        progress = Progress(step + 1, config.steps, loss.item(), lr, best, n=n, extra=parts)
-        last = step + 1 == config.steps
-        if (step + 1) % config.eval_every == 0 or last:
+        nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
+        self.optimizer.step()
+        return total, {name: round(value, 4) for name, value in sums.items()}
+
+    def _synced(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are averaged over the team once, after the last part."""
+        if isinstance(self.step, DistributedDataParallel) and not last:
+            return self.step.no_sync()
+        return contextlib.nullcontext()
+
+    def _mixtures(self, step: int, part: int) -> Mixtures | None:
+        config, here = self.config, self.here
+        if not self.actors:
+            return None
+        index = (step * here.world + here.rank) * config.accumulate + part
+        log_mel, sounding = sound_batch(
+            self.actors, config.seed + 1, index, config.sound_batch, N_CLASSES
+        )
+        return Mixtures(log_mel.to(here.device), sounding.to(here.device))
+
+    def _validate(self, report: Progress, seconds: float) -> None:
+        """Score on the validation clips; the leader keeps the best checkpoint and the curve."""
+        config = self.config
+        assert self.val_clips is not None
+        with torch.autocast(
+            self.here.device.type, dtype=torch.bfloat16, enabled=config.savings.amp
+        ):
             score = evaluate(
-                model,
-                open_dataset(
-                    config.val_data,
-                    split="val",
-                    n_clips=config.n_val_clips,
-                    staging=_val_staging(samples),
-                ),
+                self.model,
+                self.val_clips,
+                protocol=protocol(config.metrics),
+                among=self.here,
             )
-            progress.score = score
-            notes = {
-                "data": config.data,
-                "step": step + 1,
-                "val": config.val_data,
-                "val_m_j": round(score.m_j, 3),
-            }
-            if score.m_j > best:
-                best = progress.best_m_j = score.m_j
-                dtype = torch.float16 if config.half else None
-                save_checkpoint(best_path, model, kind=kind, dtype=dtype, notes=notes)
-            _append(
-                out_dir / "curve.jsonl",
-                {
-                    "step": step + 1,
-                    "loss": round(loss.item(), 4),
-                    "lr": lr,
-                    "m_j": score.m_j,
-                    "m_f": score.m_f,
-                    "seconds": round(time.time() - started, 1),
-                    **parts,
-                },
+        report.score = score
+        better = score.m_j > self.best
+        self.best = report.best_m_j = max(self.best, score.m_j)
+        if self.here.leads:
+            if better:
+                self._keep(report, {"val": config.val_data, "val_m_j": round(score.m_j, 3)})
+            self._log(report, seconds)
+
+    def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
+        """The present weights become the best checkpoint."""
+        config = self.config
+        save_checkpoint(
+            self.best_path,
+            self.model,
+            kind="adapter" if config.adapter_only else "full",
+            dtype=torch.float16 if config.half else None,
+            notes={"data": config.data, "step": report.step, **notes},
+        )
+
+    def _log(self, report: Progress, seconds: float) -> None:
+        """A line of the curve."""
+        row = {
+            "step": report.step,
+            "loss": round(report.loss, 4),
+            "lr": report.lr,
+            "m_j": report.score.m_j if report.score else None,
+            "m_f": report.score.m_f if report.score else None,
+            "seconds": round(seconds, 1),
+            **report.extra,
+        }
+        with self.curve.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _val_clips(self) -> ClipDataset | None:
+        config = self.config
+        if config.val_data is None:
+            return None
+        return open_dataset(
+            config.val_data,
+            split="val",
+            n_clips=config.n_val_clips,
+            staging=dataclasses.replace(self.samples.staging, n_frames=2),
+            source=config.sound_from,
+            skip_bad=config.skip_bad,
+        )
+
+    def _listen(self, on_step: Callable[[int, float], None]) -> None:
+        """Sound warm-up on the objects of the generated data; every process does the same."""
+        config = self.config
+        if self.aux is None:
+            raise SaveDeployError(
+                "hearing cannot be trained without its classes",
+                got="--aux 0",
+                expected="a weight above 0, such as --aux 0.25",
             )
-        if (step + 1) % config.save_every == 0 or last:
-            _save_state(state_path, model, aux, optimizer, config, step + 1, best)
-        on_step(progress)
-    return best_path
+        warm_up_sound(
+            self.model.audio_encoder,
+            self.aux.sound,
+            _heard(config),
+            steps=config.sound_steps,
+            seed=config.seed,
+            on_step=on_step,
+        )
 
+    def _save(self, step: int) -> None:
+        partial = self.state_path.with_suffix(".partial")
+        state = {
+            "model": self._own_weights(),
+            "aux": self.aux.state_dict() if self.aux else {},
+            "optimizer": self.optimizer.state_dict(),
+            "train_config": json.dumps(dataclasses.asdict(self.config)),
+            "step": step,
+            "best": self.best,
+        }
+        torch.save(state, partial)
+        os.replace(partial, self.state_path)
 
-def _listen(
-    model: SaveModel, aux: AuxHeads, config: TrainConfig, on_step: Callable[[int, float], None]
-) -> None:
-    """Sound warm-up on the objects of the generated data."""
-    warm_up_sound(
-        model.audio_encoder,
-        aux.sound,
-        _heard(config),
-        steps=config.sound_steps,
-        seed=config.seed,
-        on_step=on_step,
-    )
+    def _load(self) -> None:
+        try:
+            state = torch.load(self.state_path, weights_only=True, map_location="cpu")
+            self.model.load_state_dict(state["model"], strict=not self.config.freeze_sam)
+            if self.aux is not None:
+                self.aux.load_state_dict(state["aux"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise SaveDeployError(
+                "the run cannot be continued with these options",
+                got=f"{self.state_path}: {str(error).splitlines()[0]}",
+                expected="the model and options it was started with",
+                hint="choose another --out, or leave --resume out",
+            ) from error
+        self.first_step, self.best = int(state["step"]), float(state["best"])
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """What a resumed run cannot get elsewhere: frozen weights come from SAM again."""
+        state = self.model.state_dict()
+        if not self.config.freeze_sam:
+            return state
+        learned = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        return {name: value for name, value in state.items() if name in learned}
 
 
 def _heard(config: TrainConfig) -> list[Actor]:
@@ -256,93 +342,16 @@ def _heard(config: TrainConfig) -> list[Actor]:
     return actors
 
 
-def _val_staging(samples: MixedSamples) -> Staging:
-    return dataclasses.replace(samples.staging, n_frames=2)
-
-
-def _loss(
-    model: SaveModel, aux: AuxHeads, batch: Batch, aux_weight: float
-) -> tuple[Tensor, dict[str, float]]:
-    hidden: list[Tensor] = []
-    # the sound classifier reads the layer before VGGish's last linear
-    hook = model.audio_encoder.embeddings[3].register_forward_hook(
-        lambda _m, _i, out: hidden.append(out)
-    )
-    audio_embedding = model.audio_encoder(batch.log_mel)
-    hook.remove()
-    image_embeddings, prompt_source = model.encode(model.normalise(batch.frames), audio_embedding)
-    low_res_masks, _ = model.decode(image_embeddings, prompt_source)
-    loss = masks = mask_loss(model.upsample(low_res_masks[:, :1]), batch.masks)
-    parts = {"mask": masks.item()}
-    if aux_weight:
-        pixels = pixel_class_loss(aux.pixels(image_embeddings), batch.labels)
-        sound = sound_class_loss(aux.sound(hidden[0]), batch.sounding)
-        loss = loss + aux_weight * (pixels + sound)
-        parts |= {"pixels": pixels.item(), "sound": sound.item()}
-    return loss, {k: round(v, 4) for k, v in parts.items()}
-
-
-@torch.inference_mode()
-def predict_clip(model: SaveModel, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """-> mask_logits float32 (F,S,S) and truth bool (F,S,S) at network size (A15)."""
-    res = model.config.res
-    frames = torch.from_numpy(np.stack([resize_frame(f, res) for f in clip.frames]))
-    log_mel = torch.from_numpy(np.stack([log_mel_examples(s.waveform)[0] for s in clip.samples()]))
-    logits = model(frames, log_mel)[:, 0].float().numpy()
-    return logits, np.stack([resize_mask(m, res) for m in clip.masks])
-
-
-def evaluate(
-    model: SaveModel, clips: ClipDataset, *, on_clip: Callable[[], object] = lambda: None
-) -> Score:
-    """M_J and M_F of the eager model over clips, one clip per batch."""
-    model.eval()
-
-    def predicted() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for i in range(len(clips)):
-            yield predict_clip(model, clips[i])
-            on_clip()
-
-    return score_videos(predicted())
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _save_state(
-    path: Path,
-    model: SaveModel,
-    aux: AuxHeads,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: int,
-    best: float,
-) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "model": model.state_dict(),
-            "aux": aux.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "train_config": json.dumps(dataclasses.asdict(config)),
-            "step": step,
-            "best": best,
-        },
-        partial,
-    )
-    os.replace(partial, path)
-
-
-def _load_state(
-    path: Path,
-    model: SaveModel,
-    aux: AuxHeads,
-    optimizer: torch.optim.Optimizer,
-) -> tuple[int, float]:
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    aux.load_state_dict(state["aux"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), float(state["best"])
+@contextlib.contextmanager
+def _determinism(wanted: bool) -> Any:
+    """The same numbers from the same seed; on GPUs some kernels get slower."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

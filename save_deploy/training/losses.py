@@ -15,6 +15,11 @@ def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
     return bce + iou_loss(mask_logits.sigmoid(), masks)
 
 
+def bce_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
+    """GAVS's loss: mean BCE over pixels alone."""
+    return binary_cross_entropy_with_logits(mask_logits, masks)
+
+
 def iou_loss(prob: Tensor, masks: Tensor) -> Tensor:
     """prob and masks (B,1,S,S) in [0,1] -> scalar. An empty mask contributes 1 and no gradient."""
     prob, masks = prob.flatten(1), masks.flatten(1)  # (B,S*S)
@@ -41,3 +46,6 @@ def sound_class_loss(class_logits: Tensor, sounding: Tensor) -> Tensor:
     """Auxiliary: which objects are heard. class_logits and sounding {0,1} (B,K) -> scalar."""
     bce = binary_cross_entropy_with_logits(class_logits, sounding, reduction="none")
     return bce.sum(dim=1).mean()
+
+
+LOSSES = {"bce+iou": mask_loss, "bce": bce_loss}

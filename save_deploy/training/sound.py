@@ -41,12 +41,6 @@ def sound_batch(
     return torch.from_numpy(log_mel), torch.from_numpy(sounding)
 
 
-def hear(encoder: AudioEncoder, log_mel: Tensor) -> Tensor:
-    """log_mel (B,1,96,64) -> what the sound classes read (B,audio_fc): before the last linear."""
-    x = encoder.features(log_mel).permute(0, 2, 3, 1).flatten(1)  # (B,6*4*channels)
-    return encoder.embeddings[:4](x)
-
-
 def warm_up_sound(
     encoder: AudioEncoder,
     classes: torch.nn.Linear,
@@ -76,7 +70,7 @@ def warm_up_sound(
         for step in range(steps):
             log_mel, sounding = ready.result()
             ready = pool.submit(batch, step + 1)
-            loss = sound_class_loss(classes(hear(encoder, log_mel)), sounding)
+            loss = sound_class_loss(classes(encoder.hear(log_mel)), sounding)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(learned, 1.0)

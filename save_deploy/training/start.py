@@ -1,25 +1,29 @@
-"""The model a run starts from: fresh weights, a checkpoint, or adapters on a frozen SAM."""
+"""The model a run starts from: fresh weights, a checkpoint, or a frozen SAM with new trained parts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from save_deploy.checkpoints.load import model_from_state
+from save_deploy.checkpoints.load import load_model, model_from_state, over_sam
 from save_deploy.checkpoints.native import read_native
 from save_deploy.checkpoints.positions import resize_positions
 from save_deploy.checkpoints.sam import read_sam, read_vggish
-from save_deploy.config import PRESETS, SaveConfig
-from save_deploy.errors import SaveDeployError
+from save_deploy.config import SaveConfig
+from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.save import SaveModel
+from save_deploy.systems import SYSTEMS
 
 
 def initial_model(
     preset: str = "vit_t",
     *,
     res: int = 256,
+    system: str | None = None,
+    switches: dict[str, Any] | None = None,
     init: Path | None = None,
     sam: Path | None = None,
     vggish: Path | None = None,
@@ -27,44 +31,73 @@ def initial_model(
 ) -> SaveModel:
     """A trainable SaveModel at `res` (any multiple of 32).
 
-    init: every weight from a full checkpoint, whatever its resolution. sam: SAM's weights, new
-    adapters that start as identity (zero last norm), VGGish from `vggish` (random without it).
+    init: every weight of a checkpoint of this system, whatever its resolution (an adapter-only one
+    needs its sam too). sam without init: SAM's weights, new trained parts, image adapters that start
+    as identity (zero last norm), VGGish from `vggish` (random without it). Default system: that of
+    `init`, else save. Raises CheckpointError, SaveDeployError.
     """
-    if init is not None and (sam is not None or vggish is not None):
-        raise SaveDeployError(
-            "two ways to start at once", got="--init with --sam or --vggish", expected="one of them"
-        )
-    if preset not in PRESETS:
-        raise SaveDeployError("unknown preset", got=preset, expected=", ".join(PRESETS))
     torch.manual_seed(seed)
+    changes = {**(switches or {}), "window_pad": "exact_skip"}
     if init is not None:
-        state, config, kind = read_native(init)
-        if kind != "full":
-            raise SaveDeployError(
-                "cannot start from an adapter-only file",
-                got=str(init),
-                expected="a full checkpoint",
-            )
-        config = config.replace(res=res, window_pad="exact_skip")
-        return _trainable(
-            model_from_state(config, resize_positions(state, config), source=str(init))
-        )
-    config = SaveConfig(name=preset, res=res, window_pad="exact_skip", **PRESETS[preset])
+        return _from_checkpoint(init, res, system, sam=sam, vggish=vggish)
+    system = system or "save"
     if sam is None:
+        if vggish is not None:
+            raise SaveDeployError(
+                "VGGish alone is not enough to start from",
+                got="--vggish without --sam",
+                expected="both, or none",
+            )
+        # fresh weights may have any size; presets are checked for export
+        config = SaveConfig.of_system(system, preset, res=256, **changes).replace(res=res)
         return fresh_model(config)
     base, found = read_sam(sam)
-    config = SaveConfig(
-        name=found,
-        res=res,
-        window_pad="exact_skip",
-        image_adapter_init="zero_out_norm",
-        **PRESETS[found],
-    )
+    config = SaveConfig.of_system(system, found, res=256, **changes)
+    if config.image_adapter == "med2d":
+        config = config.replace(image_adapter_init="zero_out_norm")
+    config = config.replace(res=res)
     state = fresh_model(config).state_dict()
-    state.update(resize_positions(base, config))
+    positioned = resize_positions(base, config)
+    # SAM-Med2D files bring image adapters, which not every system has
+    state.update({k: v for k, v in positioned.items() if k in state or ".adapter." not in k})
     if vggish is not None:
         state.update(read_vggish(vggish))
     return _trainable(model_from_state(config, state, source=str(sam)))
+
+
+def _from_checkpoint(
+    init: Path, res: int, system: str | None, *, sam: Path | None, vggish: Path | None
+) -> SaveModel:
+    if init.suffix in (".pth", ".pt"):
+        model = load_model(init, sam=sam, vggish=vggish)
+        state, config = model.state_dict(), model.config
+    else:
+        if vggish is not None:
+            raise SaveDeployError(
+                "two sources of VGGish", got="--init and --vggish", expected="the checkpoint's own"
+            )
+        state, config, kind = read_native(init)
+        if kind == "adapter":
+            state = over_sam(state, config, sam)
+        elif sam is not None:
+            raise SaveDeployError(
+                "two ways to start at once",
+                got=f"--sam {sam} and the complete {init.name}",
+                expected="one of them",
+            )
+    if system is not None and not _same_system(system, config.system):
+        raise CheckpointError(
+            "checkpoint of another system",
+            got=f"{SYSTEMS[config.system].title} in {init}",
+            expected=SYSTEMS[system].title,
+        )
+    config = config.replace(res=res, window_pad="exact_skip", system=system or config.system)
+    return _trainable(model_from_state(config, resize_positions(state, config), source=str(init)))
+
+
+def _same_system(asked: str, found: str) -> bool:
+    """SAMA-AVS-FT starts from SAMA-AVS: the same network."""
+    return asked == found or {asked, found} == {"sama_avs", "sama_avs_ft"}
 
 
 def fresh_model(config: SaveConfig) -> SaveModel:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from save_deploy.errors import BackendError, BundleError, ParityError, SaveDeployError
-from save_deploy.verbs.options import Backend, Checkpoint, Clips, Data, Sam, Split, Threads
+from save_deploy.verbs.options import (
+    Backend,
+    Checkpoint,
+    Clips,
+    Data,
+    Sam,
+    SkipBad,
+    SoundFrom,
+    Split,
+    Threads,
+    Vggish,
+)
 
 
 def compare(
@@ -38,9 +49,12 @@ def compare(
     rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
     backend: Backend = "auto",
     threads: Threads = None,
+    sound_from: SoundFrom = "auto",
+    skip_bad: SkipBad = False,
 ) -> None:
     """Compare a bundle with the eager model on a dataset: M_J, M_F, agreement, FPS."""
     from save_deploy.data.open import open_dataset
+    from save_deploy.data.tolerant import Tolerant
     from save_deploy.progress import progress
     from save_deploy.runtime.compare import compare as run_compare
     from save_deploy.runtime.reference import open_with_reference
@@ -49,11 +63,13 @@ def compare(
     pipelines, sizes = open_with_reference(
         bundle, checkpoint=checkpoint, sam=sam, backend=backend, threads=threads
     )
-    dataset = open_dataset(data, split=split, n_clips=clips)
+    dataset = open_dataset(data, split=split, n_clips=clips, source=sound_from, skip_bad=skip_bad)
     with progress(f"comparing on {data}", len(dataset)) as advance:
         rows = run_compare(pipelines, sizes, dataset, rounds=rounds, on_clip=advance)
     note = footnote(rows, f"{data} ({split})")
     print_table(rows, f"{bundle} against eager", note)
+    for name, why in (dataset.skipped if isinstance(dataset, Tolerant) else {}).items():
+        print(f"skipped {name}: {why}")
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
         write_report(
@@ -80,34 +96,122 @@ def compare(
 def evaluate(
     checkpoint: Checkpoint = None,
     sam: Sam = None,
+    vggish: Vggish = None,
     res: Annotated[
         int | None, typer.Option(help="224, 256 or 1024. Default: as trained.", show_default=False)
     ] = None,
-    data: Data = "scenes",
-    split: Split = "test",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="scenes, stamps, stamps:ms3, or a released dataset: DIR or DIR:SUBSET. "
+            "Default: scenes, or the recipe's.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: test, or the recipe's.", show_default=False)
+    ] = None,
     clips: Clips = None,
     sound: Annotated[
         str, typer.Option(help="right, wrong (another object's) or silent.")
     ] = "right",
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="avsbench, sama (F of logits), sama_val or gavs (threshold 0.4, native size).",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare with this row of the paper (save-deploy recipes).", show_default=False
+        ),
+    ] = None,
+    test: Annotated[
+        str | None,
+        typer.Option(help="With --recipe: the dataset of the row.", show_default=False),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="With --recipe: folder that holds the datasets.", show_default=False),
+    ] = None,
+    sound_from: SoundFrom = "auto",
+    skip_bad: SkipBad = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the score to this file.", show_default=False),
+    ] = None,
 ) -> None:
-    """Score the eager model on a dataset: M_J and M_F as AVSBench computes them."""
+    """Score the eager model on a dataset: M_J and M_F as AVSBench computes them, with intervals."""
+    import json
+    from dataclasses import asdict
+
     from save_deploy.checkpoints import load_model
     from save_deploy.data.open import open_dataset
     from save_deploy.data.sound_swap import swap_sound
-    from save_deploy.metrics.segmentation import BATCH_DEFINITION
+    from save_deploy.data.tolerant import Tolerant
+    from save_deploy.metrics.segmentation import protocol
     from save_deploy.progress import progress
-    from save_deploy.training.loop import evaluate as run_evaluate
+    from save_deploy.training.evaluate import evaluate as run_evaluate
 
-    model = load_model(checkpoint, res=res, sam=sam)
-    dataset = swap_sound(open_dataset(data, split=split, n_clips=clips), sound)
+    row, dataset_key = None, ""
+    if recipe is not None:
+        from save_deploy.data.open import find_dataset
+        from save_deploy.recipes.recipe import load_recipe
+
+        row = load_recipe(recipe)
+        dataset_key = _tested(row.test, test, row.name)
+        if data is None and root is None:
+            raise SaveDeployError(
+                "a recipe needs data", got="neither --root nor --data", expected="one of them"
+            )
+        data = data or find_dataset(root, dataset_key)  # type: ignore[arg-type]
+        split, metrics = split or row.test[dataset_key], metrics or row.metrics
+        res = res or row.res
+    data, split = data or "scenes", split or "test"
+    model = load_model(
+        checkpoint, res=res, sam=sam, vggish=vggish, system=row.system if row else None
+    )
+    opened = open_dataset(data, split=split, n_clips=clips, source=sound_from, skip_bad=skip_bad)
+    dataset = swap_sound(opened, sound)
     with progress(f"evaluating on {data}", len(dataset)) as advance:
-        score = run_evaluate(model, dataset, on_clip=advance)
+        score = run_evaluate(
+            model, dataset, protocol=protocol(metrics or "avsbench"), on_clip=advance
+        )
+    j, f = score.m_j_interval, score.m_f_interval
     print(
         f"{data} {split}, {sound} sound, {model.config.res} px: "
-        f"M_J {score.m_j:.2f}  M_F {score.m_f:.3f}  "
-        f"({score.n_videos} videos, {score.n_frames} frames)"
+        f"M_J {score.m_j:.2f} [{j[0]:.2f}, {j[1]:.2f}]  M_F {score.m_f:.3f} [{f[0]:.3f}, {f[1]:.3f}]  "
+        f"({score.n_videos} videos, {score.n_frames} frames; 95 % intervals over videos)"
     )
-    print(f"metrics: {BATCH_DEFINITION}")
+    print(f"metrics: {score.protocol}")
+    if row is not None:
+        from save_deploy.recipes.paper import compare as compare_with_paper
+
+        for line in compare_with_paper(row, dataset_key, score.m_j, score.m_f).lines():
+            print(line)
+    skipped = opened.skipped if isinstance(opened, Tolerant) else {}
+    for name, why in skipped.items():
+        print(f"skipped {name}: {why}")
+    if json_out is not None:
+        values = {
+            "data": data, "split": split, "sound": sound, "res": model.config.res,
+            **asdict(score), "skipped": skipped,
+        }  # fmt: skip
+        json_out.write_text(json.dumps(values, indent=2) + "\n")
+        print(f"written: {json_out}")
+
+
+def _tested(tests: dict[str, str], asked: str | None, name: str) -> str:
+    """The dataset of a recipe that is meant."""
+    if asked is None and len(tests) == 1:
+        return next(iter(tests))
+    if asked not in tests:
+        raise SaveDeployError(
+            f"which dataset of {name}?", got=str(asked or "no --test"), expected=", ".join(tests)
+        )
+    return asked
 
 
 def verify(

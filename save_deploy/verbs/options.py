@@ -21,7 +21,24 @@ Sam = Annotated[
     ),
 ]
 Data = Annotated[
-    str, typer.Option(help="scenes, scenes:ms3, stamps, stamps:ms3, or an AVSBench folder.")
+    str,
+    typer.Option(
+        help="scenes, scenes:ms3, stamps, stamps:ms3, or a released dataset: DIR or DIR:SUBSET."
+    ),
+]
+Vggish = Annotated[
+    Path | None,
+    typer.Option(help="VGGish weights, for a file without an audio encoder.", show_default=False),
+]
+SoundFrom = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
+    ),
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Pass over clips that cannot be read, and list them.")
 ]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 Clips = Annotated[

@@ -8,7 +8,7 @@ from torch import nn
 
 from save_deploy.config import SaveConfig
 from save_deploy.model.save import SaveModel
-from save_deploy.training.loop import trainable_parameters
+from save_deploy.training.parameters import trainable_parameters
 
 ENCODER = {
     ("vit_b", 1024): 89_670_912, ("vit_l", 1024): 308_278_272, ("vit_h", 1024): 637_026_048,

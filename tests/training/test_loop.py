@@ -12,13 +12,10 @@ import torch
 from save_deploy.checkpoints.native import read_native, read_notes
 from save_deploy.errors import SaveDeployError
 from save_deploy.training.curve import plot_curve
-from save_deploy.training.loop import (
-    TrainConfig,
-    evaluate,
-    learning_rate,
-    train,
-    trainable_parameters,
-)
+from save_deploy.training.evaluate import evaluate
+from save_deploy.training.loop import learning_rate, train
+from save_deploy.training.options import TrainConfig
+from save_deploy.training.parameters import trainable_parameters
 from save_deploy.training.start import fresh_model
 
 CONFIG = TrainConfig(
@@ -68,7 +65,7 @@ def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type
 def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     learner = model(tiny)
     before = {k: v.clone() for k, v in learner.state_dict().items()}
-    config = dataclasses.replace(CONFIG, freeze_sam=True)
+    config = dataclasses.replace(CONFIG, freeze_sam=True, adapter_only=True)
     best = train(learner, config, tmp_path)
     changed = {k for k, v in learner.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(

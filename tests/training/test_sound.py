@@ -12,7 +12,8 @@ from torch import nn
 from save_deploy.data.compose import Staging, scene_rng
 from save_deploy.data.scenes import actors, draw_n_sources
 from save_deploy.errors import SaveDeployError
-from save_deploy.training.loop import TrainConfig, train
+from save_deploy.training.loop import train
+from save_deploy.training.options import TrainConfig
 from save_deploy.training.sound import sound_example, warm_up_sound
 
 
@@ -49,4 +50,8 @@ def test_source_odds() -> None:
 
 def test_warm_up_needs_generated_data(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SaveDeployError, match="needs generated data"):
-        train(tiny(), TrainConfig(data={"folder": 1.0}, sound_steps=1, steps=1), tmp_path)
+        train(
+            tiny(),
+            TrainConfig(data={"folder": 1.0}, sound_steps=1, steps=1, aux_weight=0.1),
+            tmp_path,
+        )

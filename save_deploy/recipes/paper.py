@@ -1,0 +1,159 @@
+"""What the paper prints for a row, and where it contradicts itself.
+
+Two kinds are computed from the rows: one experiment with several numbers, and one pair of numbers
+under several experiments. What no comparison of rows shows stands in notes.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.recipes.fields import Fields, read_toml
+from save_deploy.recipes.notes import notes_on
+from save_deploy.recipes.recipe import DATASETS, PaperScore, Recipe, built_in_recipes, read_score
+
+OTHERS = Path(__file__).parent / "others.toml"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number and the row that prints it."""
+
+    recipe: str
+    table: str
+    row: str
+    score: PaperScore
+
+    @property
+    def text(self) -> str:
+        return f"{self.score.text} in {self.table}, {self.row}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperComparison:
+    """printed: this row's number, None where it has none. elsewhere: rows that describe the same
+    experiment and print other numbers. repeated: rows of another experiment that print the very
+    same pair. notes: what else is wrong about this row."""
+
+    recipe: Recipe
+    dataset: str
+    printed: PaperScore | None
+    elsewhere: tuple[Claim, ...]
+    repeated: tuple[Claim, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def scores(self) -> tuple[PaperScore, ...]:
+        """Every number the paper has for this experiment, this row's first, each once."""
+        printed = (self.printed,) if self.printed else ()
+        return tuple(dict.fromkeys((*printed, *(c.score for c in self.elsewhere))))
+
+    @property
+    def contradicted(self) -> bool:
+        return len(self.scores) > 1
+
+    def lines(self) -> list[str]:
+        score = self.printed.text if self.printed else "no number"
+        place = f"{self.recipe.table}, {self.recipe.row}, {self.dataset}"
+        found = [f"the paper: {score} ({place})"]
+        found += [f"same experiment, other number: {c.text}" for c in self.elsewhere]
+        found += [f"other experiment, same number: {c.text}" for c in self.repeated]
+        return found + [f"note: {note}" for note in self.notes]
+
+
+def paper_says(
+    recipe: Recipe, dataset: str, among: Iterable[Recipe] | None = None
+) -> PaperComparison:
+    """Raises SaveDeployError for a dataset that the row is not tested on. among: the rows to compare
+    with, all built-in ones by default."""
+    recipe.chain(dataset)
+    printed, same = recipe.paper.get(dataset), experiment(recipe, dataset)
+    elsewhere, repeated = [], []
+    for other in built_in_recipes() if among is None else among:
+        score = other.paper.get(dataset)
+        if score is None:
+            continue
+        claim = Claim(other.name, other.table, other.row, score)
+        if experiment(other, dataset) != same:
+            repeated += [claim] if score == printed else []
+        elif score != printed:
+            elsewhere.append(claim)
+    return PaperComparison(
+        recipe=recipe,
+        dataset=dataset,
+        printed=printed,
+        elsewhere=tuple(elsewhere),
+        repeated=tuple(repeated),
+        notes=notes_on(recipe.name, dataset),
+    )
+
+
+def experiment(recipe: Recipe, dataset: str) -> tuple[Any, ...]:
+    """What has to be equal for two rows to describe the same experiment: model, training, test."""
+    chain = tuple(dataclasses.replace(s, towards=()) for s in recipe.chain(dataset))
+    return recipe.config(), recipe.mask, chain, dataset, recipe.test[dataset]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Our number beside the paper's."""
+
+    ours: PaperScore
+    paper: PaperComparison
+
+    @property
+    def m_j_difference(self) -> float | None:
+        """Ours minus the paper's, in points; None where the paper has no number."""
+        return self.ours.m_j - self.paper.printed.m_j if self.paper.printed else None
+
+    @property
+    def m_f_difference(self) -> float | None:
+        return self.ours.m_f - self.paper.printed.m_f if self.paper.printed else None
+
+    def lines(self) -> list[str]:
+        """Two lines of numbers, then what the paper says."""
+        rows = [f"M_J ours {self.ours.m_j:6.2f}", f"M_F ours {self.ours.m_f:6.3f}"]
+        if (printed := self.paper.printed) is not None:
+            rows[0] += f"  paper {printed.m_j:6.2f}  difference {self.m_j_difference:+.2f}"
+            rows[1] += f"  paper {printed.m_f:6.3f}  difference {self.m_f_difference:+.3f}"
+        return rows + self.paper.lines()
+
+
+def compare(recipe: Recipe, dataset: str, m_j: float, m_f: float) -> Verdict:
+    """m_j in percent, m_f in 0..1, as a Score has them. Raises SaveDeployError for others."""
+    if not (0 <= m_j <= 100 and 0 <= m_f <= 1):
+        raise SaveDeployError(
+            "not a score", got=f"M_J {m_j}, M_F {m_f}", expected="M_J 0..100 and M_F 0..1"
+        )
+    return Verdict(PaperScore(m_j, m_f), paper_says(recipe, dataset))
+
+
+@dataclass(frozen=True)
+class OtherRow:
+    """A row of a method that is not built here: only its numbers."""
+
+    table: str
+    row: str
+    paper: dict[str, PaperScore]
+
+
+@cache
+def other_rows() -> tuple[OtherRow, ...]:
+    """The methods the paper only compares with, in its order."""
+    file = Fields(read_toml(OTHERS), OTHERS)
+    rows = [_other(fields) for fields in file.tables("row")]
+    file.done()
+    return tuple(rows)
+
+
+def _other(fields: Fields) -> OtherRow:
+    table, row = fields.text("table"), fields.text("row")
+    paper = {d: read_score(fields.table(d)) for d in DATASETS if d in fields.values}
+    fields.done(DATASETS)
+    return OtherRow(table, row, paper)

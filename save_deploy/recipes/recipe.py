@@ -1,0 +1,235 @@
+"""A recipe: everything that one row of the paper's tables needs, from training to its number.
+
+    recipe = load_recipe("t2_save_256_ft_syn")
+    [stage.dataset for stage in recipe.chain("ms3")]  # ["syn", "s4", "ms3"]
+
+A row that is tested on two datasets has one file; each stage says towards which tests it counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.segmentation import PROTOCOLS
+from save_deploy.recipes.fields import Fields, near, read_toml
+from save_deploy.systems import SYSTEMS
+
+ROWS = Path(__file__).parent / "rows"
+_V3 = ("v3_seen", "v3_unseen", "v3_1_shot", "v3_3_shot", "v3_5_shot")
+DATASETS = ("s4", "ms3", "v2", *_V3, "syn")
+TRAINABLE = tuple(d for d in DATASETS if d != "v3_unseen")  # the 0-shot test
+_CHOSEN_BY_ROW = ("name", "res", "system")  # keys of a recipe, so no switches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run, on from the best weights of the stage before it (SPEC 6).
+
+    towards: the tested datasets whose chain has this stage. item: what a batch counts, a labelled
+    frame or a video with all of them. A cosine goes from lr to final_lr over all epochs.
+    """
+
+    dataset: str
+    towards: tuple[str, ...]
+    res: int  # px; another one than the recipe's where weights are carried over
+    epochs: int
+    item: str
+    batch: int  # items per GPU
+    gpus: int
+    lr: float
+    schedule: str
+    final_lr: float
+    warmup_steps: int
+    weight_decay: float
+    loss: str
+
+
+@dataclass(frozen=True)
+class PaperScore:
+    """M_J in percent (0..100), M_F in 0..1."""
+
+    m_j: float
+    m_f: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.m_j:.2f} / {self.m_f:.3f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One row. test: dataset -> split. mask: `model`, or `oracle` for the best of SAM's masks.
+    paper: dataset -> printed score; empty in a recipe of one's own."""
+
+    name: str
+    table: str
+    row: str  # as printed
+    title: str
+    system: str
+    backbone: str
+    res: int
+    metrics: str  # a protocol of save_deploy.metrics
+    mask: str
+    switches: dict[str, Any]
+    stages: tuple[Stage, ...]
+    test: dict[str, str]
+    paper: dict[str, PaperScore]
+
+    def chain(self, dataset: str) -> tuple[Stage, ...]:
+        """The stages, in order, before the test on `dataset`; none for a row that trains nothing.
+        Raises SaveDeployError for a dataset that this row is not tested on."""
+        if dataset not in self.test:
+            raise SaveDeployError(
+                f"{self.name} is not tested on this dataset",
+                got=dataset,
+                expected=", ".join(self.test),
+            )
+        return tuple(s for s in self.stages if dataset in s.towards)
+
+    def config(self, **changes: Any) -> SaveConfig:
+        """The model of this row; a stage at another size: `recipe.config(res=stage.res)`."""
+        res = changes.pop("res", self.res)
+        backbone = changes.pop("backbone", self.backbone)
+        return SaveConfig.of_system(self.system, backbone, res=res, **{**self.switches, **changes})
+
+    def steps(self, stage: Stage, n_items: int) -> int:
+        """Optimizer steps of a stage over n_items frames or videos (`stage.item`)."""
+        if n_items < 1:
+            raise SaveDeployError("nothing to train on", got=f"{n_items} {stage.item}s")
+        return stage.epochs * -(-n_items // (stage.batch * stage.gpus))  # rounded up
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    """The built-in recipes, t1_... to t9_..."""
+    return tuple(sorted(path.stem for path in ROWS.glob("*.toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """A built-in recipe by its name, or a .toml file of one's own.
+
+    Raises SaveDeployError: an unknown name with its near matches, a bad file with its key.
+    """
+    text = os.fspath(name_or_path)
+    if text in recipe_names():
+        return _read(ROWS / f"{text}.toml")
+    if text.endswith(".toml"):
+        return _read(Path(text))
+    raise SaveDeployError(
+        "unknown recipe", got=text, expected=near(text, recipe_names()), hint="or a .toml file"
+    )
+
+
+@cache
+def built_in_recipes() -> tuple[Recipe, ...]:
+    """All rows, in the order of `recipe_names`."""
+    return tuple(load_recipe(name) for name in recipe_names())
+
+
+def _read(path: Path) -> Recipe:
+    fields = Fields(read_toml(path), path)
+    table, row, title = fields.text("table"), fields.text("row"), fields.text("title")
+    system, backbone = fields.text("system", SYSTEMS), fields.text("backbone", PRESETS)
+    res = _resolution(fields, None)
+    metrics = fields.text("metrics", PROTOCOLS, default="avsbench")
+    mask = fields.text("mask", ("model", "oracle"), default="model")
+    tests = fields.table("test")
+    test = {d: tests.text(d, ("train", "val", "test")) for d in DATASETS if d in tests.values}
+    tests.done(DATASETS)
+    if not test:
+        raise fields.error("test", got="nothing", expected='e.g. s4 = "test"')
+    stages = tuple(_stage(f, res, test) for f in fields.tables("stage"))
+    scores = fields.table("paper", {})
+    paper = {d: read_score(scores.table(d)) for d in test if d in scores.values}
+    scores.done(test)
+    recipe = Recipe(
+        name=path.stem,
+        table=table,
+        row=row,
+        title=title,
+        system=system,
+        backbone=backbone,
+        res=res,
+        metrics=metrics,
+        mask=mask,
+        switches=_switches(
+            fields.table("switches", {}), SaveConfig.of_system(system, backbone, res=res)
+        ),
+        stages=stages,
+        test=test,
+        paper=paper,
+    )
+    fields.done()
+    _check(recipe, fields)
+    return recipe
+
+
+def _stage(fields: Fields, res: int, test: dict[str, str]) -> Stage:
+    lr = fields.number("lr", 1e-12, 1.0)
+    schedule = fields.text("schedule", ("cosine", "constant"))
+    stage = Stage(
+        dataset=fields.text("dataset", TRAINABLE),
+        towards=fields.texts("towards", test),
+        res=_resolution(fields, res),
+        epochs=fields.whole("epochs"),
+        item=fields.text("item", ("frame", "video")),
+        batch=fields.whole("batch"),
+        gpus=fields.whole("gpus"),
+        lr=lr,
+        schedule=schedule,
+        final_lr=lr if schedule == "constant" else fields.number("final_lr", 0.0, lr),
+        warmup_steps=fields.whole("warmup_steps", low=0),
+        weight_decay=fields.number("weight_decay", 0.0, 1.0),
+        loss=fields.text("loss", ("bce+iou", "bce")),
+    )
+    fields.done()
+    return stage
+
+
+def _resolution(fields: Fields, default: int | None) -> int:
+    res = fields.whole("res") if default is None else fields.whole("res", default)
+    if res not in RESOLUTIONS:
+        raise fields.error("res", got=str(res), expected=", ".join(map(str, RESOLUTIONS)))
+    return res
+
+
+def read_score(fields: Fields) -> PaperScore:
+    """{ m_j = 84.06, m_f = 0.905 }"""
+    score = PaperScore(fields.number("m_j", 0.0, 100.0), fields.number("m_f", 0.0, 1.0))
+    fields.done()
+    return score
+
+
+def _switches(fields: Fields, config: SaveConfig) -> dict[str, Any]:
+    """Fields of SaveConfig, each of the type that it has there."""
+    chosen: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.name in fields.values and field.name not in _CHOSEN_BY_ROW:
+            usual = getattr(config, field.name)
+            kind = list if isinstance(usual, tuple) else type(usual)
+            value = fields.take(field.name, kind)
+            chosen[field.name] = tuple(value) if kind is list else value
+    fields.done(f.name for f in dataclasses.fields(config))
+    return chosen
+
+
+def _check(recipe: Recipe, fields: Fields) -> None:
+    """What no single key shows."""
+    try:
+        recipe.config()
+    except (SaveDeployError, TypeError, ArithmeticError) as error:
+        raise fields.error("switches", got=str(error), expected="a model that exists") from None
+    for dataset in recipe.test:
+        trained = {stage.dataset for stage in recipe.chain(dataset)}
+        if dataset.startswith("v3") and "v2" in trained:
+            # v3_seen holds clips of v2's test split, and v2 holds the unseen classes
+            raise fields.error("stage", got="v2 before v3", expected="v3_seen first: V2 leaks")
+    if recipe.mask == "oracle" and recipe.stages:
+        raise fields.error("mask", got="oracle with [[stage]]", expected="nothing to train")

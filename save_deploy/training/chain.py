@@ -1,0 +1,159 @@
+"""A recipe run as the paper's row was: its stages in order, each from the best of the last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_deploy.data.open import find_dataset, open_dataset
+from save_deploy.data.sample import FrameDataset
+from save_deploy.errors import DataError, SaveDeployError
+from save_deploy.recipes.recipe import Recipe, Stage
+from save_deploy.training.distributed import world_size
+from save_deploy.training.options import Savings, TrainConfig
+
+NO_VAL = ("v3_1_shot", "v3_3_shot", "v3_5_shot")  # few-shot sets have no validation split
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with its data found and its steps counted."""
+
+    stage: Stage
+    data: str
+    n_items: int
+    config: TrainConfig
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """True when its last step is in the curve and its weights are there."""
+        curve = self.folder / "curve.jsonl"
+        if not (curve.is_file() and self.best.is_file()):
+            return False
+        return bool(json.loads(curve.read_text().splitlines()[-1])["step"] >= self.config.steps)
+
+
+def plan_chain(
+    recipe: Recipe,
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    batch_per_device: int | None = None,
+    savings: Savings | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    skip_bad: bool = False,
+    sound_from: str = "auto",
+    deterministic: bool = False,
+    freeze_sam: bool = True,
+    adapter_only: bool = True,
+) -> list[PlannedStage]:
+    """Every stage before the test on `dataset`, its data found under root.
+
+    The batch of a step is the recipe's over all its GPUs; with fewer devices or a smaller
+    batch_per_device it is taken in more parts, so the gradients are those of the paper's batch.
+    `steps` cuts every stage short (a trial). Raises DataError, SaveDeployError.
+    """
+    stages = recipe.chain(dataset)
+    if not stages:
+        raise SaveDeployError(
+            "this row trains nothing",
+            got=f"{recipe.name}: {recipe.title}",
+            expected="a recipe with stages",
+            hint=f"save-eval --recipe {recipe.name} --test {dataset} --root {root}",
+        )
+    planned = []
+    for k, stage in enumerate(stages, start=1):
+        name = find_dataset(root, stage.dataset)
+        n_items, frames_per_item = _items(name, stage, sound_from)
+        batch = stage.batch * stage.gpus * frames_per_item
+        n_steps = steps or recipe.steps(stage, n_items)
+        per_epoch = max(1, recipe.steps(stage, n_items) // stage.epochs)
+        config = TrainConfig(
+            data={name: 1.0},
+            val_data=None if stage.dataset in NO_VAL else name,
+            n_val_clips=None,
+            steps=n_steps,
+            batch_size=batch,
+            accumulate=_parts(batch, batch_per_device or stage.batch * frames_per_item),
+            by_video=stage.item == "video",
+            loss=stage.loss,
+            metrics=recipe.metrics,
+            lr=stage.lr,
+            weight_decay=stage.weight_decay,
+            warmup_steps=stage.warmup_steps,
+            final_lr_ratio=stage.final_lr / stage.lr,
+            freeze_sam=freeze_sam,
+            adapter_only=adapter_only,
+            eval_every=min(n_steps, per_epoch),
+            save_every=min(n_steps, per_epoch),
+            seed=seed,
+            savings=savings or Savings(),
+            device=device,
+            deterministic=deterministic,
+            skip_bad=skip_bad,
+            sound_from=sound_from,
+        )
+        planned.append(PlannedStage(stage, name, n_items, config, out / f"{k}_{stage.dataset}"))
+    return planned
+
+
+def run_chain(
+    planned: list[PlannedStage],
+    train_stage: Callable[[PlannedStage, Path | None], None],
+    *,
+    resume: bool,
+) -> Path:
+    """Run the stages that are not finished; train_stage(stage, init) trains one of them.
+
+    A stage without a validation split keeps its last weights. Returns the last stage's best.
+    """
+    before: Path | None = None
+    for stage in planned:
+        if not (resume and stage.finished):
+            train_stage(stage, before)
+        before = stage.best
+    assert before is not None
+    return before
+
+
+def _items(name: str, stage: Stage, sound_from: str) -> tuple[int, int]:
+    """-> items of an epoch, frames per item (1, or those of a video)."""
+    clips = open_dataset(name, split="train", source=sound_from)
+    if not isinstance(clips, FrameDataset):
+        raise DataError("not a stored dataset", got=name, expected="a released dataset")
+    pairs = clips.pairs()
+    if stage.item == "frame":
+        return len(pairs), 1
+    n_videos = len({clip for clip, _ in pairs})
+    return n_videos, max(1, round(len(pairs) / n_videos))
+
+
+def _parts(batch: int, per_device: int) -> int:
+    """Accumulated parts on each device, so that a part has at most per_device frames."""
+    share = batch // world_size() if batch % world_size() == 0 else batch
+    parts = max(1, -(-share // per_device))
+    while share % parts:
+        parts += 1
+    return parts
+
+
+def describe(planned: list[PlannedStage]) -> list[str]:
+    """One line per stage: data, items, steps, batch."""
+    lines = []
+    for plan in planned:
+        c = plan.config
+        lines.append(
+            f"{plan.folder.name}: {plan.n_items} {plan.stage.item}s of {plan.data}, {c.steps} steps "
+            f"of {c.batch_size} frames ({c.accumulate} parts a device), lr {c.lr:g}"
+        )
+    return lines

@@ -1,0 +1,86 @@
+"""Several devices through torchrun: each process takes its share of every batch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from save_deploy.errors import BackendError
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among the others: rank 0 writes files and prints."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in rank order."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, step: nn.Module) -> nn.Module:
+        """The module whose backward averages gradients. Call this, never what is in it."""
+        return step if self.world == 1 else DistributedDataParallel(step)
+
+
+@contextlib.contextmanager
+def team(device: str = "auto") -> Iterator[Team]:
+    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
+
+    Raises BackendError when a GPU is asked for and there is none.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), world_size()
+    chosen = _device(device)
+    if world > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Team(rank, world, chosen)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def leads() -> bool:
+    """True in the process that prints: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """Processes that torchrun started, or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise BackendError("unknown device", got=name, expected="auto, cpu or cuda")
+    if name == "cuda" and not available:
+        raise BackendError(
+            "no GPU for training",
+            got="torch finds no CUDA device",
+            expected="an NVIDIA GPU with its driver",
+            hint="save-train --device cpu   (vit_t), or look at nvidia-smi",
+        )
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)

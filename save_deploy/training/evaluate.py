@@ -1,0 +1,116 @@
+"""Scores of the eager model on a dataset, and the oracle that picks SAM's best mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from save_deploy.data.sample import Clip, ClipDataset
+from save_deploy.data.tolerant import iter_clips
+from save_deploy.data.transforms import resize_frame, resize_mask
+from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter, score_of
+from save_deploy.model.save import SaveModel
+from save_deploy.training.distributed import Team
+
+ORACLE_POINTS = 8  # a grid of 8 x 8 points
+_POINTS_AT_ONCE = 16
+_ALONE = Team(0, 1, torch.device("cpu"))
+
+Logits = NDArray[np.float32]
+Masks = NDArray[np.bool_]
+
+
+@torch.inference_mode()
+def predict_clip(
+    model: SaveModel, clip: Clip, *, native: bool = False, oracle_points: int = ORACLE_POINTS
+) -> tuple[Logits, Masks]:
+    """-> mask_logits float32 (F,S,S) and truth bool (F,S,S) at network size (A15), or both at the
+    size of the frames. A model of system `sam` is scored by its best mask."""
+    res = model.config.res
+    frames = torch.from_numpy(np.stack([resize_frame(f, res) for f in clip.frames]))
+    frames = frames.to(model.pixel_mean.device)
+    truth = np.stack([resize_mask(m, res) for m in clip.masks])
+    if model.config.system == "sam":
+        found = torch.cat(
+            [
+                best_mask(model, frames[i : i + 1], truth[i], oracle_points)
+                for i in range(len(truth))
+            ]
+        )
+    else:
+        log_mel = torch.from_numpy(clip.log_mels()).to(frames.device)
+        found = model(frames, log_mel)  # (F,1,S,S)
+    if native:
+        size = clip.masks.shape[1:]
+        found = torch.nn.functional.interpolate(found, size, mode="bilinear", align_corners=False)
+        truth = clip.masks
+    return found[:, 0].float().cpu().numpy(), truth
+
+
+def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
+    """SAM's best mask for one frame, by IoU with the truth: (1,1,S,S) logits.
+
+    Candidates: the four masks without a prompt, and the three of every point of an n x n grid
+    (SPEC 2: the paper scores SAM by "maximum segmentation evaluation").
+    """
+    config, encoder = model.config, model.prompt_encoder
+    embedding, _ = model.encode(
+        model.normalise(frame), frame.new_zeros(1, 128, dtype=torch.float32)
+    )
+    target = torch.from_numpy(truth).to(frame.device)
+    best, best_iou = embedding.new_zeros(1, 1, config.res, config.res), -1.0
+
+    def consider(low_res: Tensor) -> None:
+        nonlocal best, best_iou
+        logits = model.upsample(low_res).flatten(0, 1)  # (P*M,S,S)
+        masks = logits > 0
+        inter, union = (masks & target).sum((1, 2)), (masks | target).sum((1, 2))
+        iou = inter / union.clamp_min(1)
+        if not target.any():  # as AVSBench scores an empty mask: share of correct background
+            iou = (~masks).float().mean((1, 2))
+        top = int(iou.argmax())
+        if float(iou[top]) > best_iou:
+            best, best_iou = logits[top][None, None], float(iou[top])
+
+    consider(model.decode(embedding, frame.new_zeros(1, 128))[0])
+    centres = (torch.arange(n, dtype=torch.float32, device=frame.device) + 0.5) * config.res / n
+    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).reshape(-1, 1, 2)
+    for points in grid.split(_POINTS_AT_ONCE):  # (P,1,2)
+        labels = torch.ones(points.shape[:2], device=frame.device)
+        sparse, dense = encoder(points=(points, labels), boxes=None, masks=None)
+        low_res, _ = model.mask_decoder.predict_masks(
+            image_embeddings=embedding,
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+        )
+        consider(low_res[:, 1:])
+    return best
+
+
+def evaluate(
+    model: SaveModel,
+    clips: ClipDataset,
+    *,
+    protocol: Protocol = AVSBENCH,
+    among: Team = _ALONE,
+    on_clip: Callable[[], object] = lambda: None,
+) -> Score:
+    """M_J and M_F of the eager model; every process of a team takes every n-th clip, and all get the
+    score over all of them (SAMA-AVS chooses its best checkpoint by one process's share)."""
+    model.eval()
+    meter = ScoreMeter(protocol)
+    alone = among.world == 1 or protocol.videos_per_batch > 1  # batches cannot be dealt out
+    for i, clip in enumerate(iter_clips(clips)):
+        if alone or i % among.world == among.rank:
+            meter.add(*predict_clip(model, clip, native=protocol.resolution == "native"))
+        on_clip()
+    if alone:
+        return meter.score()
+    shares = among.gather((meter.j, meter.f, meter.n_videos, meter.n_frames))
+    j, f = ([value for share in shares for value in share[k]] for k in (0, 1))
+    return score_of(j, f, sum(s[2] for s in shares), sum(s[3] for s in shares), protocol)

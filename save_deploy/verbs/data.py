@@ -1,0 +1,107 @@
+"""Verbs for datasets: data scenes, data stamps, data check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.errors import DataError
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write, in AVSBench's layout.")]
+Subset = Annotated[str, typer.Option(help="s4 (one source) or ms3 (two).")]
+Train = Annotated[int, typer.Option(min=0, help="Clips per split.")]
+Some = Annotated[int, typer.Option(min=0)]
+Size = Annotated[int, typer.Option(min=64, help="Frame side in px.")]
+Seed = Annotated[int, typer.Option()]
+
+
+def scenes(
+    out: Out,
+    subset: Subset = "s4",
+    train: Train = 100,
+    val: Some = 40,
+    test: Some = 200,
+    size: Size = 256,
+    seed: Seed = 0,
+) -> None:
+    """Write drawn scenes as an AVSBench dataset: frames, masks, sounds, metadata."""
+    _write("scenes", out, subset, {"train": train, "val": val, "test": test}, size, seed)
+
+
+def stamps(
+    out: Out,
+    subset: Subset = "s4",
+    train: Train = 100,
+    val: Some = 40,
+    test: Some = 200,
+    size: Size = 256,
+    seed: Seed = 0,
+) -> None:
+    """Write scenes of photographed objects and their recordings as an AVSBench dataset."""
+    _write("stamps", out, subset, {"train": train, "val": val, "test": test}, size, seed)
+
+
+def _write(name: str, out: Path, subset: str, counts: dict[str, int], size: int, seed: int) -> None:
+    from save_deploy.data.write import write_avsbench
+    from save_deploy.progress import progress
+
+    with progress(f"writing {name} {subset}", max(1, sum(counts.values()))) as advance:
+        write_avsbench(
+            out, name=name, subset=subset, counts=counts, size_px=size, seed=seed, on_clip=advance
+        )
+    print(f"dataset: {out}/   (save-compare BUNDLE --data {out})")
+
+
+def check(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR[:SUBSET]",
+            help="A released dataset: AVSBench S4 or MS3, AVSS, its V3 splits, AVS-Synthetic.",
+        ),
+    ],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Open every file, not the first clip of each split only.")
+    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything found to this file.", show_default=False),
+    ] = None,
+    show: Annotated[int, typer.Option(min=1, help="How many problems to print.")] = 20,
+) -> None:
+    """Say what of a dataset is missing or inconsistent, with counts against the published ones."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from save_deploy.data.check import check_dataset
+    from save_deploy.progress import progress
+
+    with progress(f"checking {folder}", None) as advance:
+        found = check_dataset(folder, deep=deep, on_item=advance)
+    console = Console(width=None if Console().is_terminal else 132)
+    table = Table(title=f"{folder}", title_justify="left")
+    for i, column in enumerate(("subset", "split", "rows", "frames", "masks", "sounds")):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for row in found.splits:
+        rows = f"{row.rows} of {row.published} published"
+        table.add_row(row.subset, row.split, rows, str(row.frames), str(row.masks), str(row.sounds))
+    console.print(table)
+    if found.absent:
+        print(f"listed in the metadata, media not here: {', '.join(found.absent)}")
+    for problem in found.problems[:show]:
+        print(f"- {problem}")
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        print(f"written: {json_out}")
+    if not found.complete:
+        more = len(found.problems) - show
+        raise DataError(
+            f"{len(found.problems)} problems in {folder}",
+            got="listed above" + (f", and {more} more" if more > 0 else ""),
+            expected="every file that the metadata names",
+            hint="--skip-bad goes on without the bad clips; --json FILE lists all problems",
+        )
+    print("complete: every file that the metadata names is there")

@@ -1,0 +1,80 @@
+"""Two processes through torchrun: gradients and weights are those of one process on the joint batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.training.distributed import team
+from save_deploy.training.options import TrainConfig
+from tests.training.ddp_worker import gradients
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(*command: str) -> None:
+    args = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*args, "--standalone", *command], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["wrapped", "bare"])
+def test_gradients_equal_those_of_the_joint_batch(tmp_path: Path, how: str) -> None:
+    """On both processes. `bare` is the twin: called past the wrapper nothing is reduced, and the
+    same comparison must fail."""
+    torchrun("-m", "tests.training.ddp_worker", str(tmp_path), how)
+    joint = gradients(0, 1, "wrapped")
+    largest = max(float(g.abs().max()) for g in joint.values())
+    shares = [load_file(tmp_path / f"{how}_{rank}.safetensors") for rank in (0, 1)]
+    assert all(share.keys() == joint.keys() and len(joint) > 100 for share in shares)
+    worst = max(float((s[n] - g).abs().max()) for s in shares for n, g in joint.items())
+    if how == "wrapped":
+        assert worst <= 1e-5 * largest
+    else:
+        assert worst > 1e-2 * largest
+
+
+@pytest.mark.slow
+def test_training_of_two_equals_training_of_one(tmp_path: Path) -> None:
+    """The whole command, with accumulation and validation dealt out: same weights, same score."""
+    options = (
+        "train --preset vit_t --res 64 --steps 2 --batch 4 --accumulate 2 --val-clips 3 "
+        "--eval-every 2 --lr 1e-3 --warmup 1"
+    ).split()
+    alone = [sys.executable, "-m", "save_deploy", *options, "-o", str(tmp_path / "one")]
+    subprocess.run(alone, check=True, cwd=ROOT, capture_output=True, timeout=240)
+    torchrun("-m", "save_deploy", *options, "-o", str(tmp_path / "two"))
+    one, two = (load_file(tmp_path / n / "best.safetensors") for n in ("one", "two"))
+    # Adam turns a gradient that is nearly zero into a step of its sign, so a few weights may differ
+    # by a step; two steps of 1e-3 were made
+    differ = torch.cat([(one[n] - two[n]).abs().flatten() for n in one])
+    assert float(differ.mean()) < 2e-6
+    assert float((differ > 1e-4).float().mean()) < 1e-3
+    curves = [(tmp_path / n / "curve.jsonl").read_text() for n in ("one", "two")]
+    j = [float(c.split('"m_j": ')[1].split(",")[0]) for c in curves]
+    assert j[0] == pytest.approx(j[1], abs=0.05) and len(curves[1].splitlines()) == 1
+
+
+def test_batches_that_do_not_divide() -> None:
+    config = TrainConfig(data={}, batch_size=6, accumulate=2)
+    assert config.share(1) == 3
+    with pytest.raises(SaveDeployError, match="6 over 2 devices x 2 parts"):
+        config.share(2)
+
+
+def test_no_gpu_is_said() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match="--device cpu"), team("cuda"):
+        pass
+    with pytest.raises(BackendError, match="auto, cpu or cuda"), team("tpu"):
+        pass
