@@ -43,7 +43,7 @@ def collect_pairs(clips: ClipDataset, n: int, *, res: int) -> Pairs:
     for k, index in enumerate(np.linspace(0, len(clips) - 1, n).round().astype(int)):
         samples = list(clips[int(index)].samples())
         chosen.append(samples[k % len(samples)])
-    if all(is_silent(s.waveform) for s in chosen):
+    if all(is_silent(s.heard()) for s in chosen):
         raise DataError(
             "every chosen sound is silent",
             got=f"{len(chosen)} silent seconds, such as {chosen[0].name}",
@@ -51,7 +51,7 @@ def collect_pairs(clips: ClipDataset, n: int, *, res: int) -> Pairs:
         )
     return Pairs(
         image=np.stack([resize_frame(s.frame, res) for s in chosen]),
-        waveform=np.stack([s.waveform for s in chosen]),
+        waveform=np.stack([s.heard() for s in chosen]),
         truth=np.stack([resize_mask(s.mask, res) for s in chosen]),
         names=tuple(s.name for s in chosen),
     )

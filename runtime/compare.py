@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.data.sample import Clip, ClipDataset
+from save_deploy.data.tolerant import iter_clips
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import ParityMeter, ParityResult
@@ -36,7 +37,7 @@ class Row:
 
 def predict_clip(pipeline: SavePipeline, clip: Clip) -> NDArray[np.float32]:
     """Logits of every frame at network size, each frame with its own second: (F,S,S)."""
-    return pipeline.clip_logits(list(clip.frames), clip.waveform)
+    return pipeline.clip_logits(list(clip.frames), clip.heard())
 
 
 def compare(
@@ -53,7 +54,9 @@ def compare(
     res = pipelines[REFERENCE].config.res
     meters = {name: ParityMeter() for name in pipelines if name != REFERENCE}
     scores = {name: ScoreMeter(protocol) for name in pipelines}
-    for clip in _clips(clips):
+    first: Clip | None = None
+    for clip in iter_clips(clips):
+        first = first or clip
         truth = np.stack([resize_mask(m, res) for m in clip.masks])
         logits = {name: predict_clip(pipeline, clip) for name, pipeline in pipelines.items()}
         for name, meter in meters.items():
@@ -61,8 +64,9 @@ def compare(
         for name in pipelines:
             scores[name].add(logits[name], truth)
         on_clip()
+    assert first is not None  # iter_clips raises when there is no good clip
     latencies = time_models(
-        pipelines, example_inputs(pipelines[REFERENCE], clips[0]), rounds=rounds, budget_s=budget_s
+        pipelines, example_inputs(pipelines[REFERENCE], first), rounds=rounds, budget_s=budget_s
     )
     return [
         Row(
@@ -83,7 +87,7 @@ def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
     samples = [s for s, _ in zip(cycle(clip.samples()), range(pipeline.batch), strict=False)]
     return {
         "image": np.stack([resize_frame(s.frame, pipeline.config.res) for s in samples]),
-        "audio_embedding": np.concatenate([pipeline.embed(s.waveform) for s in samples]),
+        "audio_embedding": np.concatenate([pipeline.embed(s.heard()) for s in samples]),
     }
 
 
@@ -96,8 +100,3 @@ def time_models(
     }
     batch = len(inputs["image"])
     return time_interleaved(calls, rounds=rounds, budget_s=budget_s, batch=batch)
-
-
-def _clips(clips: ClipDataset) -> Iterator[Clip]:
-    for i in range(len(clips)):
-        yield clips[i]

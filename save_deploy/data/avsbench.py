@@ -1,117 +1,124 @@
-"""AVSBench folders as released: S4 (Single-source) and MS3 (Multi-sources), frames + masks + wav.
+"""AVSBench's first two subsets as released: S4 (Single-source) and MS3 (Multi-sources).
 
-Layouts in SPEC 4.1 and 4.2. Only annotated frames are read (S4 training clips have one).
+Layouts in SPEC 4.1 and 4.2: PNG frames and masks of 224 px, numbered from 1; sound as wav, as
+log-mel pickle, or in the raw video. S4 training clips have only their first frame annotated.
 """
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from save_deploy.data.released import SOURCES, Item, Listing, check_source, collect
+from save_deploy.data.tables import Row, read_table
 
-from save_deploy.data.audio import EXAMPLE_SECONDS, read_waveform
-from save_deploy.data.sample import Clip
-from save_deploy.data.transforms import read_frame, read_mask
-from save_deploy.errors import DataError
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    category: str
-    frames: Path  # frame i is frames.with_name(f"{frames.name}_{i}.png"), i from 1
-    masks: Path
-    sound: Path
-
-
-class AvsBench:
-    """Clips of one subset and split, in the order of the metadata file."""
-
-    def __init__(self, rows: list[_Row]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Clip:
-        row = self.rows[index]
-        numbers = [i for i in range(1, 6) if _numbered(row.masks, i).is_file()]
-        if not numbers:
-            raise DataError(
-                "clip without masks",
-                got=str(_numbered(row.masks, 1)),
-                expected="masks _1.png to _5.png",
-            )
-        masks = [read_mask(_numbered(row.masks, i)) for i in numbers]
-        frames = [read_frame(_numbered(row.frames, i)) for i in numbers]
-        for i, frame, mask in zip(numbers, frames, masks, strict=True):
-            if frame.shape[:2] != mask.shape:
-                raise DataError(
-                    "mask and frame differ in size",
-                    got=f"{mask.shape} in {_numbered(row.masks, i)}",
-                    expected=str(frame.shape[:2]),
-                )
-        return Clip(
-            name=row.name,
-            category=row.category,
-            frames=np.stack(frames),
-            masks=np.stack(masks),
-            waveform=read_waveform(row.sound, min_seconds=EXAMPLE_SECONDS),
-        )
+SUBSETS = {
+    "s4": {"train": 3452, "val": 740, "test": 740},
+    "ms3": {"train": 296, "val": 64, "test": 64},
+}
+FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources"}
+N_FRAMES = 5
+SOUND_FOLDERS = {  # source -> folder, suffix
+    "wav": ("audio_wav", ".wav"),
+    "log_mel": ("audio_log_mel", ".pkl"),
+    "video": ("raw_videos", ".mp4"),
+}
 
 
-def open_avsbench(root: Path, *, split: str, n_clips: int | None = None) -> AvsBench:
-    """root is the folder of one subset (Single-source or Multi-sources) or one that holds it.
+def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    """The subset's metadata file in its folder, or in the folder that holds Single-source/."""
+    for base in (folder, folder / FOLDERS[subset]):
+        meta = base / f"{subset}_meta_data.csv"
+        if meta.is_file():
+            return meta
+    return None
 
-    Raises DataError when there is no metadata file, or no clip of this split.
-    """
-    for base in (root, root / "Single-source", root / "Multi-sources"):
-        for subset in ("s4", "ms3"):
-            meta = base / f"{subset}_meta_data.csv"
-            if meta.is_file():
-                rows = _rows(meta, base / f"{subset}_data", subset, split)[:n_clips]
-                if not rows:
-                    raise DataError(
-                        "no clip of this split",
-                        got=f"{split} in {meta}",
-                        expected="train, val or test rows",
-                    )
-                return AvsBench(rows)
-    raise DataError(
-        "not an AVSBench folder",
-        got=str(root),
-        expected="s4_meta_data.csv or ms3_meta_data.csv in it",
-        hint="save-deploy data stamps -o DIR   writes one, or use --data scenes",
+
+def has_media(folder: Path, subset: str) -> bool:
+    meta = metadata(folder, subset)
+    return meta is not None and (meta.parent / f"{subset}_data").is_dir()
+
+
+def listing(
+    folder: Path,
+    meta: Path,
+    subset: str,
+    split: str,
+    *,
+    source: str = "auto",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Listing:
+    """Clips of a split. source: auto (wav, else log-mel, else the video's sound), one of them, or
+    video, which takes the frames from the video too."""
+    check_source(source, SOURCES, subset)
+    make = _s4_item if subset == "s4" else _ms3_item
+
+    def item(row: Row, index: int) -> Item | None:
+        return make(row, split, meta.parent / f"{subset}_data", source)
+
+    return collect(read_table(meta).rows, item, limit)
+
+
+def _s4_item(row: Row, split: str, data: Path, source: str) -> Item | None:
+    if row.filled(3, "split") != split:
+        return None
+    name, category = row.filled(0, "name"), row.filled(2, "category")
+    place = f"{split}/{category}"
+    return _item(
+        row,
+        name,
+        category,
+        frames=f"{data}/visual_frames/{place}/{name}/{name}",
+        masks=f"{data}/gt_masks/{place}/{name}/{name}",
+        sounds={kind: f"{data}/{at}/{place}/{name}{end}" for kind, (at, end) in _sounds()},
+        n_frames=1 if split == "train" else N_FRAMES,
+        source=source,
     )
 
 
-def _rows(meta: Path, data: Path, subset: str, split: str) -> list[_Row]:
-    with meta.open(newline="") as file:
-        table = list(csv.reader(file))[1:]
-    rows = []
-    for columns in table:
-        if columns[-1] != split:
-            continue
-        name = columns[0]
-        if subset == "s4":
-            place = Path(split) / columns[2]
-            frames = data / "visual_frames" / place / name / name
-        else:
-            place = Path(split)
-            frames = data / "visual_frames" / name / f"{name}.mp4"
-        rows.append(
-            _Row(
-                name=name,
-                category=columns[2] if subset == "s4" else "multi",
-                frames=frames,
-                masks=data / "gt_masks" / place / name / name,
-                sound=data / "audio_wav" / place / f"{name}.wav",
-            )
-        )
-    return rows
+def _ms3_item(row: Row, split: str, data: Path, source: str) -> Item | None:
+    if row.filled(1, "split") != split:
+        return None
+    name = row.filled(0, "name")
+    sounds = {kind: f"{data}/{at}/{split}/{name}{end}" for kind, (at, end) in _sounds()}
+    sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # as the frames: no folder of the split
+    return _item(
+        row,
+        name,
+        "multi",
+        frames=f"{data}/visual_frames/{name}/{name}.mp4",  # .mp4 inside the name of a PNG
+        masks=f"{data}/gt_masks/{split}/{name}/{name}",
+        sounds=sounds,
+        n_frames=N_FRAMES,
+        source=source,
+    )
 
 
-def _numbered(prefix: Path, i: int) -> Path:
-    return prefix.with_name(f"{prefix.name}_{i}.png")
+def _sounds() -> list[tuple[str, tuple[str, str]]]:
+    return list(SOUND_FOLDERS.items())
+
+
+def _item(
+    row: Row,
+    name: str,
+    category: str,
+    *,
+    frames: str,
+    masks: str,
+    sounds: dict[str, str],
+    n_frames: int,
+    source: str,
+) -> Item:
+    numbers = range(1, n_frames + 1)
+    kinds = list(SOUND_FOLDERS) if source == "auto" else [source]
+    from_video = source == "video"
+    return Item(
+        name=name,
+        category=category,
+        frames=() if from_video else tuple(Path(f"{frames}_{i}.png") for i in numbers),
+        masks=tuple(Path(f"{masks}_{i}.png") for i in numbers),
+        sounds=tuple(Path(sounds[kind]) for kind in kinds),
+        meta=row.file,
+        row=row.number,
+        video=Path(sounds["video"]) if from_video else None,
+    )

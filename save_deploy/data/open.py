@@ -1,11 +1,17 @@
-"""A dataset by the name people type: scenes, scenes:ms3, stamps, stamps:ms3, or an AVSBench folder."""
+"""A dataset by the name people type: scenes, scenes:ms3, stamps, stamps:ms3, or a folder as released.
+
+A folder is DIR or DIR:subset with s4, ms3, v2, v1s, v1m, avss, v3_seen, v3_unseen, v3_1_shot,
+v3_3_shot, v3_5_shot or syn; without a subset it is detected from the metadata file.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from save_deploy.data.compose import Actor, Staging
+from save_deploy.data.find import Place, resolve
+from save_deploy.data.find import find_dataset as find_dataset
+from save_deploy.data.released import ReleasedClips
 from save_deploy.data.sample import ClipDataset
+from save_deploy.data.tolerant import Tolerant
 from save_deploy.errors import DataError
 
 
@@ -17,26 +23,88 @@ def open_dataset(
     seed: int = 0,
     n_sources: int | None = 1,
     staging: Staging | None = None,
+    source: str = "auto",
+    skip_bad: bool = False,
 ) -> ClipDataset:
     """-> indexed clips. n_clips bounds the size; n_sources and staging apply to generated data, where
-    n_sources None means a training mixture. `scenes:ms3` and `stamps:ms3` have two sources."""
+    n_sources None means a training mixture. `scenes:ms3` and `stamps:ms3` have two sources.
+
+    For S4 and MS3, source is auto (wav, else log-mel, else the video's sound), wav, log_mel or video
+    (frames and sound). skip_bad returns a Tolerant, which passes over clips that cannot be read.
+    """
     base, _, subset = name.partition(":")
     if base in ("scenes", "stamps"):
         if subset not in ("", "s4", "ms3"):
             raise DataError("unknown subset", got=name, expected=f"{base}, {base}:s4 or {base}:ms3")
-        if subset == "ms3":
-            n_sources, staging = 2, staging or Staging(n_objects=(3, 5))
-        kwargs = dict(n_clips=n_clips or 200, seed=seed, n_sources=n_sources, staging=staging)
-        if base == "scenes":
-            from save_deploy.data.scenes import Scenes
+        clips = _generated(
+            base,
+            split,
+            n_clips=n_clips,
+            seed=seed,
+            n_sources=2 if subset == "ms3" else n_sources,
+            staging=staging or (Staging(n_objects=(3, 5)) if subset == "ms3" else None),
+        )
+        return Tolerant(clips) if skip_bad else clips
+    released = list_released(resolve(name), split, n_clips=n_clips, seed=seed, source=source)
+    if released.bad_rows and not skip_bad:
+        raise next(iter(released.bad_rows.values()))
+    if not released.items:
+        raise DataError(
+            "no clip of this split",
+            got=f"{split} of {name}",
+            expected="rows of this split in the metadata file",
+        )
+    return Tolerant(released, bad_rows=released.bad_rows) if skip_bad else released
 
-            return Scenes(split, **kwargs)  # type: ignore[arg-type]
-        from save_deploy.data.stamps import StampScenes
 
-        return StampScenes(split, **kwargs)  # type: ignore[arg-type]
-    from save_deploy.data.avsbench import open_avsbench
+def list_released(
+    place: Place,
+    split: str,
+    *,
+    n_clips: int | None = None,
+    seed: int = 0,
+    source: str = "auto",
+) -> ReleasedClips:
+    """Clips of one split of a subset; its bad_rows are rows that could not be used.
 
-    return open_avsbench(Path(name), split=split, n_clips=n_clips)
+    Raises DataError for a split that the subset has not, and an unusable metadata file.
+    """
+    if place.subset == "syn" and split == "validate":
+        split = "val"
+    if split not in place.splits:
+        raise DataError(
+            "unknown split", got=f"{split} of {place.subset}", expected=", ".join(place.splits)
+        )
+    meta = place.metadata(split)
+    if meta is None:
+        raise DataError(
+            "no metadata of this split",
+            got=f"{split} of {place.name}",
+            expected=f"one of {', '.join(s for s in place.splits if place.metadata(s))}",
+        )
+    found = place.family.listing(
+        place.folder, meta, place.subset, split, source=source, seed=seed, limit=n_clips
+    )
+    return ReleasedClips(found)
+
+
+def _generated(
+    base: str,
+    split: str,
+    *,
+    n_clips: int | None,
+    seed: int,
+    n_sources: int | None,
+    staging: Staging | None,
+) -> ClipDataset:
+    kwargs = dict(n_clips=n_clips or 200, seed=seed, n_sources=n_sources, staging=staging)
+    if base == "scenes":
+        from save_deploy.data.scenes import Scenes
+
+        return Scenes(split, **kwargs)  # type: ignore[arg-type]
+    from save_deploy.data.stamps import StampScenes
+
+    return StampScenes(split, **kwargs)  # type: ignore[arg-type]
 
 
 def generated_actors(name: str) -> tuple[Actor, ...]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.data.audio import Waveform, second
+from save_deploy.data.examples import LogMel, example_at, filled, log_mels, second_is_example
 from save_deploy.data.transforms import Frame, Mask
+from save_deploy.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,10 @@ class Clip:
     """A few frames, one second apart, and the sound under all of them.
 
     frames uint8 (F,H,W,3) RGB; masks bool (F,H,W), True = what sounds; waveform float32 (n,) 16 kHz
-    mono. `labels` int (F,H,W) names every object's class, silent ones too (0 = background), and
-    `sounding` the classes heard; only generated data knows them.
+    mono. log_mel float32 (F,1,96,64) where the dataset stores it; the waveform is then empty. `fill`
+    says what a frame past the end of the sound hears: repeat (the last example) or zeros. `labels`
+    int (F,H,W) names every object's class, silent ones too (0 = background), and `sounding` the
+    classes heard; only generated data knows them.
     """
 
     name: str
@@ -29,16 +33,30 @@ class Clip:
     waveform: Waveform
     labels: NDArray[np.int16] | None = None
     sounding: tuple[int, ...] = ()
+    log_mel: LogMel | None = field(default=None, repr=False)
+    fill: str = "repeat"
+
+    def heard(self) -> Waveform:
+        """The waveform; raises DataError for a clip that stores only log-mel."""
+        return _heard(self.waveform, self.log_mel, self.name)
+
+    def log_mels(self) -> LogMel:
+        """What VGGish hears with each frame, float32 (F,1,96,64): stored, else computed."""
+        n_frames = len(self.frames)
+        if self.log_mel is not None:
+            return filled(self.log_mel, n_frames, self.fill)
+        return log_mels(self.waveform, n_frames, self.fill)
 
     def samples(self) -> Iterator[Sample]:
         """One sample per frame, each with its own second of sound."""
         for i, (frame, mask) in enumerate(zip(self.frames, self.masks, strict=True)):
-            yield Sample(
-                name=f"{self.name}_{i + 1}",
-                category=self.category,
-                frame=frame,
-                mask=mask,
-                waveform=second(self.waveform, i),
+            yield make_sample(
+                f"{self.name}_{i + 1}",
+                self.category,
+                frame,
+                mask,
+                Sound(self.waveform, self.log_mel, self.fill),
+                i,
                 labels=None if self.labels is None else self.labels[i],
                 sounding=self.sounding,
             )
@@ -46,7 +64,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame uint8 (H,W,3), its second of sound float32 (16000,), its mask bool (H,W)."""
+    """One frame uint8 (H,W,3), its second of sound float32 (16000,), its mask bool (H,W).
+
+    log_mel float32 (1,96,64) is set where the second alone would not give it: stored, or past the
+    end of the sound. A sample that stores only log-mel has an empty waveform.
+    """
 
     name: str
     category: str
@@ -55,6 +77,57 @@ class Sample:
     waveform: Waveform
     labels: NDArray[np.int16] | None = field(default=None, repr=False)
     sounding: tuple[int, ...] = ()
+    log_mel: LogMel | None = field(default=None, repr=False)
+
+    def heard(self) -> Waveform:
+        """The second of sound (16000,); raises DataError where only log-mel is stored."""
+        return _heard(self.waveform, self.log_mel, self.name)
+
+    def log_mel_example(self) -> LogMel:
+        """What VGGish hears with this frame, float32 (1,96,64)."""
+        return self.log_mel if self.log_mel is not None else example_at(self.waveform, 0, "repeat")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A clip's sound as it is stored: a waveform, or log-mel examples and an empty waveform."""
+
+    waveform: Waveform
+    log_mel: LogMel | None = None
+    fill: str = "repeat"
+
+
+def make_sample(
+    name: str,
+    category: str,
+    frame: Frame,
+    mask: Mask,
+    sound: Sound,
+    index: int,
+    *,
+    labels: NDArray[np.int16] | None = None,
+    sounding: tuple[int, ...] = (),
+) -> Sample:
+    """The sample of frame `index` (0-based) with the second and the log-mel example it hears."""
+    log_mel: LogMel | None = None
+    if sound.log_mel is not None:
+        log_mel = filled(sound.log_mel, index + 1, sound.fill)[index]
+    elif not second_is_example(sound.waveform, index):
+        log_mel = example_at(sound.waveform, index, sound.fill)
+    stored_only = sound.log_mel is not None and not sound.waveform.size
+    window = sound.waveform if stored_only else second(sound.waveform, index)
+    return Sample(name, category, frame, mask, window, labels, sounding, log_mel)
+
+
+def _heard(waveform: Waveform, log_mel: LogMel | None, name: str) -> Waveform:
+    if waveform.size == 0 and log_mel is not None:
+        raise DataError(
+            "this clip stores only log-mel",
+            got=name,
+            expected="a sound: bundles hear waveforms",
+            hint="--from wav or --from video",
+        )
+    return waveform
 
 
 class ClipDataset(Protocol):
@@ -63,3 +136,16 @@ class ClipDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Clip: ...
+
+
+@runtime_checkable
+class FrameDataset(ClipDataset, Protocol):
+    """Clips whose annotated frames are known before they are read."""
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(clip, frame) of every annotated frame, in order."""
+        ...
+
+    def sample(self, index: int, frame: int) -> Sample:
+        """That frame alone with its sound."""
+        ...

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from save_deploy.data.avsbench import open_avsbench
 from save_deploy.data.compose import Staging
 from save_deploy.data.open import open_dataset
 from save_deploy.data.scenes import SHAPES, Scenes, actors
@@ -71,7 +70,7 @@ def test_written_dataset_reads_back(tmp_path: Path, subset: str, folder: str) ->
     """AVSBench's layout: S4 training clips have one annotated frame; MS3 frames carry `.mp4`."""
     counts = {"train": 2, "val": 1, "test": 2}
     write_avsbench(tmp_path, name="scenes", subset=subset, counts=counts, size_px=96)
-    read = open_avsbench(tmp_path / folder, split="test")
+    read = open_dataset(str(tmp_path / folder), split="test")
     n_sources = 1 if subset == "s4" else 2
     staging = Staging(size_px=96, n_objects=(n_sources + 1, n_sources + 3))
     for i in range(2):
@@ -79,7 +78,7 @@ def test_written_dataset_reads_back(tmp_path: Path, subset: str, folder: str) ->
         np.testing.assert_array_equal(read[i].frames, made.frames)
         np.testing.assert_array_equal(read[i].masks, made.masks)
         np.testing.assert_allclose(read[i].waveform, made.waveform, atol=2e-4)  # 16-bit wav
-    training = open_avsbench(tmp_path, split="train")
+    training = open_dataset(str(tmp_path), split="train")
     assert len(training[0].masks) == (1 if subset == "s4" else 5)
     if subset == "ms3":
         assert list((tmp_path / folder).rglob("*.mp4_1.png"))

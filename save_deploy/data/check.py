@@ -1,0 +1,186 @@
+"""Is a dataset folder complete? Rows against published counts, files against rows, splits disjoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from save_deploy.data.find import SUBSETS, Place, parse_name, resolve, subsets_in
+from save_deploy.data.open import list_released
+from save_deploy.data.released import Item, Listing, ReleasedClips
+from save_deploy.errors import DataError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with which file, and the metadata row that asks for it ("" when none does)."""
+
+    what: str
+    file: str
+    row: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.file}" + (f", {self.row}" if self.row else "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files that are there of those the metadata asks for."""
+
+    found: int
+    expected: int
+
+    def __str__(self) -> str:
+        return f"{self.found} of {self.expected}"
+
+
+@dataclass(frozen=True)
+class SplitCheck:
+    """One split of one subset. `rows` can be used; that they differ from
+    `published` is no problem: say n of N published."""
+
+    subset: str
+    split: str
+    metadata: str
+    rows: int
+    published: int
+    frames: Found
+    masks: Found
+    sounds: Found
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class DatasetCheck:
+    """`absent` are subsets that the metadata lists and whose media folders are not there."""
+
+    folder: str
+    splits: tuple[SplitCheck, ...]
+    absent: tuple[str, ...]
+    duplicates: tuple[Problem, ...]
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Each once: a broken row of a file that lists all splits is found in every one of them."""
+        found = [p for split in self.splits for p in split.problems]
+        return tuple(dict.fromkeys([*found, *self.duplicates]))
+
+    @property
+    def complete(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        problems = [dataclasses.asdict(problem) for problem in self.problems]
+        return dataclasses.asdict(self) | {"complete": self.complete, "problems": problems}
+
+
+def check_dataset(
+    name: str, *, deep: bool = False, on_item: Callable[[], object] = lambda: None
+) -> DatasetCheck:
+    """DIR: every subset in it; DIR:subset: that one. on_item is called once per clip.
+
+    Files are looked for, and the first clip of each split is opened; with deep, every file is.
+    Raises DataError when the folder holds no dataset, or none of those it lists has media.
+    """
+    folder, subset = parse_name(name)
+    places, absent = _places(folder) if subset is None else ([resolve(name)], [])
+    splits: list[SplitCheck] = []
+    duplicates: list[Problem] = []
+    for place in places:
+        names: dict[str, list[tuple[str, Item]]] = defaultdict(list)
+        for split in _splits(place):
+            checked, items = _check_split(place, split, deep=deep, on_item=on_item)
+            splits.append(checked)
+            for item in items:
+                names[item.name].append((split, item))
+        duplicates += _duplicates(names)
+    return DatasetCheck(str(folder), tuple(splits), tuple(absent), tuple(duplicates))
+
+
+def _places(folder: Path) -> tuple[list[Place], list[str]]:
+    """Subsets with media, and names of those without. `avss` is the union of three and left out."""
+    keys = [key for key in subsets_in(folder) if key != "avss"]
+    if not keys:
+        resolve(str(folder))  # raises: no dataset in this folder
+    present = [key for key in keys if SUBSETS[key].has_media(folder, key)]
+    if not present:
+        raise DataError(
+            "metadata without media", got=f"{', '.join(keys)} in {folder}", expected="its folders"
+        )
+    return [Place(folder, key) for key in present], [k for k in keys if k not in present]
+
+
+def _splits(place: Place) -> Iterator[str]:
+    return (split for split in place.splits if place.metadata(split) is not None)
+
+
+def _check_split(
+    place: Place, split: str, *, deep: bool, on_item: Callable[[], object]
+) -> tuple[SplitCheck, list[Item]]:
+    problems: list[Problem] = []
+    try:
+        clips = list_released(place, split)
+    except DataError as error:  # the metadata file as a whole
+        clips, problems = ReleasedClips(Listing([])), [Problem(error.what, error.got)]
+    for where, bad in clips.bad_rows.items():
+        problems.append(Problem(bad.what, bad.got.removesuffix(f", {where}"), where))
+    counts = {"frame": 0, "mask": 0, "sound": 0}
+    for i, item in enumerate(clips.items):
+        missing = _missing(item, counts)
+        problems += missing
+        if not missing and (deep or i == 0):
+            problems += _unreadable(clips, i)
+        on_item()
+    n_masks = sum(item.n_frames for item in clips.items)
+    checked = SplitCheck(
+        subset=place.subset,
+        split=split,
+        metadata=str(place.metadata(split)),
+        rows=len(clips),
+        published=place.family.SUBSETS[place.subset][split],
+        frames=Found(counts["frame"], n_masks),
+        masks=Found(counts["mask"], n_masks),
+        sounds=Found(counts["sound"], len(clips)),
+        problems=tuple(problems),
+    )
+    return checked, clips.items
+
+
+def _missing(item: Item, counts: dict[str, int]) -> list[Problem]:
+    """Files that are not there; counts those that are."""
+    problems = []
+    files = [("frame", path) for path in item.frames] + [("mask", path) for path in item.masks]
+    for what, path in files:
+        if path.is_file():
+            counts[what] += 1
+        else:
+            problems.append(Problem(f"missing {what}", str(path), item.where))
+    if item.found_sound() is not None:
+        counts["sound"] += 1
+    else:
+        problems.append(Problem("missing sound", str(item.sounds[0]), item.where))
+    return problems
+
+
+def _unreadable(clips: ReleasedClips, index: int) -> list[Problem]:
+    """The first error of reading a clip: unreadable file, sizes that differ, sound too short."""
+    item = clips.items[index]
+    try:
+        clips[index].log_mels()
+    except DataError as error:
+        return [Problem(error.what, error.got.removesuffix(f", {item.where}"), item.where)]
+    return []
+
+
+def _duplicates(names: dict[str, list[tuple[str, Item]]]) -> list[Problem]:
+    """Names in two splits: what is tested on would have been trained on."""
+    problems = []
+    for name, uses in names.items():
+        if len({split for split, _ in uses}) > 1:
+            where = " and ".join(f"{split} ({item.where})" for split, item in uses)
+            problems.append(Problem("name in two splits", name, where))
+    return problems

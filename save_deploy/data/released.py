@@ -1,0 +1,222 @@
+"""Datasets as they are released: a list of items known from the metadata, files read when asked for.
+
+A family of datasets (avsbench.py, avss.py, v3.py, synthetic.py) turns metadata rows into items;
+reading them is the same for all and lives here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from save_deploy.data.audio import EXAMPLE_SECONDS, read_waveform
+from save_deploy.data.examples import EXAMPLE_STEP, filled
+from save_deploy.data.log_mel import SAMPLE_RATE_HZ
+from save_deploy.data.sample import Clip, Sample, Sound, make_sample
+from save_deploy.data.tables import Row, row_name
+from save_deploy.data.transforms import Frame, Mask, read_frame, read_mask
+from save_deploy.errors import DataError
+
+SOURCES = ("auto", "wav", "log_mel", "video")
+FRAME_OFFSET_S = 15 / 16  # frame i of AVSBench was taken at i + 15/16 s (SPEC 3)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One clip as the metadata describes it: where its annotated frames, masks and sound are.
+
+    sounds are tried in order: .wav, .pkl (log-mel) or .mp4. With `video`, frames are taken from it
+    and `frames` is empty. skip_examples is the first example heard (AVS-Synthetic hears its second).
+    """
+
+    name: str
+    category: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    sounds: tuple[Path, ...]
+    meta: Path
+    row: int
+    video: Path | None = None
+    fill: str = "repeat"
+    skip_examples: int = 0
+
+    @property
+    def where(self) -> str:
+        """row 17 of s4_meta_data.csv"""
+        return row_name(self.meta, self.row)
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.masks)
+
+    def found_sound(self) -> Path | None:
+        """The sound that will be read."""
+        return next((path for path in self.sounds if path.is_file()), None)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Items of one split, and by row those of the metadata file that could not be used."""
+
+    items: list[Item]
+    bad_rows: dict[str, DataError] = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """What a module of one family of datasets offers."""
+
+    SUBSETS: dict[str, dict[str, int]]  # subset -> split -> published number of rows
+
+    def metadata(self, folder: Path, subset: str, split: str) -> Path | None:
+        """The metadata file of a subset in this folder, if it is there."""
+        ...
+
+    def has_media(self, folder: Path, subset: str) -> bool:
+        """True when the folder of the subset's frames is there."""
+        ...
+
+    def listing(
+        self,
+        folder: Path,
+        meta: Path,
+        subset: str,
+        split: str,
+        *,
+        source: str = "auto",
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> Listing:
+        """Items of a split of the metadata file, at most `limit`."""
+        ...
+
+
+def collect(
+    rows: Iterable[Row], make: Callable[[Row, int], Item | None], limit: int | None
+) -> Listing:
+    """make(row, index) -> an item, None for a row of another split, or DataError for a bad row."""
+    found = Listing([])
+    for row in rows:
+        if limit is not None and len(found.items) >= limit:
+            break
+        try:
+            item = make(row, len(found.items))
+        except DataError as error:
+            found.bad_rows[row.where] = error
+        else:
+            if item is not None:
+                found.items.append(item)
+    return found
+
+
+class ReleasedClips:
+    """Clips of one split in the order of the metadata file. Errors name the file and the row."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.items, self.bad_rows = listing.items, listing.bad_rows
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Clip:
+        """All annotated frames of a clip and its sound."""
+        item = self.items[index]
+        with naming(item):
+            frames = _frames(item, range(item.n_frames))
+            masks = [_mask(item, k, frame) for k, frame in enumerate(frames)]
+            if len({frame.shape for frame in frames}) > 1:
+                raise DataError(
+                    "frames differ in size", got=str(item.frames[0].parent), expected="one size"
+                )
+            sound = _sound(item)
+        log_mel = sound.log_mel
+        return Clip(
+            name=item.name,
+            category=item.category,
+            frames=np.stack(frames),
+            masks=np.stack(masks),
+            waveform=sound.waveform,
+            log_mel=None if log_mel is None else filled(log_mel, item.n_frames, item.fill),
+            fill=item.fill,
+        )
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(clip, frame) of every annotated frame, known without opening a file."""
+        return [(i, k) for i, item in enumerate(self.items) for k in range(item.n_frames)]
+
+    def sample(self, index: int, frame: int) -> Sample:
+        """Annotated frame `frame` (0-based) of a clip, the only one read, and its sound."""
+        item = self.items[index]
+        with naming(item):
+            (picture,) = _frames(item, (frame,))
+            mask, sound = _mask(item, frame, picture), _sound(item)
+        name = f"{item.name}_{frame + 1}"
+        return make_sample(name, item.category, picture, mask, sound, frame)
+
+
+@contextmanager
+def naming(item: Item) -> Iterator[None]:
+    """Adds the metadata row to errors about an item's files."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            error.what,
+            got=f"{error.got}, {item.where}",
+            expected=error.expected,
+            hint=error.hint,
+        ) from error
+
+
+def _frames(item: Item, wanted: Sequence[int]) -> list[Frame]:
+    if item.video is None:
+        return [read_frame(item.frames[k]) for k in wanted]
+    from save_deploy.data.video import read_video_frames
+
+    return read_video_frames(item.video, [k + FRAME_OFFSET_S for k in wanted])
+
+
+def _mask(item: Item, k: int, frame: Frame) -> Mask:
+    """The mask of frame k; only frames taken from a video may have another size."""
+    mask, (height, width) = read_mask(item.masks[k]), frame.shape[:2]
+    if mask.shape == (height, width):
+        return mask
+    if item.video is not None:
+        image = Image.fromarray(mask.astype(np.uint8) * 255)
+        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST)) > 0
+    raise DataError(
+        "mask and frame differ in size",
+        got=f"{mask.shape} in {item.masks[k]}",
+        expected=f"{(height, width)} as in {item.frames[k]}",
+    )
+
+
+def _sound(item: Item) -> Sound:
+    path = item.found_sound()
+    if path is None:
+        others = " or ".join(map(str, item.sounds[1:])) or f"a {item.sounds[0].suffix} file"
+        raise DataError("sound not found", got=str(item.sounds[0]), expected=others)
+    if path.suffix == ".pkl":
+        from save_deploy.data.safe_pickle import load_log_mel
+
+        return Sound(np.zeros(0, np.float32), load_log_mel(path), item.fill)
+    start = EXAMPLE_STEP * item.skip_examples
+    shortest = start / SAMPLE_RATE_HZ + EXAMPLE_SECONDS
+    if path.suffix == ".wav":
+        waveform = read_waveform(path, min_seconds=shortest)
+    else:
+        from save_deploy.data.video import read_video_sound
+
+        waveform = read_video_sound(path, min_seconds=shortest)
+    return Sound(waveform[start:], None, item.fill)
+
+
+def check_source(source: str, allowed: Sequence[str], subset: str) -> None:
+    """Raises DataError for a source of frames and sound that the dataset does not have."""
+    if source not in allowed:
+        raise DataError(f"{subset} has no such source", got=source, expected=", ".join(allowed))

@@ -1,0 +1,150 @@
+"""The two kinds of pickle that released datasets contain, read without running what is in them.
+
+A pickle can name any function of any module and call it. Here the only names it may use are those a
+tensor needs, and they stand for functions of this file; a name list may use none at all.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from save_deploy.data.examples import LogMel
+from save_deploy.data.log_mel import EXAMPLE_FRAMES, N_MELS
+from save_deploy.errors import DataError
+
+MAX_BYTES = 64 << 20
+MAX_EXAMPLES = 1000
+Globals = dict[tuple[str, str], Callable[..., Any]]
+
+
+def load_log_mel(path: Path) -> LogMel:
+    """A stored log-mel tensor -> float32 (n,1,96,64), its gradient flag dropped.
+
+    Raises DataError for a file that is missing, truncated, asks for anything but a tensor, or holds
+    one of another type, shape or with NaN.
+    """
+    import torch
+
+    expected = f"a float32 tensor (n,1,{EXAMPLE_FRAMES},{N_MELS})"
+    tensor = _load(path, _tensor_globals(path), expected)
+    if not isinstance(tensor, torch.Tensor):
+        raise DataError(
+            "pickle is not a tensor", got=f"{type(tensor).__name__} in {path}", expected=expected
+        )
+    shape = tuple(tensor.shape)
+    fits = len(shape) == 4 and shape[1:] == (1, EXAMPLE_FRAMES, N_MELS)
+    if not fits or not 1 <= shape[0] <= MAX_EXAMPLES or tensor.dtype != torch.float32:
+        raise DataError(
+            "wrong log-mel tensor", got=f"{tensor.dtype} {shape} in {path}", expected=expected
+        )
+    values = np.array(tensor.detach().numpy(), np.float32)
+    if not np.isfinite(values).all():
+        raise DataError(
+            "log-mel contains NaN or infinite values", got=str(path), expected="finite values"
+        )
+    return values
+
+
+def load_audio_names(path: Path) -> dict[int, list[str]]:
+    """category_for_vggsound_audios.pkl -> class -> names of its sounds. Errors as load_log_mel."""
+    expected = "a dict of int -> list of str"
+    found = _load(path, {}, expected)
+    good = isinstance(found, dict) and all(
+        type(key) is int
+        and isinstance(names, list)
+        and names
+        and all(isinstance(name, str) for name in names)
+        for key, names in found.items()
+    )
+    if not good:
+        raise DataError("wrong list of sounds", got=str(path), expected=expected)
+    return dict(found)
+
+
+class _Restricted(pickle.Unpickler):
+    """Finds only the names it is given."""
+
+    def __init__(self, file: BinaryIO, path: Path, allowed: Globals) -> None:
+        super().__init__(file)
+        self._path, self._allowed = path, allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise _refused(self._path, f"{module}.{name}")
+        return self._allowed[module, name]
+
+
+def _load(path: Path, allowed: Globals, expected: str) -> Any:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(
+                "pickle is too large",
+                got=f"{path.stat().st_size} bytes in {path}",
+                expected=f"at most {MAX_BYTES} bytes",
+            )
+        with path.open("rb") as file:
+            return _Restricted(file, path, allowed).load()
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError("pickle cannot be read", got=str(error), expected=expected) from error
+    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise DataError(
+            "pickle is damaged", got=f"{path}: {reason.rstrip(': ')}", expected=expected
+        ) from error
+
+
+def _tensor_globals(path: Path) -> Globals:
+    """Stand-ins made for this file, so that a pickle that writes to them alters nothing shared."""
+
+    def rebuild(*args: Any) -> Any:
+        from torch._utils import _rebuild_tensor_v2
+
+        storage, offset, size, stride = args[:4]  # requires_grad, hooks and metadata are dropped
+        return _rebuild_tensor_v2(storage, offset, size, stride, False, OrderedDict())
+
+    def from_bytes(data: bytes) -> Any:
+        return _storage(path, data)
+
+    def ordered() -> OrderedDict[Any, Any]:
+        return OrderedDict()
+
+    return {
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild,
+        ("torch.storage", "_load_from_bytes"): from_bytes,
+        ("collections", "OrderedDict"): ordered,
+    }
+
+
+def _storage(path: Path, data: bytes) -> Any:
+    """The values inside: a second pickle, left to torch's own restricted reader."""
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it advises on pickles it then refuses
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name is None:
+            raise
+        raise _refused(path, name.group(1)) from error
+
+
+def _refused(path: Path, name: str) -> DataError:
+    return DataError(
+        "pickle asks for more than a tensor or a list",
+        got=f"{name} in {path}",
+        expected="data only; nothing of it was run",
+        hint="do not open this file with other tools; download the dataset again",
+    )

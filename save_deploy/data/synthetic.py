@@ -1,0 +1,90 @@
+"""AVS-Synthetic as released: single images with a mask and a sound of the same class.
+
+SPEC 4.5: annotations.csv, images/, masks/, audios/. Test and validation rows name their sound;
+training sounds are drawn from the class's list, here as a pure function of (seed, index). The second
+example (0.96 to 1.92 s) is the one heard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from save_deploy.data.released import Item, Listing, check_source, collect
+from save_deploy.data.tables import Row, read_table
+from save_deploy.errors import DataError
+
+SUBSETS = {"syn": {"train": 52_609, "val": 5_000, "test": 5_000}}
+AUDIO_NAMES = "category_for_vggsound_audios.pkl"
+SOURCES = ("auto", "wav")
+
+
+def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    meta = folder / "annotations.csv"
+    return meta if meta.is_file() else None
+
+
+def has_media(folder: Path, subset: str) -> bool:
+    return (folder / "images").is_dir()
+
+
+def listing(
+    folder: Path,
+    meta: Path,
+    subset: str,
+    split: str,
+    *,
+    source: str = "auto",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Listing:
+    """One item per annotated object; its frame is one image."""
+    check_source(source, SOURCES, subset)
+    table = read_table(meta)
+    split_at = table.column("split")
+    names = _audio_names(folder) if split == "train" else {}
+    wanted = "validate" if split == "val" else split
+
+    def make(row: Row, index: int) -> Item | None:
+        if row.filled(split_at, "split") != wanted:
+            return None
+        if split == "train":
+            sound = draw_sound(_names_of_class(row, names), seed, index)
+        else:
+            sound = row.filled(8, "audio_name")
+        instance, image = row.filled(0, "inst_id"), row.filled(1, "img_id")
+        return Item(
+            name=instance,
+            category=row.filled(4, "cls_name"),
+            frames=(Path(f"{folder}/images/{image}.jpg"),),
+            masks=(Path(f"{folder}/masks/{instance}.png"),),
+            sounds=(Path(f"{folder}/audios/{sound}.wav"),),
+            meta=row.file,
+            row=row.number,
+            skip_examples=1,
+        )
+
+    return collect(table.rows, make, limit)
+
+
+def draw_sound(names: list[str], seed: int, index: int) -> str:
+    """One of the class's sounds; the same (seed, index) always draws the same."""
+    return names[int(np.random.default_rng([seed, index]).integers(len(names)))]
+
+
+def _names_of_class(row: Row, names: dict[int, list[str]]) -> list[str]:
+    text = row.filled(5, "cls_id")
+    if not text.isdigit() or int(text) not in names:
+        raise DataError(
+            "class without sounds",
+            got=f"cls_id {text} in {row.file}, {row.where}",
+            expected=f"a class listed in {AUDIO_NAMES}",
+        )
+    return names[int(text)]
+
+
+def _audio_names(folder: Path) -> dict[int, list[str]]:
+    from save_deploy.data.safe_pickle import load_audio_names
+
+    return load_audio_names(folder / AUDIO_NAMES)

@@ -1,0 +1,83 @@
+"""Metadata files (.csv) row by row, so that an error can name the row."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_deploy.errors import DataError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `number` counts lines as a spreadsheet does, the header is row 1."""
+
+    cells: tuple[str, ...]
+    file: Path
+    number: int
+
+    def cell(self, index: int, name: str) -> str:
+        """The cell without blanks around it. Raises DataError for a row that is too short."""
+        if index >= len(self.cells):
+            raise DataError(
+                "row with too few columns",
+                got=f"{len(self.cells)} columns in {self.file}, {self.where}",
+                expected=f"{name} in column {index + 1}",
+            )
+        return self.cells[index]
+
+    def filled(self, index: int, name: str) -> str:
+        """As cell, and not empty."""
+        value = self.cell(index, name)
+        if not value:
+            raise DataError(
+                "empty cell", got=f"{self.file}, {self.where}", expected=f"{name} in it"
+            )
+        return value
+
+    @property
+    def where(self) -> str:
+        """row 17 of s4_meta_data.csv"""
+        return row_name(self.file, self.number)
+
+
+@dataclass(frozen=True)
+class Table:
+    file: Path
+    header: tuple[str, ...]
+    rows: list[Row]
+
+    def column(self, name: str) -> int:
+        """Index of a column. Raises DataError when the header has none of this name."""
+        if name not in self.header:
+            raise DataError(
+                "column not in the metadata file",
+                got=f"{', '.join(self.header)} in {self.file}",
+                expected=name,
+            )
+        return self.header.index(name)
+
+
+def row_name(file: Path, number: int) -> str:
+    """row 17 of s4_meta_data.csv; few-shot files, all called train.csv or test.csv, with folder."""
+    shown = f"{file.parent.name}/{file.name}" if len(file.stem) < 6 else file.name
+    return f"row {number} of {shown}"
+
+
+def read_table(file: Path) -> Table:
+    """A csv with a header, with or without byte order mark, any line ends; empty lines are skipped.
+
+    Raises DataError for a file that is missing, empty or not text.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            lines = [tuple(cell.strip() for cell in cells) for cells in csv.reader(text)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            "metadata file cannot be read", got=f"{file}: {error}", expected="a csv file"
+        ) from error
+    if not lines or not any(lines[0]):
+        raise DataError("metadata file is empty", got=str(file), expected="a header and rows")
+    rows = [Row(cells, file, i) for i, cells in enumerate(lines[1:], 2) if any(cells)]
+    return Table(file, lines[0], rows)

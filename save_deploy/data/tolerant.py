@@ -1,0 +1,105 @@
+"""A dataset with unreadable clips: the good ones, and why the others were passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from save_deploy.data.sample import Clip, ClipDataset, FrameDataset, Sample
+from save_deploy.errors import DataError
+
+
+class Tolerant:
+    """Iterating yields the clips that can be read; `skipped` says why of the others, by name.
+
+    len() counts all clips and indexing reads exactly that one, so it raises for a bad clip.
+    """
+
+    def __init__(self, clips: ClipDataset, bad_rows: Mapping[str, DataError] | None = None) -> None:
+        self.clips = clips
+        self.skipped = {where: reason(error) for where, error in (bad_rows or {}).items()}
+
+    def over(self, clips: ClipDataset) -> Tolerant:
+        """The same tolerance over clips made from these; both share `skipped`."""
+        other = Tolerant(clips)
+        other.skipped = self.skipped
+        return other
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips[index]
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Raises DataError at the end when not one clip was good."""
+        good = False
+        for i in range(len(self.clips)):
+            try:
+                clip = self.clips[i]
+            except DataError as error:
+                self._skip(i, error)
+                continue
+            good = True
+            yield clip
+        if not good:
+            raise self._all_bad()
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(clip, frame) of every annotated frame, bad ones too: they are known only when read."""
+        return self._frames().pairs()
+
+    def sample(self, index: int, frame: int) -> Sample:
+        """That frame or, where it cannot be read, the next pair's that can."""
+        clips = self._frames()
+        try:
+            return clips.sample(index, frame)
+        except DataError as error:
+            self._skip(index, error)
+        pairs = clips.pairs()
+        start = pairs.index((index, frame)) + 1
+        for step in range(len(pairs) - 1):
+            index, frame = pairs[(start + step) % len(pairs)]
+            try:
+                return clips.sample(index, frame)
+            except DataError as error:
+                self._skip(index, error)
+        raise self._all_bad()
+
+    def _frames(self) -> FrameDataset:
+        if isinstance(self.clips, FrameDataset):
+            return self.clips
+        raise DataError(
+            "frames are known only after reading",
+            got=type(self.clips).__name__,
+            expected="a dataset folder",
+        )
+
+    def _skip(self, index: int, error: DataError) -> None:
+        self.skipped[_name(self.clips, index)] = reason(error)
+
+    def _all_bad(self) -> DataError:
+        first = next(iter(self.skipped.values()), "")
+        return DataError(
+            "every clip is bad", got=f"{len(self.skipped)}, the first: {first}", expected="one good"
+        )
+
+
+def reason(error: DataError) -> str:
+    """An error on one line: what, and the file with its metadata row."""
+    return " ".join(f"{error.what}: {error.got}".split())
+
+
+def iter_clips(dataset: ClipDataset) -> Iterator[Clip]:
+    """Every clip in order; of a Tolerant, the good ones."""
+    if isinstance(dataset, Tolerant):
+        yield from dataset
+        return
+    for i in range(len(dataset)):
+        yield dataset[i]
+
+
+def _name(clips: ClipDataset, index: int) -> str:
+    while hasattr(clips, "clips"):  # wrapped, such as by another sound
+        clips = clips.clips
+    items = getattr(clips, "items", None)
+    return items[index].name if items else f"clip {index + 1}"

@@ -1,0 +1,87 @@
+"""V3: GAVS's seen and unseen classes, as its csv files beside or in v3/ of the AVSS folder.
+
+SPEC 4.4. The file says which split a row belongs to; the split column of the few-shot files is wrong
+and their a_obj is blank, so categories are looked up in meta_v3_unseen.csv. Media are AVSS's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from save_deploy.data.avss import SOURCES, Columns, clip_item
+from save_deploy.data.released import Item, Listing, check_source, collect
+from save_deploy.data.tables import Row, read_table
+from save_deploy.errors import DataError
+
+SUBSETS = {
+    "v3_seen": {"train": 4807, "val": 535},
+    "v3_unseen": {"test": 758},
+    "v3_1_shot": {"train": 11, "test": 532},
+    "v3_3_shot": {"train": 33, "test": 510},
+    "v3_5_shot": {"train": 55, "test": 488},
+}
+UNSEEN = "meta_v3_unseen.csv"
+
+
+def file_name(subset: str, split: str) -> str:
+    """Relative to the folder of the csv files."""
+    if subset == "v3_seen":
+        return f"meta_v3_seen_{split}.csv"
+    return UNSEEN if subset == "v3_unseen" else f"{subset}/{split}.csv"
+
+
+def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    for base in (folder, folder / "v3"):
+        meta = base / file_name(subset, split)
+        if meta.is_file():
+            return meta
+    return None
+
+
+def has_media(folder: Path, subset: str) -> bool:
+    return _media(folder) is not None
+
+
+def _media(folder: Path) -> Path | None:
+    """The AVSS folder: this one, or the one that holds it when it is v3/ itself."""
+    for base in (folder, folder.parent):
+        if (base / "v2").is_dir() or (base / "v1m").is_dir():
+            return base
+    return None
+
+
+def listing(
+    folder: Path,
+    meta: Path,
+    subset: str,
+    split: str,
+    *,
+    source: str = "auto",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Listing:
+    """All rows of the file of this split."""
+    check_source(source, SOURCES, subset)
+    table = read_table(meta)
+    columns, media = Columns.of(table), _media(folder) or folder
+    categories = _categories(folder) if subset.endswith("_shot") else {}
+
+    def make(row: Row, index: int) -> Item | None:
+        # V3 has no v1s clip; of one, only mask 0 would be sure to exist
+        return clip_item(media, row, columns, first_only=True, categories=categories)
+
+    return collect(table.rows, make, limit)
+
+
+def _categories(folder: Path) -> dict[str, str]:
+    """uid -> a_obj of the unseen classes."""
+    meta = metadata(folder, "v3_unseen")
+    if meta is None:
+        raise DataError(
+            "categories of the few-shot clips not found",
+            got=str(folder),
+            expected=f"{UNSEEN} beside the few-shot folders",
+        )
+    table = read_table(meta)
+    uid, a_obj = table.column("uid"), table.column("a_obj")
+    return {row.filled(uid, "uid"): row.cell(a_obj, "a_obj") for row in table.rows}
