@@ -173,3 +173,17 @@ def test_the_same_item_is_the_same_frame(root: Path) -> None:
         return samples[2][0]
 
     np.testing.assert_array_equal(item(), item())
+
+
+def test_tables_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """systems and recipes print what they know; a name that is none is answered with near ones."""
+    assert run("systems", "--backbone", "vit_b", "--json", tmp_path / "systems.json") == 0
+    assert "193,825,408" in capsys.readouterr().out and (tmp_path / "systems.json").is_file()
+    assert run("recipes", "t1_save_1024") == 0
+    text = capsys.readouterr().out
+    assert "85.11" in text and "84.06" in text and "83.11" in text
+    assert run("recipes") == 0 and "t9" in capsys.readouterr().out
+    assert run("recipes", "t1_save_1023") == 1
+    assert "t1_save_1024" in capsys.readouterr().err
+    assert run("train", "--recipe", "t1_save_256") == 1
+    assert "--root" in capsys.readouterr().err
