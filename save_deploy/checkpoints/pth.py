@@ -155,7 +155,9 @@ def _unpickle(path: Path, device: str) -> Any:
                 raise _holds_more(path, name) from error
             stand_ins[name] = _plain_dict if name == "collections.defaultdict" else _Inert
         except Exception as error:  # a damaged pickle fails in any way: IndexError, TypeError, ...
-            text = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+            text = (str(error).splitlines() or [""])[0].split(". ")[0]
+            if len(text.split()) < 2:  # a KeyError says only '105'
+                text = f"its content ends in a {type(error).__name__}"
             raise _unreadable(path, text, "it looks truncated or is not a PyTorch file") from error
 
 

@@ -99,7 +99,7 @@ def check(
     if not found.complete:
         more = len(found.problems) - show
         raise DataError(
-            f"{len(found.problems)} problems in {folder}",
+            f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''} in {folder}",
             got="listed above" + (f", and {more} more" if more > 0 else ""),
             expected="every file that the metadata names",
             hint="--skip-bad goes on without the bad clips; --json FILE lists all problems",
