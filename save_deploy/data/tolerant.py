@@ -99,7 +99,8 @@ def iter_clips(dataset: ClipDataset) -> Iterator[Clip]:
 
 
 def _name(clips: ClipDataset, index: int) -> str:
-    while hasattr(clips, "clips"):  # wrapped, such as by another sound
+    while hasattr(clips, "clips"):  # wrapped, such as by another sound, or a share of it
+        index = clips.chosen[index] if hasattr(clips, "chosen") else index
         clips = clips.clips
     items = getattr(clips, "items", None)
     return items[index].name if items else f"clip {index + 1}"

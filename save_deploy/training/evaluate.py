@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from save_deploy.data.sample import Clip, ClipDataset
-from save_deploy.data.tolerant import iter_clips
+from save_deploy.data.tolerant import Tolerant, iter_clips
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter, score_of
 from save_deploy.model.save import SaveModel
@@ -92,6 +92,24 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
     return best
 
 
+class _EveryNth:
+    """Clips rank, rank + world, ...: nobody reads what another one scores."""
+
+    def __init__(self, clips: ClipDataset, rank: int, world: int) -> None:
+        self.clips, self.chosen = clips, range(rank, len(clips), world)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips[self.chosen[index]]
+
+
+def _share(clips: ClipDataset, among: Team) -> ClipDataset:
+    share = _EveryNth(clips, among.rank, among.world)
+    return clips.over(share) if isinstance(clips, Tolerant) else share
+
+
 def evaluate(
     model: SaveModel,
     clips: ClipDataset,
@@ -105,9 +123,9 @@ def evaluate(
     model.eval()
     meter = ScoreMeter(protocol)
     alone = among.world == 1 or protocol.videos_per_batch > 1  # batches cannot be dealt out
-    for i, clip in enumerate(iter_clips(clips)):
-        if alone or i % among.world == among.rank:
-            meter.add(*predict_clip(model, clip, native=protocol.resolution == "native"))
+    mine = clips if alone else _share(clips, among)
+    for clip in iter_clips(mine) if len(mine) else ():
+        meter.add(*predict_clip(model, clip, native=protocol.resolution == "native"))
         on_clip()
     if alone:
         return meter.score()

@@ -24,6 +24,7 @@ from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.data.compose import Actor, Staging
 from save_deploy.data.open import generated_actors, open_dataset
 from save_deploy.data.sample import ClipDataset
+from save_deploy.data.tolerant import Tolerant
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.segmentation import Score, protocol
 from save_deploy.model.save import SaveModel
@@ -172,9 +173,13 @@ class _Run:
             if here.leads and ((step + 1) % config.save_every == 0 or last):
                 self._save(step + 1)
             on_step(report)
-        for name, why in self.samples.skipped.items():
-            on_skip(name, why)
+        for skipped in here.gather(self.samples.skipped | self._skipped_in_validation()):
+            for name, why in skipped.items():
+                on_skip(name, why)
         return self.best_path
+
+    def _skipped_in_validation(self) -> dict[str, str]:
+        return self.val_clips.skipped if isinstance(self.val_clips, Tolerant) else {}
 
     def _update(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
         """One optimizer step on this process's share, in `accumulate` parts."""

@@ -78,3 +78,29 @@ def test_no_gpu_is_said() -> None:
         pass
     with pytest.raises(BackendError, match="auto, cpu or cuda"), team("tpu"):
         pass
+
+
+def test_validation_is_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes read every clip once between them, and bad clips keep their names."""
+    from save_deploy.data.scenes import Scenes
+    from save_deploy.data.tolerant import Tolerant
+    from save_deploy.errors import DataError
+    from save_deploy.training.distributed import Team
+    from save_deploy.training.evaluate import evaluate
+    from tests.conftest import make_tiny
+
+    class OneBad(Scenes):
+        def __getitem__(self, index: int):  # type: ignore[no-untyped-def]
+            if index == 4:
+                raise DataError("unreadable", got="clip 5")
+            read.append(index)
+            return super().__getitem__(index)
+
+    read: list[int] = []
+    shares: list[tuple] = []
+    monkeypatch.setattr(Team, "gather", lambda self, value: shares.append(value) or [value])
+    clips = Tolerant(OneBad(n_clips=7))
+    for rank in range(3):
+        evaluate(make_tiny(), clips, among=Team(rank, 3, torch.device("cpu")))
+    assert sorted(read) == [0, 1, 2, 3, 5, 6]
+    assert [s[2] for s in shares] == [3, 1, 2] and list(clips.skipped) == ["clip 5"]
