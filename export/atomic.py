@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from save_deploy import interrupt
 from save_deploy.errors import ExportError
 
 
@@ -55,6 +56,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        interrupt.raise_if_wished()
         if target.exists():
             target.rename(old)
         partial.rename(target)

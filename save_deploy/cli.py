@@ -5,14 +5,13 @@ Nothing heavy is imported before a verb runs, so --help answers at once.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from save_deploy import __version__
+from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
 from save_deploy.verbs import checkpoints, data, learn, make, measure, paper, use
 
@@ -82,7 +81,7 @@ def _single(name: str) -> typer.Typer:
 
 def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
+    interrupt.listen()
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False)

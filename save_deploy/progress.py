@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from save_deploy import interrupt
+
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
@@ -69,6 +71,7 @@ class Stages:
         self.rich = sys.stderr.isatty()
 
     def __call__(self, stage: str, detail: str) -> None:
+        interrupt.raise_if_wished()
         seconds = time.monotonic() - self.started
         number = f"{self.names.index(stage) + 1}/{len(self.names)}"
         line = f"[{number} {seconds:5.1f} s] {stage}: {detail}"

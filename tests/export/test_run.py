@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from save_deploy import interrupt
 from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import ExportError, ParityError
@@ -50,7 +51,7 @@ def test_main_job(tmp_path: Path) -> None:
         (["export", "--res", "300"], "unsupported resolution"),
         (["export", "missing.safetensors"], "checkpoint not found"),
         (["export", "-o", "/proc/nowhere/b"], "not writable"),
-        (["export", "--data", "nothing"], "not an AVSBench folder"),
+        (["export", "--data", "nothing"], "no dataset in this folder"),
         (["export", "--nonsense"], "No such option"),
         (["export", "--no-merge", "magic"], "unknown rewrite"),
         (["export", "--target", "abacus"], "unknown target"),
@@ -109,6 +110,25 @@ def test_interrupt_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in stderr
     assert "Traceback" not in stderr
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_was_lost_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python forgets a KeyboardInterrupt raised in a destructor; nothing must be published then."""
+    monkeypatch.setattr(interrupt, "_wished", False)
+
+    class Swallows:
+        def __del__(self) -> None:
+            interrupt._stop(signal.SIGINT, None)
+
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "b") as folder:
+        (folder / "manifest.json").write_text("{}")
+        thing = Swallows()
+        del thing
+        assert folder.is_dir()
     assert leftovers(tmp_path) == []
 
 
