@@ -197,14 +197,6 @@ def thresholds_passed(values: NDArray[np.float32]) -> NDArray[np.int16]:
 _NEXT = np.append(THRESHOLDS[1:], np.float32(np.inf))  # threshold k + 1, none after the last
 
 
-def batch_f(prob: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
-    """M_F of one batch: frames with empty truth are skipped; a batch of only such frames scores 0."""
-    labelled = truth.reshape(len(truth), -1).any(axis=1)
-    if not labelled.any():
-        return 0.0
-    return float(f_curves(prob[labelled], truth[labelled]).mean(axis=0).max())
-
-
 def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Logistic function in float32, without overflow."""
     logits = np.clip(logits.astype(np.float32), -80, 80)

@@ -74,7 +74,7 @@ def plan_chain(
     planned = []
     for k, stage in enumerate(stages, start=1):
         name = find_dataset(root, stage.dataset)
-        n_items, frames_per_item = _items(name, stage, sound_from)
+        n_items, frames_per_item = _items(name, stage, sound_from, skip_bad)
         batch = stage.batch * stage.gpus * frames_per_item
         n_steps = steps or recipe.steps(stage, n_items)
         per_epoch = max(1, recipe.steps(stage, n_items) // stage.epochs)
@@ -126,9 +126,9 @@ def run_chain(
     return before
 
 
-def _items(name: str, stage: Stage, sound_from: str) -> tuple[int, int]:
+def _items(name: str, stage: Stage, sound_from: str, skip_bad: bool) -> tuple[int, int]:
     """-> items of an epoch, frames per item (1, or those of a video)."""
-    clips = open_dataset(name, split="train", source=sound_from)
+    clips = open_dataset(name, split="train", source=sound_from, skip_bad=skip_bad)
     if not isinstance(clips, FrameDataset):
         raise DataError("not a stored dataset", got=name, expected="a released dataset")
     pairs = clips.pairs()
@@ -140,7 +140,7 @@ def _items(name: str, stage: Stage, sound_from: str) -> tuple[int, int]:
 
 def _parts(batch: int, per_device: int) -> int:
     """Accumulated parts on each device, so that a part has at most per_device frames."""
-    share = batch // world_size() if batch % world_size() == 0 else batch
+    share = batch // world_size()  # TrainConfig.share refuses one that does not divide
     parts = max(1, -(-share // per_device))
     while share % parts:
         parts += 1

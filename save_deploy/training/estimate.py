@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_iter
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.model.save import SaveModel
 from save_deploy.training.options import Savings
-from save_deploy.training.parameters import cast_frozen, trainable_parameters
+from save_deploy.training.parameters import cast_frozen, nothing_to_train, trainable_parameters
 from save_deploy.training.step import TrainStep
 
 GIB = 2**30
@@ -53,6 +53,8 @@ def estimate_training(
     with torch.device("meta"):
         model = SaveModel(config)
     chosen = list(trainable_parameters(model, freeze_sam=freeze_sam))
+    if not chosen:
+        raise nothing_to_train(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
         if savings.amp and freeze_sam:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from save_deploy.config import AUDIO_DIM
 from save_deploy.data.sample import Clip, ClipDataset
 from save_deploy.data.tolerant import Tolerant, iter_clips
 from save_deploy.data.transforms import resize_frame, resize_mask
@@ -25,9 +26,7 @@ Masks = NDArray[np.bool_]
 
 
 @torch.inference_mode()
-def predict_clip(
-    model: SaveModel, clip: Clip, *, native: bool = False, oracle_points: int = ORACLE_POINTS
-) -> tuple[Logits, Masks]:
+def predict_clip(model: SaveModel, clip: Clip, *, native: bool = False) -> tuple[Logits, Masks]:
     """-> mask_logits float32 (F,S,S) and truth bool (F,S,S) at network size (A15), or both at the
     size of the frames. A model of system `sam` is scored by its best mask."""
     res = model.config.res
@@ -37,7 +36,7 @@ def predict_clip(
     if model.config.system == "sam":
         found = torch.cat(
             [
-                best_mask(model, frames[i : i + 1], truth[i], oracle_points)
+                best_mask(model, frames[i : i + 1], truth[i], ORACLE_POINTS)
                 for i in range(len(truth))
             ]
         )
@@ -59,7 +58,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
     """
     config, encoder = model.config, model.prompt_encoder
     embedding, _ = model.encode(
-        model.normalise(frame), frame.new_zeros(1, 128, dtype=torch.float32)
+        model.normalise(frame), frame.new_zeros(1, AUDIO_DIM, dtype=torch.float32)
     )
     target = torch.from_numpy(truth).to(frame.device)
     best, best_iou = embedding.new_zeros(1, 1, config.res, config.res), -1.0
@@ -76,7 +75,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
         if float(iou[top]) > best_iou:
             best, best_iou = logits[top][None, None], float(iou[top])
 
-    consider(model.decode(embedding, frame.new_zeros(1, 128))[0])
+    consider(model.decode(embedding, frame.new_zeros(1, AUDIO_DIM))[0])
     centres = (torch.arange(n, dtype=torch.float32, device=frame.device) + 0.5) * config.res / n
     grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).reshape(-1, 1, 2)
     for points in grid.split(_POINTS_AT_ONCE):  # (P,1,2)

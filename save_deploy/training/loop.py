@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ from save_deploy.training.batches import Batch, MixedSamples, batches
 from save_deploy.training.distributed import Team, team
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.options import TrainConfig
-from save_deploy.training.parameters import build_optimizer, cast_frozen, trainable_parameters
+from save_deploy.training.parameters import (
+    build_optimizer,
+    cast_frozen,
+    nothing_to_train,
+    trainable_parameters,
+)
 from save_deploy.training.sound import sound_batch, warm_up_sound
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
@@ -99,12 +104,7 @@ class _Run:
         out_dir.mkdir(parents=True, exist_ok=True)
         parameters = trainable_parameters(model, freeze_sam=config.freeze_sam)
         if not parameters:
-            raise SaveDeployError(
-                "nothing to train",
-                got=f"system {model.config.system}, which trains no parameter",
-                expected="another system",
-                hint="save-eval scores it as it is",
-            )
+            raise nothing_to_train(model.config)
         if config.savings.amp and config.freeze_sam:
             cast_frozen(model)
         self.aux = AuxHeads(model.config.audio_fc).to(here.device) if config.aux_weight else None
@@ -348,7 +348,7 @@ def _heard(config: TrainConfig) -> list[Actor]:
 
 
 @contextlib.contextmanager
-def _determinism(wanted: bool) -> Any:
+def _determinism(wanted: bool) -> Iterator[None]:
     """The same numbers from the same seed; on GPUs some kernels get slower."""
     if not wanted:
         yield

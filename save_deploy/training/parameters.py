@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from save_deploy.config import SaveConfig
+from save_deploy.errors import SaveDeployError
 from save_deploy.model.save import SaveModel
 from save_deploy.systems import SYSTEMS, group_of, is_unused
 from save_deploy.training.options import TrainConfig
@@ -28,6 +30,16 @@ def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.
         if parameter.requires_grad:
             chosen[name] = parameter
     return chosen
+
+
+def nothing_to_train(config: SaveConfig) -> SaveDeployError:
+    """The error of a system without trained parts."""
+    return SaveDeployError(
+        "nothing to train",
+        got=f"system {config.system}, which trains no parameter",
+        expected="another system",
+        hint="save-eval scores it as it is",
+    )
 
 
 def cast_frozen(model: SaveModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,41 +19,35 @@ Size = Annotated[int, typer.Option(min=64, help="Frame side in px.")]
 Seed = Annotated[int, typer.Option()]
 
 
-def scenes(
-    out: Out,
-    subset: Subset = "s4",
-    train: Train = 100,
-    val: Some = 40,
-    test: Some = 200,
-    size: Size = 256,
-    seed: Seed = 0,
-) -> None:
-    """Write drawn scenes as an AVSBench dataset: frames, masks, sounds, metadata."""
-    _write("scenes", out, subset, {"train": train, "val": val, "test": test}, size, seed)
+def _writer(name: str, what: str) -> Callable[..., None]:
+    """The command that writes one generated dataset."""
+
+    def write(
+        out: Out,
+        subset: Subset = "s4",
+        train: Train = 100,
+        val: Some = 40,
+        test: Some = 200,
+        size: Size = 256,
+        seed: Seed = 0,
+    ) -> None:
+        from save_deploy.data.write import write_avsbench
+        from save_deploy.progress import progress
+
+        counts = {"train": train, "val": val, "test": test}
+        with progress(f"writing {name} {subset}", max(1, sum(counts.values()))) as advance:
+            write_avsbench(
+                out, name=name, subset=subset, counts=counts, size_px=size, seed=seed,
+                on_clip=advance,
+            )  # fmt: skip
+        print(f"dataset: {out}/   (save-compare BUNDLE --data {out})")
+
+    write.__doc__ = f"Write {what} as an AVSBench dataset: frames, masks, sounds, metadata."
+    return write
 
 
-def stamps(
-    out: Out,
-    subset: Subset = "s4",
-    train: Train = 100,
-    val: Some = 40,
-    test: Some = 200,
-    size: Size = 256,
-    seed: Seed = 0,
-) -> None:
-    """Write scenes of photographed objects and their recordings as an AVSBench dataset."""
-    _write("stamps", out, subset, {"train": train, "val": val, "test": test}, size, seed)
-
-
-def _write(name: str, out: Path, subset: str, counts: dict[str, int], size: int, seed: int) -> None:
-    from save_deploy.data.write import write_avsbench
-    from save_deploy.progress import progress
-
-    with progress(f"writing {name} {subset}", max(1, sum(counts.values()))) as advance:
-        write_avsbench(
-            out, name=name, subset=subset, counts=counts, size_px=size, seed=seed, on_clip=advance
-        )
-    print(f"dataset: {out}/   (save-compare BUNDLE --data {out})")
+scenes = _writer("scenes", "drawn scenes")
+stamps = _writer("stamps", "scenes of photographed objects and their recordings")
 
 
 def check(

@@ -107,7 +107,11 @@ def train(
         ),
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Print the memory a step needs, and stop.")
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Print the memory a step needs (SAM frozen, but for vit_t), and stop.",
+        ),
     ] = False,
     aux: Annotated[
         float, typer.Option(help="Weight of the object and sound classes (generated data).")
@@ -149,7 +153,8 @@ def train(
         row = load_recipe(recipe)
         if estimate:
             size = row.config(**({"backbone": preset} if preset else {}))
-            _print_estimate(size, savings, per_device or row.stages[0].batch, freeze_sam=True)
+            frames = per_device or (row.stages[0].batch if row.stages else 1)
+            _print_estimate(size, savings, frames, freeze_sam=True)
             return
         _train_recipe(
             row, test, root, out, preset=preset, sam=sam, vggish=vggish, init=init, resume=resume,

@@ -10,7 +10,6 @@ from save_deploy.metrics.interval import bootstrap_interval
 from save_deploy.metrics.segmentation import (
     PROTOCOLS,
     THRESHOLDS,
-    batch_f,
     f_curves,
     frame_iou,
     protocol,
@@ -61,7 +60,7 @@ def test_f_curve_levels() -> None:
 )
 def test_m_f_of_a_batch(frames: list, expected: float) -> None:
     prob, truth = (np.stack(part) for part in zip(*frames, strict=True))
-    assert batch_f(prob, truth) == pytest.approx(expected, abs=1e-6)
+    assert score_videos([(logit(prob), truth)]).m_f == pytest.approx(expected, abs=1e-6)
 
 
 def test_m_f_depends_on_the_batch() -> None:

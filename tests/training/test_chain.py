@@ -95,12 +95,22 @@ def test_stages_of_a_table_row(root: Path, tmp_path: Path) -> None:
     assert [(p.folder.name, p.config.accumulate) for p in small] == [("1_syn", 8), ("2_s4", 8)]
 
 
+def test_a_bad_row_is_counted_out(root: Path, tmp_path: Path) -> None:
+    """A metadata row with too few columns stops the plan, or is left out with skip_bad."""
+    meta = root / "Single-source" / "s4_meta_data.csv"
+    meta.write_text(meta.read_text() + "alone\n")
+    recipe = load_recipe("t1_save_256")
+    with pytest.raises(DataError, match=meta.name):
+        plan_chain(recipe, "s4", root, tmp_path)
+    (plan,) = plan_chain(recipe, "s4", root, tmp_path, skip_bad=True)
+    assert plan.n_items > 0
+
+
 def test_missing_data_and_rows_without_training(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="v2"):
         plan_chain(load_recipe("t3_save"), "v2", root, tmp_path)
-    sam = next(n for n in ("t1_sam",) if load_recipe(n).mask == "oracle")
     with pytest.raises(SaveDeployError, match=r"trains nothing(.|\n)*save-eval --recipe"):
-        plan_chain(load_recipe(sam), "s4", root, tmp_path)
+        plan_chain(load_recipe("t1_sam"), "s4", root, tmp_path)
 
 
 @pytest.mark.slow
@@ -185,5 +195,7 @@ def test_tables_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run("recipes") == 0 and "t9" in capsys.readouterr().out
     assert run("recipes", "t1_save_1023") == 1
     assert "t1_save_1024" in capsys.readouterr().err
+    assert run("train", "--recipe", "t1_sam", "--estimate") == 1
+    assert "nothing to train" in capsys.readouterr().err
     assert run("train", "--recipe", "t1_save_256") == 1
     assert "--root" in capsys.readouterr().err
