@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from save_deploy.export.merge.product import GatheredProducts, stacked
 from save_deploy.model.adapters import ImageAdapter
 
 
@@ -24,12 +25,9 @@ class DeployAdapter(nn.Module):
     """(B,s,s,C) -> (B,s,s,C); gate, skip and norm are the eager ones.
 
     Down: nine neighbours of every second token, one product (T/4,9C) x (9C,C). Up: an output token
-    of row and column parity (p,q) reads 2x2 of the small grid, so one batched product of four
-    (T/4,4C) x (4C,C): as many multiplications as the transposed convolution.
+    of row and column parity (p,q) reads 2x2 of the small grid, so four products (T/4,4C) x (4C,C): as
+    many multiplications as the transposed convolution.
     """
-
-    down_index: Tensor
-    up_index: Tensor
 
     def __init__(self, adapter: ImageAdapter, grid: int) -> None:
         super().__init__()
@@ -38,28 +36,27 @@ class DeployAdapter(nn.Module):
         down, up = adapter.spatial[0], adapter.spatial[2]
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
         dim = down.in_channels
-        # (out,in,3,3) -> (3*3*in,out)
-        weight = down.weight.permute(2, 3, 1, 0).reshape(9 * dim, dim).contiguous()
-        self.down = nn.Parameter(weight.detach(), requires_grad=False)
+        # (out,in,3,3) -> (out,3*3*in)
+        weight = down.weight.permute(0, 2, 3, 1).reshape(dim, 9 * dim).contiguous()
+        self.down = GatheredProducts([weight], [_down_index(grid)], taps=9)
         # transposed kernel rows that reach parity p: p=0 reads offsets (-1,0) by rows (3,1),
         # p=1 reads (0,1) by rows (2,0)
         taps = torch.tensor([[3, 1], [2, 0]])
         kernel = up.weight[:, :, taps][..., taps]  # (in,out,p,i,q,j)
-        kernel = kernel.permute(2, 4, 3, 5, 0, 1).reshape(4, 4 * dim, dim)  # (p*q,i*j*in,out)
-        self.up = nn.Parameter(kernel.detach().contiguous(), requires_grad=False)
-        self.register_buffer("down_index", _down_index(grid), persistent=False)
-        self.register_buffer("up_index", _up_index(grid // 2), persistent=False)
+        kernel = kernel.permute(2, 4, 1, 3, 5, 0).reshape(4, dim, 4 * dim)  # (p*q,out,i*j*in)
+        self.up = GatheredProducts(
+            [weight.clone() for weight in kernel], list(_up_index(grid // 2)), taps=4
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, grid, _, dim = tokens.shape
         gate = self.channel(tokens.mean(dim=(1, 2)))  # (B,C)
         gated = tokens * gate[:, None, None, :]
         around = F.pad(gated, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s+2)^2,C)
-        patches = around[:, self.down_index].reshape(batch, -1, 9 * dim)  # (B,T/4,9C)
-        small = torch.relu(patches @ self.down).reshape(batch, self.small, self.small, dim)
+        # ReLU after the reshape: right behind a product it would stop ONNX Runtime's int8 fusion
+        small = torch.relu(self.down(around)[0].reshape(batch, self.small, self.small, dim))
         around = F.pad(small, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s/2+2)^2,C)
-        patches = around[:, self.up_index].reshape(batch, 4, -1, 4 * dim)  # (B,4,T/4,4C)
-        y = torch.relu(patches @ self.up)  # (B,4,T/4,C)
+        y = torch.relu(stacked(self.up(around)))  # (B,4,T/4,C)
         # (B,p,q,s/2,s/2,C) -> rows and columns interleaved by parity
         y = y.reshape(batch, 2, 2, self.small, self.small, dim).permute(0, 3, 1, 4, 2, 5)
         y = y.reshape(batch, grid, grid, dim)
@@ -75,8 +72,8 @@ def _down_index(grid: int) -> Tensor:
 
 
 def _up_index(half: int) -> Tensor:
-    """Padded small tokens that parity (p,q) reads: (4*T/4*4,) in a (s/2+2)x(s/2+2) grid."""
+    """Padded small tokens that parity (p,q) reads: (4,T/4*4) in a (s/2+2)x(s/2+2) grid."""
     near = torch.arange(half)[None, :, None] + torch.tensor([[0, 1], [1, 2]])[:, None]  # (p,h,i)
     rows = near[:, None, :, None, :, None]  # (p,1,h,1,i,1)
     cols = near[None, :, None, :, None, :]  # (1,q,1,w,1,j)
-    return (rows * (half + 2) + cols).flatten()
+    return (rows * (half + 2) + cols).reshape(4, -1)  # (p,q,h,w,i,j) -> (p*q,h*w*i*j)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
+from save_deploy.export.merge.product import Product, constant
 
 
 class DeployAttention(nn.Module):
@@ -31,18 +32,18 @@ class DeployAttention(nn.Module):
         if forms.scale:
             scale = torch.ones(3 * dim, dtype=attn.qkv.weight.dtype)
             scale[:dim] = attn.scale
-            self.qkv_weight = _constant(attn.qkv.weight * scale[:, None])
-            self.qkv_bias = _constant(attn.qkv.bias * scale)
+            self.qkv = Product(attn.qkv.weight * scale[:, None])
+            self.qkv_bias = constant(attn.qkv.bias * scale)
         else:
-            self.qkv_weight, self.qkv_bias = attn.qkv.weight, attn.qkv.bias
+            self.qkv, self.qkv_bias = Product(attn.qkv.weight), attn.qkv.bias
         # the tables read the unscaled query: (side,hd,side), row h of queries, rows k of keys
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
         rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / table_scale
-        self.rel_h = _constant(rel_h.transpose(1, 2).contiguous())
-        self.rel_w = _constant(rel_w.transpose(1, 2).contiguous())
+        self.rel_h = constant(rel_h.transpose(1, 2).contiguous())
+        self.rel_w = constant(rel_w.transpose(1, 2).contiguous())
         if self.rel_pos == "fold_global":
-            self.key_columns = _constant(_one_hot_keys(self.side).to(rel_h.dtype))
+            self.key_columns = constant(_one_hot_keys(self.side).to(rel_h.dtype))
         self.proj = attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +52,10 @@ class DeployAttention(nn.Module):
         pad = n * side - self.grid
         padding = (0, 0, 0, pad, 0, pad)
         if self.windows == "off":
-            qkv = F.linear(F.pad(x, padding), self.qkv_weight, self.qkv_bias)
+            qkv = self.qkv(F.pad(x, padding)) + self.qkv_bias
             out = self._windows(qkv, 0, 0, n, n, side, side)  # (B,n*w,n*w,C)
             return self.proj(out)[:, : self.grid, : self.grid]
-        qkv = F.linear(x, self.qkv_weight)  # (B,s,s,3C)
+        qkv = self.qkv(x)  # (B,s,s,3C)
         if pad:
             qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
         qkv = qkv + self.qkv_bias
@@ -144,7 +145,3 @@ def _one_hot_keys(side: int) -> Tensor:
     rows = eye[:, None].expand(side, side, side)
     cols = eye[None, :].expand(side, side, side)
     return torch.cat([rows, cols], dim=-1).reshape(1, 1, side * side, 2 * side)
-
-
-def _constant(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.detach(), requires_grad=False)

@@ -121,10 +121,10 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     elif breakage == "padding without bias":  # forgets that padded tokens are b_q, b_k, b_v
         attn.qkv_bias.data.zero_()
     elif breakage == "no scale":
-        attn.qkv_weight.data[:32] /= 16**-0.5
+        attn.qkv.weight.data[:32] /= 16**-0.5
     else:
         assert isinstance(deploy.adapter, DeployAdapter)
-        deploy.adapter.up_index = deploy.adapter.up_index.roll(1)
+        deploy.adapter.up.index_0 = deploy.adapter.up.index_0.roll(1)
     x = torch.randn(1, 16, 16, 32, dtype=torch.float64)
     with torch.inference_mode():
         assert (deploy(x) - block(x)).abs().max() > 1e-3
