@@ -1,0 +1,94 @@
+"""Pairs that ranges are taken from must not be among those that accuracy is measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from save_deploy.calibration.pairs import Pairs, pair_digest
+from save_deploy.calibration.select import Selection, is_generated
+from save_deploy.calibration.videos import is_videos
+from save_deploy.data.find import resolve
+from save_deploy.data.open import list_released
+from save_deploy.data.released import Item, ReleasedClips
+from save_deploy.data.transforms import resize_frame
+from save_deploy.errors import DataError
+
+HINT = "--calib-split train or val, or another --calib-data"
+
+
+def refuse_overlap(selection: Selection, other: Pairs, what: str) -> None:
+    """Raises DataError naming the first pair that is also one of `other`, which `what` describes.
+
+    Both must be of one size, for a pair resized differently has another hash.
+    """
+    if selection.pairs.image.shape[1:] != other.image.shape[1:]:
+        raise ValueError(f"{selection.pairs.image.shape[1:]} against {other.image.shape[1:]}")
+    names = dict(zip(other.pair_sha256, other.names, strict=True))
+    for name, digest in zip(selection.pairs.names, selection.pairs.pair_sha256, strict=True):
+        if digest in names:
+            raise DataError(
+                f"calibration overlaps {what}",
+                got=f"{name}, the same frame and sound as {names[digest]}",
+                expected=f"no pair of {what}",
+                hint=HINT,
+            )
+
+
+def refuse_test_clips(name: str, selection: Selection, *, source: str = "auto") -> None:
+    """Raises DataError when a calibration pair is of the test split of dataset `name`.
+
+    Clips are compared by name, without reading media. A test clip is read only where a frame's file
+    has the size of a chosen one's: the same pair under another name. Splits of generated data are
+    disjoint by construction, and videos have no test split.
+    """
+    if is_generated(name) or is_videos(name):
+        return
+    place = resolve(name)
+    if "test" not in place.splits or place.metadata("test") is None:
+        return
+    tested = list_released(place, "test", source=source)
+    by_name = {item.name: item for item in tested.items}
+    for pair in selection.pairs.names:
+        clip = pair.rpartition("_")[0]
+        if clip in by_name:
+            raise _overlap(pair, f"listed as test clip in {by_name[clip].where}")
+    chosen = list_released(place, selection.split, source=source).items
+    _refuse_twins(selection, chosen, tested)
+
+
+def _refuse_twins(selection: Selection, chosen: list[Item], tested: ReleasedClips) -> None:
+    by_name = {item.name: item for item in chosen}
+    sizes = set()
+    for pair in selection.pairs.names:
+        clip, _, number = pair.rpartition("_")
+        if clip in by_name:
+            sizes.add(_size(by_name[clip], int(number) - 1))
+    digests = dict(zip(selection.pairs.pair_sha256, selection.pairs.names, strict=True))
+    res = selection.pairs.image.shape[1]
+    for i, k in tested.pairs():
+        if (size := _size(tested.items[i], k)) is None or size not in sizes:
+            continue
+        try:
+            sample = tested.sample(i, k)
+            digest = pair_digest(resize_frame(sample.frame, res), sample.heard())
+        except DataError:
+            continue  # what cannot be read is no pair
+        if digest in digests:
+            raise _overlap(
+                digests[digest], f"the same frame and sound as {sample.name} of the test split"
+            )
+
+
+def _size(item: Item, frame: int) -> int | None:
+    """Bytes of the file that a frame is read from; None where it is not there."""
+    path: Path = item.video or item.frames[frame]
+    return path.stat().st_size if path.is_file() else None
+
+
+def _overlap(pair: str, why: str) -> DataError:
+    return DataError(
+        "calibration overlaps the test split",
+        got=f"{pair}, {why}",
+        expected="clips of other splits: figures on the test split would be worthless",
+        hint=HINT,
+    )

@@ -1,0 +1,127 @@
+"""Unlabelled videos as a dataset: stretches of a few seconds of each file, frames with their sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from save_deploy.data.audio import Waveform
+from save_deploy.data.find import subsets_in
+from save_deploy.data.released import FRAME_OFFSET_S
+from save_deploy.data.sample import Clip, Sample, Sound, make_sample
+from save_deploy.data.tolerant import reason
+from save_deploy.data.transforms import Frame
+from save_deploy.data.video import read_video_stretch, video_seconds
+from save_deploy.errors import DataError
+
+SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
+STRETCH_SECONDS = 5
+MAX_SECONDS = 600  # of each file, from its start
+MAX_STRETCHES = 40  # of each file
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`seconds` frames of a file, one a second, from start_s."""
+
+    path: Path
+    start_s: float
+    seconds: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.name}_{self.start_s:.1f}s"
+
+
+def is_videos(name: str) -> bool:
+    """True for a video file, and for a folder with videos directly in it and no dataset."""
+    path = Path(name)
+    if path.is_dir():
+        return bool(_files(path)) and not subsets_in(path)
+    return path.suffix.lower() in SUFFIXES
+
+
+class VideoClips:
+    """One clip per stretch of each video, evenly spread over its first ten minutes.
+
+    Masks are all False and the category is "": nothing is known of what sounds. With skip_bad,
+    files that cannot be used are passed over; `skipped` says why, by name.
+    """
+
+    def __init__(self, path: Path, *, skip_bad: bool = False) -> None:
+        files = _files(path) if path.is_dir() else [path]
+        if not files:
+            raise DataError("no video in the folder", got=str(path), expected=" ".join(SUFFIXES))
+        self.stretches: list[Stretch] = []
+        self.skipped: dict[str, str] = {}
+        for file in files:
+            try:
+                self.stretches += stretches_of(file, video_seconds(file))
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.skipped[file.name] = reason(error)
+        if not self.stretches:
+            first = next(iter(self.skipped.values()))
+            raise DataError(
+                "every video is bad", got=f"{len(files)}, the first: {first}", expected="one good"
+            )
+
+    def __len__(self) -> int:
+        return len(self.stretches)
+
+    def __getitem__(self, index: int) -> Clip:
+        """All frames of a stretch and its sound."""
+        stretch = self.stretches[index]
+        frames, waveform = _read(stretch, range(stretch.seconds))
+        return Clip(
+            name=stretch.name,
+            category="",
+            frames=np.stack(frames),
+            masks=np.zeros((len(frames), *frames[0].shape[:2]), bool),
+            waveform=waveform,
+        )
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """(clip, frame) of every frame, known without decoding."""
+        return [(i, k) for i, stretch in enumerate(self.stretches) for k in range(stretch.seconds)]
+
+    def sample(self, index: int, frame: int) -> Sample:
+        """Frame `frame` (0-based) of a stretch, the only one kept, and its second of sound."""
+        stretch = self.stretches[index]
+        (picture,), waveform = _read(stretch, range(frame, frame + 1))
+        mask = np.zeros(picture.shape[:2], bool)
+        name = f"{stretch.name}_{frame + 1}"
+        return make_sample(name, "", picture, mask, Sound(waveform), frame)
+
+
+def stretches_of(path: Path, seconds: float) -> list[Stretch]:
+    """Stretches of a video of this length, none overlapping.
+
+    A video shorter than a stretch is one, a frame per whole second. Raises DataError below 1 s.
+    """
+    if seconds < 1:
+        raise DataError(
+            "video is too short", got=f"{seconds:.2f} s in {path}", expected="1 s or more"
+        )
+    seconds = min(seconds, MAX_SECONDS)
+    length = min(STRETCH_SECONDS, int(seconds))
+    n = min(MAX_STRETCHES, int(seconds // length))
+    starts = np.linspace(0, seconds - length, n) if n > 1 else np.zeros(1)
+    return [Stretch(path, float(start), length) for start in starts]
+
+
+def _read(stretch: Stretch, frames: range) -> tuple[list[Frame], Waveform]:
+    times = [k + FRAME_OFFSET_S for k in frames]
+    return read_video_stretch(stretch.path, stretch.start_s, stretch.seconds, times)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Videos directly in a folder, by name; hidden files are none."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
