@@ -1,0 +1,102 @@
+"""One pass over calibration pairs: a histogram of every product's input, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from save_deploy.calibration.histogram import Histogram
+from save_deploy.errors import DataError
+
+
+class Observer:
+    """Hooks on named modules of a float32 model; use as a context manager around its calls.
+
+    seen: how many pairs went through. save() and resume() carry the state over an interruption.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.histograms = {name: Histogram(name) for name in names}
+        self.seen = 0
+        self._modules = {name: model.get_submodule(name) for name in names}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        histogram = self.histograms[name]
+
+        def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            histogram.add(args[0].detach().numpy())
+
+        return add
+
+    def save(self, path: Path, key: str) -> None:
+        """Write the state; key names what it belongs to (model and data)."""
+        arrays = {
+            f"{name}/{part}": array
+            for name, histogram in self.histograms.items()
+            for part, array in histogram.state().items()
+        }
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+    def resume(self, path: Path, key: str) -> bool:
+        """Take up a saved state of this key; False where there is none, or another's."""
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                if str(saved["key"]) != key:
+                    return False
+                restored = {
+                    name: Histogram.from_state(
+                        name,
+                        {p: saved[f"{name}/{p}"] for p in self.histograms[name].state()},
+                    )
+                    for name in self.histograms
+                }
+                seen = int(saved["seen"])
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, DataError):
+            return False
+        self.histograms, self.seen = restored, seen
+        return True
+
+
+@torch.inference_mode()
+def observe(
+    model: nn.Module, observer: Observer, inputs: Iterable[tuple[Tensor, ...]], *,
+    on_pair: Callable[[], object] = lambda: None,
+) -> None:  # fmt: skip
+    """Run one pair at a time through the model; pairs the observer has seen already are passed over.
+
+    Raises DataError, naming the tensor, when a value is NaN or infinite.
+    """
+    with observer:
+        for i, args in enumerate(inputs):
+            if i < observer.seen:
+                continue
+            model(*args)
+            observer.seen = i + 1
+            on_pair()

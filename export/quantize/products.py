@@ -1,0 +1,57 @@
+"""Which matrix products are quantized: the encoder's linears and its adapters' convolutions.
+
+Attention's own products lose masks for little time; softmax, norms, patch embedding, neck and decoder
+stay in float.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from save_deploy.export.merge import DeployModel
+from save_deploy.export.merge.product import GatheredProducts, Product
+
+BRANCHES = ("attn", "mlp", "adapter")
+# One vector per frame: nothing to gain, and its sigmoid scales every token.
+_FLOAT = ("adapter.channel",)
+
+
+@dataclass(frozen=True)
+class EncoderProduct:
+    """A module whose input is quantized: one tensor, one range, one or more constant matrices.
+
+    name: path in the deploy model, blocks.3.attn.qkv; branch: one of BRANCHES; norm: the LayerNorm
+    that feeds it directly, or "".
+    """
+
+    name: str
+    block: int
+    branch: str
+    norm: str = ""
+
+    def owns(self, module: str) -> bool:
+        """True for the module path of a node of this product."""
+        return module == self.name or module.startswith(f"{self.name}.products.")
+
+
+def find_products(deploy: DeployModel) -> tuple[EncoderProduct, ...]:
+    """In the order they are computed in a block. A depthwise adapter has none: it stays in float."""
+    found = []
+    for i, block in enumerate(deploy.blocks):
+        kinds = (nn.Linear, Product, GatheredProducts)
+        names = [n for n, m in block.named_modules() if isinstance(m, kinds)]
+        for name in sorted(names, key=lambda n: BRANCHES.index(n.partition(".")[0])):
+            if name.startswith(_FLOAT) or ".products." in name:
+                continue
+            norm = {"attn.qkv": "norm1", "mlp.lin1": "norm2"}.get(name, "")
+            found.append(
+                EncoderProduct(
+                    name=f"blocks.{i}.{name}",
+                    block=i,
+                    branch=name.partition(".")[0],
+                    norm=norm and f"blocks.{i}.{norm}",
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""Explicit Q/DQ in the graph: symmetric, zero point 0, per-channel weights, per-tensor activations.
+
+Each pair stands right before its product, which is where ONNX Runtime, OpenVINO and TensorRT all
+find it: a Q moved further up leaves ONNX Runtime's products in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from save_deploy.errors import ExportError
+from save_deploy.export.onnx_export import module_of
+from save_deploy.export.precision import drop_unused_weights
+from save_deploy.export.quantize.products import EncoderProduct
+from save_deploy.export.quantize.weights import FORMATS, Format, quantize_weight, scale_of
+
+
+def insert_qdq(
+    model: ir.Model, products: Sequence[EncoderProduct], amax: Mapping[str, float], *,
+    fmt: str = "int8",
+) -> tuple[str, ...]:  # fmt: skip
+    """Quantize these products of a float32 graph in place -> names of the MatMul nodes.
+
+    amax: clip threshold of every product's input, by product name. Raises ExportError when the graph
+    has no node of a product, or one whose weight is not constant.
+    """
+    graph, chosen = model.graph, FORMATS[fmt]
+    nodes = [n for n in graph if n.op_type == "MatMul"]
+    done: list[str] = []
+    pairs: dict[str, ir.Value] = {}
+    for product in products:
+        own = [n for n in nodes if product.owns(module_of(n)) and _weight(n) is not None]
+        if not own:
+            raise ExportError(
+                "the graph has no product of this name",
+                got=product.name,
+                expected="a MatMul with a constant weight",
+                hint="export in the form `adapter=matmul`",
+            )
+        scale = scale_of(amax[product.name], chosen)
+        for node in own:
+            value = node.inputs[0]
+            assert value is not None
+            if str(value.name) not in pairs:
+                pairs[str(value.name)] = _activation_pair(graph, value, scale, chosen)
+            node.replace_input_with(0, pairs[str(value.name)])
+            _quantize_weight(graph, node, chosen)
+            _widen_bias(graph, node)
+            done.append(str(node.name))
+    drop_unused_weights(model)
+    return tuple(done)
+
+
+def _weight(node: ir.Node) -> ir.TensorProtocol | None:
+    value = node.inputs[1]
+    return None if value is None else value.const_value
+
+
+def _activation_pair(graph: ir.Graph, value: ir.Value, scale: np.ndarray, fmt: Format) -> ir.Value:
+    """value -> Q -> DQ."""
+    name = str(value.name)
+    factor = _constant(graph, f"{name}.scale", scale)
+    zero = _constant(graph, f"{name}.zero", np.zeros((), fmt.dtype))
+    q = ir.node("QuantizeLinear", [value, factor, zero], name=f"{name}/quantize")
+    dq = ir.node("DequantizeLinear", [q.outputs[0], factor, zero], name=f"{name}/dequantize")
+    q.outputs[0].name, dq.outputs[0].name = f"{name}.quantized", f"{name}.dequantized"
+    for made, like in ((q.outputs[0], zero), (dq.outputs[0], value)):
+        made.shape, made.type = value.shape, ir.TensorType(_dtype(like))
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [q, dq])
+    else:
+        graph.insert_after(producer, [q, dq])
+    return dq.outputs[0]
+
+
+def _quantize_weight(graph: ir.Graph, node: ir.Node, fmt: Format) -> None:
+    source = node.inputs[1]
+    assert source is not None and source.const_value is not None
+    numbers, scales = quantize_weight(source.const_value.numpy(), fmt)
+    base = f"{node.name}.weight"
+    inputs = [
+        _constant(graph, base, numbers),
+        _constant(graph, f"{base}.scale", scales),
+        _constant(graph, f"{base}.zero", np.zeros(scales.shape, fmt.dtype)),
+    ]
+    dq = ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{node.name}/weight")
+    dq.outputs[0].name = f"{base}.dequantized"
+    dq.outputs[0].shape, dq.outputs[0].type = source.shape, ir.TensorType(_dtype(source))
+    graph.insert_before(node, dq)
+    node.replace_input_with(1, dq.outputs[0])
+
+
+def _widen_bias(graph: ir.Graph, node: ir.Node) -> None:
+    """(N,) -> (1,1,N): ONNX Runtime turns MatMul + Add of a vector into a float Gemm otherwise."""
+    for user, _ in list(node.outputs[0].uses()):
+        if user.op_type != "Add":
+            continue
+        for i, value in enumerate(user.inputs):
+            if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
+                bias = value.const_value.numpy()
+                wide = _constant(graph, f"{value.name}.wide", bias.reshape(1, 1, -1))
+                user.replace_input_with(i, wide)
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None  # the exporter types every value
+    return value.dtype
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.Tensor(np.asarray(array), name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,83 @@
+"""Ranges of a model's tensors: independent maxima, resume, NaN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from save_deploy.calibration.observe import Observer, observe
+from save_deploy.errors import DataError
+from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.quantize import find_products
+from tests.conftest import make_tiny
+
+
+@pytest.fixture(scope="module")
+def deploy() -> DeployModel:
+    return DeployModel(make_tiny(), Forms(adapter="matmul")).eval()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[torch.Tensor, ...]]:
+    torch.manual_seed(5)
+    shape = (1, 64, 64, 3)
+    return [(torch.randint(0, 256, shape, dtype=torch.uint8), torch.rand(1, 128)) for _ in range(5)]
+
+
+def names(deploy: DeployModel) -> list[str]:
+    return [p.name for p in find_products(deploy)]
+
+
+def test_maxima_equal_the_blocks_own_values(deploy, pairs) -> None:  # type: ignore[no-untyped-def]
+    """norm1's output is qkv's input: recorded by a hook on another module."""
+    observer = Observer(deploy, names(deploy))
+    observe(deploy, observer, pairs)
+    seen: list[torch.Tensor] = []
+    handle = deploy.blocks[1].norm1.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.inference_mode():
+        for args in pairs:
+            deploy(*args)
+    handle.remove()
+    values = torch.stack(seen).abs()
+    histogram = observer.histograms["blocks.1.attn.qkv"]
+    assert histogram.amax("minmax") == pytest.approx(values.max().item(), rel=1e-6)
+    assert histogram.count == values.numel() and observer.seen == len(pairs)
+    assert not deploy.blocks[0].attn.qkv._forward_pre_hooks
+
+
+def test_resumed_equals_uninterrupted(deploy, pairs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    whole = Observer(deploy, names(deploy))
+    observe(deploy, whole, pairs)
+
+    def until_the_third():  # type: ignore[no-untyped-def]
+        yield from pairs[:3]
+        raise KeyboardInterrupt
+
+    first = Observer(deploy, names(deploy))
+    with pytest.raises(KeyboardInterrupt):
+        observe(deploy, first, until_the_third())
+    first.save(tmp_path / "state.npz", "model+data")
+    second = Observer(deploy, names(deploy))
+    assert not second.resume(tmp_path / "state.npz", "other data")
+    assert second.seen == 0
+    assert second.resume(tmp_path / "state.npz", "model+data")
+    observe(deploy, second, pairs)
+    for name, histogram in whole.histograms.items():
+        assert second.histograms[name].summary() == histogram.summary()
+        assert second.histograms[name].amax("mse") == histogram.amax("mse")
+
+
+def test_a_damaged_state_is_not_taken_up(deploy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "state.npz").write_bytes(b"PK\x03\x04 not a zip")
+    observer = Observer(deploy, names(deploy))
+    assert not observer.resume(tmp_path / "state.npz", "key")
+    assert not observer.resume(tmp_path / "nothing.npz", "key")
+
+
+def test_nan_names_its_tensor(deploy, pairs) -> None:  # type: ignore[no-untyped-def]
+    observer = Observer(deploy, names(deploy))
+    image, sound = pairs[0]
+    with pytest.raises(DataError, match=r"blocks\.\d"):
+        observe(deploy, observer, [(image, torch.full_like(sound, float("nan")))])
