@@ -22,6 +22,11 @@ from save_deploy.export.merge.deploy import FrameModel
 from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.onnx_export import OPSET, graph_from_module, save_graph
+from save_deploy.export.quantize.contenders import (
+    calibration_inputs,
+    write_int8,
+    write_naive_int8,
+)
 from save_deploy.export.run import score_bytes
 from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
 from save_deploy.specs import GraphSpec, model_spec
@@ -51,7 +56,7 @@ def write_variants(
     names: Sequence[str], folder: Path, *, checkpoint: Path | None, sam: Path | None, res: int,
     batch: int,
 ) -> tuple[Subject, dict[str, Path]]:  # fmt: skip
-    """naive and merged... -> ONNX files in `folder`, and the numbers of their model.
+    """naive, merged..., int8 and naive-int8 -> ONNX files in `folder`, and the numbers of their model.
 
     In a process of its own: its memory must not weigh on what is measured afterwards.
     """
@@ -69,6 +74,8 @@ def _write(
     frames = torch.empty(batch, res, res, 3, dtype=torch.uint8, device="meta")
     sounds = torch.empty(batch, AUDIO_DIM, device="meta")
     files: dict[str, Path] = {}
+    if "naive-int8" in names and "naive" not in names:
+        names = [*names, "naive"]
     best = DeployModel(model, forms_for("portable")).eval()
     subject = Subject(
         name=f"{model.config.name} ({model.config.depth} blocks)",
@@ -84,8 +91,16 @@ def _write(
         macs=count_macs(best, frames, sounds),
     )
     del best
-    for name in names:
+    real = calibration_inputs(model) if any("int8" in name for name in names) else []
+    for name in sorted(names, key=lambda n: n == "naive-int8"):  # it is made from naive
         path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
+        files[name] = path
+        if name == "int8":
+            write_int8(model, forms_for("portable", res=res), real, example, path)
+            continue
+        if name == "naive-int8":
+            write_naive_int8(files["naive"], real, batch, path)
+            continue
         module: nn.Module = FrameModel(model)
         if name != "naive":
             forms = parse_forms(name, res=res)
@@ -94,7 +109,6 @@ def _write(
             module, example, inputs=[s.name for s in spec.inputs], output=spec.outputs[0].name
         )
         save_graph(graph, path)
-        files[name] = path
     return subject, files
 
 

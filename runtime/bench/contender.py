@@ -17,7 +17,8 @@ GEMM_SPEC = GraphSpec(
     inputs=(TensorSpec("a", "float32", (GEMM_SIDE, GEMM_SIDE), "left factor"),),
     outputs=(TensorSpec("c", "float32", (GEMM_SIDE, GEMM_SIDE), "product with a constant"),),
 )
-KINDS = ("eager", "compile", "naive", "merged", "merged:KEY=VALUE+...", "bundle:DIR")
+PLAIN = ("eager", "compile", "naive", "naive-int8", "merged", "int8")
+KINDS = (*PLAIN, "merged:KEY=VALUE+...", "bundle:DIR")
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ def split_names(what: str) -> list[str]:
     names = [name.strip() for name in what.split(",") if name.strip()]
     for name in names:
         kind, _, rest = name.partition(":")
-        if name not in ("eager", "compile", "naive", "merged") and not (
-            kind in ("merged", "bundle") and rest
-        ):
+        if name not in PLAIN and not (kind in ("merged", "bundle") and rest):
             raise SaveDeployError("unknown contender", got=name, expected=", ".join(KINDS))
     if not names:
         raise SaveDeployError("nothing to benchmark", got=repr(what), expected=", ".join(KINDS))

@@ -253,7 +253,8 @@ def bench(
         str,
         typer.Option(
             help="Comma-separated: eager, compile (torch.compile), naive (plain torch.onnx.export), "
-            "merged, merged:windows=late_pad+adapter=matmul (other forms), bundle:DIR."
+            "merged, merged:windows=late_pad+adapter=matmul (other forms), int8 (merged, quantized), "
+            "naive-int8 (onnxruntime's quantize_static on naive), bundle:DIR."
         ),
     ] = "eager,compile,naive,merged",
     backends: Annotated[
@@ -308,7 +309,7 @@ def bench(
         if config is not None:
             print(f"writing random weights of {preset}", file=sys.stderr)
             checkpoint = write_random_checkpoint(work / "random.safetensors", config)
-        graphs = [n for n in names if n.startswith(("naive", "merged"))]
+        graphs = [n for n in names if n.startswith(("naive", "merged", "int8"))]
         print(f"exporting {', '.join(graphs) or 'nothing'}", file=sys.stderr)
         subject, files = write_variants(
             graphs, work, checkpoint=checkpoint, sam=sam, res=res, batch=batch
