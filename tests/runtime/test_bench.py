@@ -162,3 +162,17 @@ def test_peak_memory_is_of_this_process() -> None:
     before = peak_memory_mib()
     block = np.ones(60 * 2**17)  # 60 MiB
     assert block.nbytes / 2**20 <= peak_memory_mib() >= before
+
+
+def test_int8_graphs_are_quantized(
+    prepared: tuple[Subject, dict[str, Path], Path], tmp_path: Path
+) -> None:
+    """Ours has Q/DQ before products alone; the usual tools quantize whatever they find."""
+    checkpoint = prepared[0].checkpoint
+    _, files = write_variants(
+        ["naive-int8", "int8"], tmp_path, checkpoint=checkpoint, sam=None, res=224, batch=1
+    )
+    count = lambda name, op: sum(n.op_type == op for n in onnx.load(files[name]).graph.node)
+    assert set(files) == {"naive", "naive-int8", "int8"}
+    assert count("int8", "QuantizeLinear") > 0 and count("naive", "QuantizeLinear") == 0
+    assert count("naive-int8", "QuantizeLinear") > count("int8", "QuantizeLinear")
