@@ -1,4 +1,5 @@
-"""One pass over calibration pairs: a histogram of every product's input, in bounded memory."""
+"""One pass over calibration pairs: a histogram of every product's input, in bounded memory; of some
+also statistics per channel."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import Histogram
 from save_deploy.errors import DataError
 
@@ -23,8 +25,17 @@ class Observer:
     seen: how many pairs went through. save() and resume() carry the state over an interruption.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        *,
+        channels: Sequence[str] = (),
+        n_pairs: int = 1,
+    ) -> None:
+        """channels: the names whose channels are looked at one by one; n_pairs: see Channels."""
         self.histograms = {name: Histogram(name) for name in names}
+        self.channels = {name: Channels(name, n_pairs) for name in channels}
         self.seen = 0
         self._modules = {name: model.get_submodule(name) for name in names}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -45,10 +56,13 @@ class Observer:
         self._handles.clear()
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        histogram = self.histograms[name]
+        histogram, channels = self.histograms[name], self.channels.get(name)
 
         def add(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            histogram.add(args[0].detach().numpy())
+            values = args[0].detach().numpy()
+            histogram.add(values)
+            if channels is not None:
+                channels.add(values)
 
         return add
 
@@ -59,6 +73,8 @@ class Observer:
             for name, histogram in self.histograms.items()
             for part, array in histogram.state().items()
         }
+        for name, channels in self.channels.items():
+            arrays |= {f"{name}/{part}": array for part, array in channels.state().items()}
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
@@ -77,6 +93,8 @@ class Observer:
                     )
                     for name in self.histograms
                 }
+                for name, channels in self.channels.items():
+                    channels.restore({p: saved[f"{name}/{p}"] for p in channels.state()})
                 seen = int(saved["seen"])
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, DataError):
             return False

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from save_deploy.errors import DataError, ExportError
 
 FORMAT = "save-deploy-calibration"
 FORMAT_VERSION = 1
+MAX_EXPONENT = 16  # of a smoothing scale, either way
 DIGITS = 6  # significant, of every float: a table in memory equals the same one read back
 MODEL = {"name": str, "res": int, "sha256": str}
 DATA = {
@@ -55,15 +57,21 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Per channel of a LayerNorm's output: scale (> 0) divides it, the products it feeds are
-    multiplied. alpha in [0, 1] is the share of the range that moves into the weights."""
+    """Per channel of a LayerNorm's output: 2^exponent divides it, the products it feeds are
+    multiplied; powers of two, so nothing is rounded. alpha in [0, 1] is the share of the range that
+    moves into the weights."""
 
     alpha: float
-    scale: tuple[float, ...]
+    exponents: tuple[int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", _round(self.alpha))
-        object.__setattr__(self, "scale", tuple(map(_round, self.scale)))
+        object.__setattr__(self, "exponents", tuple(map(int, self.exponents)))
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """(C,)."""
+        return np.exp2(np.array(self.exponents, np.float32))
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,8 @@ class CalibrationTable:
                 k: {"amax": v.amax, "histogram": v.histogram} for k, v in self.tensors.items()
             },
             "smoothing": {
-                k: {"alpha": v.alpha, "scale": list(v.scale)} for k, v in self.smoothing.items()
+                k: {"alpha": v.alpha, "exponents": list(v.exponents)}
+                for k, v in self.smoothing.items()
             },
             "means": {k: list(v) for k, v in self.means.items()},
             "versions": self.versions,
@@ -198,7 +207,7 @@ class CalibrationTable:
                 k: TensorRange(v["amax"], v["histogram"]) for k, v in values["tensors"].items()
             },
             smoothing={
-                k: Smoothing(v["alpha"], v["scale"]) for k, v in values["smoothing"].items()
+                k: Smoothing(v["alpha"], v["exponents"]) for k, v in values["smoothing"].items()
             },
             means=values["means"],
             versions=values["versions"],
@@ -249,10 +258,14 @@ def _check(values: Any, origin: str) -> None:
         for key, value in entry["histogram"].items():
             number(value, f"{name}.histogram.{key}")
     for name, entry in values["smoothing"].items():
-        keys(entry, name, {"alpha": object, "scale": list})
+        keys(entry, name, {"alpha": object, "exponents": list})
         alpha = entry["alpha"]
         want(_finite(alpha) and 0 <= alpha <= 1, f"{name}.alpha", alpha, "a number in [0, 1]")
-        vector(entry["scale"], f"{name}.scale", 0)
+        for channel, value in enumerate(entry["exponents"]):
+            whole = type(value) is int and abs(value) <= MAX_EXPONENT
+            expected = f"a whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}"
+            want(whole, f"{name}.exponents[{channel}]", value, expected)
+        want(entry["exponents"] != [], f"{name}.exponents", [], "a whole number per channel")
     for name, means in values["means"].items():
         vector(means, f"means of {name}")
     for name, version in values["versions"].items():

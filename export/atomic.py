@@ -28,6 +28,22 @@ def check_target(target: Path, *, force: bool) -> None:
             got=str(target),
             expected="a bundle (with manifest.json)",
         )
+    _check_parent(target)
+
+
+def check_file_target(target: Path, *, force: bool) -> None:
+    """The same for a file. Raise ExportError also when `target` is a folder."""
+    if target.is_dir() or (target.exists() and not force):
+        raise ExportError(
+            "output exists",
+            got=str(target),
+            expected="a new file",
+            hint="choose -o FILE" if target.is_dir() else "add --force, or choose -o FILE",
+        )
+    _check_parent(target)
+
+
+def _check_parent(target: Path) -> None:
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent

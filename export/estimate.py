@@ -14,7 +14,9 @@ from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.merge import DeployModel
 from save_deploy.export.merge.deploy import FrameModel
 from save_deploy.export.merge.proof import count_macs
-from save_deploy.export.run import ExportOptions, low_memory, score_bytes
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.quantize.products import find_products
+from save_deploy.export.run import low_memory, score_bytes
 from save_deploy.model.save import SaveModel
 from save_deploy.specs import WINDOW_SAMPLES
 
@@ -60,13 +62,23 @@ def estimate(options: ExportOptions) -> Estimate:
         macs_eager=count_macs(FrameModel(model), frames, sounds),
         macs=count_macs(deploy, frames, sounds),
         file_bytes={
-            "model.onnx": graph_bytes * BYTES[options.precision] // 4,
+            "model.onnx": _graph_file_bytes(deploy, options),
             "audio.onnx": 4 * sum(p.numel() for p in audio.parameters()),
             "golden": options.n_golden
             * (side * side * (3 + 1 + 4) + 4 * (WINDOW_SAMPLES + AUDIO_DIM)),
         },
         peak_bytes=peak_bytes(config, 4 * sum(parameters.values()), graph_bytes, options),
     )
+
+
+def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
+    """One byte per weight of a quantized product, all others in the float type."""
+    total = sum(p.numel() for p in deploy.parameters())
+    eight_bit = 0
+    if options.quantized:
+        modules = [deploy.get_submodule(p.name) for p in find_products(deploy)]
+        eight_bit = sum(p.numel() for m in modules for p in m.parameters() if p.ndim > 1)
+    return eight_bit + (total - eight_bit) * BYTES[options.floats]
 
 
 def peak_bytes(

@@ -24,7 +24,7 @@ from save_deploy.errors import ExportError
 OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
 EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_KEPT_METADATA = "module"
+KEPT_METADATA = "module"
 
 
 def graph_from_module(
@@ -54,7 +54,11 @@ def graph_from_module(
 
 def module_of(node: ir.Node) -> str:
     """The module of ours a node came from, `` for the model itself."""
-    return node.metadata_props.get(_KEPT_METADATA, "")
+    return node.metadata_props.get(KEPT_METADATA, "")
+
+
+def set_module(node: ir.Node, module: str) -> None:
+    node.metadata_props[KEPT_METADATA] = module
 
 
 def save_graph(model: ir.Model, path: Path) -> list[Path]:
@@ -99,7 +103,7 @@ def _name_nodes(graph: ir.Graph) -> None:
         names = [s for s in _scope_names(scopes)[:-1] if s]
         module = names[-1] if names else ""
         node.metadata_props.clear()
-        node.metadata_props[_KEPT_METADATA] = module
+        set_module(node, module)
         base = f"{module or 'model'}/{node.op_type.lower()}"
         seen[base] += 1
         node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"

@@ -4,98 +4,63 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx_ir as ir
 import torch
 
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.checkpoints import builtin_path, load_model
-from save_deploy.config import SaveConfig, check_resolution
+from save_deploy.config import SaveConfig
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.golden import Golden, predict_golden, run_golden, write_golden
+from save_deploy.export.golden import run_golden, write_golden
 from save_deploy.export.memory import free_weights, page_out
-from save_deploy.export.merge import DeployModel, Forms, MergeProof, forms_for, merge
+from save_deploy.export.merge import DeployModel, MergeProof, merge
 from save_deploy.export.onnx_export import (
     graph_from_module,
     operator_counts,
     release_graph,
     save_graph,
 )
+from save_deploy.export.options import ExportOptions
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
+from save_deploy.export.prove import Entry, prove_entries
+from save_deploy.export.quantize.judge import judge, require_fp8_backend
+from save_deploy.export.quantize.plan import TABLE_FILE, quantize_graph
+from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.export.quantize.stage import (
+    obtain_table,
+    plan_quantization,
+    search_precision,
+)
 from save_deploy.manifest import Manifest, record_files, sha256_of
-from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.metrics.parity import ParityBudget, parity
-from save_deploy.metrics.segmentation import score_videos
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.report import footnote, write_report
-from save_deploy.runtime.session import as_batch, available_backends, open_session
-from save_deploy.runtime.timing import time_interleaved, versions
-from save_deploy.specs import Arrays, audio_spec, model_spec
+from save_deploy.runtime.session import as_batch, available_backends
+from save_deploy.runtime.timing import versions
+from save_deploy.specs import audio_spec, model_spec
 
 # Above this the eager model and a session are not held in memory together: eager is timed before.
 LARGE_BYTES = 2_000_000_000
-STAGES = ("load", "golden", "merge", "precision", "trace", "write", "prove")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What to export and how. checkpoint None: the built-in one; data: see `data/open.py`."""
-
-    checkpoint: Path | None = None
-    sam: Path | None = None
-    res: int = 256
-    precision: str = "fp32"
-    batch: int = 1
-    target: str = "portable"
-    without: tuple[str, ...] = ()
-    data: str = "scenes"
-    n_golden: int = 8
-    out: Path | None = None
-    force: bool = False
-    rounds: int = 20
-    threads: int | None = None
-    max_abs_err: float | None = None
-    min_agreement: float | None = None
-
-    @property
-    def folder(self) -> Path:
-        stem = (self.checkpoint or Path("save_vit_t")).stem
-        clip = "" if self.batch == 1 else f"_x{self.batch}"
-        return self.out or Path(f"{stem}_{self.res}_{self.precision}{clip}")
-
-    @property
-    def forms(self) -> Forms:
-        return forms_for(self.target, res=self.res).without(*self.without)
-
-    @property
-    def budget(self) -> ParityBudget:
-        default = ParityBudget.for_precision(self.precision)
-        return ParityBudget(
-            max_abs_err=default.max_abs_err if self.max_abs_err is None else self.max_abs_err,
-            min_agreement=default.min_agreement
-            if self.min_agreement is None
-            else self.min_agreement,
-        )
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The bundle's folder and its comparison against eager."""
+    """The bundle's folder and its comparison against eager; lines: what 8 bits gave, in words."""
 
     folder: Path
     rows: tuple[Row, ...]
     note: str
     proof: MergeProof
     plan: PrecisionPlan | None
+    lines: tuple[str, ...] = ()
 
 
 def export_bundle(
@@ -106,7 +71,6 @@ def export_bundle(
     Raises SaveDeployError for the user's mistakes, ParityError when the bundle is over budget; in
     both cases nothing is left at the target.
     """
-    check_resolution(options.res)
     forms = options.forms
     check_target(options.folder, force=options.force)
     torch.set_num_threads(options.threads or torch.get_num_threads())
@@ -128,6 +92,12 @@ def export_bundle(
         page_out(model)
     on_stage("merge", "exact rewrites, each compared in float64")
     deploy, proof = merge(model, forms)
+    table = None
+    if options.quantized:
+        table = obtain_table(model, deploy, options, golden.pairs, on_stage=on_stage)
+        smoothed = apply_smoothing(deploy, table.smoothing)
+        if smoothed is not None:
+            proof = replace(proof, rewrites=(*proof.rewrites, smoothed))
     if not proof.exact:
         raise ParityError(
             "a rewrite is not exact", got=str([r for r in proof.rewrites if not r.exact])
@@ -136,9 +106,13 @@ def export_bundle(
     if large:
         page_out(model)
     plan = None
-    if options.precision == "fp16":
+    if options.floats == "fp16" or (options.quantized and not large):
         on_stage("precision", "measuring ranges")
         plan = _plan(model, deploy, options, n=1 if large else options.n_golden)
+    floats = plan if options.floats == "fp16" else None
+    quant = None
+    if table is not None:
+        quant = plan_quantization(deploy, table, options, floats)
 
     if large:
         page_out(model)
@@ -150,14 +124,31 @@ def export_bundle(
             inputs=[i.name for i in model_spec(config).inputs],
             output="mask_logits",
         )
-        onnx_rows: list[tuple[str, Path]] = []
-        if plan is not None:
-            if not large:  # the FP32 graph too, to tell rounding to FP16 from everything else
-                save_graph(graph, folder / "fp32.onnx")
-                onnx_rows.append(("fp32", folder / "fp32.onnx"))
-            to_fp16(graph, plan)
-            drop_unused_weights(graph)
-        on_stage("write", "model.onnx, audio.onnx, golden samples")
+        compared: list[tuple[str, Path]] = []  # graphs that only the comparison needs
+        nodes: tuple[str, ...] = ()
+        found = None
+        if quant is not None:
+            traced = folder / "fp32.onnx"
+            save_graph(graph, traced)
+            if options.search.max_drop is not None:
+                quant, found = search_precision(model, traced, quant, options, on_stage=on_stage)
+            release_graph(graph)
+            if not large:
+                compared.append(("fp32", traced))
+                assert plan is not None
+                compared.append(("fp16", _fp16_file(traced, plan)))
+            on_stage("write", "model.onnx with Q/DQ, audio.onnx, golden samples")
+            graph = ir.load(traced)
+            nodes = quantize_graph(graph, quant)
+            quant.table.write(folder / TABLE_FILE)
+        else:
+            if plan is not None:
+                if not large:  # the FP32 graph too, to tell rounding to FP16 from everything else
+                    save_graph(graph, folder / "fp32.onnx")
+                    compared.append(("fp32", folder / "fp32.onnx"))
+                to_fp16(graph, plan)
+                drop_unused_weights(graph)
+            on_stage("write", "model.onnx, audio.onnx, golden samples")
         save_graph(graph, folder / "model.onnx")
         operators = operator_counts(graph)
         release_graph(graph)
@@ -170,7 +161,6 @@ def export_bundle(
         save_graph(audio_graph, folder / "audio.onnx")
         release_graph(audio_graph)
         golden_entry = write_golden(folder, golden)
-        onnx_rows.append((options.precision, folder / "model.onnx"))
         if large:
             free_weights(model)
         eager = None if large else eager_pipeline(model, batch=options.batch)
@@ -178,24 +168,32 @@ def export_bundle(
         gc.collect()
 
         on_stage("prove", "parity and speed against eager")
-        rows = _prove(config, golden, eager, eager_mb, onnx_rows, folder, options)
-        (folder / "fp32.onnx").unlink(missing_ok=True)
+        entries = _entries(options, compared, folder, large=large)
+        proved = prove_entries(
+            config, golden, eager, eager_mb, entries, folder,
+            batch=options.batch, rounds=options.rounds, threads=options.threads,
+        )  # fmt: skip
+        rows = proved.rows
+        precision: dict[str, Any] = plan.to_dict() if plan else {"precision": "fp32"}
+        outcome = None
+        if quant is not None:
+            outcome = judge(quant, found, proved, entries, golden, nodes, folder, options)
+            precision = outcome.manifest
+        for path in folder.glob("fp*.onnx*"):
+            path.unlink()
         note = footnote(rows, f"{options.data} (golden)", interleaved=eager is not None)
-        title = f"{config.name} {config.res} px {options.precision}"
         write_report(
             folder,
             rows,
-            title=title,
+            title=f"{config.name} {config.res} px {options.precision}",
             note=note,
-            extra={
-                "merge": proof.to_dict(),
-                "precision": plan.to_dict() if plan else {"precision": "fp32"},
-                "operators": operators,
-            },
+            extra={"merge": proof.to_dict(), "precision": precision, "operators": operators}
+            | (outcome.report if outcome else {}),
+            sections=outcome.sections if outcome else (),
         )
         Manifest(
             config=config,
-            precision=plan.to_dict() if plan else {"precision": "fp32"},
+            precision=precision,
             model=model_spec(config, options.batch),
             audio=audio_spec(),
             files=record_files(folder),
@@ -210,9 +208,37 @@ def export_bundle(
                     options.budget,
                     what=f"{row.backend} {row.precision} is over the parity budget; "
                     "no bundle was written",
-                    hint="export with --fp32, or allow more: --min-agreement, --max-logit-error",
+                    hint="keep products in float by --max-drop, or allow more by --min-agreement"
+                    if quant
+                    else "export with --fp32, or allow more: --min-agreement, --max-logit-error",
                 )
-    return ExportResult(options.folder, tuple(rows), note, proof, plan)
+    lines = outcome.lines if outcome else ()
+    return ExportResult(options.folder, tuple(rows), note, proof, floats, lines)
+
+
+def _entries(
+    options: ExportOptions, compared: list[tuple[str, Path]], folder: Path, *, large: bool
+) -> list[Entry]:
+    """What is run for the table: the bundle's own graph on every backend last."""
+    backends = ("onnxruntime",) if large else sorted(available_backends(), reverse=True)
+    if options.quantized == "fp8":  # no other backend here runs FP8
+        backends = require_fp8_backend()
+    entries = []
+    for precision, path in compared:
+        asked = backends if options.quantized else ("onnxruntime",)
+        entries += [Entry(backend, precision, path) for backend in asked]
+    own = folder / "model.onnx"
+    return entries + [Entry(backend, options.precision, own) for backend in backends]
+
+
+def _fp16_file(traced: Path, plan: PrecisionPlan) -> Path:
+    """The FP16 graph of the same model, for the table."""
+    graph = ir.load(traced)
+    to_fp16(graph, plan)
+    drop_unused_weights(graph)
+    path = traced.with_name("fp16.onnx")
+    save_graph(graph, path)
+    return path
 
 
 def _plan(
@@ -226,90 +252,6 @@ def _plan(
         for image, waveform in zip(pairs.image, pairs.waveform, strict=True)
     )
     return plan_fp16(deploy, inputs)
-
-
-def _prove(
-    config: SaveConfig,
-    golden: Golden,
-    eager: SavePipeline | None,
-    eager_mb: float,
-    onnx_rows: list[tuple[str, Path]],
-    folder: Path,
-    options: ExportOptions,
-) -> list[Row]:
-    """Rows of the table: eager first, the bundle's own graph last."""
-    backends = available_backends() if eager is not None else ("onnxruntime",)
-    entries = [("onnxruntime", *row) for row in onnx_rows[:-1]]
-    entries += [(backend, *onnx_rows[-1]) for backend in sorted(backends, reverse=True)]
-    pipelines = [
-        SavePipeline(
-            config=config,
-            precision=precision,
-            audio=open_session(
-                backend, folder / "audio.onnx", audio_spec(), threads=options.threads
-            ),
-            model=open_session(
-                backend,
-                path,
-                model_spec(config, options.batch),
-                threads=options.threads,
-                low_memory=eager is None,
-            ),
-        )
-        for backend, precision, path in entries
-    ]
-    logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
-    chosen = np.arange(options.batch) % len(golden.pairs)
-    inputs: Arrays = {
-        "image": golden.pairs.image[chosen],
-        "audio_embedding": golden.audio_embedding[chosen],
-    }
-    calls = {
-        f"{backend} {precision}": (lambda p=pipeline: p.model.infer(inputs))
-        for (backend, precision, _), pipeline in zip(entries, pipelines, strict=True)
-    }
-    if eager is None:
-        latency = time_interleaved(
-            calls, rounds=len(golden.pairs) + 2, warmup=0, batch=options.batch
-        )
-        reference = golden.eager_latency
-    else:
-        latency = time_interleaved(
-            {"eager": lambda: eager.model.infer(inputs), **calls},
-            rounds=options.rounds,
-            batch=options.batch,
-        )
-        reference = latency["eager"]
-
-    def row(
-        backend: str, precision: str, size_mb: float, taken: LatencyResult, predicted: Any
-    ) -> Row:
-        videos = [(p[None], t[None]) for p, t in zip(predicted, golden.pairs.truth, strict=True)]
-        return Row(
-            backend=backend,
-            precision=precision,
-            size_mb=size_mb,
-            latency=taken,
-            speedup=speedup(reference, taken)
-            if eager is not None
-            else reference.p50_ms / taken.p50_ms,
-            score=score_videos(videos),
-            parity=None if backend == "eager" else parity(golden.mask_logits, predicted),
-        )
-
-    rows = [row("eager", "fp32", eager_mb, reference, golden.mask_logits)]
-    for (backend, precision, path), pipeline, predicted in zip(
-        entries, pipelines, logits, strict=True
-    ):
-        size = sum(
-            f.stat().st_size
-            for f in folder.iterdir()
-            if f.name.startswith((path.name, "audio.onnx"))
-        )
-        taken = latency[f"{backend} {precision}"]
-        rows.append(row(backend, precision, size / 1e6, taken, predicted))
-        pipeline.close()
-    return rows
 
 
 def _example(config: SaveConfig, batch: int) -> tuple[torch.Tensor, ...]:

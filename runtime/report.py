@@ -73,9 +73,10 @@ def print_table(rows: Sequence[Row], title: str, note: str) -> None:
 
 
 def write_report(
-    folder: Path, rows: Sequence[Row], *, title: str, note: str, extra: dict[str, Any]
-) -> None:
-    """report.json (raw samples included) and report.md."""
+    folder: Path, rows: Sequence[Row], *, title: str, note: str, extra: dict[str, Any],
+    sections: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """report.json (raw samples included) and report.md, with further sections in Markdown."""
     values = {
         "title": title,
         "note": note,
@@ -90,6 +91,8 @@ def write_report(
     lines = [f"# {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     lines += ["", note, "", f"Metrics: {rows[0].score.protocol}.", ""]
+    for section in sections:
+        lines += [section, ""]
     (folder / "report.md").write_text("\n".join(lines))
 
 

@@ -18,6 +18,7 @@ from save_deploy.verbs import checkpoints, data, learn, make, measure, paper, us
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": make.export,
+    "calibrate": make.calibrate,
     "merge": make.merge,
     "bench": measure.bench,
     "compare": measure.compare,
@@ -111,6 +112,10 @@ def main() -> None:
 
 def export_main() -> None:
     _run(_single("export"))
+
+
+def calibrate_main() -> None:
+    _run(_single("calibrate"))
 
 
 def compare_main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class Manifest:
     merge: dict[str, Any]
     source: dict[str, Any]
     versions: dict[str, str]
+    # one entry per engine file: library, version, targets, receipt (export/engine/)
+    engines: tuple[dict[str, Any], ...] = ()
+    # inputs every client must turn into the same tensors (export/conformance.py)
+    conformance: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         values = {
@@ -77,6 +81,8 @@ class Manifest:
             "merge": self.merge,
             "source": self.source,
             "versions": self.versions,
+            "engines": list(self.engines),
+            "conformance": self.conformance,
             "files": {name: asdict(record) for name, record in sorted(self.files.items())},
         }
         (folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n")
@@ -111,6 +117,8 @@ class Manifest:
                 merge=values["merge"],
                 source=values["source"],
                 versions=values["versions"],
+                engines=tuple(values.get("engines", ())),
+                conformance=values.get("conformance", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(

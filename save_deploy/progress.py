@@ -63,11 +63,33 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
     yield advance
 
 
+def countdown(
+    on_stage: Callable[[str, str], None], stage: str, what: str, total: int
+) -> Callable[..., None]:
+    """advance(text="", n=1) for a counted part of a stage: `what 12/64, 30 s left`."""
+    started, done, first = time.monotonic(), 0, 0
+
+    def advance(text: str = "", n: int = 1) -> None:
+        nonlocal started, done, first
+        done += n
+        now = time.monotonic()
+        if not first:  # what was resumed before it says nothing about the next ones
+            first, started = done, now
+        left = ""
+        if first < done < total:
+            left = f", {(now - started) / (done - first) * (total - done):.0f} s left"
+        on_stage(stage, f"{what} {done}/{total}{left} {text}".rstrip())
+
+    return advance
+
+
 class Stages:
-    """One line per stage of a job, with the seconds since its start."""
+    """One line per stage of a job, with the seconds since its start. In a log, details of a stage that
+    takes long come every ten seconds."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names, self.current, self.started = names, "", time.monotonic()
+        self.shown = self.started
         self.rich = sys.stderr.isatty()
 
     def __call__(self, stage: str, detail: str) -> None:
@@ -80,7 +102,8 @@ class Stages:
         if self.rich:  # details of one stage overwrite each other
             start = "\r" if same else ("" if seconds < 0.05 else "\n")
             print(f"{start}{line:<100}", end="", file=sys.stderr, flush=True)
-        elif not same:
+        elif not same or time.monotonic() - self.shown > 10:
+            self.shown = time.monotonic()
             print(line, file=sys.stderr, flush=True)
 
     def finish(self) -> None:

@@ -68,7 +68,8 @@ def inputs() -> Callable[[SaveModel, int], tuple[torch.Tensor, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An FP16 bundle of the built-in checkpoint, exported once."""
-    from save_deploy.export.run import ExportOptions, export_bundle
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
 
     target = tmp_path_factory.mktemp("bundles") / "demo"
     export_bundle(ExportOptions(precision="fp16", out=target, n_golden=4, rounds=3))

@@ -6,6 +6,8 @@ transposed convolution runs in float on TensorRT. Stays channels-last throughout
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,7 @@ class DeployAdapter(nn.Module):
         super().__init__()
         self.channel, self.norm, self.skip = adapter.channel, adapter.norm, adapter.skip
         self.small = grid // 2
+        self.register_parameter("input_scale", None)  # see with_scaled_input
         down, up = adapter.spatial[0], adapter.spatial[2]
         assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
         dim = down.in_channels
@@ -51,6 +54,8 @@ class DeployAdapter(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         batch, grid, _, dim = tokens.shape
         gate = self.channel(tokens.mean(dim=(1, 2)))  # (B,C)
+        if self.input_scale is not None:
+            gate = gate * self.input_scale
         gated = tokens * gate[:, None, None, :]
         around = F.pad(gated, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s+2)^2,C)
         # ReLU after the reshape: right behind a product it would stop ONNX Runtime's int8 fusion
@@ -61,6 +66,16 @@ class DeployAdapter(nn.Module):
         y = y.reshape(batch, 2, 2, self.small, self.small, dim).permute(0, 3, 1, 4, 2, 5)
         y = y.reshape(batch, grid, grid, dim)
         return self.norm(gated + y if self.skip else y)
+
+    def with_scaled_input(self, scale: Tensor) -> DeployAdapter:
+        """The same function of tokens that were divided by scale (C,); shares the large weights."""
+        made = copy(self)
+        made._modules, made._parameters = dict(self._modules), dict(self._parameters)
+        made.channel = deepcopy(self.channel)
+        first = next(m for m in made.channel.modules() if isinstance(m, nn.Linear))
+        first.weight = nn.Parameter(first.weight * scale, requires_grad=False)
+        made.input_scale = nn.Parameter(scale.clone(), requires_grad=False)
+        return made
 
 
 def _down_index(grid: int) -> Tensor:

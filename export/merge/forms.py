@@ -50,6 +50,10 @@ class Forms:
         off = {n: "off" if isinstance(getattr(self, n), str) else False for n in names}
         return replace(self, **off)  # type: ignore[arg-type]
 
+    def quantizable(self) -> Forms:
+        """The same with every convolution of the encoder's blocks as products."""
+        return replace(self, adapter="matmul")
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def write_int8(
     path: Path,
 ) -> None:  # fmt: skip
     """The merged graph with every encoder product quantized."""
-    deploy = DeployModel(model, replace(forms, adapter="matmul")).eval().requires_grad_(False)
+    deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
     products = find_products(deploy)
     observer = Observer(deploy, [p.name for p in products])
     tensors = (

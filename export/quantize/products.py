@@ -31,6 +31,11 @@ class EncoderProduct:
     branch: str
     norm: str = ""
 
+    @property
+    def unit(self) -> str:
+        """What is switched to float as a whole: the products of one branch of one block."""
+        return f"blocks.{self.block}.{self.branch}"
+
     def owns(self, module: str) -> bool:
         """True for the module path of a node of this product."""
         return module == self.name or module.startswith(f"{self.name}.products.")

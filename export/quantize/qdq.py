@@ -7,12 +7,14 @@ find it: a Q moved further up leaves ONNX Runtime's products in float.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from save_deploy.errors import ExportError
-from save_deploy.export.onnx_export import module_of
+from save_deploy.export.onnx_export import module_of, set_module
 from save_deploy.export.precision import drop_unused_weights
 from save_deploy.export.quantize.products import EncoderProduct
 from save_deploy.export.quantize.weights import FORMATS, Format, quantize_weight, scale_of
@@ -20,12 +22,15 @@ from save_deploy.export.quantize.weights import FORMATS, Format, quantize_weight
 
 def insert_qdq(
     model: ir.Model, products: Sequence[EncoderProduct], amax: Mapping[str, float], *,
-    fmt: str = "int8",
+    fmt: str = "int8", means: Mapping[str, Sequence[float]] | None = None,
+    memo: dict[str, Any] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Quantize these products of a float32 graph in place -> names of the MatMul nodes.
 
-    amax: clip threshold of every product's input, by product name. Raises ExportError when the graph
-    has no node of a product, or one whose weight is not constant.
+    amax: clip threshold of every product's input, by product name; means: of its channels (K,), for
+    products whose bias is to make up for the mean error of the rounded weight; memo: rounded weights
+    of an earlier call with the same graph. Raises ExportError when the graph has no node of a product,
+    or one whose weight is not constant.
     """
     graph, chosen = model.graph, FORMATS[fmt]
     nodes = [n for n in graph if n.op_type == "MatMul"]
@@ -45,10 +50,13 @@ def insert_qdq(
             value = node.inputs[0]
             assert value is not None
             if str(value.name) not in pairs:
-                pairs[str(value.name)] = _activation_pair(graph, value, scale, chosen)
+                pairs[str(value.name)] = _activation_pair(
+                    graph, value, scale, chosen, module_of(node)
+                )
             node.replace_input_with(0, pairs[str(value.name)])
-            _quantize_weight(graph, node, chosen)
-            _widen_bias(graph, node)
+            error = _quantize_weight(graph, node, chosen, memo)
+            mean = (means or {}).get(product.name)
+            _widen_bias(graph, node, None if mean is None else -(np.asarray(mean) @ error))
             done.append(str(node.name))
     drop_unused_weights(model)
     return tuple(done)
@@ -59,14 +67,18 @@ def _weight(node: ir.Node) -> ir.TensorProtocol | None:
     return None if value is None else value.const_value
 
 
-def _activation_pair(graph: ir.Graph, value: ir.Value, scale: np.ndarray, fmt: Format) -> ir.Value:
-    """value -> Q -> DQ."""
+def _activation_pair(
+    graph: ir.Graph, value: ir.Value, scale: np.ndarray, fmt: Format, module: str
+) -> ir.Value:
+    """value -> Q -> DQ, as part of the product's module: it is typed as the product is."""
     name = str(value.name)
     factor = _constant(graph, f"{name}.scale", scale)
     zero = _constant(graph, f"{name}.zero", np.zeros((), fmt.dtype))
     q = ir.node("QuantizeLinear", [value, factor, zero], name=f"{name}/quantize")
     dq = ir.node("DequantizeLinear", [q.outputs[0], factor, zero], name=f"{name}/dequantize")
     q.outputs[0].name, dq.outputs[0].name = f"{name}.quantized", f"{name}.dequantized"
+    set_module(q, module)
+    set_module(dq, module)
     for made, like in ((q.outputs[0], zero), (dq.outputs[0], value)):
         made.shape, made.type = value.shape, ir.TensorType(_dtype(like))
     producer = value.producer()
@@ -77,10 +89,17 @@ def _activation_pair(graph: ir.Graph, value: ir.Value, scale: np.ndarray, fmt: F
     return dq.outputs[0]
 
 
-def _quantize_weight(graph: ir.Graph, node: ir.Node, fmt: Format) -> None:
+def _quantize_weight(
+    graph: ir.Graph, node: ir.Node, fmt: Format, memo: dict[str, Any] | None
+) -> NDArray[np.float32]:
+    """-> the error (K,N) of the rounded weight."""
     source = node.inputs[1]
     assert source is not None and source.const_value is not None
-    numbers, scales = quantize_weight(source.const_value.numpy(), fmt)
+    weight = source.const_value.numpy()
+    known = {} if memo is None else memo
+    if node.name not in known:
+        known[str(node.name)] = quantize_weight(weight, fmt)
+    numbers, scales = known[str(node.name)]
     base = f"{node.name}.weight"
     inputs = [
         _constant(graph, base, numbers),
@@ -90,20 +109,35 @@ def _quantize_weight(graph: ir.Graph, node: ir.Node, fmt: Format) -> None:
     dq = ir.node("DequantizeLinear", inputs, {"axis": 1}, name=f"{node.name}/weight")
     dq.outputs[0].name = f"{base}.dequantized"
     dq.outputs[0].shape, dq.outputs[0].type = source.shape, ir.TensorType(_dtype(source))
+    set_module(dq, module_of(node))
     graph.insert_before(node, dq)
     node.replace_input_with(1, dq.outputs[0])
+    return numbers.astype(np.float32) * scales - weight
 
 
-def _widen_bias(graph: ir.Graph, node: ir.Node) -> None:
-    """(N,) -> (1,1,N): ONNX Runtime turns MatMul + Add of a vector into a float Gemm otherwise."""
+def _widen_bias(graph: ir.Graph, node: ir.Node, shift: NDArray[np.floating] | None) -> None:
+    """(N,) -> (1,1,N), shift (N,) added: ONNX Runtime turns MatMul + Add of a vector into a float Gemm.
+
+    Raises ExportError when there is a shift and no bias right behind the product to take it.
+    """
+    found = False
     for user, _ in list(node.outputs[0].uses()):
         if user.op_type != "Add":
             continue
         for i, value in enumerate(user.inputs):
             if value is not None and value.const_value is not None and len(value.shape or ()) == 1:
-                bias = value.const_value.numpy()
+                bias, found = value.const_value.numpy(), True
+                if shift is not None:
+                    bias = (bias + shift).astype(bias.dtype)
                 wide = _constant(graph, f"{value.name}.wide", bias.reshape(1, 1, -1))
                 user.replace_input_with(i, wide)
+    if shift is not None and not found:
+        raise ExportError(
+            "a bias correction finds no bias",
+            got=str(node.name),
+            expected="a constant added right behind the product",
+            hint="save-calibrate measures this model",
+        )
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from save_deploy.errors import ParityError
-from save_deploy.verbs.options import Checkpoint, Sam, Threads
+from save_deploy.errors import ParityError, SaveDeployError
+from save_deploy.verbs.options import (
+    CalibData,
+    CalibMethod,
+    CalibPairs,
+    CalibSplit,
+    Checkpoint,
+    Sam,
+    Smooth,
+    Threads,
+)
+
+if TYPE_CHECKING:
+    from save_deploy.export.options import ExportOptions
 
 Target = Annotated[
     str,
@@ -32,7 +45,19 @@ def export(
     sam: Sam = None,
     res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
     fp16: Annotated[
-        bool, typer.Option("--fp16/--fp32", help="Weights and activations of the model graph.")
+        bool | None,
+        typer.Option(
+            "--fp16/--fp32",
+            help="Weights and activations; with --int8 or --fp8, of what is not quantized. Default: "
+            "fp32, for --target tensorrt with 8 bits fp16.",
+            show_default=False,
+        ),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Encoder products in INT8, calibrated on real pairs.")
+    ] = False,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Encoder products in FP8 E4M3, for GPUs from SM89 on.")
     ] = False,
     batch: Annotated[
         int, typer.Option(min=1, max=64, help="Frames per call: 5 for AVSBench's clips.")
@@ -64,19 +89,54 @@ def export(
     max_logit_error: Annotated[
         float | None,
         typer.Option(
-            help="Parity budget. Default: 1e-3 for fp32, none for fp16.", show_default=False
+            help="Parity budget. Default: 1e-3 for fp32, none for the others.", show_default=False
         ),
     ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(
-            help="Parity budget, IoU of masks. Default: 0.9999 for fp32, 0.995 for fp16.",
+            help="Parity budget, IoU of masks. Default: 0.9999 for fp32, 0.995 for fp16, 0.97 for "
+            "8 bits.",
             show_default=False,
+        ),
+    ] = None,
+    calib_data: CalibData = None,
+    calib_split: CalibSplit = "train",
+    calib_pairs: CalibPairs = 64,
+    calib_method: CalibMethod = None,
+    calibration_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ranges measured before by save-calibrate, instead of measuring them.",
+            show_default=False,
+        ),
+    ] = None,
+    smooth: Smooth = True,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Search: M_J points that 8 bits may lose; products that lose more stay in float.",
+            show_default=False,
+        ),
+    ] = None,
+    search_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset whose val split the search is judged on. Default: where pairs come from.",
+            show_default=False,
+        ),
+    ] = None,
+    search_clips: Annotated[int, typer.Option(min=4, help="Clips of it.")] = 40,
+    precision_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bundle whose ranges and choice of precision are used again.", show_default=False
         ),
     ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
-    from save_deploy.export.run import STAGES, ExportOptions, export_bundle
+    from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
+    from save_deploy.export.run import export_bundle
     from save_deploy.progress import Stages
     from save_deploy.runtime.report import print_table
 
@@ -84,7 +144,7 @@ def export(
         checkpoint=checkpoint,
         sam=sam,
         res=res,
-        precision="fp16" if fp16 else "fp32",
+        precision=_precision(fp16, int8=int8, fp8=fp8, target=target),
         batch=batch,
         target=target,
         without=tuple(no_merge or ()),
@@ -96,19 +156,34 @@ def export(
         threads=threads,
         max_abs_err=max_logit_error,
         min_agreement=min_agreement,
+        calibration=CalibrationOptions(
+            data=calib_data,
+            split=calib_split,
+            pairs=calib_pairs,
+            method=calib_method,
+            table=calibration_table,
+            smooth=smooth,
+        ),
+        search=SearchOptions(
+            max_drop=max_drop, data=search_data, clips=search_clips, reuse=precision_from
+        ),
     )
+    if not options.quantized and (given := _only_for_8_bits(options)):
+        raise SaveDeployError(
+            "an option of quantization without it", got=given, expected="--int8 or --fp8 beside it"
+        )
     if dry_run:
         from save_deploy.export.estimate import estimate, print_estimate
 
         print_estimate(estimate(options), options)
         return
-    stages = Stages(STAGES)
+    stages = Stages(options.stages)
     try:
         result = export_bundle(options, on_stage=stages)
     finally:
         stages.finish()
     print_table(result.rows, f"{result.folder}", result.note)
-    if fp16:
+    if options.precision == "fp16":
         print(
             "FP16 is meant for GPUs: CPU backends compute it in FP32, with casts or converted weights."
         )
@@ -120,7 +195,81 @@ def export(
     if result.plan is not None:
         kept = ", ".join(i.module for i in result.plan.islands) or "none"
         print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}")
+    for line in result.lines:
+        print(f"{options.precision}: {line}")
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
+
+
+def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> str:
+    """A key of export/options.py's PRECISIONS."""
+    if int8 and fp8:
+        raise SaveDeployError("two formats", got="--int8 and --fp8", expected="one of them")
+    if not (int8 or fp8):
+        return "fp16" if fp16 else "fp32"
+    if fp16 is None:
+        fp16 = target == "tensorrt"  # it fuses attention in FP16 only
+    return ("int8" if int8 else "fp8") + ("_fp16" if fp16 else "")
+
+
+def _only_for_8_bits(options: ExportOptions) -> str:
+    """The first option given that a float bundle has no use for."""
+    calibration, search = options.calibration, options.search
+    given = {
+        "--calib-data": calibration.data,
+        "--calib-method": calibration.method,
+        "--calibration-table": calibration.table,
+        "--max-drop": search.max_drop,
+        "--search-data": search.data,
+        "--precision-from": search.reuse,
+    }
+    return next((name for name, value in given.items() if value is not None), "")
+
+
+def calibrate(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    calib_data: CalibData = None,
+    calib_split: CalibSplit = "train",
+    calib_pairs: CalibPairs = 64,
+    calib_method: CalibMethod = None,
+    smooth: Smooth = True,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path(
+        "calibration.json"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Measure the ranges that --int8 and --fp8 need, into a table that can be read and reused."""
+    from save_deploy.export.options import CalibrationOptions
+    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
+    from save_deploy.progress import Stages
+
+    options = CalibrationOptions(
+        data=calib_data, split=calib_split, pairs=calib_pairs, method=calib_method, smooth=smooth
+    )
+    stages = Stages(CALIBRATE_STAGES)
+    try:
+        table = calibrate_checkpoint(
+            checkpoint, sam, res, options, out, force=force, threads=threads, on_stage=stages
+        )
+    except KeyboardInterrupt:
+        stages.finish()
+        print("the same command goes on where this one stopped", file=sys.stderr)
+        raise
+    stages.finish()
+    data = table.data
+    print(f"{len(table.tensors)} tensors on {data['pairs']} pairs of {data['source']}")
+    for what, counts in data["strata"].items():
+        shown = ", ".join(f"{k or 'none'} {n}" for k, n in list(counts.items())[:8])
+        print(f"  {what}: {shown}{', ...' if len(counts) > 8 else ''}")
+    for missing in data["not_stratified"]:
+        print(f"  not stratified by {missing}")
+    print(
+        f"default method {table.method}; {len(table.smoothing)} norms smoothed, "
+        f"{len(table.means)} biases corrected"
+    )
+    print(f"table: {out}   (save-export --int8 --calibration-table {out})")
 
 
 def merge(

@@ -16,7 +16,8 @@ def measure_system(
     from save_deploy.checkpoints import load_model
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
-    from save_deploy.export.run import ExportOptions, export_bundle
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
     from save_deploy.training.systems_table import scene_batch, try_score, try_step
 
     with tempfile.TemporaryDirectory(prefix="save-systems-") as folder:

@@ -53,3 +53,26 @@ Backend = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", show_default=False)
 ]
+CalibData = Annotated[
+    str | None,
+    typer.Option(
+        "--calib-data",
+        help="Pairs for ranges: scenes, stamps, DIR or DIR:SUBSET as released, or a folder of videos. "
+        "Default: --data.",
+        show_default=False,
+    ),
+]
+CalibSplit = Annotated[str, typer.Option("--calib-split", help="train or val, never test.")]
+CalibPairs = Annotated[int, typer.Option("--calib-pairs", help="Pairs of frame and second.")]
+CalibMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--calib-method",
+        help="minmax, percentile, entropy or mse. Default: minmax, or the table's.",
+        show_default=False,
+    ),
+]
+Smooth = Annotated[
+    bool,
+    typer.Option("--smooth/--no-smooth", help="Rescale norms so that no channel rules a range."),
+]

@@ -19,7 +19,8 @@ from save_deploy.config import SaveConfig
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.estimate import estimate
-from save_deploy.export.run import ExportOptions, export_bundle
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.run import export_bundle
 
 CLI = [sys.executable, "-m", "save_deploy"]
 

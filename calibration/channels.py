@@ -1,0 +1,70 @@
+"""What smoothing and bias correction need of a linear's input: per channel, and a sample of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.errors import DataError
+
+MAX_ROWS = 512  # in all, over all pairs
+PARTS = ("top", "rows", "sum", "counts")
+
+
+class Channels:
+    """Largest |x| and sum of every channel, exact, and at most MAX_ROWS rows.
+
+    n_pairs: how many calls of add() will come; each gives the same number of rows (one at least),
+    from positions that depend on its number only, so that a resumed pass takes the same ones.
+    """
+
+    def __init__(self, name: str, n_pairs: int) -> None:
+        self.name = name
+        self.amax = np.zeros(0, np.float32)  # (C,) from the first call on
+        self.rows = np.zeros((0, 0), np.float32)  # (R,C)
+        self._sum = np.zeros(0)
+        self._count = self._calls = 0
+        self._take = max(1, MAX_ROWS // n_pairs)
+        self._limit = max(MAX_ROWS, n_pairs)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(C,)."""
+        return self._sum / max(self._count, 1)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """(...,C), finite."""
+        flat = values.reshape(-1, values.shape[-1])  # (T,C)
+        top = np.maximum(flat.max(axis=0), -flat.min(axis=0))
+        if not self._count:
+            self.amax, self._sum = np.zeros_like(top), np.zeros(len(top))
+            self.rows = np.zeros((0, len(top)), np.float32)
+        self.amax = np.maximum(self.amax, top)
+        self._sum += flat.sum(axis=0, dtype=np.float64)
+        self._count += len(flat)
+        if len(self.rows) < self._limit:
+            chosen = np.random.default_rng(self._calls).integers(len(flat), size=self._take)
+            self.rows = np.concatenate([self.rows, flat[chosen]])
+        self._calls += 1
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Arrays for an npz file, which restore() takes back."""
+        counts = np.array([self._count, self._calls], np.int64)
+        parts = (self.amax, self.rows, self._sum, counts)
+        return {f"channel_{key}": part for key, part in zip(PARTS, parts, strict=True)}
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Raises DataError when the arrays do not belong together."""
+        top, rows, total, counts = (state[f"channel_{key}"] for key in PARTS)
+        fits = top.shape == total.shape == rows.shape[1:] and counts.shape == (2,)
+        if not fits or not all(np.isfinite(a).all() for a in (top, rows, total)):
+            raise DataError(
+                f"the saved channels of {self.name} are damaged",
+                got=f"{top.shape}, {rows.shape}, {total.shape}",
+                expected="one finite number per channel",
+                hint="delete the saved state and start the calibration again",
+            )
+        self.amax, self.rows, self._sum = top.copy(), rows.copy(), total.copy()
+        self._count, self._calls = int(counts[0]), int(counts[1])

@@ -1,0 +1,101 @@
+"""Which products are quantized, from which ranges; applied to a graph, stored in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from save_deploy.calibration.table import CalibrationTable
+from save_deploy.errors import BundleError
+from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
+from save_deploy.export.quantize.products import EncoderProduct
+from save_deploy.export.quantize.qdq import insert_qdq
+from save_deploy.manifest import Manifest
+
+TABLE_FILE = "calibration.json"
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """fmt: int8 or fp8; float_units: `blocks.3.mlp` ..., left in float; chosen_by: all, search, or the
+    name of the bundle whose choice it is; floats: the plan of the float parts when they are FP16."""
+
+    fmt: str
+    table: CalibrationTable
+    products: tuple[EncoderProduct, ...]
+    method: str
+    float_units: tuple[str, ...] = ()
+    chosen_by: str = "all"
+    floats: PrecisionPlan | None = None
+
+    @property
+    def quantized(self) -> tuple[EncoderProduct, ...]:
+        return tuple(p for p in self.products if p.unit not in self.float_units)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the manifest, but for what was found by running it."""
+        smoothing = self.table.smoothing
+        return {
+            "format": self.fmt,
+            "products": [p.name for p in self.quantized],
+            "float_units": list(self.float_units),
+            "chosen_by": self.chosen_by,
+            "calibration": {
+                "file": TABLE_FILE,
+                "sha256": self.table.sha256,
+                "method": self.method,
+                "pairs": self.table.data["pairs"],
+                "source": self.table.data["source"],
+                "data_sha256": self.table.data["sha256"],
+                "not_stratified": self.table.data["not_stratified"],
+            },
+            "smoothing": {norm: found.alpha for norm, found in smoothing.items()},
+            "bias_corrected": sorted(self.table.means),
+        }
+
+
+def quantize_graph(
+    graph: ir.Model, plan: QuantPlan, *, memo: dict[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Q/DQ into a float32 graph, in place, then its float parts typed -> names of the MatMul nodes.
+
+    memo: keeps rounded weights for another call with the same graph. Raises DataError when the table
+    lacks a product.
+    """
+    chosen = plan.quantized
+    amax = {p.name: plan.table.amax(p.name, plan.method) for p in chosen}
+    nodes = insert_qdq(graph, chosen, amax, fmt=plan.fmt, means=plan.table.means, memo=memo)
+    if plan.floats is not None:
+        to_fp16(graph, plan.floats)
+        drop_unused_weights(graph)
+    return nodes
+
+
+def units_of(products: Sequence[EncoderProduct]) -> tuple[str, ...]:
+    """Without repetition, in their order."""
+    return tuple(dict.fromkeys(p.unit for p in products))
+
+
+def reused_units(bundle: Path, products: Sequence[EncoderProduct]) -> tuple[str, ...]:
+    """The float units of another bundle of the same model. Raises BundleError when it has none to
+    give, or names units this model has not."""
+    precision = Manifest.read(bundle).precision
+    found = precision.get("quantization", {}).get("float_units")
+    if found is None:
+        raise BundleError(
+            "no choice of precision to reuse",
+            got=f"{bundle}, {precision.get('precision')}",
+            expected="a bundle exported with --int8 or --fp8",
+        )
+    unknown = sorted(set(found) - set(units_of(products)))
+    if unknown:
+        raise BundleError(
+            "the choice of precision belongs to another model",
+            got=", ".join(unknown),
+            expected=f"units of this one: {', '.join(units_of(products)[:3])}, ...",
+        )
+    return tuple(found)

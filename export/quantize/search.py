@@ -1,0 +1,188 @@
+"""Precision search: the cheapest choice of {8 bits, float} per block and branch within a budget of M_J.
+
+Judged on masks of a validation set, with the time that each branch really saves. Evaluations are kept
+in a file: an interrupted search, or one with another budget, does none of them twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from save_deploy.export.quantize.validation import Scored
+
+MAX_RETURNS = 8  # float units that are tried in 8 bits again after the cut was found
+BRANCHES = ("attn", "mlp", "adapter")
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One unit alone in 8 bits, all others float: M_J points lost and mask agreement with eager."""
+
+    unit: str
+    m_j_drop: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """saved_ms: what one unit of a branch saves when it is quantized; p50_ms: of all quantized and of
+    all float; evaluations: made by this run, and taken from earlier ones."""
+
+    max_drop: float
+    data: str
+    clips: int
+    frames: int
+    backend: str
+    eager: Scored
+    full: Scored
+    chosen: Scored
+    float_units: tuple[str, ...]
+    units: int
+    sensitivity: tuple[Sensitivity, ...]
+    saved_ms: dict[str, float]
+    p50_ms: dict[str, float]
+    evaluations: int
+    reused: int
+
+    @property
+    def expected_ms(self) -> float:
+        """Of the chosen assignment: all quantized, and what its float units no longer save."""
+        lost = sum(self.saved_ms[branch_of(unit)] for unit in self.float_units)
+        return self.p50_ms["quantized"] + lost
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "expected_ms": self.expected_ms}
+
+
+class Evaluations:
+    """Scores by assignment, and timings, in a JSON file that is written after each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.made, self.reused = path, 0, 0
+        self.values: dict[str, Any] = {}
+        if path is not None and path.is_file():
+            try:
+                self.values = dict(json.loads(path.read_text()))
+            except ValueError:
+                self.values = {}  # damaged: evaluated again
+
+    def get(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if key in self.values:
+            self.reused += 1
+            return self.values[key]
+        self.values[key] = make()
+        self.made += 1
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+            partial.write_text(json.dumps(self.values, indent=1) + "\n")
+            os.replace(partial, self.path)
+        return self.values[key]
+
+
+def evaluations_key(*parts: str) -> str:
+    """Name of the file of everything an evaluation depends on."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def branch_of(unit: str) -> str:
+    return unit.rpartition(".")[2]
+
+
+def search(
+    units: Iterable[str], max_drop: float, eager: Scored, *,
+    evaluate: Callable[[frozenset[str]], Scored],
+    time_choices: Callable[[Mapping[str, frozenset[str]]], Mapping[str, float]],
+    known: Evaluations,
+    on_step: Callable[[str], object] = lambda _: None,
+    data: str = "", clips: int = 0, frames: int = 0, backend: str = "",
+) -> SearchResult:  # fmt: skip
+    """Float units such that M_J loses at most max_drop against eager, for the least time.
+
+    evaluate(float units) scores a choice, time_choices(name -> float units) gives p50 in ms of several,
+    interleaved. Units are taken out of 8 bits in the order of harm per saved millisecond; how many is
+    found by bisection, then the ones that are not needed go back.
+    """
+    units = tuple(units)
+
+    def score(floats: Iterable[str], what: str) -> Scored:
+        chosen = frozenset(floats)
+        found = known.get(" ".join(sorted(chosen)), lambda: evaluate(chosen).to_dict())
+        on_step(what)
+        return Scored(**found)
+
+    def drop(floats: Iterable[str], what: str) -> float:
+        return eager.m_j - score(floats, what).m_j
+
+    full = score((), "all quantized")
+    everything = frozenset(units)
+    alone = {unit: score(everything - {unit}, unit) for unit in units}
+    sensitivity = tuple(Sensitivity(u, eager.m_j - s.m_j, s.agreement) for u, s in alone.items())
+    choices = {"quantized": frozenset[str](), "float": everything}
+    branches = [b for b in BRANCHES if any(branch_of(u) == b for u in units)]
+    choices |= {b: frozenset(u for u in units if branch_of(u) == b) for b in branches}
+    p50_ms = known.get("p50_ms", lambda: dict(time_choices(choices)))
+    saved_ms = {b: (p50_ms[b] - p50_ms["quantized"]) / len(choices[b]) for b in branches}
+
+    order = _order(units, alone, saved_ms)
+    floats = _cut(order, lambda k: drop(order[:k], f"{k} float units") <= max_drop)
+    floats = _returned(floats, order, lambda f: drop(f, f"{len(f)} float units") <= max_drop)
+    return SearchResult(
+        max_drop=max_drop,
+        data=data,
+        clips=clips,
+        frames=frames,
+        backend=backend,
+        eager=eager,
+        full=full,
+        chosen=score(floats, "chosen"),
+        float_units=tuple(u for u in units if u in floats),
+        units=len(units),
+        sensitivity=sensitivity,
+        saved_ms=saved_ms,
+        p50_ms={name: p50_ms[name] for name in ("quantized", "float")},
+        evaluations=known.made,
+        reused=known.reused,
+    )
+
+
+def _order(
+    units: tuple[str, ...], alone: Mapping[str, Scored], saved_ms: Mapping[str, float]
+) -> list[str]:
+    """Most harm for the least time first. Agreement tells more than M_J, which may rise by chance; a
+    branch that saves nothing measurable comes before all others."""
+    floor = 1e-3 * max([*saved_ms.values(), 1e-9])
+    harm = {u: (1 - alone[u].agreement + 1e-6) / max(saved_ms[branch_of(u)], floor) for u in units}
+    return sorted(units, key=lambda u: -harm[u])
+
+
+def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
+    """The shortest beginning that is within the budget, by bisection; all when none is."""
+    if fine(0):
+        return []
+    low, high = 0, len(order)  # low is too few
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fine(middle):
+            high = middle
+        else:
+            low = middle
+    return order[:high]
+
+
+def _returned(
+    floats: list[str], order: list[str], fine: Callable[[list[str]], bool]
+) -> list[str]:  # fmt: skip
+    """Without the units that the budget allows in 8 bits after all, the least harmful tried first."""
+    kept = list(floats)
+    for unit in reversed(floats[:-1][-MAX_RETURNS:]):  # the last one is needed: bisection says so
+        without = [u for u in kept if u != unit]
+        if fine(without):
+            kept = without
+    return kept

@@ -1,0 +1,256 @@
+"""The stages that 8 bits add to an export: ranges, smoothing, which products stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from save_deploy.calibration.overlap import refuse_overlap, refuse_test_clips
+from save_deploy.calibration.pairs import Pairs
+from save_deploy.calibration.select import is_generated, select_pairs
+from save_deploy.calibration.table import CalibrationTable
+from save_deploy.calibration.videos import is_videos
+from save_deploy.checkpoints import load_model
+from save_deploy.config import check_resolution
+from save_deploy.data.find import resolve
+from save_deploy.errors import DataError, SaveDeployError
+from save_deploy.export.atomic import check_file_target
+from save_deploy.export.merge import DeployModel, forms_for
+from save_deploy.export.onnx_export import save_graph
+from save_deploy.export.options import CalibrationOptions, ExportOptions
+from save_deploy.export.precision import PrecisionPlan
+from save_deploy.export.quantize.calibrate import DEFAULT_METHOD, calibrate, model_entry
+from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, reused_units, units_of
+from save_deploy.export.quantize.products import find_products
+from save_deploy.export.quantize.search import (
+    Evaluations,
+    SearchResult,
+    evaluations_key,
+    search,
+)
+from save_deploy.export.quantize.validation import Scored, Validation, make_validation
+from save_deploy.manifest import sha256_of
+from save_deploy.model.save import SaveModel
+from save_deploy.progress import countdown
+from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.session import as_batch, available_backends, open_session
+from save_deploy.runtime.session.open import cache_root
+from save_deploy.runtime.timing import time_interleaved, versions
+from save_deploy.specs import model_spec
+
+OnStage = Callable[[str, str], None]
+CALIBRATE_STAGES = ("load", "merge", "calibrate")
+SEARCH_ROUNDS = 12
+
+
+def calibrate_checkpoint(
+    checkpoint: Path | None, sam: Path | None, res: int, options: CalibrationOptions, out: Path, *,
+    force: bool = False, threads: int | None = None, on_stage: OnStage = lambda *_: None,
+) -> CalibrationTable:  # fmt: skip
+    """The table of a checkpoint, measured and written."""
+    check_file_target(out, force=force)
+    check_resolution(res)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    on_stage("load", str(checkpoint or "built-in vit_t"))
+    model = load_model(checkpoint, res=res, sam=sam)
+    on_stage("merge", "")
+    forms = forms_for("portable", res=res).quantizable()
+    deploy = DeployModel(model, forms).eval().requires_grad_(False)
+    table = measure_table(model, deploy, options, "scenes", on_stage=on_stage)
+    table.write(out)
+    return table
+
+
+def measure_table(
+    model: SaveModel, deploy: DeployModel, options: CalibrationOptions, data: str, *,
+    golden: Pairs | None = None, on_stage: OnStage = lambda *_: None,
+) -> CalibrationTable:  # fmt: skip
+    """Select pairs, refuse what accuracy is measured on, and run them. data: when options name none.
+
+    An interrupted pass is taken up again by the same call.
+    """
+    name = options.data or data
+    res = model.config.res
+    advance = countdown(on_stage, "calibrate", f"looking at clips of {name}", 3 * options.pairs)
+    selection = select_pairs(name, options.pairs, res=res, split=options.split, on_clip=advance)
+    refuse_test_clips(name, selection)
+    if golden is not None:
+        refuse_overlap(selection, golden, "the golden samples")
+    state = cache_root() / "calibration" / f"{selection.pairs.sha256[:16]}_{res}.npz"
+    return calibrate(
+        model,
+        deploy,
+        selection,
+        method=options.method or DEFAULT_METHOD,
+        smooth=options.smooth,
+        state=state,
+        on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
+    )
+
+
+def obtain_table(
+    model: SaveModel, deploy: DeployModel, options: ExportOptions, golden: Pairs, *,
+    on_stage: OnStage,
+) -> CalibrationTable:  # fmt: skip
+    """The table named by the options, checked against model and golden samples, or a measured one."""
+    if options.calibration.table is None and options.search.reuse is None:
+        on_stage("calibrate", "choosing pairs")
+        return measure_table(
+            model, deploy, options.calibration, options.data, golden=golden, on_stage=on_stage
+        )
+    path = options.calibration.table
+    if path is None:
+        assert options.search.reuse is not None
+        path = options.search.reuse / "calibration.json"
+    on_stage("calibrate", f"ranges of {path}")
+    table = CalibrationTable.read(path)
+    table.require_model(**_named(model))
+    seen = set(table.data["pair_sha256"])
+    for name, digest in zip(golden.names, golden.pair_sha256, strict=True):
+        if digest in seen:
+            raise DataError(
+                "the calibration table overlaps the golden samples",
+                got=name,
+                expected="golden samples that ranges were not measured on",
+                hint="another --data, or a table of other pairs",
+            )
+    return table
+
+
+def _named(model: SaveModel) -> dict[str, object]:
+    entry = model_entry(model)
+    return {"sha256": entry["sha256"], "name": entry["name"], "res": entry["res"]}
+
+
+def plan_quantization(
+    deploy: DeployModel, table: CalibrationTable, options: ExportOptions,
+    floats: PrecisionPlan | None,
+) -> QuantPlan:  # fmt: skip
+    """Everything quantized, or what a reused bundle says."""
+    products = find_products(deploy)
+    if not products:
+        raise SaveDeployError(
+            "nothing to quantize", got="an encoder without products", expected="attention and MLP"
+        )
+    plan = QuantPlan(
+        fmt=options.quantized,
+        table=table,
+        products=products,
+        method=options.calibration.method or table.method,
+        floats=floats,
+    )
+    for product in products:
+        table.amax(product.name, plan.method)  # of another kind of model: refused before tracing
+    reuse = options.search.reuse
+    if reuse is None:
+        return plan
+    return replace(plan, float_units=reused_units(reuse, products), chosen_by=reuse.name)
+
+
+def search_precision(
+    model: SaveModel, graph: Path, plan: QuantPlan, options: ExportOptions, *, on_stage: OnStage
+) -> tuple[QuantPlan, SearchResult]:  # fmt: skip
+    """The cheapest plan within options.search.max_drop. graph: the traced float32 graph."""
+    assert options.search.max_drop is not None
+    on_stage("search", "the eager model on validation clips")
+    name = options.search.data or _searchable(options.calibration.data, options.data)
+    validation = make_validation(
+        eager_pipeline(model, batch=options.batch), name, options.search.clips, plan.table,
+        on_clip=countdown(on_stage, "search", f"eager on val of {name}", options.search.clips),
+    )  # fmt: skip
+    trial = _Trial(model, graph, plan, validation, options)
+    known = Evaluations(
+        cache_root()
+        / "search"
+        / (
+            evaluations_key(
+                sha256_of(graph), plan.table.sha256, plan.method, plan.fmt, options.floats,
+                validation.sha256, trial.backend, versions().get(trial.backend, ""),
+            )
+            + ".json"
+        )
+    )  # fmt: skip
+    units = units_of(plan.products)
+    advance = countdown(on_stage, "search", "choices", len(units) + 2)
+    found = search(
+        units,
+        options.search.max_drop,
+        validation.eager,
+        evaluate=trial.evaluate,
+        time_choices=trial.time,
+        known=known,
+        on_step=advance,
+        data=f"{name} val",
+        clips=len(validation.sizes),
+        frames=sum(validation.sizes),
+        backend=trial.backend,
+    )
+    return replace(plan, float_units=found.float_units, chosen_by="search"), found
+
+
+def _searchable(calibration: str | None, data: str) -> str:
+    """The dataset a search uses when none is named: where pairs came from, if it has a val split."""
+    if calibration is None or is_videos(calibration):
+        return data
+    if is_generated(calibration) or "val" in resolve(calibration).splits:
+        return calibration
+    return data
+
+
+class _Trial:
+    """Choices of float units as sessions on the preferred backend."""
+
+    def __init__(
+        self, model: SaveModel, graph: Path, plan: QuantPlan, validation: Validation,
+        options: ExportOptions,
+    ) -> None:  # fmt: skip
+        self.config, self.graph, self.plan, self.validation = model.config, graph, plan, validation
+        self.options, self.memo = options, dict[str, Any]()
+        self.audio = eager_pipeline(model).audio  # of the pipelines; embeddings are there already
+        self.backend = available_backends()[0]
+
+    def evaluate(self, floats: frozenset[str]) -> Scored:
+        with self._open(floats, "choice") as pipeline:
+            return self.validation.score(pipeline)
+
+    def time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        opened = {name: self._open(floats, name) for name, floats in choices.items()}
+        batch = self.options.batch
+        inputs = {
+            "image": as_batch(self.validation.images[0]).repeat(batch, axis=0),
+            "audio_embedding": self.validation.audio_embedding[:1].repeat(batch, axis=0),
+        }
+        try:
+            taken = time_interleaved(
+                {name: (lambda p=p: p.model.infer(inputs)) for name, p in opened.items()},
+                rounds=SEARCH_ROUNDS,
+                batch=batch,
+            )
+        finally:
+            for pipeline in opened.values():
+                pipeline.close()
+        return {name: latency.p50_ms for name, latency in taken.items()}
+
+    def _open(self, floats: frozenset[str], name: str) -> SavePipeline:
+        path = self.graph.with_name(f"{name}.onnx")
+        graph = ir.load(self.graph)
+        plan = replace(self.plan, float_units=tuple(floats))
+        quantize_graph(graph, plan, memo=self.memo)
+        files = save_graph(graph, path)
+        try:
+            session = open_session(
+                self.backend, path, model_spec(self.config, self.options.batch),
+                threads=self.options.threads,
+            )  # fmt: skip
+        finally:
+            for file in files:
+                file.unlink()
+        return SavePipeline(
+            config=self.config, precision=self.options.precision, audio=self.audio, model=session
+        )

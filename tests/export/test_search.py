@@ -1,0 +1,129 @@
+"""The precision search against brute force, and that it never evaluates twice."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from save_deploy.export.quantize.picture import plot_sensitivity
+from save_deploy.export.quantize.search import Evaluations, SearchResult, branch_of, search
+from save_deploy.export.quantize.validation import Scored
+
+UNITS = tuple(f"blocks.{i}.{b}" for i in range(3) for b in ("attn", "mlp", "adapter"))
+# M_J points that a quantized unit loses, and ms that one of its branch saves
+HARM = dict(zip(UNITS, (0.02, 0.30, 0.01, 0.05, 0.9, 0.4, 0.0, 0.03, 0.2), strict=True))
+SAVES = {"attn": 1.0, "mlp": 2.0, "adapter": 0.5}
+EAGER = Scored(75.0, 0.88, 1.0)
+
+
+class Machine:
+    """A model whose losses add up, and a stopwatch."""
+
+    def __init__(self) -> None:
+        self.calls: list[frozenset[str]] = []
+
+    def evaluate(self, floats: frozenset[str]) -> Scored:
+        self.calls.append(floats)
+        lost = sum(h for u, h in HARM.items() if u not in floats)
+        return Scored(EAGER.m_j - lost, 0.88, 1 - lost / 100)
+
+    def time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        return {n: 20 + sum(SAVES[branch_of(u)] for u in floats) for n, floats in choices.items()}
+
+
+def run(budget: float, path: Path | None = None) -> tuple[SearchResult, Machine]:
+    machine = Machine()
+    found = search(
+        UNITS, budget, EAGER, evaluate=machine.evaluate, time_choices=machine.time,
+        known=Evaluations(path),
+    )  # fmt: skip
+    return found, machine
+
+
+def lost(floats: tuple[str, ...]) -> float:
+    return sum(h for u, h in HARM.items() if u not in floats)
+
+
+def cost(floats: tuple[str, ...]) -> float:
+    return sum(SAVES[branch_of(u)] for u in floats)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.1, 0.5, 1.0, 1.5, 3.0])
+def test_within_budget_and_near_the_optimum(budget: float) -> None:
+    """All 512 choices: the found one is allowed, none of its units can go back, and the cheapest
+    allowed one is at most one unit's time cheaper."""
+    found, _ = run(budget)
+    assert lost(found.float_units) <= budget + 1e-9
+    assert found.chosen.m_j == pytest.approx(75 - lost(found.float_units))
+    for unit in found.float_units:
+        without = tuple(u for u in found.float_units if u != unit)
+        assert lost(without) > budget
+    choices = itertools.chain.from_iterable(
+        itertools.combinations(UNITS, n) for n in range(len(UNITS) + 1)
+    )
+    best = min(cost(c) for c in choices if lost(c) <= budget + 1e-9)
+    assert cost(found.float_units) <= best + max(SAVES.values())
+    assert found.expected_ms == pytest.approx(20 + cost(found.float_units))
+
+
+def test_nothing_stays_in_float_when_all_fits() -> None:
+    found, _ = run(2.0)
+    assert found.float_units == () and found.chosen == found.full
+
+
+def test_what_is_measured(tmp_path: Path) -> None:
+    found, _ = run(0.5)
+    assert {s.unit: round(s.m_j_drop, 6) for s in found.sensitivity} == HARM
+    assert found.saved_ms == pytest.approx(SAVES)
+    assert found.p50_ms == {"quantized": 20, "float": 20 + 3 * sum(SAVES.values())}
+    pytest.importorskip("matplotlib")
+    assert plot_sensitivity(found, tmp_path / "s.png")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_budget_evaluates_little(tmp_path: Path) -> None:
+    path = tmp_path / "search.json"
+    first, machine = run(0.5, path)
+    assert first.evaluations == len(machine.calls) + 1  # and one timing
+    assert len(set(machine.calls)) == len(machine.calls)
+    again, other = run(0.5, path)
+    assert other.calls == [] and again.float_units == first.float_units
+    assert again.evaluations == 0 and again.reused > 0
+    _, third = run(0.1, path)
+    assert 0 < len(third.calls) < 8
+
+
+def test_interrupted_search_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "search.json"
+    machine, whole = Machine(), Machine()
+
+    def until_the_sixth(floats: frozenset[str]) -> Scored:
+        if len(machine.calls) == 5:
+            raise KeyboardInterrupt
+        return machine.evaluate(floats)
+
+    with pytest.raises(KeyboardInterrupt):
+        search(UNITS, 0.5, EAGER, evaluate=until_the_sixth, time_choices=machine.time,
+               known=Evaluations(path))  # fmt: skip
+    found = search(UNITS, 0.5, EAGER, evaluate=whole.evaluate, time_choices=whole.time,
+                   known=Evaluations(path))  # fmt: skip
+    assert not set(machine.calls) & set(whole.calls)
+    assert found.float_units == run(0.5)[0].float_units
+
+
+def test_a_damaged_file_is_evaluated_again(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text("{ not json")
+    assert run(0.5, tmp_path / "search.json")[0].float_units == run(0.5)[0].float_units
+
+
+def test_a_branch_that_saves_nothing_goes_first() -> None:
+    machine = Machine()
+    machine.time = lambda choices: {  # type: ignore[method-assign]
+        n: 20 + sum(0 if branch_of(u) == "adapter" else 2 for u in f) for n, f in choices.items()
+    }
+    found = search(UNITS, 1.31, EAGER, evaluate=machine.evaluate, time_choices=machine.time,
+                   known=Evaluations(None))  # fmt: skip
+    assert {branch_of(u) for u in found.float_units} == {"adapter"}
