@@ -108,6 +108,7 @@ def test_no_file_is_too_long() -> None:
         "cli",
         "verbs.make",
         "runtime.stream",
+        "runtime.html",
     ],
 )
 def test_imports_without_torch(module: str) -> None:
@@ -131,7 +132,7 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        "", "export", "merge", "bench", "compare", "train", "eval", "mask", "verify", "systems",
+        "", "export", "calibrate", "merge", "bench", "compare", "train", "eval", "mask", "verify", "systems",
         "recipes", "data", "data scenes", "data stamps", "data check", "checkpoint",
         "checkpoint inspect", "checkpoint convert",
     ],

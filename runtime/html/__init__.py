@@ -1,0 +1,25 @@
+"""report.html: one file with the whole comparison, to be opened without a network."""
+
+from save_deploy.runtime.html.data import (
+    Check,
+    Figure,
+    Report,
+    ReportFrame,
+    ReportRow,
+    Section,
+    Table,
+    TimeSplit,
+)
+from save_deploy.runtime.html.page import write_html
+
+__all__ = [
+    "Check",
+    "Figure",
+    "Report",
+    "ReportFrame",
+    "ReportRow",
+    "Section",
+    "Table",
+    "TimeSplit",
+    "write_html",
+]

@@ -1,0 +1,241 @@
+"""What report.html shows. Everything here is checked before a byte is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.data.audio import Waveform
+from save_deploy.data.transforms import Frame, Mask
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.interval import Interval, bootstrap_interval
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.metrics.margin import Margin
+from save_deploy.metrics.parity import ParityResult
+from save_deploy.metrics.segmentation import Score
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Where the time of one call goes, ms."""
+
+    preprocess: float
+    audio: float
+    model: float
+    postprocess: float
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One pipeline on one dataset. name: backend, precision and bundle, unique per dataset; the
+    reference (eager) has no parity; speedup: against the reference, of the same run."""
+
+    name: str
+    dataset: str
+    latency: LatencyResult
+    speedup: float
+    score: Score
+    size_mb: float
+    parity: ParityResult | None = None
+    margin: Margin | None = None
+    peak_memory_mib: float | None = None
+    time_split: TimeSplit | None = None
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class ReportFrame:
+    """One frame to look at, with the masks of the rows of its dataset.
+
+    frame uint8 (H,W,3) RGB; masks bool (S,T) by row name; reference of the same size, logits or a
+    mask (logits add a layer that shows where eager hesitates); truth (S,T) where known; waveform
+    float32 (n,) 16 kHz in [-1,1], empty where no sound is stored. The frame is stretched over the
+    masks, as the network sees it.
+    """
+
+    name: str
+    dataset: str
+    frame: Frame
+    reference: NDArray[np.floating] | Mask
+    masks: Mapping[str, Mask]
+    truth: Mask | None = None
+    waveform: Waveform = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def reference_mask(self) -> Mask:
+        values = self.reference
+        return values.astype(bool) if values.dtype == bool else values > 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, one per column."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG or SVG file; alt says in words what it shows."""
+
+    data: bytes
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A further part of the page: a table, a picture, or text (empty lines part paragraphs)."""
+
+    title: str
+    body: Table | Figure | str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One budget and what was found, in words: "M_J drop", "0.12", "at most 0.5"."""
+
+    name: str
+    got: str
+    allowed: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page. Rows keep their order; frames are shown worst first whatever theirs is."""
+
+    title: str
+    note: str
+    machine: Mapping[str, object]
+    versions: Mapping[str, str]
+    protocol: str
+    rows: tuple[ReportRow, ...]
+    frames: tuple[ReportFrame, ...] = ()
+    sections: tuple[Section, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """fail: a check failed; pass: all passed; none: no budget was set."""
+        if not self.checks:
+            return "none"
+        return "pass" if all(check.passed for check in self.checks) else "fail"
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """In the order of the rows."""
+        return tuple(dict.fromkeys(row.dataset for row in self.rows))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rows, each once: their colours on the page."""
+        return tuple(dict.fromkeys(row.name for row in self.rows))
+
+    def reference(self, dataset: str) -> ReportRow | None:
+        return next((r for r in self.rows if r.reference and r.dataset == dataset), None)
+
+    def m_j_change(self, row: ReportRow) -> tuple[float, Interval | None] | None:
+        """M_J minus the reference's in points, with the 95 % interval of the paired differences.
+
+        None for the reference or without one; no interval where the videos are not the same number.
+        """
+        base = self.reference(row.dataset)
+        if base is None or row.reference:
+            return None
+        ours, theirs = row.score.j, base.score.j
+        change = row.score.m_j - base.score.m_j
+        if len(ours) != len(theirs) or not ours:
+            return change, None
+        return change, bootstrap_interval(
+            [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+        )
+
+    def check(self) -> None:
+        """Raises SaveDeployError for what cannot be shown: no row, a name twice, a number that is
+        not finite, masks of unequal sizes, a table with a missing cell."""
+        if not self.rows:
+            raise SaveDeployError("nothing to report", got="no row", expected="one or more")
+        known: dict[str, set[str]] = {}
+        for row in self.rows:
+            if row.name in known.setdefault(row.dataset, set()):
+                raise _wrong("two rows of one name", f"{row.name} on {row.dataset}", "unique names")
+            known[row.dataset].add(row.name)
+            _check_row(row)
+        for dataset in self.datasets:
+            if sum(r.reference for r in self.rows if r.dataset == dataset) > 1:
+                raise _wrong("two references", dataset, "one for each dataset")
+        for frame in self.frames:
+            _check_frame(frame, known.get(frame.dataset, set()))
+        for section in self.sections:
+            _check_section(section)
+
+
+def _wrong(what: str, got: str, expected: str) -> SaveDeployError:
+    return SaveDeployError(f"report cannot be written: {what}", got=got, expected=expected)
+
+
+def _check_row(row: ReportRow) -> None:
+    for name, value in _numbers(row):
+        if not math.isfinite(value):
+            raise _wrong(f"{row.name}: {name} is no number", str(value), "a finite number")
+    if not row.latency.samples_ms or min(row.latency.samples_ms) <= 0:
+        raise _wrong(f"{row.name}: no latency", "no sample above 0 ms", "one or more samples")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every float inside nested dataclasses, mappings and tuples, with where it is."""
+    if is_dataclass(value):
+        for f in fields(value):
+            yield from _numbers(getattr(value, f.name), f"{name}.{f.name}".lstrip("."))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}.{key}")
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, float | np.floating):
+        yield name, float(value)
+
+
+def _check_frame(frame: ReportFrame, rows: set[str]) -> None:
+    what, size = f"frame {frame.name}", frame.reference.shape
+    if frame.frame.ndim != 3 or frame.frame.shape[2] != 3 or frame.frame.dtype != np.uint8:
+        got = f"{frame.frame.dtype} {frame.frame.shape}"
+        raise _wrong(what, got, "uint8 (H,W,3), RGB")
+    if not rows:
+        raise _wrong(f"{what}: no row of its dataset", frame.dataset, "a dataset of the rows")
+    masks = {**frame.masks, **({} if frame.truth is None else {"truth": frame.truth})}
+    for name, mask in masks.items():
+        if mask.dtype != bool or mask.shape != size or mask.ndim != 2:
+            raise _wrong(f"{what}, mask {name}", f"{mask.dtype} {mask.shape}", f"bool {size}")
+    if unknown := set(frame.masks) - rows:
+        raise _wrong(f"{what}: no such row", ", ".join(sorted(unknown)), f"rows of {frame.dataset}")
+    for name, values in (("logits", frame.reference), ("waveform", frame.waveform)):
+        if not np.isfinite(values).all():
+            raise _wrong(f"{what}: {name}", "NaN or infinite values", "finite values")
+    if frame.waveform.ndim != 1:
+        raise _wrong(f"{what}: waveform", str(frame.waveform.shape), "(n,), mono")
+
+
+def _check_section(section: Section) -> None:
+    body = section.body
+    if isinstance(body, Table):
+        for row in body.rows:
+            if len(row) != len(body.columns):
+                raise _wrong(f"table {section.title}", f"{len(row)} cells", str(len(body.columns)))
+    elif isinstance(body, Figure) and picture_type(body.data) is None:
+        raise _wrong(f"figure {section.title}", repr(body.data[:16]), "a PNG or SVG file")
+
+
+def picture_type(data: bytes) -> str | None:
+    """Media type of a PNG or SVG file; None for anything else."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return "image/svg+xml" if head.startswith(b"<") and b"<svg" in head else None

@@ -1,0 +1,177 @@
+"""Frames as the viewer reads them: JPEG, run lengths, 16-bit sound; and the numbers beside them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from save_deploy.data.audio import Waveform
+from save_deploy.data.transforms import Mask
+from save_deploy.metrics.margin import LEVELS
+from save_deploy.metrics.segmentation import frame_iou
+from save_deploy.runtime.html.data import ReportFrame
+
+MAX_SIDE = 512  # px of a frame on the page
+_QUALITY = 86
+_SILENCE = 1e-10  # mean square below which a sound has no level
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row's mask of one frame. agreement: IoU with the reference's (1 when both are empty);
+    iou: with truth, as AVSBench counts it; on, off: pixels turned to foreground, to background."""
+
+    agreement: float
+    iou: float | None
+    on: int
+    off: int
+
+
+def compared(frame: ReportFrame) -> dict[str, Compared]:
+    """By row name, at the size of the masks."""
+    reference, found = frame.reference_mask, {}
+    for name, mask in frame.masks.items():
+        union = int((mask | reference).sum())
+        found[name] = Compared(
+            agreement=int((mask & reference).sum()) / union if union else 1.0,
+            iou=truth_iou(mask, frame.truth),
+            on=int((mask & ~reference).sum()),
+            off=int((~mask & reference).sum()),
+        )
+    return found
+
+
+def truth_iou(mask: Mask, truth: Mask | None) -> float | None:
+    return None if truth is None else float(frame_iou(mask[None], truth[None])[0])
+
+
+def worst_first(frames: tuple[ReportFrame, ...]) -> list[ReportFrame]:
+    """The frame with the lowest agreement of any row first; then by flipped pixels; then as given."""
+
+    def key(frame: ReportFrame) -> tuple[float, int]:
+        rows = compared(frame).values()
+        return (
+            min((c.agreement for c in rows), default=1.0),
+            -max((c.on + c.off for c in rows), default=0),
+        )
+
+    return sorted(frames, key=key)
+
+
+def display_size(size: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) on the page: as it is, or shrunk to MAX_SIDE."""
+    height, width = size[:2]
+    shrink = max(height, width, MAX_SIDE) / MAX_SIDE
+    return max(1, round(height / shrink)), max(1, round(width / shrink))
+
+
+def entry(frame: ReportFrame) -> dict[str, Any]:
+    """One frame for the viewer."""
+    size = frame.reference.shape
+    height, width = display_size(size)
+    small = lambda mask: _shrunk(mask, height, width)
+    numbers = compared(frame)
+    reference = frame.reference_mask
+    return {
+        "name": frame.name,
+        "dataset": frame.dataset,
+        "height": height,
+        "width": width,
+        "full": [size[0], size[1]],
+        "jpeg": _jpeg(frame.frame, height, width),
+        "truth": None if frame.truth is None else runs(small(frame.truth)),
+        "reference": runs(small(reference)),
+        "reference_iou": truth_iou(reference, frame.truth),
+        "near": None if frame.reference.dtype == bool else runs(small(near(frame.reference))),
+        "rows": {
+            name: {
+                "mask": runs(small(mask)),
+                "flips": runs(_flips(reference, mask, height, width)),
+                **_dict(numbers[name]),
+            }
+            for name, mask in frame.masks.items()
+        },
+        "sound": _sound(frame.waveform),
+        "level": level_dbfs(frame.waveform),
+    }
+
+
+def summary(frame: ReportFrame) -> dict[str, Any]:
+    """The numbers of a frame without its pictures."""
+    return {
+        "name": frame.name,
+        "dataset": frame.dataset,
+        "reference_iou": truth_iou(frame.reference_mask, frame.truth),
+        "rows": {name: _dict(c) for name, c in compared(frame).items()},
+    }
+
+
+def _dict(found: Compared) -> dict[str, Any]:
+    return {"agreement": found.agreement, "iou": found.iou, "on": found.on, "off": found.off}
+
+
+def near(logits: NDArray[np.floating] | Mask) -> NDArray[np.uint8]:
+    """How near the threshold: 3 below the first level of |logit|, 2, 1 below the last, else 0."""
+    size = np.abs(logits)
+    return np.sum([size < level for level in LEVELS], axis=0).astype(np.uint8)
+
+
+def runs(values: NDArray[Any]) -> str:
+    """Values 0..3 (H,W) -> base64 of run lengths in reading order, (length << 2 | value) as varint."""
+    flat = np.ascontiguousarray(values).astype(np.uint8).ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths = np.diff(np.append(starts, flat.size))
+    packed = bytearray()
+    for length, value in zip(lengths.tolist(), flat[starts].tolist(), strict=True):
+        number = length << 2 | value
+        while number > 127:
+            packed.append(number & 127 | 128)
+            number >>= 7
+        packed.append(number)
+    return base64.b64encode(packed).decode()
+
+
+def _shrunk(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Nearest; the array itself where the size is right."""
+    if values.shape == (height, width):
+        return values
+    ys = (np.arange(height) + 0.5) * values.shape[0] / height
+    xs = (np.arange(width) + 0.5) * values.shape[1] / width
+    return values[ys.astype(int)[:, None], xs.astype(int)[None]]
+
+
+def _flips(reference: Mask, mask: Mask, height: int, width: int) -> NDArray[np.uint8]:
+    """1 turned on, 2 turned off; when shrunk, one flipped pixel is still one pixel."""
+    shown = np.zeros((height, width), np.uint8)
+    for value, where in ((2, reference & ~mask), (1, mask & ~reference)):
+        ys, xs = np.nonzero(where)
+        shown[ys * height // mask.shape[0], xs * width // mask.shape[1]] = value
+    return shown
+
+
+def _jpeg(frame: NDArray[np.uint8], height: int, width: int) -> str:
+    picture = Image.fromarray(frame)
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=_QUALITY)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _sound(waveform: Waveform) -> str:
+    """16-bit little-endian samples, base64; empty for no sound."""
+    return base64.b64encode(
+        np.rint(np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
+    ).decode()
+
+
+def level_dbfs(waveform: Waveform) -> float | None:
+    """Root mean square in dB below full scale; None for silence and for no sound."""
+    power = float(np.square(waveform, dtype=np.float64).mean()) if waveform.size else 0.0
+    return float(10 * np.log10(power)) if power > _SILENCE else None

@@ -1,0 +1,243 @@
+"""Report -> report.html: numbers, charts and frames in one file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.margin import LEVELS
+from save_deploy.runtime.html import charts, frames, summary
+from save_deploy.runtime.html.data import Figure, Report, ReportRow, Section, Table, picture_type
+from save_deploy.runtime.pictures import MASK, TURNED_OFF, TURNED_ON
+
+_HERE = Path(__file__).parent
+_NUMBER = re.compile(r"\s*([-+<>~]?\s*[\d.,]+(e[-+]?\d+)?\s*\S{0,4}|-?)\s*$")
+
+
+def write_html(path: Path, report: Report) -> None:
+    """The whole page; the same report gives the same bytes.
+
+    Raises SaveDeployError for a report that cannot be shown and a file that cannot be written.
+    """
+    page = render(report).encode("utf-8", "replace")  # file names may hold lone surrogates
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(page)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SaveDeployError(
+            "report cannot be written", got=f"{path}: {error.strerror}", expected="a file path"
+        ) from error
+
+
+def render(report: Report) -> str:
+    """The page as text. Raises SaveDeployError for a report that cannot be shown."""
+    report.check()
+    ids = row_ids(report)
+    script = "".join((_HERE / name).read_text() for name in ("page.js", "viewer.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {
+        "script_hash": digest,
+        "title": escape(report.title),
+        "note": escape(report.note),
+        "protocol": escape(report.protocol),
+        "style": (_HERE / "style.css").read_text(),
+        "dataset_filter": _dataset_filter(report),
+        "cards": summary.cards(report),
+        "checks": summary.checks(report),
+        "table": summary.table(report, ids),
+        "meanings": _meanings(),
+        "charts": "".join(_charts(report, d, ids) for d in report.datasets),
+        "viewer": _viewer(report),
+        "sections": "".join(_section(s) for s in report.sections),
+        "machine": _pairs(report.machine),
+        "versions": _pairs(report.versions),
+        "data": _json(values(report)),
+        "frames": _json(_viewer_data(report)),
+        "script": script,
+    }
+    template = (_HERE / "template.html").read_text()
+    # one pass: what a part contains is never taken for a slot
+    return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], template)
+
+
+def row_ids(report: Report) -> dict[str, int]:
+    """Row name -> colour: 0 is the reference, the others count from 1."""
+    known = {row.name for row in report.rows if row.reference}
+    others = [name for name in report.names if name not in known]
+    return {**dict.fromkeys(known, 0), **{name: i for i, name in enumerate(others, start=1)}}
+
+
+def values(report: Report) -> dict[str, Any]:
+    """Every number of the page, raw samples included: the JSON it offers for download."""
+    return {
+        "title": report.title,
+        "note": report.note,
+        "protocol": report.protocol,
+        "verdict": report.verdict,
+        "checks": [vars(check) for check in report.checks],
+        "machine": dict(report.machine),
+        "versions": dict(report.versions),
+        "rows": [_row(report, row) for row in report.rows],
+        "frames": [frames.summary(f) for f in frames.worst_first(report.frames)],
+    }
+
+
+def _row(report: Report, row: ReportRow) -> dict[str, Any]:
+    taken, change = row.latency, report.m_j_change(row)
+    return {
+        "name": row.name,
+        "dataset": row.dataset,
+        "reference": row.reference,
+        "size_mb": row.size_mb,
+        "peak_memory_mib": row.peak_memory_mib,
+        "batch": taken.batch,
+        **{f"p{q}_ms": taken.percentile(q) for q in (50, 90, 99)},
+        "samples_ms": [round(s, 3) for s in taken.samples_ms],
+        "frames_per_s": taken.frames_per_s,
+        "speedup": row.speedup,
+        "time_split_ms": vars(row.time_split) if row.time_split else None,
+        "score": vars(row.score),
+        "m_j_change": change and {"points": change[0], "interval": change[1]},
+        "parity": vars(row.parity) if row.parity else None,
+        "margin": vars(row.margin) if row.margin else None,
+    }
+
+
+def _json(found: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(found, allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _viewer_data(report: Report) -> dict[str, Any]:
+    return {
+        "levels": LEVELS,
+        "colours": {"mask": MASK, "on": TURNED_ON, "off": TURNED_OFF},
+        "references": {
+            d: base.name if (base := report.reference(d)) else "reference" for d in report.datasets
+        },
+        "frames": [frames.entry(f) for f in frames.worst_first(report.frames)],
+    }
+
+
+def _dataset_filter(report: Report) -> str:
+    if len(report.datasets) == 1:
+        return ""
+    buttons = [("", "all datasets"), *((d, d) for d in report.datasets)]
+    return '<div id="datasets"><div class="choice" role="group" aria-label="Dataset">' + "".join(
+        f'<button type="button" data-choose="{escape(d)}" aria-pressed="{"false" if d else "true"}">'
+        f"{escape(words)}</button>"
+        for d, words in buttons
+    ) + "</div></div>"  # fmt: skip
+
+
+def _meanings() -> str:
+    return "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.means)}</dd>" for c in summary.COLUMNS)
+
+
+def _charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
+    """The charts of one dataset."""
+    rows = [row for row in report.rows if row.dataset == dataset]
+    n = sorted({len(row.latency.samples_ms) for row in rows})
+    counted = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
+    untimed = [row.name for row in rows if row.time_split is None]
+    found = [
+        _chart(
+            "Latency",
+            f"A dot is one call ({counted} a row), the box holds the middle half; thick, thin and "
+            "dashed marks: p50 · p90 · p99 in ms. Further left is better.",
+            charts.latency(rows, ids),
+        ),
+        _chart(
+            "Where the time goes",
+            "Median of each part. " + _legend(),
+            charts.time_split(rows, ids)
+            + (f'<p class="small">Not timed: {escape(", ".join(untimed))}.</p>' if untimed else ""),
+        ),
+        _chart(
+            "M_J against speed",
+            "Mean IoU in percent with its 95 % interval over videos. Upper right is better.",
+            charts.accuracy(rows, ids, lambda r: (r.score.m_j, r.score.m_j_interval), "M_J"),
+        ),
+        _chart(
+            "M_F against speed",
+            "F-measure with its 95 % interval over videos. Upper right is better.",
+            charts.accuracy(rows, ids, lambda r: (r.score.m_f, r.score.m_f_interval), "M_F"),
+        ),
+    ]
+    names = "".join(f"<li>{summary.key(ids[r.name])}{escape(r.name)}</li>" for r in rows)
+    title = f"<h3>{escape(dataset)}</h3>" if len(report.datasets) > 1 else ""
+    return (
+        f'<div class="charts" data-dataset="{escape(dataset)}">{title}'
+        f'<ul class="names">{names}</ul>{"".join(found)}</div>'
+    )
+
+
+def _legend() -> str:
+    return "".join(f'<span class="part-key {part}">{part}</span> ' for part in charts.PARTS)
+
+
+def _chart(title: str, caption: str, drawing: str) -> str:
+    return (
+        f'<figure class="panel"><figcaption><h4>{title}</h4><p class="small">{caption}</p>'
+        f"</figcaption>{drawing}</figure>"
+    )
+
+
+def _viewer(report: Report) -> str:
+    if not report.frames:
+        return '<p class="panel empty">No frames were kept for this report.</p>'
+    shrunk = any(frames.display_size(f.reference.shape) != f.reference.shape for f in report.frames)
+    note = (
+        f"Frames are shrunk to {frames.MAX_SIDE} px for display; every number is of full size."
+        if shrunk
+        else "Frames are shown at the network's size."
+    )
+    return (_HERE / "viewer.html").read_text().replace("{{size_note}}", note)
+
+
+def _section(section: Section) -> str:
+    body = section.body
+    if isinstance(body, Table):
+        found = _table(section.title, body)
+    elif isinstance(body, Figure):
+        # as an image an SVG can neither run scripts nor load anything
+        data = f"data:{picture_type(body.data)};base64,{base64.b64encode(body.data).decode()}"
+        found = f'<img class="picture" src="{data}" alt="{escape(body.alt)}">'
+    else:
+        parts = [part for part in re.split(r"\n\s*\n", body) if part.strip()]
+        found = "".join(f"<p>{escape(part.strip())}</p>" for part in parts)
+    return f'<section class="panel"><h3>{escape(section.title)}</h3>{found}</section>'
+
+
+def _table(title: str, body: Table) -> str:
+    """Columns of numbers to the right, words to the left."""
+    styles = [
+        ' class="number"' if all(_NUMBER.match(row[i]) for row in body.rows) else ""
+        for i in range(len(body.columns))
+    ]
+    cells = lambda tag, row: "".join(
+        f"<{tag}{style}>{escape(words)}</{tag}>" for words, style in zip(row, styles, strict=True)
+    )
+    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in body.rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f"<table><thead><tr>{cells('th', body.columns)}</tr></thead><tbody>{lines}</tbody></table>"
+        "</div>"
+    )
+
+
+def _pairs(found: Any) -> str:
+    return "".join(
+        f"<dt>{escape(str(k).replace('_', ' '))}</dt><dd>{escape(str(v))}</dd>"
+        for k, v in found.items()
+    )
