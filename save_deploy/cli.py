@@ -13,12 +13,14 @@ import typer
 
 from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
-from save_deploy.verbs import checkpoints, data, learn, make, measure, paper, use
+from save_deploy.verbs import checkpoints, data, engine, learn, make, measure, paper, use
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": make.export,
     "calibrate": make.calibrate,
+    "build": engine.build,
+    "inspect": engine.inspect_bundle,
     "merge": make.merge,
     "bench": measure.bench,
     "compare": measure.compare,
@@ -33,6 +35,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
         "Write generated datasets, check released ones.",
         {"scenes": data.scenes, "stamps": data.stamps, "check": data.check},
+    ),
+    "cache": (
+        "Built engines that are kept for the next time.",
+        {"ls": engine.cache_ls, "rm": engine.cache_rm},
     ),
     "checkpoint": (
         "Look into weight files and convert them.",
@@ -116,6 +122,14 @@ def export_main() -> None:
 
 def calibrate_main() -> None:
     _run(_single("calibrate"))
+
+
+def build_main() -> None:
+    _run(_single("build"))
+
+
+def inspect_main() -> None:
+    _run(_single("inspect"))
 
 
 def compare_main() -> None:

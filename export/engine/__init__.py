@@ -1,0 +1,22 @@
+"""TensorRT engines: options, one build in its own process, and a receipt of what was really built.
+
+result = build_engine(Path("model.onnx"), Path("model.rtx.plan"), BuildOptions(library="rtx"))
+result.receipt.fused, result.receipt.kernels_by_type
+"""
+
+from save_deploy.export.engine.add import EnginePlan, add_engine, plan_engine
+from save_deploy.export.engine.build import BuildResult, build_engine
+from save_deploy.export.engine.options import BuildOptions
+from save_deploy.export.engine.receipt import Allow, Receipt, failures
+
+__all__ = [
+    "Allow",
+    "BuildOptions",
+    "BuildResult",
+    "EnginePlan",
+    "Receipt",
+    "add_engine",
+    "build_engine",
+    "failures",
+    "plan_engine",
+]

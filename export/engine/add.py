@@ -1,0 +1,189 @@
+"""Bundle + options -> the bundle with an engine in it, recorded in its manifest.
+
+At every moment the manifest matches the files it lists, also when the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import ExportError, ParityError
+from save_deploy.export.engine import cache, library
+from save_deploy.export.engine.build import BuildResult, build_engine, partial_folder
+from save_deploy.export.engine.graph import GraphFacts, read_graph
+from save_deploy.export.engine.options import BuildOptions
+from save_deploy.export.engine.receipt import Allow, failures
+from save_deploy.manifest import MANIFEST, FileRecord, Manifest, sha256_of
+from save_deploy.runtime.preflight.machine import system_name
+from save_deploy.runtime.preflight.nvidia import read_nvidia
+
+FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
+_HEADER_BYTES = 32
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What a build would do, known before it. options: fitted to the library and the graph."""
+
+    bundle: Path
+    module: str
+    version: str
+    options: BuildOptions
+    facts: GraphFacts
+    key: str
+    cached: bool
+
+    @property
+    def file(self) -> str:
+        return FILES[self.module]
+
+    def lines(self) -> list[str]:
+        options = self.options.to_dict()
+        given = [f"{k}={v}" for k, v in options.items() if v and k not in ("library", "targets")]
+        given = [g for g in given if g != "hardware_compatibility=none"]
+        rtx = self.module == "tensorrt_rtx"
+        return [
+            f"bundle:   {self.bundle}",
+            f"library:  {self.module} {self.version}",
+            f"targets:  {', '.join(self.options.targets) or 'the GPU of this machine'}",
+            f"options:  strongly typed{''.join(f', {g}' for g in given)}",
+            f"products: {self.facts.precision}; {len(self.facts.attentions)} attentions",
+            f"inputs:   {'; '.join(self.facts.inputs)}",
+            f"outputs:  {'; '.join(self.facts.outputs)}",
+            f"engine:   {self.file}, {'in the cache' if self.cached else 'not in the cache'}"
+            f" ({self.key[:12]})",
+            *(
+                ["note:     TensorRT-RTX was found to ignore the optimization level"]
+                if rtx and self.options.optimization_level is not None
+                else []
+            ),
+        ]
+
+
+def plan_engine(bundle: Path, options: BuildOptions) -> EnginePlan:
+    """Check the bundle, the library and the options; build nothing.
+
+    Raises BundleError, BackendError or ExportError.
+    """
+    Manifest.read(bundle).verify(bundle)
+    module = library.choose(options.library, targets=bool(options.targets))
+    onnx = bundle / "model.onnx"
+    facts = read_graph(onnx)
+    fitted = options.fitted(module, facts, driver=library.has_driver())
+    version = library.version_of(module)
+    gpu = "" if module == "tensorrt_rtx" else _gpu()
+    key = cache.key_of(onnx, fitted, module, version, gpu)
+    return EnginePlan(bundle, module, version, fitted, facts, key, cache.lookup(key) is not None)
+
+
+def add_engine(
+    bundle: Path,
+    options: BuildOptions | None = None,
+    *,
+    allow: Allow | None = None,
+    use_cache: bool = True,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Build (or take from the cache), check the receipt, put the engine into the bundle -> its entry
+    in the manifest. An engine of the same library is replaced.
+
+    Raises what `plan_engine` and `build_engine` do, and ParityError when the receipt fails: then the
+    bundle is as it was.
+    """
+    plan = plan_engine(bundle, options or BuildOptions())
+    onnx = bundle / "model.onnx"
+    with partial_folder(bundle / plan.file) as folder:
+        build: Callable[[Path], BuildResult] = lambda out: build_engine(
+            onnx, out, plan.options, on_line=on_line
+        )
+        if use_cache and cache.usable():
+            result, _ = cache.get_or_build(plan.key, build, on_line=on_line)
+        else:
+            result = build(folder / "engine")
+        problems = failures(result.receipt, allow or Allow())
+        if problems:
+            raise ParityError(
+                "the engine is not what the bundle asks for; the bundle was not changed",
+                got="\n            ".join(problems),
+                expected="a kernel of the asked type for everything the graph asks",
+                hint="export with --target tensorrt, or accept it with the option named above",
+            )
+        if result.engine.parent != folder:
+            shutil.copyfile(result.engine, folder / "engine")
+        entry = _entry(plan, result, folder / "engine", onnx)
+        with _alone(bundle):
+            _put(bundle, folder, plan.file, entry)
+    return entry
+
+
+def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
+    """Old entry out, new file in, new entry in: after each step the manifest is right."""
+    manifest = Manifest.read(bundle)
+    files = {n: record for n, record in manifest.files.items() if n != name}
+    engines = tuple(e for e in manifest.engines if e["file"] != name)
+    if len(files) < len(manifest.files) or len(engines) < len(manifest.engines):
+        _write(replace(manifest, files=files, engines=engines), folder, bundle)
+    engine = folder / "engine"
+    record = FileRecord(sha256_of(engine), engine.stat().st_size)
+    os.chmod(engine, 0o644)
+    os.replace(engine, bundle / name)
+    after = replace(manifest, files={**files, name: record}, engines=(*engines, entry))
+    _write(after, folder, bundle)
+
+
+def _write(manifest: Manifest, folder: Path, bundle: Path) -> None:
+    manifest.write(folder)
+    os.replace(folder / MANIFEST, bundle / MANIFEST)
+
+
+def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> dict[str, Any]:
+    with engine.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    device = result.device
+    return {
+        "file": plan.file,
+        "library": result.library,
+        "library_version": result.version,
+        "targets": list(result.targets),
+        "hardware_compatibility": plan.options.hardware_compatibility,
+        "version_compatible": plan.options.version_compatible,
+        "os": system_name(),
+        "gpu": device.get("gpu"),
+        "driver": device.get("driver"),
+        "cuda": device.get("cuda"),
+        "onnx_sha256": sha256_of(onnx),
+        "engine_bytes": engine.stat().st_size,
+        "activation_bytes": result.receipt.activation_bytes or 0,
+        "weights_bytes": result.receipt.weights_bytes or 0,  # 0: not told
+        "header": header.hex(),
+        "options": plan.options.to_dict(),
+        "receipt": result.receipt.to_dict(),
+    }
+
+
+def _gpu() -> str:
+    """What decides the engine of full TensorRT beside its version: GPU model and driver."""
+    found = read_nvidia()
+    return f"{found.gpus[0].name if found.gpus else ''} {found.driver} {found.cuda}"
+
+
+@contextlib.contextmanager
+def _alone(bundle: Path) -> Iterator[None]:
+    """One process at a time changes a bundle; the lock of one that died is free."""
+    try:
+        folder = os.open(bundle, os.O_RDONLY)
+    except OSError as error:
+        raise ExportError("the bundle cannot be opened", got=str(error),
+                          expected="a folder you may read") from error  # fmt: skip
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)

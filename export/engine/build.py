@@ -1,0 +1,194 @@
+"""ONNX file -> engine file, in a process of its own that may crash without harm.
+
+Nothing appears at the target until the engine is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from save_deploy import interrupt
+from save_deploy.errors import BackendError, ExportError
+from save_deploy.export.engine import library, messages
+from save_deploy.export.engine.graph import GraphFacts, read_graph
+from save_deploy.export.engine.layers import STAGE, BuildLog, Kernel, read_inspector, read_log
+from save_deploy.export.engine.options import BuildOptions
+from save_deploy.export.engine.receipt import Receipt, make_receipt
+
+_TICK_S = 0.5
+_SAY_EVERY_S = 5.0
+_LAST_LINES = 5
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished engine. targets: capabilities it is for; device: the GPU full TensorRT built on."""
+
+    engine: Path
+    library: str
+    version: str
+    targets: tuple[str, ...]
+    device: dict[str, Any]
+    receipt: Receipt
+    kernels: tuple[Kernel, ...]
+
+
+def build_engine(
+    onnx: Path,
+    out: Path,
+    options: BuildOptions | None = None,
+    *,
+    on_line: Callable[[str], None] = lambda _: None,
+) -> BuildResult:
+    """Build, and say what was built. on_line gets `parsing`, `optimising 45 s` ...
+
+    Raises BackendError when the library is missing, ExportError for what it refuses, for a crash of
+    the building process and for a full disk. An interrupt ends that process. Then nothing is left.
+    """
+    options = options or BuildOptions()
+    module = library.choose(options.library, targets=bool(options.targets))
+    facts = read_graph(onnx)
+    options = options.fitted(module, facts, driver=library.has_driver())
+    with partial_folder(out.absolute()) as folder:
+        answer, log = _run_worker(module, onnx, folder, options, on_line)
+        if answer["errors"]:
+            raise messages.parser_error(answer["errors"], facts, onnx.name)
+        if not answer.get("built"):
+            raise messages.builder_error(log.errors, onnx.name)
+        result = _result(out, folder, module, options, facts, answer, log)
+        interrupt.raise_if_wished()
+        os.chmod(folder / "engine", 0o644)
+        os.replace(folder / "engine", out)
+    return result
+
+
+def _result(
+    out: Path,
+    folder: Path,
+    module: str,
+    options: BuildOptions,
+    facts: GraphFacts,
+    answer: dict[str, Any],
+    log: BuildLog,
+) -> BuildResult:
+    if answer.get("inspector") and not log.kernels:
+        log = BuildLog(read_inspector(answer["inspector"]), 0, log.activation_bytes,
+                       log.weights_bytes, log.warnings, log.errors)  # fmt: skip
+    device = answer.get("device") or {}
+    receipt = make_receipt(
+        facts,
+        log,
+        engine_bytes=(folder / "engine").stat().st_size,
+        build_s=answer["build_s"],
+        peak_bytes=answer["peak_bytes"],
+        rtx=module == "tensorrt_rtx",
+    )
+    targets = options.targets or ((device["capability"],) if device else ())
+    return BuildResult(out, module, answer["version"], targets, device, receipt, log.kernels)
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target`, removed at the end; those of killed processes go first."""
+    prefix = f".{target.name}.partial-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for old in target.parent.glob(f"{prefix}*"):
+            pid = old.name.removeprefix(prefix).split("-")[0]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(old, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(error) from error
+    try:
+        yield folder
+    except OSError as error:
+        raise _unwritable(error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_worker(
+    module: str, onnx: Path, folder: Path, options: BuildOptions, on_line: Callable[[str], None]
+) -> tuple[dict[str, Any], BuildLog]:
+    """Run the build process to its end -> its answer and its log. Raises ExportError for a crash."""
+    log, said, answer = folder / "log", folder / "output", folder / "result.json"
+    job = {
+        "parent": os.getpid(),
+        "library": module,
+        "onnx": str(onnx.absolute()),
+        "engine": str(folder / "engine"),
+        "log": str(log),
+        "result": str(answer),
+        "options": options.to_dict(),
+        "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else None,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "save_deploy.export.engine.worker", str(folder / "job.json")]
+    with said.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            stage = _follow(process, on_line)
+            code = process.wait()
+        finally:  # an interrupt, too, ends the build
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    told = read_log(log.read_text(errors="replace") if log.is_file() else "")
+    if code or not answer.is_file():
+        output = said.read_text(errors="replace").strip().splitlines()
+        last = [line for line in (*told.errors, *output) if line.strip()][-_LAST_LINES:]
+        raise messages.crash(code, last, onnx.name, stage)
+    result = json.loads(answer.read_text())
+    if "refused" in result:
+        kinds = {"BackendError": BackendError}
+        kind = kinds.get(result["refused"].pop("kind"), ExportError)
+        raise kind(result["refused"].pop("what"), **result["refused"])
+    return result, told
+
+
+def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> str:
+    """Pass stages on, with seconds, until the process closes its output -> the last stage."""
+    assert process.stdout is not None
+    stage, rest = "starting", b""
+    started = shown = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            interrupt.raise_if_wished()
+            if selector.select(_TICK_S):
+                piece = os.read(process.stdout.fileno(), 65536)
+                if not piece:
+                    return stage
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:  # TensorRT itself prints here too
+                    if line.startswith(STAGE.encode()):
+                        stage = line[len(STAGE) :].decode()
+                        started = shown = time.monotonic()
+                        on_line(stage)
+            elif time.monotonic() - shown > _SAY_EVERY_S:
+                shown = time.monotonic()
+                on_line(f"{stage} {shown - started:.0f} s")
+
+
+def _unwritable(error: OSError) -> ExportError:
+    return ExportError(
+        "the engine cannot be written",
+        got=str(error),
+        expected="a writable folder with enough space",
+        hint="free some space, or choose another folder",
+    )

@@ -1,0 +1,213 @@
+"""What an ONNX file asks for: its products, attentions and quantised inputs, by our modules.
+
+The receipt compares this with what the builder says it made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import ExportError
+from save_deploy.manifest import sha256_of
+
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+# Between an attention's two products and its softmax; nothing else is crossed.
+_BETWEEN = frozenset(
+    "Add Sub Mul Div Where Cast Reshape Transpose Squeeze Unsqueeze Identity Concat Slice Expand "
+    "Dropout QuantizeLinear DequantizeLinear".split()
+)
+_LABELS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A multiplying node. dtype: of its data input (fp32, fp16, bf16 ...); quantised: that input
+    comes from a DequantizeLinear."""
+
+    node: str
+    module: str
+    operator: str
+    dtype: str
+    quantised: bool
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Names of the scores' product, the softmax and the values' product; one node may be all."""
+
+    module: str
+    scores: str
+    softmax: str
+    values: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """plain_softmax: softmax nodes that are in no recognised attention. modules: node -> module."""
+
+    products: tuple[Product, ...]
+    attentions: tuple[Attention, ...]
+    plain_softmax: tuple[str, ...]
+    fp8: bool
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    modules: dict[str, str] = field(repr=False)
+
+    def count(self, dtype: str) -> int:
+        """Products of this data type that are not quantised."""
+        return sum(p.dtype == dtype and not p.quantised for p in self.products)
+
+    @property
+    def precision(self) -> str:
+        """`fp16 90, fp32 14, quantised 27`: products by data type."""
+        kinds = Counter("quantised" if p.quantised else p.dtype for p in self.products)
+        return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()) or "no products"
+
+
+def read_graph(path: Path) -> GraphFacts:
+    """Read an ONNX file without its external weights. Raises ExportError when it is none."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        graph = _Graph(model)
+    except Exception as error:  # protobuf's, onnx's and OSError: one answer for the user
+        raise ExportError(
+            "not a readable ONNX file",
+            got=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            expected="a file written by save-export",
+            hint="export the bundle again",
+        ) from error
+    return graph.facts()
+
+
+def external_files(path: Path) -> list[Path]:
+    """The file and its external weights, which save-deploy puts beside it as NAME.data."""
+    data = path.with_name(path.name + ".data")
+    return [p for p in (path, data) if p.is_file()]
+
+
+def content_hash(path: Path) -> str:
+    """sha256 over the graph's and its external weights' own hashes."""
+    names = [f"{p.name.removeprefix(path.name)}:{sha256_of(p)}" for p in external_files(path)]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+class _Graph:
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        graph = model.graph
+        self.nodes: list[Any] = list(graph.node)
+        self.producer = {o: n for n in self.nodes for o in n.output}
+        self.consumers: dict[str, list[Any]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers[name].append(node)
+        self.constant = {w.name for w in graph.initializer}
+        for node in self.nodes:  # a file's nodes are sorted
+            if node.op_type == "Constant" or (
+                node.input and all(not i or i in self.constant for i in node.input)
+            ):
+                self.constant.update(node.output)
+        self.graph, self.type_name = graph, onnx.TensorProto.DataType.Name
+        self.types = self._types(graph)
+        if any(n.input[0] not in self.types for n in self.nodes if n.op_type in PRODUCTS):
+            self.types |= self._types(onnx.shape_inference.infer_shapes(model).graph)
+
+    @staticmethod
+    def _types(graph: Any) -> dict[str, int]:
+        types = {w.name: w.data_type for w in graph.initializer}
+        for value in (*graph.value_info, *graph.input, *graph.output):
+            types[value.name] = value.type.tensor_type.elem_type
+        return types
+
+    def facts(self) -> GraphFacts:
+        attentions, plain = self._attentions()
+        fp8 = {f"FLOAT8E{kind}" for kind in ("4M3FN", "4M3FNUZ", "5M2", "5M2FNUZ")}
+        return GraphFacts(
+            products=tuple(
+                Product(
+                    n.name, _module(n) or "", n.op_type, self._dtype(n.input[0]), self._quantised(n)
+                )
+                for n in self.nodes
+                if n.op_type in PRODUCTS and not set(n.output) <= self.constant
+            ),
+            attentions=attentions,
+            plain_softmax=plain,
+            fp8=any(self.type_name(t) in fp8 for t in self.types.values()),
+            inputs=tuple(self._described(v) for v in self.graph.input),
+            outputs=tuple(self._described(v) for v in self.graph.output),
+            modules=self._modules(),
+        )
+
+    def _modules(self) -> dict[str, str]:
+        """Casts and Q/DQ pairs, which the exporter does not mark, belong to what reads them."""
+        found: dict[str, str] = {}
+        for node in reversed(self.nodes):
+            module = _module(node)
+            if module is None:
+                readers = [c.name for o in node.output for c in self.consumers.get(o, [])]
+                module = found.get(readers[0], "") if readers else ""
+            found[node.name] = module
+        return found
+
+    def _dtype(self, value: str) -> str:
+        name = self.type_name(self.types.get(value, 0))
+        return _LABELS.get(name, name.lower())
+
+    def _quantised(self, node: Any) -> bool:
+        made_by = self.producer.get(node.input[0])
+        return made_by is not None and made_by.op_type == "DequantizeLinear"
+
+    def _described(self, value: Any) -> str:
+        dims = value.type.tensor_type.shape.dim
+        shape = ", ".join(str(d.dim_value or d.dim_param or "?") for d in dims)
+        return f"{value.name} {self._dtype(value.name)} ({shape})"
+
+    def _attentions(self) -> tuple[tuple[Attention, ...], tuple[str, ...]]:
+        found, plain = [], []
+        for node in self.nodes:
+            if node.op_type == "Attention":
+                dtype = self._dtype(node.input[0])
+                found.append(Attention(_module(node) or "", node.name, node.name, node.name, dtype))
+            if node.op_type != "Softmax":
+                continue
+            scores = self._nearest(node, lambda n: [self.producer.get(i) for i in n.input])
+            values = self._nearest(
+                node, lambda n: [c for o in n.output for c in self.consumers.get(o, [])]
+            )
+            if scores is None or values is None:
+                plain.append(node.name)
+            else:
+                dtype = self._dtype(scores.input[0])
+                found.append(
+                    Attention(_module(node) or "", scores.name, node.name, values.name, dtype)
+                )
+        return tuple(found), tuple(plain)
+
+    def _nearest(self, start: Any, step: Callable[[Any], Iterable[Any]]) -> Any:
+        """The closest product of two computed tensors; tables of positions are no attention's."""
+        queue, seen = deque([start]), {id(start)}
+        while queue:
+            for node in step(queue.popleft()):
+                if node is None or id(node) in seen:
+                    continue
+                seen.add(id(node))
+                if node.op_type in ("MatMul", "Einsum"):
+                    if not any(i in self.constant for i in node.input):
+                        return node
+                elif node.op_type in _BETWEEN:
+                    queue.append(node)
+        return None
+
+
+def _module(node: Any) -> str | None:
+    """The module of ours, which the exporter writes into the node; `` is the model itself."""
+    return next((str(e.value) for e in node.metadata_props if e.key == "module"), None)

@@ -1,0 +1,200 @@
+"""One thin face for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+
+Names are looked up, never numbers: flags moved between versions. The network is always strongly
+typed, so precision comes from the graph alone. A test holds every name used here against the three
+libraries' own tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import BackendError, ExportError
+
+OLDEST = (10, 8)
+_INSTALL = {
+    "tensorrt_rtx": 'pip install "save-deploy[rtx]"',
+    "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+}
+_MIB = 2**20
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver library is on this machine."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def choose(library: str, *, targets: bool = False) -> str:
+    """auto, tensorrt or rtx -> name of the module to use.
+
+    auto is full TensorRT where it is installed, has a driver and no targets are asked; else RTX.
+    Raises BackendError when the package, or the driver full TensorRT cannot build without, is missing.
+    """
+    installed = {name: importlib.util.find_spec(name) is not None for name in _INSTALL}
+    if library == "auto":
+        full = installed["tensorrt"] and has_driver() and not targets
+        library = "tensorrt" if full else "rtx"
+    module = "tensorrt_rtx" if library == "rtx" else "tensorrt"
+    if not installed[module]:
+        raise BackendError(
+            f"{module} is not installed",
+            got="no such package",
+            expected=f"the package {module}",
+            hint=_INSTALL[module],
+        )
+    if module == "tensorrt" and not has_driver():
+        raise BackendError(
+            "full TensorRT builds on the GPU it is for",
+            got="no NVIDIA driver (libcuda.so.1)",
+            expected="a machine with that GPU",
+            hint="build there, or add --library rtx: TensorRT-RTX builds without a GPU",
+        )
+    return module
+
+
+def version_of(module: str) -> str:
+    """Version of an installed library. Raises BackendError for one that is too old or broken."""
+    return str(import_library(module).__version__)
+
+
+def import_library(module: str) -> Any:
+    """The module. Raises BackendError with the pip line."""
+    try:
+        trt = importlib.import_module(module)
+    except ImportError as error:
+        raise BackendError(
+            f"{module} cannot be loaded",
+            got=str(error),
+            expected=f"a working package {module}",
+            hint=_INSTALL[module],
+        ) from error
+    found = tuple(int(n) for n in re.findall(r"\d+", trt.__version__)[:2])
+    if module == "tensorrt" and found < OLDEST:
+        raise BackendError(
+            "TensorRT is too old",
+            got=str(trt.__version__),
+            expected=f"{OLDEST[0]}.{OLDEST[1]} or newer",
+            hint=_INSTALL[module],
+        )
+    return trt
+
+
+def named(enum: Any, name: str) -> Any:
+    """A member of an enumeration that some versions lack. Raises ExportError there."""
+    member = getattr(enum, name, None)
+    if member is None:
+        raise ExportError(
+            f"this version of TensorRT has no {name}",
+            got=f"{enum.__module__}.{enum.__name__}",
+            expected="a version that has it",
+            hint="leave the option out",
+        )
+    return member
+
+
+def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
+    """A logger that hands (severity, text) on, verbose messages too."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            write(severity.name, text)
+
+    return Logger()
+
+
+def parse(trt: Any, builder: Any, logger: Any, onnx: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The strongly typed network of an ONNX file, read by path so that external weights are found,
+    and the parser's errors (none when it worked)."""
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    errors = []
+    if not parser.parse_from_file(str(onnx)):
+        for i in range(parser.num_errors):
+            error = parser.get_error(i)
+            errors.append(
+                {
+                    "code": error.code().name,
+                    "text": error.desc(),
+                    "node": error.node_name(),
+                    "operator": error.node_operator(),
+                }
+            )
+        errors = errors or [{"code": "UNKNOWN", "text": "", "node": "", "operator": ""}]
+    return (network, parser), errors  # the network lives no longer than its parser
+
+
+def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
+    """The builder's configuration of BuildOptions.to_dict() after `fitted`."""
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options["workspace_mib"]:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] * _MIB)
+    if options["optimization_level"] is not None:
+        config.builder_optimization_level = options["optimization_level"]
+    if options["strip_weights"]:
+        config.set_flag(named(trt.BuilderFlag, "STRIP_PLAN"))
+    if options["refit"]:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    elif options[
+        "strip_weights"
+    ]:  # the same weights come back, so nothing need be given up for others
+        config.set_flag(named(trt.BuilderFlag, "REFIT_IDENTICAL"))
+    if options["version_compatible"]:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options["hardware_compatibility"] != "none":
+        level = options["hardware_compatibility"].upper()
+        config.hardware_compatibility_level = named(trt.HardwareCompatibilityLevel, level)
+    if hasattr(config, "num_compute_capabilities"):  # RTX only
+        config.num_compute_capabilities = len(options["targets"])
+        for i, target in enumerate(options["targets"]):
+            config.set_compute_capability(named(trt.ComputeCapability, target), i)
+    return config
+
+
+def use_timing_cache(config: Any, path: Path) -> Any:
+    """Start from a file of earlier timings (full TensorRT); a missing file is an empty cache."""
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    config.set_timing_cache(cache, False)
+    return cache
+
+
+def save_timing_cache(cache: Any, path: Path) -> None:
+    """Write the timings beside their place, then put them there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(bytes(cache.serialize()))
+    partial.replace(path)
+
+
+def build_plan(builder: Any, network: Any, config: Any) -> tuple[Any, float]:
+    """The serialised engine, None when the builder failed, and the seconds it took."""
+    started = time.perf_counter()
+    plan = builder.build_serialized_network(network, config)
+    return plan, time.perf_counter() - started
+
+
+def inspect_plan(trt: Any, logger: Any, plan: Any) -> str:
+    """JSON of the engine inspector; `` where the engine cannot be loaded (no GPU).
+
+    Unverified: written against the documentation, never run on a GPU.
+    """
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return ""
+    inspector = engine.create_engine_inspector()
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -1,0 +1,127 @@
+"""What to ask of TensorRT. Precision is not among it: it is in the graph, always strongly typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import ExportError
+from save_deploy.export.engine.graph import GraphFacts
+from save_deploy.export.engine.targets import DEFAULT_TARGETS, FP8_TARGETS, resolve
+
+LIBRARIES = {"auto": "", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """library: auto, tensorrt or rtx. targets: GPUs of an RTX engine, by number or name; none: all
+    but SM75. workspace_mib: limit of scratch memory while building. timing_cache, hardware and
+    version compatibility: full TensorRT only. strip_weights leaves the weights out of the engine,
+    refit lets them be replaced.
+    """
+
+    library: str = "auto"
+    targets: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ExportError for a value that no library takes."""
+        _one_of("library", self.library, LIBRARIES)
+        _one_of("hardware compatibility", self.hardware_compatibility, COMPATIBILITY)
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ExportError("workspace is too small", got=f"{self.workspace_mib} MiB",
+                              expected="at least 1 MiB", hint="leave --workspace out")  # fmt: skip
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise ExportError("unknown optimization level", got=str(self.optimization_level),
+                              expected="0 (fast build) to 5 (thorough)",
+                              hint="leave --optimization-level out: 3 is the default")  # fmt: skip
+        object.__setattr__(self, "targets", resolve(self.targets))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "library": self.library,
+            "targets": list(self.targets),
+            "workspace_mib": self.workspace_mib,
+            "optimization_level": self.optimization_level,
+            "timing_cache": self.timing_cache.name if self.timing_cache else None,
+            "hardware_compatibility": self.hardware_compatibility,
+            "version_compatible": self.version_compatible,
+            "strip_weights": self.strip_weights,
+            "refit": self.refit,
+        }
+
+    def fitted(self, library: str, facts: GraphFacts, *, driver: bool) -> BuildOptions:
+        """The same for `tensorrt` or `tensorrt_rtx` and this graph, targets filled in.
+
+        driver: whether libcuda is on this machine. Raises ExportError for what cannot be built.
+        """
+        short = "rtx" if library == "tensorrt_rtx" else "tensorrt"
+        if short == "tensorrt":
+            if self.targets:
+                raise ExportError(
+                    "full TensorRT builds for the GPU of this machine",
+                    got=f"--for {' '.join(self.targets)}",
+                    expected="no target",
+                    hint="leave --for out, or add --library rtx",
+                )
+            return replace(self, library=short)
+        self._check_rtx(driver)
+        targets = self.targets or (FP8_TARGETS if facts.fp8 else DEFAULT_TARGETS)
+        if facts.fp8:
+            _refuse([t for t in targets if t not in FP8_TARGETS], "FP8 needs SM89 or newer")
+        if facts.count("bf16"):
+            _refuse([t for t in targets if t == "SM75"], "Turing has no BF16")
+        if facts.count("fp32"):
+            _refuse(
+                [t for t in targets if t == "SM75"],
+                f"Turing: FP32 GEMM is not supported, and this graph has {facts.count('fp32')} "
+                "FP32 products",
+            )
+        return replace(self, library=short, targets=targets)
+
+    def _check_rtx(self, driver: bool) -> None:
+        full_only = {
+            "--timing-cache": self.timing_cache is not None,
+            "--hardware-compatibility": self.hardware_compatibility != "none",
+            "--version-compatible": self.version_compatible,
+        }
+        asked = [name for name, given in full_only.items() if given]
+        if asked:
+            raise ExportError(
+                "TensorRT-RTX has no such option",
+                got=", ".join(asked),
+                expected="--for GPU ... to choose where the engine runs",
+                hint="leave it out, or add --library tensorrt on a machine with a GPU",
+            )
+        if (self.strip_weights or self.refit) and not driver:
+            raise ExportError(
+                "stripped and refittable engines cannot be built here",
+                got="no NVIDIA driver (libcuda.so.1)",
+                expected="a machine with a driver: without one TensorRT-RTX 1.7 was found to fail",
+                hint="build without --strip-weights and --refit, or on a machine with a driver",
+            )
+
+
+def _one_of(what: str, got: str, allowed: object) -> None:
+    names = list(allowed)  # type: ignore[call-overload]
+    if got not in names:
+        raise ExportError(f"unknown {what}", got=got, expected=", ".join(names),
+                          hint=f"choose one of {', '.join(names)}")  # fmt: skip
+
+
+def _refuse(targets: list[str], why: str) -> None:
+    if targets:
+        raise ExportError(
+            "this graph cannot be built for every target",
+            got=f"{', '.join(targets)}: {why}",
+            expected="targets that have the graph's data types",
+            hint="leave these targets out, or export the bundle in another precision",
+        )

@@ -1,0 +1,248 @@
+"""The receipt: what was asked for in the graph against what the builder says it made."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from save_deploy.export.engine.graph import GraphFacts, Product
+from save_deploy.export.engine.layers import BuildLog, Kernel, operands
+
+_MULTIPLYING = re.compile(r"gemm|gemv|conv|correlation|fusion|matrix|matmul", re.IGNORECASE)
+_EIGHT_BIT = ("int8", "fp8", "int4", "fp4")
+_HALF = ("fp16", "bf16")
+# Steps of generated kernels that move numbers and compute none
+_MOVES = frozenset(("Resh", "Tran", "Move", "Slic", "Conc", "Repl", "Copy", "Pad"))
+_CASTS = frozenset(("Cast",))
+_UNKNOWN_RTX = (
+    "tactics of products (chosen and compiled on the target GPU)",
+    "speed",
+    "numerics on a GPU",
+)
+_UNKNOWN_FULL = ("speed", "numerics on a GPU (compare with the golden samples)")
+_NAMED = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """A kernel as the receipt keeps it. dtypes: `int8 x int8 -> fp16`; modules: ours."""
+
+    name: str
+    type: str
+    dtypes: str
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """Counts over one engine; names are ONNX nodes, which start with our modules.
+
+    kernels_by_type leaves out synchronisations (signals and waits between streams). products: how a
+    product of the graph was built -> how many. fused of attentions are one kernel; unfused are those
+    of attentions asked in FP16 or BF16, fp32_attentions those asked in FP32, of which TensorRT
+    fuses none. quantised of quantised_asked products multiply 8-bit numbers. bytes None: not told.
+    """
+
+    kernels_by_type: dict[str, int]
+    synchronisations: int
+    products: dict[str, int]
+    attentions: int
+    fused: int
+    fp32_attentions: int
+    unfused: tuple[str, ...]
+    unfused_softmax: tuple[str, ...]
+    fp32_built: tuple[str, ...]
+    quantised_asked: int
+    quantised: int
+    dequantised: tuple[str, ...]
+    casts: int
+    layout_copies: int
+    activation_bytes: int | None
+    weights_bytes: int | None
+    engine_bytes: int
+    build_s: float
+    peak_bytes: int
+    warnings: tuple[str, ...]
+    kernels: tuple[KernelRow, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def n_kernels(self) -> int:
+        return len(self.kernels)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Receipt:
+        """Inverse of to_dict, also after JSON. Raises KeyError or TypeError for another layout."""
+        tuples = {f.name for f in fields(cls) if str(f.type).startswith("tuple")}
+        rows = [KernelRow(**{**r, "modules": tuple(r["modules"])}) for r in values["kernels"]]
+        plain: dict[str, Any] = {k: tuple(v) if k in tuples else v for k, v in values.items()}
+        return cls(**{**plain, "kernels": tuple(rows)})
+
+    def by_module(self, depth: int = 2) -> dict[str, int]:
+        """Kernels per module, cut to `depth` names (blocks.3); a shared kernel counts for each."""
+        found: Counter[str] = Counter()
+        for kernel in self.kernels:
+            names = {".".join(m.split(".")[:depth]) or "model" for m in kernel.modules}
+            found.update(names or {"(not named)"})
+        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allow:
+    """Which failures of a receipt the user accepts."""
+
+    unfused: bool = False
+    fp32: bool = False
+    dequantised: bool = False
+
+
+def make_receipt(
+    facts: GraphFacts,
+    log: BuildLog,
+    *,
+    engine_bytes: int,
+    build_s: float,
+    peak_bytes: int,
+    rtx: bool,
+) -> Receipt:
+    """Compare a graph with the log of its build."""
+    built = _Built(log.kernels)
+    fp32_attentions = [a for a in facts.attentions if a.dtype == "fp32"]
+    halves = [a for a in facts.attentions if a.dtype != "fp32"]
+    unfused = [a for a in halves if not built.together(a.scores, a.softmax, a.values)]
+    made = {p.node: built.product(p) for p in facts.products}
+    asked = [p for p in facts.products if p.quantised]
+    dequantised = tuple(p.node for p in asked if not _is_quantised(made[p.node]))
+    unknown = list(_UNKNOWN_RTX if rtx else _UNKNOWN_FULL)
+    missing = [name for name, kernel in made.items() if kernel is None]
+    if missing:
+        unknown.append(f"kernels of {len(missing)} products, which the log does not name")
+    return Receipt(
+        kernels_by_type=dict(Counter(k.type for k in log.kernels).most_common()),
+        synchronisations=log.synchronisations,
+        products=dict(Counter(_label(made[p.node]) for p in facts.products).most_common()),
+        attentions=len(facts.attentions),
+        fused=sum(built.together(a.scores, a.softmax, a.values) for a in facts.attentions),
+        fp32_attentions=len(fp32_attentions),
+        unfused=tuple(a.softmax for a in unfused),
+        unfused_softmax=facts.plain_softmax,
+        fp32_built=tuple(
+            p.node
+            for p in facts.products
+            if (p.quantised or p.dtype in _HALF) and _is_fp32(made[p.node])
+        ),
+        quantised_asked=len(asked),
+        quantised=len(asked) - len(dequantised),
+        dequantised=dequantised,
+        casts=sum(_only(k, _MOVES | _CASTS) and bool(_CASTS & set(k.steps)) for k in log.kernels),
+        layout_copies=sum(_only(k, _MOVES) or "reformat" in k.type.lower() for k in log.kernels),
+        activation_bytes=log.activation_bytes,
+        weights_bytes=log.weights_bytes,
+        engine_bytes=engine_bytes,
+        build_s=round(build_s, 2),
+        peak_bytes=peak_bytes,
+        warnings=log.warnings,
+        kernels=tuple(_row(k, facts.modules) for k in log.kernels),
+        unknown=tuple(unknown),
+    )
+
+
+def failures(receipt: Receipt, allow: Allow) -> list[str]:
+    """What is not as asked, each with the option that accepts it; [] when all is as asked."""
+    found = []
+    if not receipt.kernels:
+        found.append("the builder listed no kernels, so nothing of this engine is proven")
+    if receipt.fp32_built and not allow.fp32:
+        found.append(f"products asked in 16 or 8 bits but built in FP32: {_few(receipt.fp32_built)} "
+                     "(--allow-fp32)")  # fmt: skip
+    if receipt.dequantised and not allow.dequantised:
+        found.append(
+            f"quantised products that multiply floats: {len(receipt.dequantised)} of "
+            f"{receipt.quantised_asked}: {_few(receipt.dequantised)} (--allow-dequantised)"
+        )
+    if receipt.unfused and not allow.unfused:
+        found.append(
+            f"attentions that are not one kernel: {len(receipt.unfused)} of {receipt.attentions}: "
+            f"{_few(receipt.unfused)} (--allow-unfused)"
+        )
+    if receipt.unfused_softmax and not allow.unfused:
+        found.append(f"softmax outside of any attention: {_few(receipt.unfused_softmax)} "
+                     "(--allow-unfused)")  # fmt: skip
+    return found
+
+
+class _Built:
+    """Kernels by the ONNX nodes they name."""
+
+    def __init__(self, kernels: Iterable[Kernel]) -> None:
+        self.of: dict[str, list[Kernel]] = {}
+        for kernel in kernels:
+            for node in kernel.nodes:
+                self.of.setdefault(node, []).append(kernel)
+
+    def together(self, *nodes: str) -> bool:
+        """Whether one kernel computes all of these: a fused attention, whatever it is called."""
+        return any(set(nodes) <= set(kernel.nodes) for kernel in self.of.get(nodes[0], ()))
+
+    def product(self, product: Product) -> Kernel | None:
+        """The kernel that multiplies; preparing ones name the node too."""
+        named = self.of.get(product.node, [])
+        multiplying = [k for k in named if _MULTIPLYING.search(k.type)]
+        generated = [k for k in named if not set(k.steps) <= _MOVES | _CASTS]
+        return next(iter([*multiplying, *generated, *named]), None)
+
+
+def _is_quantised(kernel: Kernel | None) -> bool:
+    """Both factors have 8 bits or less, and nothing is converted before the multiplication."""
+    if kernel is None or not all(dtype in _EIGHT_BIT for dtype in operands(kernel)):
+        return False
+    before = kernel.steps[: kernel.steps.index("Fc")] if "Fc" in kernel.steps else ()
+    return not before
+
+
+def _is_fp32(kernel: Kernel | None) -> bool:
+    return kernel is not None and set(_factors(kernel)) == {"fp32"}
+
+
+def _factors(kernel: Kernel) -> tuple[str, ...]:
+    """Data types of the factors; of all that is read where a generated kernel does not tell."""
+    if _MULTIPLYING.search(kernel.type):
+        return tuple(dtype for dtype in operands(kernel) if dtype != "?")
+    read = [t for t in (*kernel.inputs, *kernel.constants) if max(t.shape, default=1) > 1]
+    return tuple(dict.fromkeys(t.dtype for t in read))
+
+
+def _label(kernel: Kernel | None) -> str:
+    if kernel is None:
+        return "not named in the log"
+    if "mha" in kernel.name:
+        return f"fused {' x '.join(_factors(kernel))}"
+    kind = kernel.type if _MULTIPLYING.search(kernel.type) else "generated"
+    return f"{kind} {' x '.join(_factors(kernel))}"
+
+
+def _only(kernel: Kernel, steps: frozenset[str]) -> bool:
+    return bool(kernel.steps) and set(kernel.steps) <= steps
+
+
+def _row(kernel: Kernel, modules: dict[str, str]) -> KernelRow:
+    made = " ".join(dict.fromkeys(t.dtype for t in kernel.outputs))
+    owners = dict.fromkeys(modules.get(node, "") for node in kernel.nodes)
+    named = tuple(m for m in owners if m) or (("model",) if owners else ())
+    return KernelRow(kernel.name, kernel.type, f"{' x '.join(_factors(kernel))} -> {made}", named)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """blocks.10 after blocks.9."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]

@@ -1,0 +1,85 @@
+"""Which GPU is which compute capability, and which of them TensorRT-RTX builds for.
+
+An RTX engine is made for a list of compute capabilities and needs no GPU to build. Full TensorRT
+builds for the GPU it runs on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from save_deploy.errors import ExportError
+
+RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
+DEFAULT_TARGETS = RTX_TARGETS[1:]  # Turing has no FP32 and BF16 products
+FP8_TARGETS = ("SM89", "SM120", "SM121")
+
+# Normalised names (see _normalised) of common GPUs.
+_GPUS = {
+    "SM70": "V100 TITANV",
+    "SM75": "T4 T400 T600 T1000 RTX2050 RTX2060 RTX2070 RTX2080 TITANRTX GTX1630 GTX1650 GTX1660 "
+    "QUADRORTX3000 QUADRORTX4000 QUADRORTX5000 QUADRORTX6000 QUADRORTX8000",
+    "SM80": "A100 A100X A800 A30",
+    "SM86": "A2 A10 A10G A16 A40 RTX3050 RTX3060 RTX3070 RTX3080 RTX3090 RTXA500 RTXA1000 RTXA2000 "
+    "RTXA3000 RTXA4000 RTXA4500 RTXA5000 RTXA5500 RTXA6000",
+    "SM87": "ORIN ORINNANO ORINNX AGXORIN JETSONORIN JETSONAGXORIN JETSONORINNANO JETSONORINNX",
+    "SM89": "L4 L20 L40 L40S RTX4050 RTX4060 RTX4070 RTX4080 RTX4090 RTX2000ADA RTX4000ADA "
+    "RTX4500ADA RTX5000ADA RTX5880ADA RTX6000ADA",
+    "SM90": "H20 H100 H200 H800 GH200 HOPPER",
+    "SM100": "B100 B200 GB100 GB200",
+    "SM103": "B300 GB300",
+    "SM110": "THOR JETSONTHOR JETSONAGXTHOR",
+    "SM120": "RTX5050 RTX5060 RTX5070 RTX5080 RTX5090 RTXPRO2000BLACKWELL RTXPRO4000BLACKWELL "
+    "RTXPRO4500BLACKWELL RTXPRO5000BLACKWELL RTXPRO6000BLACKWELL RTXPRO6000",
+    "SM121": "GB10 DGXSPARK",
+}
+_CAPABILITY = {name: sm for sm, names in _GPUS.items() for name in names.split()}
+# Words that do not change the compute capability.
+_FILLER = re.compile(
+    r"NVIDIA|GEFORCE|TESLA|TI|SUPER|LAPTOP|MOBILE|GPU|PCIE|NVL|SXM\d?|\d+GB?|HBM\d\w?|MAXQ|MAX|Q|D|"
+    r"WORKSTATION|SERVER|EDITION|GENERATION|SPARK"
+)
+
+
+def capability_of(name: str) -> str:
+    """`8.6`, `86`, `SM86`, `sm_86` or a GPU's name -> `SM86`. Raises ExportError for others."""
+    text = name.strip().upper()
+    number = re.fullmatch(r"(?:SM[_ ]?)?(\d{1,2})\.?(\d)", text)
+    if number:
+        return f"SM{number[1]}{number[2]}"
+    found = _CAPABILITY.get(_normalised(text)) or _CAPABILITY.get(re.sub(r"[\s_-]", "", text))
+    if found is None:
+        raise ExportError(
+            "unknown GPU",
+            got=name,
+            expected="a compute capability (8.6, SM86) or a name such as RTX 4090, L4, A100, T4",
+            hint="look the compute capability of the GPU up and give the number: --for 8.6",
+        )
+    return found
+
+
+def resolve(names: Iterable[str]) -> tuple[str, ...]:
+    """Names or numbers -> the capabilities an RTX engine can be built for, in ascending order.
+
+    Raises ExportError for one that TensorRT-RTX has no target for.
+    """
+    wanted = set()
+    for name in names:
+        target = capability_of(name)
+        if target not in RTX_TARGETS:
+            raise ExportError(
+                "TensorRT-RTX has no such target",
+                got=f"{name} ({target})",
+                expected=", ".join(RTX_TARGETS),
+                hint="use full TensorRT on that GPU: save-build BUNDLE --library tensorrt",
+            )
+        wanted.add(target)
+    return tuple(t for t in RTX_TARGETS if t in wanted)
+
+
+def _normalised(text: str) -> str:
+    """`NVIDIA A100-SXM4-80GB` -> `A100`; `GeForce RTX 4070 Ti SUPER` -> `RTX4070`."""
+    words = re.sub(r"(\d)(TI|SUPER)\b", r"\1 \2", text)  # RTX 4070Ti
+    parts = [w for w in re.split(r"[\s_-]+", words) if w and not _FILLER.fullmatch(w)]
+    return "".join(parts)
