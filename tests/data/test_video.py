@@ -56,8 +56,10 @@ def test_only_asked_frames_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     trees.write_video(tmp_path / "v.mp4", seconds=4)
     converted = []
-    pixels = video._pixels
-    monkeypatch.setattr(video, "_pixels", lambda f: converted.append(f.time) or pixels(f))
+    pixels = video.pixels
+    monkeypatch.setattr(
+        video, "pixels", lambda f, turn: converted.append(f.time) or pixels(f, turn)
+    )
     read_video_frames(tmp_path / "v.mp4", [0.5, 1.0])
     assert converted == [0.5, 1.0]
 
@@ -131,3 +133,32 @@ def test_missing_streams_and_short_sound(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"sound is too short[^$]*short.mp4"):
         read_video_sound(tmp_path / "short.mp4", min_seconds=0.975)
+
+
+def test_display_matrix_is_applied(tmp_path: Path) -> None:
+    """Phones store what the sensor gave and how to turn it: a corner ends where players show it."""
+    from tests.runtime.films import with_matrix
+
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        corner = np.zeros((32, 64, 3), np.uint8)
+        corner[:8, :16] = 255  # upper left
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(corner, "rgb24")))
+        container.mux(stream.encode(None))
+    expected = {  # matrix: size, and the first row and column of the corner
+        (1, 0, 0, 1): (32, 64, 0, 0),
+        (0, 1, -1, 0): (64, 32, 0, 24),  # a quarter clockwise: upper right
+        (0, -1, 1, 0): (64, 32, 48, 0),
+        (-1, 0, 0, -1): (32, 64, 24, 48),
+        (-1, 0, 0, 1): (32, 64, 0, 48),
+        (1, 0, 0, -1): (32, 64, 24, 0),
+        (0, 1, 1, 0): (64, 32, 0, 0),
+    }
+    for matrix, where in expected.items():
+        turned = with_matrix(path, tmp_path / "t.mp4", *matrix)
+        (frame,) = read_video_frames(turned, [1.0])
+        rows, columns = np.nonzero(frame.mean(axis=-1) > 128)
+        assert (*frame.shape[:2], rows.min(), columns.min()) == where, matrix

@@ -1,0 +1,57 @@
+"""One stage of a chain in a thread of its own, a few items ahead of the next."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_END = object()
+
+
+@contextlib.contextmanager
+def ahead(items: Generator[T, None, None], n: int) -> Iterator[Iterator[T]]:
+    """Yield an iterator over items that a thread runs at most n items ahead.
+
+    An error in items is raised where its item would have come. Leaving the block stops the thread
+    after the item it is at, and closes items.
+    """
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=n)
+    stopped = threading.Event()
+
+    def work() -> None:
+        last: tuple[Any, BaseException | None] = (_END, None)
+        try:
+            for item in items:
+                ready.put((item, None))
+                if stopped.is_set():
+                    break
+        except BaseException as error:  # carried to the reader
+            last = (_END, error)
+        finally:
+            items.close()
+        ready.put(last)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield _taken(ready)
+    finally:
+        stopped.set()
+        while thread.is_alive():  # a full queue would hold the thread
+            with contextlib.suppress(queue.Empty):
+                ready.get(timeout=0.05)
+        thread.join()
+
+
+def _taken(ready: queue.Queue[tuple[Any, BaseException | None]]) -> Iterator[Any]:
+    while True:
+        item, error = ready.get()
+        if error is not None:
+            raise error
+        if item is _END:
+            return
+        yield item

@@ -1,0 +1,74 @@
+"""Which encoders a container takes, the preferred first, and the sound it takes as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import BackendError, DataError
+
+
+@dataclass(frozen=True)
+class Format:
+    """muxer, video encoders, the sound encoder, and codecs of sound that are copied unchanged."""
+
+    muxer: str
+    encoders: tuple[str, ...]
+    sound_encoder: str
+    copied: tuple[str, ...]
+
+
+_H264 = ("libx264", "libopenh264", "mpeg4")
+_MP4 = ("aac", "mp3", "ac3", "eac3", "alac", "opus")
+FORMATS = {
+    ".mp4": Format("mp4", _H264, "aac", _MP4),
+    ".mov": Format("mov", _H264, "aac", (*_MP4[:-1], "pcm_s16le", "pcm_s24le")),
+    ".mkv": Format("matroska", _H264, "aac", (*_MP4, "vorbis", "flac", "dts", "pcm_s16le")),
+    ".webm": Format("webm", ("libvpx-vp9", "libvpx"), "libopus", ("opus", "vorbis")),
+}
+_BITS_PER_PIXEL = 0.12  # for the encoder that has no constant quality
+OPTIONS = {
+    "libx264": {"crf": "20", "preset": "veryfast"},
+    "mpeg4": {"flags": "+qscale", "global_quality": str(3 * 118)},
+    "libvpx-vp9": {"crf": "32", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
+    "libvpx": {"crf": "12", "b": "4M", "deadline": "realtime", "cpu-used": "6"},
+}
+
+
+def format_of(path: Path) -> Format:
+    """By the file's ending. Raises DataError for one that is not written here."""
+    if path.suffix.lower() not in FORMATS:
+        raise DataError(
+            "this kind of video is not written",
+            got=path.name,
+            expected="a name that ends in " + ", ".join(FORMATS),
+        )
+    return FORMATS[path.suffix.lower()]
+
+
+def find_encoder(names: tuple[str, ...]) -> str:
+    """The first that this build of PyAV has and can open. Raises BackendError when none is."""
+    import av
+
+    for name in names:
+        try:
+            context: Any = av.CodecContext.create(name, "w")
+            context.width, context.height, context.pix_fmt = 128, 128, "yuv420p"
+            context.framerate, context.time_base = 25, Fraction(1, 25)
+            context.open()
+        except (av.FFmpegError, ValueError):  # not in this build, or its library is missing
+            continue
+        return name
+    raise BackendError(
+        "no video encoder",
+        got="this build of PyAV has none of them that works",
+        expected=" or ".join(names),
+        hint="pip install --upgrade av, or --masks DIR instead of a video",
+    )
+
+
+def bit_rate(width: int, height: int, rate: float) -> int:
+    """For an encoder that has no constant quality."""
+    return round(_BITS_PER_PIXEL * width * height * rate)

@@ -1,0 +1,210 @@
+"""A video through a bundle, in memory that does not grow with its length.
+
+decode | listen and mask | draw and write: three stages, each in its thread, a few frames apart.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from save_deploy import interrupt
+from save_deploy.data.audio import Waveform, is_silent
+from save_deploy.errors import DataError
+from save_deploy.runtime.pictures import MASK, Colour
+from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.stream import Listener
+from save_deploy.runtime.video.ahead import ahead
+from save_deploy.runtime.video.formats import find_encoder, format_of
+from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
+from save_deploy.runtime.video.source import Section, TimedFrame, VideoSource
+from save_deploy.runtime.video.targets import check_masks, check_target
+from save_deploy.runtime.video.writer import OverlayVideo
+
+_AHEAD = 2  # frames held between two stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to read and what to write. silent: go on with a file that has no sound."""
+
+    video: Path
+    out: Path | None = None
+    masks: Path | None = None
+    record: Path | None = None
+    section: Section = field(default_factory=Section)
+    colour: Colour = MASK
+    silent: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """frames masked, their mean share of sounding picture, seconds heard, those of them silent, and
+    what a user should know of this file."""
+
+    frames: int
+    mask_share: float
+    seconds: int
+    silent_seconds: int
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class VideoRun:
+    """Checked before a model is loaded; then run once."""
+
+    def __init__(self, options: RunOptions) -> None:
+        """Raises DataError for files that cannot be used, BackendError without a video encoder."""
+        self.options = options
+        if not (options.out or options.masks or options.record):
+            raise DataError(
+                "nothing to write", expected="one of them or more", hint="add -o, --masks or --json"
+            )
+        self.source = VideoSource(options.video, options.section)
+        if not self.source.has_sound and not options.silent:
+            raise DataError(
+                "no sound in the video",
+                got=str(options.video),
+                expected="an audio stream: the model masks what it hears",
+                hint="add --silent to mask with silence",
+            )
+        outputs = [options.out, options.masks, options.record]
+        _check_distinct([path for path in outputs if path is not None])
+        for path in (options.out, options.record):
+            if path is not None:
+                check_target(path, source=options.video, force=options.force)
+        if options.masks is not None:
+            check_masks(options.masks, force=options.force)
+        if options.out is not None:
+            find_encoder(format_of(options.out).encoders)
+
+    def __call__(
+        self,
+        pipeline: SavePipeline,
+        *,
+        head: dict[str, Any] | None = None,
+        on_frame: Callable[[], None] = lambda: None,
+    ) -> RunResult:
+        """head: what the JSON record says of the run. Raises DataError when the video is too corrupt
+        or something cannot be written; then, and after Ctrl-C, nothing is left."""
+        totals, sinks = _Totals(), list[Sink]()
+        listener = Listener(pipeline, self._seconds())
+        try:
+            with _writing():
+                for sink in self._opened(head or {}):
+                    sinks.append(sink)
+                frames = self.source.frames()
+                with ahead(frames, _AHEAD) as read, ahead(_masked(listener, read), _AHEAD) as masks:
+                    for masked in masks:
+                        totals.add(masked)
+                        for sink in sinks:
+                            sink.add(masked)
+                        interrupt.raise_if_wished()
+                        on_frame()
+                result = totals.result(self._notes(sinks, totals, pipeline))
+                for sink in sinks:
+                    if isinstance(sink, Record):
+                        sink.total = result.to_dict()
+                    sink.finish()
+                interrupt.raise_if_wished()
+                for sink in sinks:
+                    sink.keep()
+        except BaseException:
+            for sink in sinks:
+                sink.discard()
+            raise
+        return result
+
+    def _seconds(self) -> Iterator[Waveform]:
+        return self.source.sound_seconds() if self.source.has_sound else iter(())
+
+    def _opened(self, head: dict[str, Any]) -> Iterator[Sink]:
+        """One after the other, so that what is open can be discarded when the next fails."""
+        options, source = self.options, self.source
+        if options.out is not None:
+            yield OverlayVideo(options.out, source, sound=source.has_sound, colour=options.colour)
+        if options.masks is not None:
+            yield MaskFolder(options.masks)
+        if options.record is not None:
+            section = options.section
+            about = {"video": str(options.video), "start_s": section.start_s, **head}
+            yield Record(options.record, about)
+
+    def _notes(self, sinks: list[Sink], totals: _Totals, pipeline: SavePipeline) -> Iterator[str]:
+        source, end_s = self.source, totals.end_s
+        if not source.has_sound:
+            yield "the file has no sound: masks are those of silence"
+        elif source.sound_s < end_s - 1:
+            yield f"the sound ends after {source.sound_s:.1f} s: silence from there on"
+        whole_s = min((source.length_s or 0) - source.section.start_s, source.section.end_s)
+        last_s = 1 / min(float(source.rate), source.section.fps or float(source.rate))
+        if source.damage["video"].broken_off or end_s + last_s < whole_s - 1:
+            yield f"the pictures end after {end_s:.1f} of {whole_s:.1f} s"
+        for track in source.damage.values():
+            if track.bad:
+                yield f"{track.what}: {track.bad} of {track.read} packets are corrupt and left out"
+        if pipeline.batch > 1:
+            n = pipeline.batch
+            yield f"this bundle computes {n} frames per call for each: export one with --batch 1"
+        for sink in sinks:
+            if isinstance(sink, OverlayVideo):
+                yield from sink.notes()
+
+
+@dataclass
+class _Totals:
+    """Counted while frames pass."""
+
+    frames: int = 0
+    share: float = 0.0
+    seconds: int = 0
+    silent: int = 0
+    last: int = -1
+    end_s: float = 0.0
+
+    def add(self, masked: MaskedFrame) -> None:
+        self.frames, self.share = self.frames + 1, self.share + masked.share
+        self.end_s = masked.frame.time_s
+        if masked.second != self.last:
+            self.last, self.seconds = masked.second, self.seconds + 1
+            self.silent += not masked.waveform.size or is_silent(masked.waveform)
+
+    def result(self, notes: Iterator[str]) -> RunResult:
+        share = self.share / max(1, self.frames)
+        return RunResult(self.frames, share, self.seconds, self.silent, tuple(notes))
+
+
+def _masked(listener: Listener, frames: Iterator[TimedFrame]) -> Generator[MaskedFrame, None, None]:
+    for frame in frames:
+        mask = listener(frame.picture, frame.time_s)
+        yield MaskedFrame(frame, mask, listener.second, listener.waveform)
+
+
+def _check_distinct(paths: list[Path]) -> None:
+    places = [path.absolute() for path in paths]
+    if len(set(places)) < len(places):
+        raise DataError("two outputs have the same name", got=str(paths[0]), expected="two names")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What the system says about files that cannot be written, as an error for the user."""
+    import av
+
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise DataError(
+            "the output cannot be written",
+            got=str(error),
+            expected="room for it" if full else "a folder that can be written",
+            hint="free some space; nothing was left behind" if full else "",
+        ) from error

