@@ -19,7 +19,8 @@ import numpy as np
 
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session import default_threads
-from save_deploy.runtime.session.openvino import INSTALL
+from save_deploy.runtime.session.openvino import INSTALL, cpu_config
+from save_deploy.runtime.session.ort import session_options
 from save_deploy.specs import Arrays
 
 NOT_FOUND = "not found"
@@ -105,11 +106,7 @@ def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="save-deploy-profile-") as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:
@@ -142,13 +139,7 @@ def _run_openvino(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
             expected="the package openvino",
             hint=f"{INSTALL}, or check onnxruntime alone",
         ) from error
-    config: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-        "PERF_COUNT": True,
-    }
+    config = {**cpu_config(threads), "PERF_COUNT": True}
     try:
         request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
         request.infer(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +16,9 @@ from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError
 from save_deploy.manifest import Manifest
-from save_deploy.runtime.session import Session, as_batch, open_session
+from save_deploy.runtime.self_test import run_self_test
+from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
+from save_deploy.runtime.session.choose import choose
 from save_deploy.specs import Arrays, GraphSpec
 
 
@@ -107,24 +110,42 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     verify: bool = True,
+    self_test: bool | None = None,
 ) -> SavePipeline:
-    """Open a bundle. backend: onnxruntime, openvino, or auto, which is OpenVINO where it is installed.
-    verify compares every file with its sha256 first.
+    """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt_rtx (engines of the bundle),
+    onnxruntime-cuda, onnxruntime-tensorrt, or auto: an engine that may run here, else a GPU, else the
+    CPU with OpenVINO where it is installed. The audio side, once a second, is always on the CPU.
 
-    Raises BundleError (incomplete, altered), BackendError (cannot run here).
+    verify compares every file with its sha256 first. self_test: run the golden samples before
+    anything else; by default engines do, once per GPU, driver, library and file.
+    Raises BundleError (incomplete, altered), BackendError (cannot run here), ParityError (self-test).
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     if verify:
         manifest.verify(folder)
+    choice = choose(backend, folder, manifest, hashed=verify)
+    precision, engine = manifest.precision["precision"], choice.engine or {}
 
-    def opened(name: str, spec: GraphSpec) -> Session:
-        sha256 = manifest.files[name].sha256
-        return open_session(backend, folder / name, spec, threads=threads, sha256=sha256)
+    def opened(backend: str, name: str, spec: GraphSpec) -> Session:
+        return open_session(
+            backend,
+            folder / name,
+            spec,
+            threads=threads,
+            sha256=manifest.files[name].sha256,
+            precision=precision,
+            version_compatible=bool(engine.get("version_compatible")),
+        )
 
-    return SavePipeline(
-        config=manifest.config,
-        precision=manifest.precision["precision"],
-        audio=opened("audio.onnx", manifest.audio),
-        model=opened("model.onnx", manifest.model),
-    )
+    with ExitStack() as stack:  # nothing stays open behind an error
+        model = stack.enter_context(opened(choice.backend, choice.file, manifest.model))
+        audio_backend = "auto" if choice.backend in GPU_BACKENDS else choice.backend
+        audio = stack.enter_context(opened(audio_backend, "audio.onnx", manifest.audio))
+        pipeline = SavePipeline(
+            config=manifest.config, precision=precision, audio=audio, model=model
+        )
+        if self_test or (self_test is None and choice.engine is not None):
+            run_self_test(pipeline, folder, manifest, choice, again=bool(self_test))
+        stack.pop_all()
+    return pipeline

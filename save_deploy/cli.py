@@ -13,7 +13,18 @@ import typer
 
 from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
-from save_deploy.verbs import checkpoints, data, engine, learn, make, measure, paper, use
+from save_deploy.verbs import (
+    checkpoints,
+    data,
+    doctor,
+    engine,
+    learn,
+    make,
+    measure,
+    paper,
+    run,
+    use,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
@@ -27,7 +38,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": learn.train,
     "eval": measure.evaluate,
     "mask": use.mask,
+    "run": run.run,
     "verify": measure.verify,
+    "doctor": doctor.doctor,
+    "polygraphy": doctor.polygraphy,
     "systems": paper.systems,
     "recipes": paper.recipes,
 }
@@ -130,6 +144,14 @@ def build_main() -> None:
 
 def inspect_main() -> None:
     _run(_single("inspect"))
+
+
+def run_main() -> None:
+    _run(_single("run"))
+
+
+def doctor_main() -> None:
+    _run(_single("doctor"))
 
 
 def compare_main() -> None:

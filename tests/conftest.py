@@ -97,5 +97,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "stamps" in item.keywords and not stamps:
             item.add_marker(skip_stamps)
-        if "gpu" in item.keywords and not gpu:
+        if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(skip_gpu)

@@ -109,6 +109,11 @@ def test_no_file_is_too_long() -> None:
         "verbs.engine",
         "runtime.stream",
         "runtime.html",
+        "runtime.video",
+        "verbs.run",
+        "verbs.doctor",
+        "runtime.doctor",
+        "runtime.self_test",
     ],
 )
 def test_imports_without_torch(module: str) -> None:
@@ -132,10 +137,10 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        "", "export", "calibrate", "build", "inspect", "merge", "bench", "compare", "train", "eval", "mask", "verify", "systems",
-        "recipes", "data", "data scenes", "data stamps", "data check", "checkpoint",
+        "", "export", "calibrate", "build", "inspect", "merge", "bench", "compare", "train", "eval",
+        "mask", "run", "doctor", "polygraphy", "verify", "systems", "recipes", "data", "data scenes",
+        "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
         "checkpoint inspect", "checkpoint convert",
-        "cache", "cache ls", "cache rm",
     ],
 )  # fmt: skip
 def test_help(verb: str) -> None:

@@ -1,11 +1,19 @@
 """Sessions: one loaded graph of any backend, with one checked way to call it."""
 
 from save_deploy.runtime.session.base import Session, as_batch, default_threads
-from save_deploy.runtime.session.open import BACKENDS, available_backends, open_session
+from save_deploy.runtime.session.open import (
+    BACKENDS,
+    CPU_BACKENDS,
+    GPU_BACKENDS,
+    available_backends,
+    open_session,
+)
 from save_deploy.runtime.session.ort import OrtSession
 
 __all__ = [
     "BACKENDS",
+    "CPU_BACKENDS",
+    "GPU_BACKENDS",
     "OrtSession",
     "Session",
     "as_batch",

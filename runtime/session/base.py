@@ -24,6 +24,10 @@ class Session(Protocol):
 
     def close(self) -> None: ...
 
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
 
 class BufferedSession(ABC):
     """Outputs are computed into buffers allocated once and copied out once, so results stay valid.

@@ -1,4 +1,4 @@
-"""Which backend runs a graph: the one asked for, or the best that is installed."""
+"""Which backend runs a graph: the one asked for, or the best on the CPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 import psutil
 
 from save_deploy.errors import BackendError
-from save_deploy.runtime.session.base import BufferedSession
+from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
 from save_deploy.runtime.session.ort import OrtSession
+from save_deploy.runtime.session.providers import PROVIDERS
 from save_deploy.specs import GraphSpec
 
-BACKENDS = ("auto", "onnxruntime", "openvino")
+CPU_BACKENDS = ("onnxruntime", "openvino")
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+GPU_BACKENDS = (*PROVIDERS.values(), *ENGINE_BACKENDS)
+BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
 ENV_CACHE = "SAVE_DEPLOY_CACHE"
 # Compiled models over this are not cached: it would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
@@ -23,7 +27,7 @@ _PACKED_FACTOR = 2.5
 
 
 def available_backends() -> tuple[str, ...]:
-    """Backends whose package is installed, the preferred first."""
+    """CPU backends whose package is installed, the preferred first."""
     packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
     return tuple(b for b, package in packages.items() if importlib.util.find_spec(package))
 
@@ -36,25 +40,65 @@ def open_session(
     threads: int | None = None,
     sha256: str | None = None,
     low_memory: bool | None = None,
-) -> BufferedSession:
-    """auto is OpenVINO where it is installed and its copies of the weights fit.
+    precision: str = "fp32",
+    version_compatible: bool = False,
+) -> Session:
+    """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
+    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (after its preflight, with
+    version_compatible as in its entry), else an ONNX file.
 
     sha256 of the file, when known, keys the cache of compiled models. low_memory (ONNX Runtime):
     weights stay mapped from the file, which is slower; default: where packed FP32 copies would not
-    fit into free memory. Raises BackendError for an unknown, missing or failing backend.
+    fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT.
+    Raises BackendError for an unknown, missing or failing backend.
     """
     if backend not in BACKENDS:
         raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
-    size = _graph_bytes(path)
+    if backend in GPU_BACKENDS:
+        return _open_gpu(backend, path, spec, threads, sha256, precision, version_compatible)
+    size = graph_bytes(path)
     if low_memory is None:
-        low_memory = _PACKED_FACTOR * size > psutil.virtual_memory().available
+        low_memory = cpu_bytes(path) > psutil.virtual_memory().available
     if backend == "auto":
         backend = available_backends()[0] if not low_memory else "onnxruntime"
     if backend == "openvino":
-        cached = sha256 is not None and size <= _CACHED_BYTES
-        cache = _writable(cache_root() / "openvino" / str(sha256)[:16]) if cached else None
+        cache = _cache("openvino", sha256) if size <= _CACHED_BYTES else None
         return OpenVinoSession(path, spec, threads=threads, cache_dir=cache)
     return OrtSession(path, spec, threads=threads, low_memory=low_memory)
+
+
+def _open_gpu(
+    backend: str,
+    path: Path,
+    spec: GraphSpec,
+    threads: int | None,
+    sha256: str | None,
+    precision: str,
+    version_compatible: bool,
+) -> Session:
+    from save_deploy.runtime.session.ort_gpu import OrtGpuSession
+    from save_deploy.runtime.session.tensorrt import TensorRtSession
+
+    cache = _cache(backend, sha256) if backend != "onnxruntime-cuda" else None
+    if backend in ENGINE_BACKENDS:
+        return TensorRtSession(
+            path, spec, library=backend, version_compatible=version_compatible, cache_dir=cache
+        )
+    provider = next(name for name, value in PROVIDERS.items() if value == backend)
+    return OrtGpuSession(
+        path, spec, provider=provider, precision=precision, threads=threads, cache_dir=cache
+    )
+
+
+def cpu_bytes(path: Path) -> int:
+    """Memory of the fast way to run an ONNX file on the CPU, estimated from its size."""
+    return int(_PACKED_FACTOR * graph_bytes(path))
+
+
+def graph_bytes(path: Path) -> int:
+    """Size of an ONNX file with its external data."""
+    data = path.with_name(path.name + ".data")
+    return sum(p.stat().st_size for p in (path, data) if p.is_file())
 
 
 def cache_root() -> Path:
@@ -63,15 +107,14 @@ def cache_root() -> Path:
     return Path(os.environ.get(ENV_CACHE) or Path(base) / "save-deploy")
 
 
-def _writable(folder: Path) -> Path | None:
+def _cache(kind: str, sha256: str | None) -> Path | None:
+    return None if sha256 is None else writable(cache_root() / kind / sha256[:16])
+
+
+def writable(folder: Path) -> Path | None:
     """The folder, made if need be; None where nothing may be written (read-only containers)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
-
-
-def _graph_bytes(path: Path) -> int:
-    data = path.with_name(path.name + ".data")
-    return sum(p.stat().st_size for p in (path, data) if p.is_file())

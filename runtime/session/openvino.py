@@ -43,12 +43,7 @@ class OpenVinoSession(BufferedSession):
                 hint=f"{INSTALL}, or --backend onnxruntime",
             ) from error
         super().__init__(spec, threads or default_threads())
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": self.threads,
-        }
+        config = cpu_config(self.threads)
         if cache_dir is not None:
             config["CACHE_DIR"] = str(cache_dir)
         try:
@@ -72,3 +67,13 @@ class OpenVinoSession(BufferedSession):
 
     def _release(self) -> None:
         self._request = self._model = None
+
+
+def cpu_config(threads: int) -> dict[str, Any]:
+    """Configuration of every OpenVINO run of the project."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.base import BufferedSession, default_threads
+from save_deploy.runtime.session.providers import CPU, PROVIDERS, require_provider
 from save_deploy.specs import Arrays, GraphSpec
+
+Providers = Sequence[str | tuple[str, dict[str, Any]]]
 
 
 class OrtSession(BufferedSession):
@@ -20,55 +24,33 @@ class OrtSession(BufferedSession):
         path: Path,
         spec: GraphSpec,
         *,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
         threads: int | None = None,
         low_memory: bool = False,
+        providers: Providers | None = None,
     ) -> None:
         """threads: within one operator; default all physical cores. low_memory leaves external weights
         mapped from the file (no packed copies, FP16 converted anew in every call: a third slower) and
-        returns activations to the system.
+        returns activations to the system. providers: with options, the asked one first.
 
         Raises BackendError when the provider is not active after loading (ONNX Runtime itself falls
         back to the CPU silently).
         """
-        import onnxruntime as ort
-
         super().__init__(spec, threads or default_threads())
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = not low_memory
-        if low_memory:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        # threads otherwise spin on after a run, which slows whatever the application does next
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if provider != "CPUExecutionProvider":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        try:
-            self._session: Any = ort.InferenceSession(
-                str(path),
-                options,
-                providers=[provider],
-                disabled_optimizers=["ConstantFolding"] if low_memory else None,
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise BackendError(
-                f"onnxruntime cannot run {path.name} on {provider}",
-                got=str(error).splitlines()[0][:300],
-                expected="a loaded session",
-                hint="install the provider's libraries, or use the CPU",
-            ) from error
-        active = self._session.get_providers()[0]
-        if active != provider:
-            raise BackendError(
-                "onnxruntime fell back to another provider",
-                got=active,
-                expected=provider,
-                hint="install the provider's libraries, or use the CPU",
-            )
+        if provider != CPU:
+            require_provider(provider)
+            self.backend = PROVIDERS.get(provider, self.backend)
+        self._session: Any = _open(
+            path,
+            session_options(self.threads, low_memory=low_memory),
+            provider,
+            providers or [provider],
+            ["ConstantFolding"] if low_memory else None,
+        )
         self._binding: Any = self._session.io_binding()
+        self._bind_outputs()
+
+    def _bind_outputs(self) -> None:
         for name, buffer in self.buffers.items():
             self._binding.bind_output(
                 name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data
@@ -81,3 +63,49 @@ class OrtSession(BufferedSession):
 
     def _release(self) -> None:
         self._binding = self._session = None
+
+
+def session_options(threads: int, *, low_memory: bool = False) -> Any:
+    """onnxruntime.SessionOptions of every CPU run of the project."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = not low_memory
+    if low_memory:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    # threads otherwise spin on after a run, which slows whatever the application does next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _open(
+    path: Path, options: Any, provider: str, providers: Providers, disabled: list[str] | None
+) -> Any:
+    import onnxruntime as ort
+
+    if provider != CPU:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(
+            str(path), options, providers=list(providers), disabled_optimizers=disabled
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise BackendError(
+            f"onnxruntime cannot run {path.name} on {provider}",
+            got=str(error).splitlines()[0][:300],
+            expected="a loaded session",
+            hint="install the provider's libraries, or use the CPU",
+        ) from error
+    active = session.get_providers()[0]
+    if active != provider:
+        raise BackendError(
+            "onnxruntime fell back to another provider",
+            got=active,
+            expected=provider,
+            hint="install the provider's libraries, or use the CPU",
+        )
+    return session

@@ -48,7 +48,11 @@ Clips = Annotated[
     ),
 ]
 Backend = Annotated[
-    str, typer.Option(help="onnxruntime, openvino, or auto: OpenVINO where it is installed.")
+    str,
+    typer.Option(
+        help="onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt_rtx, "
+        "or auto: the fastest that runs here."
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", show_default=False)

@@ -1,0 +1,241 @@
+"""What this machine has, what of it really loads, and what of a bundle could run on it.
+
+A list of compiled-in providers proves nothing, so each one is tried on a graph of one node, in a
+process of its own that may print and crash as it likes. torch is not imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from save_deploy.errors import BackendError
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.preflight import (
+    Machine,
+    Refusal,
+    engine_refusals,
+    needed_bytes,
+    probe_machine,
+)
+from save_deploy.runtime.preflight.engine import GRAPH
+from save_deploy.runtime.session.choose import BUILD
+from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_bytes, graph_bytes
+from save_deploy.runtime.session.providers import PROVIDERS, require_provider
+
+_TRIAL_TIMEOUT_S = 60
+# packages as installed, whatever they import as
+_PACKAGES = (
+    "torch", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu13", "cuda-bindings", "numpy",
+)  # fmt: skip
+# y = Relu(x) on one float, opset 17
+_ONE_NODE = (
+    "08083a350a0c0a0178120179220452656c7512036f6e655a0f0a0178120a0a08080112040a0208"
+    "01620f0a0179120a0a08080112040a02080142040a001011"
+)
+_TRY_PROVIDER = f"""
+import json, sys
+import numpy, onnxruntime
+wanted = sys.argv[1]
+if wanted != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
+    onnxruntime.preload_dlls()
+session = onnxruntime.InferenceSession(bytes.fromhex("{_ONE_NODE}"), providers=[wanted])
+session.run(None, {{"x": numpy.ones(1, "f")}})
+print(json.dumps(session.get_providers()[0]))
+"""
+_TRY_OPENVINO = f"""
+import json
+import numpy, openvino
+core = openvino.Core()
+model = core.read_model(bytes.fromhex("{_ONE_NODE}"))
+for device in core.available_devices:
+    core.compile_model(model, device)([numpy.ones(1, "f")])
+print(json.dumps("CPU" if "CPU" in core.available_devices else ""))
+"""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One provider on a graph of one node. active: what ran; problem: why not the asked one."""
+
+    name: str
+    works: bool
+    active: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Could `file` of the bundle run on this backend? memory_bytes: estimated, of the GPU for its
+    backends."""
+
+    backend: str
+    file: str
+    memory_bytes: int | None
+    refusals: tuple[Refusal, ...]
+
+    @property
+    def runs(self) -> bool:
+        return not self.refusals
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything found. answers: empty without a bundle."""
+
+    computer: dict[str, Any]
+    machine: Machine
+    packages: dict[str, str]
+    trials: tuple[Trial, ...]
+    answers: tuple[Answer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        answers = [{"runs": a.runs, **asdict(a)} for a in self.answers]
+        return {**asdict(self), "machine": self.machine.to_dict(), "answers": answers}
+
+
+def examine(bundle: Path | None = None) -> Examination:
+    """Look at the machine and, if given, the bundle. Raises BundleError for an altered bundle."""
+    manifest = None
+    if bundle is not None:
+        manifest = Manifest.read(bundle)
+        manifest.verify(bundle)
+    machine, trials = probe_machine(), run_trials()
+    answers: tuple[Answer, ...] = ()
+    if bundle is not None and manifest is not None:
+        answers = tuple(_answers(bundle, manifest, machine, trials))
+    packages = {name: v for name in _PACKAGES if (v := _version(name))}
+    return Examination(_computer(), machine, packages, trials, answers)
+
+
+def run_trials() -> tuple[Trial, ...]:
+    """Every provider of the installed onnxruntime, and OpenVINO where it is installed."""
+    names = []
+    if _version("onnxruntime-gpu") or _version("onnxruntime"):
+        import onnxruntime
+
+        names = onnxruntime.get_available_providers()
+    started = [(name, name, _start(_TRY_PROVIDER, name)) for name in names]
+    if _version("openvino"):
+        started.append(("OpenVINO CPU", "CPU", _start(_TRY_OPENVINO)))
+    return tuple(_result(name, wanted, process) for name, wanted, process in started)
+
+
+def _start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _result(name: str, wanted: str, process: subprocess.Popen[str]) -> Trial:
+    try:
+        out, err = process.communicate(timeout=_TRIAL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return Trial(name, False, "", f"no answer in {_TRIAL_TIMEOUT_S} s")
+    lines = out.strip().splitlines()
+    active = json.loads(lines[-1]) if process.returncode == 0 and lines else ""
+    if active == wanted:
+        return Trial(name, True, active, "")
+    return Trial(name, False, active, _reason(name, err, active))
+
+
+def _reason(provider: str, stderr: str, active: str) -> str:
+    """Our own check knows more than the library's last words."""
+    try:
+        if provider in PROVIDERS:
+            require_provider(provider)
+    except BackendError as error:
+        return error.got or error.what
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"ran on {active or 'nothing'}"
+
+
+def _answers(
+    bundle: Path, manifest: Manifest, machine: Machine, trials: Iterable[Trial]
+) -> Iterable[Answer]:
+    tried = {trial.name: trial for trial in trials}
+    cpu = {"onnxruntime": "CPUExecutionProvider", "openvino": "OpenVINO CPU"}
+    for backend in CPU_BACKENDS:
+        yield _cpu_answer(backend, bundle, tried.get(cpu[backend]))
+    for provider, backend in PROVIDERS.items():
+        memory = 2 * graph_bytes(bundle / GRAPH)  # weights, and activations of about their size
+        yield Answer(backend, GRAPH, memory, tuple(_provider_refusals(provider)))
+    for library in ENGINE_BACKENDS:
+        entries = [entry for entry in manifest.engines if entry.get("library") == library]
+        for entry in entries:
+            found = engine_refusals(entry, bundle, manifest.files, machine, hashed=True)
+            yield Answer(library, entry["file"], needed_bytes(entry), tuple(found))
+        if not entries:
+            none = Refusal(
+                "no_engine", "the bundle has none", "no engine", "an engine", BUILD[library]
+            )
+            yield Answer(library, "", None, (none,))
+
+
+def _cpu_answer(backend: str, bundle: Path, trial: Trial | None) -> Answer:
+    available, found = psutil.virtual_memory().available, []
+    # ONNX Runtime can leave the weights in the file when packed copies do not fit
+    fast, small = cpu_bytes(bundle / GRAPH), graph_bytes(bundle / GRAPH)
+    memory = small if backend == "onnxruntime" and fast > available else fast
+    if trial is None or not trial.works:
+        problem = trial.problem if trial is not None else "not installed"
+        cure = f'pip install "save-deploy[{backend}]"' if backend == "openvino" else "install it"
+        found.append(Refusal("package", f"{backend} does not load", problem, backend, cure))
+    if memory > available:
+        got, need = f"{available / 2**20:.0f} MiB free", f"{memory / 2**20:.0f} MiB"
+        cure = "end other programs, or --backend onnxruntime"
+        found.append(Refusal("memory", "not enough memory", got, need, cure))
+    return Answer(backend, GRAPH, memory, tuple(found))
+
+
+def _provider_refusals(provider: str) -> Iterable[Refusal]:
+    try:
+        require_provider(provider)
+    except BackendError as error:
+        yield Refusal("provider", error.what, error.got, error.expected, error.hint)
+
+
+def _computer() -> dict[str, Any]:
+    memory = psutil.virtual_memory()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads_allowed": allowed,
+        "memory_bytes": memory.total,
+        "memory_available_bytes": memory.available,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

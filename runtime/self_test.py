@@ -1,0 +1,148 @@
+"""The golden self-test: an engine proves itself once on every machine before it answers anybody.
+
+Kernels are chosen on the GPU where the engine runs, so what was proven where it was built says
+nothing about this one. The verdict is kept under the cache folder, keyed by all it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.errors import ParityError
+from save_deploy.manifest import Manifest
+from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
+from save_deploy.runtime.session.choose import Choice
+from save_deploy.runtime.session.open import cache_root, writable
+
+FOLDER = "self_test"
+
+
+class Pipeline(Protocol):
+    """The part of SavePipeline that is tested."""
+
+    def embed(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def run(
+        self, images: NDArray[np.uint8], audio_embedding: NDArray[np.float32]
+    ) -> NDArray[np.float32]: ...
+
+
+def golden_parity(
+    pipeline: Pipeline,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    hint: str,
+    on_first: Callable[[], None] | None = None,
+) -> ParityResult:
+    """Every golden sample through both graphs. on_first: called after the first mask.
+
+    Raises ParityError with the hint when an embedding, or the masks as a whole, are over the budget
+    the bundle was exported with.
+    """
+    image, waveform, embedding, logits = (
+        np.load(folder / "golden" / f"{name}.npy", allow_pickle=False)
+        for name in ("image", "waveform", "audio_embedding", "mask_logits")
+    )
+    meter = ParityMeter()
+    for i in range(len(image)):
+        heard = pipeline.embed(waveform[i])
+        _check_embedding(heard[0], embedding[i], i, manifest, hint)
+        found = pipeline.run(image[i : i + 1], heard)
+        if i == 0 and on_first is not None:
+            on_first()
+        meter.add(logits[i : i + 1], found)
+    result = meter.result()
+    result.require(
+        ParityBudget(**manifest.golden["budget"]),
+        what="golden samples are over the parity budget on this machine",
+        hint=hint,
+    )
+    return result
+
+
+def run_self_test(
+    pipeline: Pipeline, folder: Path, manifest: Manifest, choice: Choice, *, again: bool = False
+) -> ParityResult | None:
+    """golden_parity, unless this very engine passed here before (then None; `again` runs it anyway).
+
+    Only a pass is kept. Raises ParityError when it fails.
+    """
+    place = verdict_file(manifest, choice)
+    if not again and place is not None and _passed(place, _key(manifest, choice)):
+        return None
+    cure = f"--backend onnxruntime, or build {choice.file} again on this machine"
+    if choice.engine is None:
+        cure = "another backend, or export again on this machine, or with --fp32"
+    try:
+        result = golden_parity(pipeline, folder, manifest, hint=cure)
+    except ParityError:
+        if place is not None:
+            place.unlink(missing_ok=True)
+        raise
+    if place is not None:
+        _keep(place, {"key": _key(manifest, choice), "parity": asdict(result)})
+    return result
+
+
+def verdict_file(manifest: Manifest, choice: Choice) -> Path | None:
+    """Where the verdict of an engine is kept; None for other backends, and in read-only places."""
+    folder = writable(cache_root() / FOLDER) if choice.engine is not None else None
+    if folder is None:
+        return None
+    text = json.dumps(_key(manifest, choice), sort_keys=True)
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
+    """All the verdict depends on: GPU, driver, library and its version, engine, golden samples."""
+    machine = choice.machine
+    gpu = machine.gpus[0] if machine is not None and machine.gpus else None
+    golden = {n: r.sha256 for n, r in manifest.files.items() if n.startswith("golden/")}
+    return {
+        "gpu": gpu and [gpu.name, list(gpu.compute_capability)],
+        "driver": machine and machine.driver,
+        "library": choice.backend,
+        "library_version": machine and machine.libraries.get(choice.backend),
+        "engine_sha256": manifest.files[choice.file].sha256,
+        "audio_sha256": manifest.files["audio.onnx"].sha256,
+        "golden": [golden, manifest.golden["budget"]],
+    }
+
+
+def _passed(place: Path, key: dict[str, Any]) -> bool:
+    """False for no file, a damaged one, or the verdict of something else."""
+    try:
+        return json.loads(place.read_text())["key"] == key
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _keep(place: Path, verdict: dict[str, Any]) -> None:
+    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(verdict, indent=2) + "\n")
+    os.replace(partial, place)
+
+
+def _check_embedding(
+    heard: NDArray[np.float32], expected: NDArray[np.float32], i: int, manifest: Manifest, hint: str
+) -> None:
+    error = float(np.abs(heard - expected).max())
+    largest = max(1.0, float(np.abs(expected).max()))
+    tolerance = manifest.golden["audio_embedding_tolerance"] * largest
+    if not error <= tolerance:
+        raise ParityError(
+            "audio embedding differs from eager",
+            got=f"{error:.1e} on golden sample {i}",
+            expected=f"at most {tolerance:.1e}",
+            hint=hint,
+        )

@@ -1,0 +1,119 @@
+"""Verbs that look before anything runs: doctor, polygraphy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from save_deploy.errors import BackendError, SaveDeployError
+
+if TYPE_CHECKING:
+    from save_deploy.runtime.doctor import Answer, Examination
+
+
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder written by save-export: what of it can run here?"),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Exit 3 unless the bundle can run on this one.", show_default=False),
+    ] = None,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything found to this file.", show_default=False),
+    ] = None,
+) -> None:
+    """Say what this machine has, what really loads, and what of a bundle could run on it."""
+    import json
+
+    from save_deploy.runtime.doctor import examine
+    from save_deploy.runtime.session.open import BACKENDS
+
+    if backend is not None and bundle is None:
+        raise SaveDeployError(
+            "a backend is checked for a bundle", got=f"--backend {backend} alone",
+            expected="BUNDLE too", hint=f"save-deploy doctor BUNDLE --backend {backend}",
+        )  # fmt: skip
+    if backend is not None and backend not in BACKENDS[1:]:
+        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS[1:]))
+    found = examine(bundle)
+    for line in _lines(found):
+        print(line)
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        print(f"written: {json_out}")
+    _judge(found, bundle, backend)
+
+
+def polygraphy(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Script to write.")] = Path(
+        "compare_polygraphy.py"
+    ),
+) -> None:
+    """Write a script that compares backends of a bundle with NVIDIA's Polygraphy."""
+    from save_deploy.runtime.polygraphy_script import write_script
+
+    written = write_script(bundle, out)
+    print(f"{written}: run it with the Python that has save-deploy[polygraphy]")
+
+
+def _judge(found: Examination, bundle: Path | None, backend: str | None) -> None:
+    """Raise BackendError when the asked backend, or every one, is refused."""
+    asked = [a for a in found.answers if backend in (None, a.backend)]
+    if bundle is None or any(answer.runs for answer in asked):
+        return
+    from save_deploy.runtime.preflight import refusal_error
+
+    nearest = min(asked, key=lambda answer: len(answer.refusals))
+    where = f"{bundle} on {nearest.backend}" if backend else f"{bundle}, on any backend,"
+    raise refusal_error(where, nearest.refusals)
+
+
+def _lines(found: Examination) -> list[str]:
+    computer, machine = found.computer, found.machine
+    gib = lambda n: f"{n / 2**30:.1f} GiB"
+    free, total = computer["memory_available_bytes"], computer["memory_bytes"]
+    lines = [
+        f"system     {computer['system']}, Python {computer['python']}",
+        f"CPU        {computer['cpu']}, {computer['cores']} cores, "
+        f"{computer['threads_allowed']} threads allowed",
+        f"memory     {gib(total)}, {gib(free)} available",
+        f"driver     {machine.driver or machine.problem or 'of unknown version'}"
+        + (f", up to CUDA {machine.cuda}" if machine.cuda else ""),
+    ]
+    for i, gpu in enumerate(machine.gpus):
+        room = gib(gpu.free_bytes) + " free" if gpu.free_bytes is not None else "free unknown"
+        lines.append(
+            f"GPU {i}      {gpu.name}, {gpu.target}, {gib(gpu.total_bytes)}, {room}"
+            + (" (the one engines are checked for)" if i == 0 and len(machine.gpus) > 1 else "")
+        )
+    lines += ["", "packages   " + ", ".join(f"{n} {v}" for n, v in found.packages.items())]
+    lines += [f"imports    {name} {version}" for name, version in machine.libraries.items()]
+    lines += [f"not        {name}: {why}" for name, why in machine.broken.items()]
+    lines.append("")
+    for trial in found.trials:
+        lines.append(f"{'loads' if trial.works else 'not':<10} {trial.name}" + _why(trial.problem))
+    if found.answers:
+        lines.append("")
+    for answer in found.answers:
+        lines += _answer_lines(answer)
+    return lines
+
+
+def _why(problem: str) -> str:
+    return f": {problem}" if problem else ""
+
+
+def _answer_lines(answer: Answer) -> list[str]:
+    memory = f", about {answer.memory_bytes / 2**20:.0f} MiB" if answer.memory_bytes else ""
+    file = f" ({answer.file}{memory})" if answer.file else ""
+    lines = [f"{'can run' if answer.runs else 'cannot':<10} {answer.backend}{file}"]
+    for refusal in answer.refusals:
+        lines.append(f"           {refusal.what}: {refusal.got}; expected {refusal.expected}")
+        lines.append(f"           next: {refusal.cure}")
+    return lines

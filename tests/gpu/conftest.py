@@ -1,0 +1,133 @@
+"""Bundles with engines, made once; figures for the report; a visible reason for every skip.
+
+None of this ran on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.preflight import Machine, probe_machine
+from save_deploy.runtime.preflight.nvidia import read_nvidia
+from save_deploy.runtime.preflight.rules import rules
+from save_deploy.specs import GraphSpec
+
+SHORT = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A bundle with one engine in it."""
+
+    folder: Path
+    library: str
+    entry: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.entry["file"]
+
+    @property
+    def spec(self) -> GraphSpec:
+        return Manifest.read(self.folder).model
+
+    @property
+    def receipt(self) -> dict[str, Any]:
+        return self.entry["receipt"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    nvidia = read_nvidia()
+    reason = f"no GPU: {nvidia.problem}"
+    for item in items:
+        if item.get_closest_marker("gpu") and not nvidia.gpus:
+            # before other reasons: this one says what is missing
+            item.own_markers.insert(0, pytest.mark.skip(reason=reason).mark)
+
+
+@pytest.fixture(scope="session")
+def machine() -> Machine:
+    return probe_machine()
+
+
+@pytest.fixture(params=["tensorrt_rtx", "tensorrt"])
+def library(request: pytest.FixtureRequest, machine: Machine) -> str:
+    """Each library that is installed and knows this GPU."""
+    name = str(request.param)
+    require_library(name, machine)
+    return name
+
+
+def require_library(name: str, machine: Machine) -> None:
+    """Skip, with the reason, where a library is missing or has no code for this GPU."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    if name in machine.broken:
+        pytest.fail(f"{name} is installed and does not import: {machine.broken[name]}")
+    known = rules()["libraries"][name]["header"]
+    if known is not None and machine.gpus[0].target not in known["targets"]:
+        pytest.skip(f"{name} has no code for {machine.gpus[0].target}")
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """figures(p50_ms=1.2): numbers that the report shows beside the test's outcome."""
+
+    def record(**values: Any) -> None:
+        request.node.user_properties.extend(values.items())
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def make_engine(
+    tmp_path_factory: pytest.TempPathFactory, machine: Machine
+) -> Iterator[Callable[..., Engine]]:
+    """make_engine(library, precision=..., target=..., res=..., forms=...): built once per session."""
+    made: dict[tuple[Any, ...], Engine] = {}
+
+    def make(
+        library: str, *, precision: str = "fp16", target: str = "tensorrt", res: int = 256,
+        forms: Any = None,
+    ) -> Engine:  # fmt: skip
+        key = (library, precision, target, res, str(forms))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("engines") / "bundle"
+            made[key] = build(library, folder, machine, precision, target, res, forms)
+        return made[key]
+
+    yield make
+
+
+def build(
+    library: str, folder: Path, machine: Machine, precision: str, target: str, res: int, forms: Any
+) -> Engine:
+    """Export (proven on the CPU) and build for this GPU. forms: other than those of the target."""
+    from save_deploy.export import options as export_options
+    from save_deploy.export.engine import Allow, BuildOptions, add_engine
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
+
+    with pytest.MonkeyPatch.context() as patch:
+        if forms is not None:
+            patch.setattr(export_options, "forms_for", lambda *_, **__: forms)
+        export_bundle(
+            ExportOptions(
+                precision=precision, target=target, res=res, out=folder, n_golden=8, rounds=3
+            )
+        )
+    targets = (machine.gpus[0].target,) if library == "tensorrt_rtx" else ()
+    entry = add_engine(
+        folder,
+        BuildOptions(library=SHORT[library], targets=targets),
+        # what is fused is asserted where it is the subject, not here
+        allow=Allow(unfused=True, fp32=True, dequantised=True),
+    )
+    return Engine(folder, library, entry)
