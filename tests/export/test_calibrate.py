@@ -15,8 +15,8 @@ from save_deploy.calibration.table import CalibrationTable
 from save_deploy.errors import DataError
 from save_deploy.export.merge import DeployModel, forms_for
 from save_deploy.export.onnx_export import graph_from_module
-from save_deploy.export.quantize import find_products
 from save_deploy.export.quantize import calibrate as module
+from save_deploy.export.quantize import find_products
 from save_deploy.export.quantize.calibrate import calibrate, model_entry
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.smooth import apply_smoothing
