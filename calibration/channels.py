@@ -52,7 +52,7 @@ class Channels:
     def state(self) -> dict[str, NDArray[Any]]:
         """Arrays for an npz file, which restore() takes back."""
         counts = np.array([self._count, self._calls], np.int64)
-        parts = (self.amax, self.rows, self._sum, counts)
+        parts: list[NDArray[Any]] = [self.amax, self.rows, self._sum, counts]
         return {f"channel_{key}": part for key, part in zip(PARTS, parts, strict=True)}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import cast
 
 import numpy as np
 import torch
@@ -128,7 +127,7 @@ def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm
 
 def _smooth_first(block: DeployBlock, scale: Tensor) -> float:
     """norm1 -> qkv."""
-    norm, qkv = block.norm1, cast(Product, block.attn.qkv)
+    norm, qkv = block.norm1, block.attn.qkv
     smoothed = Product(qkv.weight * scale)
     x = _tokens(len(scale))
     block.norm1 = _divided(norm, scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def obtain_table(
         path = options.search.reuse / "calibration.json"
     on_stage("calibrate", f"ranges of {path}")
     table = CalibrationTable.read(path)
-    table.require_model(**_named(model))
+    entry = model_entry(model)
+    table.require_model(entry["sha256"], name=entry["name"], res=entry["res"])
     seen = set(table.data["pair_sha256"])
     for name, digest in zip(golden.names, golden.pair_sha256, strict=True):
         if digest in seen:
@@ -121,11 +123,6 @@ def obtain_table(
                 hint="another --data, or a table of other pairs",
             )
     return table
-
-
-def _named(model: SaveModel) -> dict[str, object]:
-    entry = model_entry(model)
-    return {"sha256": entry["sha256"], "name": entry["name"], "res": entry["res"]}
 
 
 def plan_quantization(
@@ -220,6 +217,13 @@ class _Trial:
             return self.validation.score(pipeline)
 
     def time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        if self.graph.with_name(
+            f"{self.graph.name}.data"
+        ).exists():  # gigabytes: one after the other
+            return {k: v for name in choices for k, v in self._time({name: choices[name]}).items()}
+        return self._time(choices)
+
+    def _time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
         opened = {name: self._open(floats, name) for name, floats in choices.items()}
         batch = self.options.batch
         inputs = {
@@ -228,7 +232,7 @@ class _Trial:
         }
         try:
             taken = time_interleaved(
-                {name: (lambda p=p: p.model.infer(inputs)) for name, p in opened.items()},
+                {name: partial(p.model.infer, inputs) for name, p in opened.items()},
                 rounds=SEARCH_ROUNDS,
                 batch=batch,
             )
