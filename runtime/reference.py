@@ -1,15 +1,70 @@
-"""A bundle beside the eager model it was made of."""
+"""The eager model that bundles were made of: found by hash, opened as a pipeline."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from save_deploy.checkpoints import builtin_path, load_model
-from save_deploy.errors import BundleError
+import torch
+
+from save_deploy.checkpoints import builtin_path as builtin_path
+from save_deploy.checkpoints import load_model
+from save_deploy.config import SaveConfig
+from save_deploy.errors import BundleError, CheckpointError
 from save_deploy.manifest import Manifest, sha256_of
-from save_deploy.runtime.compare import REFERENCE
+from save_deploy.model.save import SaveModel
+from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, bundle_mb
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.session import default_threads
+
+
+def find_source(
+    bundle: Path, manifest: Manifest, *, checkpoints: Sequence[Path] = (), sams: Sequence[Path] = ()
+) -> EagerSource:
+    """The files the bundle was made of, found among these (no checkpoint: the built-in one) by their
+    sha256: a comparison with other weights says nothing. Raises CheckpointError for a missing file,
+    BundleError when none of them is the one."""
+    for path in (*checkpoints, *sams):
+        if not path.is_file():
+            raise CheckpointError("checkpoint not found", got=str(path), expected="a file")
+    recorded, *base = manifest.source["files"]
+    checkpoint = _matching(bundle, recorded, list(checkpoints) or [builtin_path()], "checkpoint")
+    sam = _matching(bundle, base[0], list(sams), "SAM base") if base else None
+    spec = manifest.model.inputs[0]
+    return EagerSource(
+        checkpoint=checkpoint,
+        sam=sam,
+        res=manifest.config.res,
+        batch=spec.shape[0],
+        n_bytes=_weight_bytes(manifest.config),
+    )
+
+
+def _weight_bytes(config: SaveConfig) -> int:
+    """Of the eager model in memory, float32, whatever its file stores."""
+    with torch.device("meta"):
+        return sum(4 * p.numel() for p in SaveModel(config).parameters())
+
+
+def _matching(bundle: Path, recorded: dict[str, object], files: list[Path], what: str) -> Path:
+    for path in files:
+        if path.stat().st_size == recorded["size"] and sha256_of(path) == recorded["sha256"]:
+            return path
+    option = "--checkpoint" if what == "checkpoint" else "--sam"
+    raise BundleError(
+        f"the bundle was made of another {what}",
+        got=", ".join(map(str, files)) or f"no {option}",
+        expected=f"{recorded['name']} with sha256 {str(recorded['sha256'])[:12]}..., for {bundle}",
+        hint=f"save-compare {bundle} {option} FILE, or --no-eager to compare bundles alone",
+    )
+
+
+def open_eager(source: EagerSource, *, threads: int | None = None) -> SavePipeline:
+    """The eager model with as many threads as sessions take."""
+    torch.set_num_threads(threads or default_threads())
+    model = load_model(source.checkpoint, res=source.res, sam=source.sam)
+    return eager_pipeline(model, batch=source.batch)
 
 
 def open_with_reference(
@@ -20,32 +75,20 @@ def open_with_reference(
     backend: str = "auto",
     threads: int | None = None,
 ) -> tuple[dict[str, SavePipeline], dict[str, float]]:
-    """-> pipelines by name (eager first), sizes in MB by name.
-
-    The checkpoint must be the file the bundle was made of, by hash: a comparison with other weights
-    says nothing. Raises BundleError otherwise.
-    """
+    """-> pipelines by name (eager first), sizes in MB by name. Raises what find_source does."""
     manifest = Manifest.read(bundle)
-    source = checkpoint or builtin_path()
-    recorded = manifest.source["files"][0]
-    if not source.is_file() or sha256_of(source) != recorded["sha256"]:
-        raise BundleError(
-            "the bundle was made of another checkpoint",
-            got=str(source),
-            expected=f"{recorded['name']} with sha256 {recorded['sha256'][:12]}...",
-            hint="save-compare BUNDLE --checkpoint FILE",
-        )
-    model = load_model(checkpoint, res=manifest.config.res, sam=sam)
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-    ours = load(bundle, backend=backend, threads=threads)
-    pipelines = {REFERENCE: eager_pipeline(model, batch=ours.batch), "bundle": ours}
-    graphs = [
-        r.size
-        for name, r in manifest.files.items()
-        if name.startswith(("model.onnx", "audio.onnx"))
-    ]
-    eager_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    return pipelines, {REFERENCE: eager_bytes / 1e6, "bundle": sum(graphs) / 1e6}
+    source = find_source(
+        bundle,
+        manifest,
+        checkpoints=[checkpoint] if checkpoint else [],
+        sams=[sam] if sam else [],
+    )
+    pipelines = {
+        REFERENCE: open_eager(source, threads=threads or torch.get_num_threads()),
+        "bundle": load(bundle, backend=backend, threads=threads),
+    }
+    sizes = {
+        REFERENCE: source.n_bytes / 1e6,
+        "bundle": bundle_mb(manifest, pipelines["bundle"].backend),
+    }
+    return pipelines, sizes

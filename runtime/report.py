@@ -84,7 +84,7 @@ def write_report(
         "machine": machine(),
         "versions": versions(),
         "peak_memory_mib": round(peak_memory_mib()),
-        "rows": [_row_dict(row) for row in rows],
+        "rows": [row_values(row) for row in rows],
         **extra,
     }
     (folder / "report.json").write_text(json.dumps(values, indent=2) + "\n")
@@ -96,8 +96,9 @@ def write_report(
     (folder / "report.md").write_text("\n".join(lines))
 
 
-def _row_dict(row: Row) -> dict[str, Any]:
-    values = asdict(row)
+def row_values(row: Row) -> dict[str, Any]:
+    """A row as JSON, raw samples included; what was not measured is left out."""
+    values = {k: v for k, v in asdict(row).items() if k == "parity" or v not in (None, "")}
     values["latency"] = {
         "p50_ms": row.latency.p50_ms,
         "p90_ms": row.latency.percentile(90),

@@ -15,6 +15,7 @@ from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
 from save_deploy.verbs import (
     checkpoints,
+    compare,
     data,
     doctor,
     engine,
@@ -34,7 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "inspect": engine.inspect_bundle,
     "merge": make.merge,
     "bench": measure.bench,
-    "compare": measure.compare,
+    "compare": compare.compare,
     "train": learn.train,
     "eval": measure.evaluate,
     "mask": use.mask,

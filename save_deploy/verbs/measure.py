@@ -1,4 +1,4 @@
-"""Verbs that measure: bench, compare, eval, verify."""
+"""Verbs that measure: bench, eval, verify."""
 
 from __future__ import annotations
 
@@ -7,90 +7,17 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.errors import BackendError, BundleError, ParityError, SaveDeployError
+from save_deploy.errors import BackendError, BundleError, SaveDeployError
 from save_deploy.verbs.options import (
     Backend,
     Checkpoint,
     Clips,
-    Data,
     Sam,
     SkipBad,
     SoundFrom,
-    Split,
     Threads,
     Vggish,
 )
-
-
-def compare(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
-    data: Data = "scenes",
-    split: Split = "test",
-    clips: Clips = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            help="The checkpoint the bundle was made of. Default: the built-in one.",
-            show_default=False,
-        ),
-    ] = None,
-    sam: Sam = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="Exit 2 when M_J falls by more than this.", show_default=False),
-    ] = None,
-    min_agreement: Annotated[
-        float | None, typer.Option(help="Exit 2 when masks agree less (IoU).", show_default=False)
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Write report.json and report.md into this folder.", show_default=False),
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
-    backend: Backend = "auto",
-    threads: Threads = None,
-    sound_from: SoundFrom = "auto",
-    skip_bad: SkipBad = False,
-) -> None:
-    """Compare a bundle with the eager model on a dataset: M_J, M_F, agreement, FPS."""
-    from save_deploy.data.open import open_dataset
-    from save_deploy.data.tolerant import Tolerant
-    from save_deploy.progress import progress
-    from save_deploy.runtime.compare import compare as run_compare
-    from save_deploy.runtime.reference import open_with_reference
-    from save_deploy.runtime.report import footnote, print_table, write_report
-
-    pipelines, sizes = open_with_reference(
-        bundle, checkpoint=checkpoint, sam=sam, backend=backend, threads=threads
-    )
-    dataset = open_dataset(data, split=split, n_clips=clips, source=sound_from, skip_bad=skip_bad)
-    with progress(f"comparing on {data}", len(dataset)) as advance:
-        rows = run_compare(pipelines, sizes, dataset, rounds=rounds, on_clip=advance)
-    note = footnote(rows, f"{data} ({split})")
-    print_table(rows, f"{bundle} against eager", note)
-    for name, why in (dataset.skipped if isinstance(dataset, Tolerant) else {}).items():
-        print(f"skipped {name}: {why}")
-    if report is not None:
-        report.mkdir(parents=True, exist_ok=True)
-        write_report(
-            report,
-            rows,
-            title=f"{bundle.name} against eager",
-            note=note,
-            extra={"data": data, "split": split},
-        )
-        print(f"report: {report}/report.md")
-    drop, parity = rows[0].score.m_j - rows[-1].score.m_j, rows[-1].parity
-    if max_drop is not None and drop > max_drop:
-        raise ParityError(
-            "M_J fell by more than allowed", got=f"{drop:.2f}", expected=f"at most {max_drop}"
-        )
-    if min_agreement is not None and parity is not None and parity.mask_agreement < min_agreement:
-        raise ParityError(
-            "masks agree less than asked",
-            got=f"{parity.mask_agreement:.5f}",
-            expected=f"{min_agreement}",
-        )
 
 
 def evaluate(

@@ -1,0 +1,134 @@
+"""Accuracy of every entry on one dataset, clip by clip: scores, parity, margin, the worst frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.data.audio import second
+from save_deploy.data.sample import Clip, ClipDataset
+from save_deploy.data.tolerant import iter_clips
+from save_deploy.data.transforms import resize_mask
+from save_deploy.metrics.margin import Margin, MarginMeter
+from save_deploy.metrics.parity import ParityMeter, ParityResult
+from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter
+from save_deploy.runtime.comparison.entries import Entry, Pool
+from save_deploy.runtime.comparison.worst import WorstFrames
+from save_deploy.runtime.html.data import ReportFrame
+from save_deploy.runtime.pipeline import SavePipeline
+
+# Clips and logits of the reference that are held while one model after the other runs on them.
+CHUNK_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The reference has neither parity nor margin."""
+
+    score: Score
+    parity: ParityResult | None = None
+    margin: Margin | None = None
+
+
+def predict_clip(pipeline: SavePipeline, clip: Clip) -> NDArray[np.float32]:
+    """Logits of every frame at network size, each frame with its own second: (F,S,S)."""
+    return pipeline.clip_logits(list(clip.frames), clip.heard())
+
+
+def measure_accuracy(
+    pool: Pool,
+    entries: Sequence[Entry],
+    clips: ClipDataset,
+    *,
+    res: int,
+    dataset: str = "",
+    worst: int = 0,
+    protocol: Protocol = AVSBENCH,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Accuracy], list[ReportFrame]]:
+    """The first entry is the reference. -> accuracy by name, the worst frames, the worst first.
+
+    Memory is bounded whatever the dataset's size: one clip when all entries are open, else a chunk
+    of clips. on_step: after each clip of each entry.
+    """
+    reference, *others = entries
+    scores = {entry.name: ScoreMeter(protocol) for entry in entries}
+    parities = {entry.name: ParityMeter() for entry in others}
+    margins = {entry.name: MarginMeter() for entry in others}
+    kept = WorstFrames(worst)
+    n_frames = 0
+    for chunk in _chunks(iter_clips(clips), 0 if pool.resident else CHUNK_BYTES, res):
+        truths = [np.stack([resize_mask(m, res) for m in clip.masks]) for clip in chunk]
+        expected: list[NDArray[np.float32]] = []
+        with pool.use(reference) as pipeline:
+            for clip, truth in zip(chunk, truths, strict=True):
+                expected.append(predict_clip(pipeline, clip))
+                scores[reference.name].add(expected[-1], truth)
+                on_step()
+        masks: dict[str, list[NDArray[np.uint8]]] = {entry.name: [] for entry in others}
+        for entry in others:
+            with pool.use(entry) as pipeline:
+                for clip, truth, logits in zip(chunk, truths, expected, strict=True):
+                    got = predict_clip(pipeline, clip)
+                    parities[entry.name].add(logits, got)
+                    margins[entry.name].add(logits, got)
+                    scores[entry.name].add(got, truth)
+                    masks[entry.name].append(np.packbits(got > 0, axis=-1))
+                    on_step()
+        for i, clip in enumerate(chunk):
+            found = {
+                name: np.unpackbits(packed[i], axis=-1, count=res).astype(bool)
+                for name, packed in masks.items()
+            }
+            for k in range(len(clip.frames)):
+                of_frame = {name: mask[k] for name, mask in found.items()}
+                logits = expected[i][k]
+                make = partial(_frame, clip, k, truths[i][k], logits, dataset, of_frame)
+                kept.offer(logits > 0, of_frame, n_frames, make)
+                n_frames += 1
+    results = {
+        name: Accuracy(
+            meter.score(),
+            parities[name].result() if name in parities else None,
+            margins[name].result() if name in margins else None,
+        )
+        for name, meter in scores.items()
+    }
+    return results, kept.worst_first()
+
+
+def _chunks(clips: Iterable[Clip], n_bytes: int, res: int) -> Iterator[list[Clip]]:
+    """Clips in order, so many at a time that they and their logits take about n_bytes; at least 1."""
+    chunk: list[Clip] = []
+    held = 0
+    for clip in clips:
+        chunk.append(clip)
+        held += clip.frames.nbytes + clip.masks.nbytes + len(clip.frames) * 4 * res * res
+        if held >= n_bytes:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _frame(
+    clip: Clip,
+    index: int,
+    truth: NDArray[np.bool_],
+    logits: NDArray[np.float32],
+    dataset: str,
+    masks: dict[str, NDArray[np.bool_]],
+) -> ReportFrame:
+    return ReportFrame(
+        name=f"{clip.name}_{index + 1}",
+        dataset=dataset,
+        frame=clip.frames[index].copy(),  # not the whole clip behind a view
+        reference=logits.copy(),
+        masks={name: mask.copy() for name, mask in masks.items()},
+        truth=truth.copy(),
+        waveform=second(clip.waveform, index).astype(np.float32),
+    )

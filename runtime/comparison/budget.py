@@ -1,0 +1,71 @@
+"""Budgets of a comparison: what was asked, what was found, and the error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from save_deploy.errors import ParityError
+from save_deploy.runtime.comparison.row import Row
+from save_deploy.runtime.html.data import Check
+
+
+@dataclass(frozen=True)
+class Budget:
+    """None: not asked. max_drop in M_J points and min_agreement (IoU) hold for every row; min_speedup
+    (times the reference) for the fastest backend of each bundle."""
+
+    max_drop: float | None = None
+    min_agreement: float | None = None
+    min_speedup: float | None = None
+
+
+def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
+    """One check for each budget, naming the rows over it, or the one nearest to it; for speed one for
+    each bundle."""
+    ours = [row for row in rows if not row.reference]
+    found = []
+    if budget.max_drop is not None:
+        base = {row.dataset: row.score.m_j for row in rows if row.reference}
+        drops = {_where(r): base[r.dataset] - r.score.m_j for r in ours}
+        limit = budget.max_drop
+        found.append(_check("M_J drop", drops, lambda v: v - limit, ".2f", f"at most {limit:g}"))
+    if budget.min_agreement is not None:
+        agreed = {_where(r): r.parity.mask_agreement for r in ours if r.parity is not None}
+        floor = budget.min_agreement
+        allowed = f"at least {floor:g}"
+        found.append(_check("mask agreement", agreed, lambda v: floor - v, ".5f", allowed))
+    if budget.min_speedup is not None:
+        least = budget.min_speedup
+        for bundle in dict.fromkeys(row.bundle for row in ours):
+            best = max((r for r in ours if r.bundle == bundle), key=lambda r: r.speedup)
+            name = f"speed-up of {bundle}, fastest backend"
+            allowed = f"at least {least:g} x"
+            speeds = {best.name: best.speedup}
+            found.append(_check(name, speeds, lambda v: least - v, ".2f", allowed))
+    return tuple(found)
+
+
+def require(checks: Sequence[Check]) -> None:
+    """Raises ParityError naming every check that failed, with its rows and figures."""
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise ParityError(
+            "over budget: " + ", ".join(check.name for check in failed),
+            got="\n            ".join(check.got for check in failed),
+            expected="; ".join(f"{check.name} {check.allowed}" for check in failed),
+        )
+
+
+def _check(
+    name: str, values: dict[str, float], over: Callable[[float], float], form: str, allowed: str
+) -> Check:
+    """over: above 0 is too much."""
+    failing = [key for key, value in values.items() if over(value) > 0]
+    shown = failing or [max(values, key=lambda key: over(values[key]))]
+    got = ", ".join(f"{values[key]:{form}} ({key})" for key in shown)
+    return Check(name, got, allowed, not failing)
+
+
+def _where(row: Row) -> str:
+    return f"{row.name} on {row.dataset}" if row.dataset else row.name

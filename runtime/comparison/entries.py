@@ -1,0 +1,118 @@
+"""What can be opened: a bundle on a backend, or the eager model. Entries travel between processes."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from save_deploy.config import SaveConfig
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.session import GPU_BACKENDS
+from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes
+
+REFERENCE = "eager"
+_SHARE = 0.6  # of free memory that all pipelines of a comparison may take together
+_MB = 1e6
+
+
+@dataclass(frozen=True)
+class EagerSource:
+    """The checkpoint of a reference, the shape it is run in, and the size of its weights."""
+
+    checkpoint: Path
+    sam: Path | None
+    res: int
+    batch: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pipeline of a comparison: a bundle's folder and backend, or an eager model."""
+
+    name: str
+    backend: str
+    precision: str
+    size_mb: float
+    bundle: str = ""
+    folder: Path | None = None
+    eager: EagerSource | None = None
+    threads: int | None = None
+
+    def open(self) -> SavePipeline:
+        """Files of the bundle are not hashed again: they were when the entry was made."""
+        if self.eager is not None:
+            from save_deploy.runtime.reference import open_eager
+
+            return open_eager(self.eager, threads=self.threads)
+        assert self.folder is not None
+        return load(self.folder, backend=self.backend, threads=self.threads, verify=False)
+
+    def peak_bytes(self, config: SaveConfig) -> int:
+        """Memory it takes on the host, estimated: weights, and scores of a global block."""
+        scores = 4 * config.num_heads * config.grid**4
+        if self.eager is not None:
+            return self.eager.n_bytes + 2 * scores
+        if self.folder is None or self.backend in GPU_BACKENDS:
+            return 0
+        return cpu_bytes(self.folder / "model.onnx") + scores
+
+
+class Pool:
+    """Open pipelines by name. resident: they stay open; else each only while it is used, so that one
+    model is in memory at a time."""
+
+    def __init__(
+        self, *, resident: bool = True, opened: Mapping[str, SavePipeline] | None = None
+    ) -> None:
+        """opened: pipelines of the caller, which close() leaves open."""
+        self.resident = resident
+        self._theirs, self._ours = dict(opened or {}), dict[str, SavePipeline]()
+
+    @contextmanager
+    def use(self, entry: Entry) -> Iterator[SavePipeline]:
+        known = self._theirs.get(entry.name) or self._ours.get(entry.name)
+        if known is None:
+            known = entry.open()
+            if self.resident:
+                self._ours[entry.name] = known
+        try:
+            yield known
+        finally:
+            if not self.resident and entry.name not in self._theirs:
+                known.close()
+                del known
+                gc.collect()  # the weights of an eager model go with their last reference
+
+    def close(self) -> None:
+        for pipeline in self._ours.values():
+            pipeline.close()
+        self._ours.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fit_together(entries: Sequence[Entry], config: SaveConfig) -> bool:
+    """Whether all of them may be held in memory at once."""
+    needed = sum(entry.peak_bytes(config) for entry in entries)
+    return needed < _SHARE * psutil.virtual_memory().available
+
+
+def bundle_mb(manifest: Manifest, backend: str) -> float:
+    """Files that this backend reads: graphs with their weights or the engine, and the audio side."""
+    names = ("model.onnx", "audio.onnx")
+    if backend in ENGINE_BACKENDS:
+        engine = next(e["file"] for e in manifest.engines if e["library"] == backend)
+        names = (engine, "audio.onnx")
+    return sum(r.size for name, r in manifest.files.items() if name.startswith(names)) / _MB

@@ -1,0 +1,215 @@
+"""A comparison as files: report.json, report.md, report.html and the worst frames as pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from save_deploy import interrupt
+from save_deploy.data.transforms import resize_frame
+from save_deploy.errors import SaveDeployError
+from save_deploy.metrics.margin import flips
+from save_deploy.runtime.comparison.gpu import describe_gpus
+from save_deploy.runtime.comparison.row import Row
+from save_deploy.runtime.comparison.run import Comparison
+from save_deploy.runtime.comparison.table import cells, columns
+from save_deploy.runtime.comparison.worst import agreement, worst_row
+from save_deploy.runtime.html import Report, ReportFrame, ReportRow, Table, write_html
+from save_deploy.runtime.pictures import comparison_strip
+from save_deploy.runtime.report import row_values
+from save_deploy.runtime.session import default_threads
+from save_deploy.runtime.session.open import ENGINE_BACKENDS
+from save_deploy.runtime.timing import machine, versions
+
+PICTURES = "worst_*.png"
+
+
+def check_folder(folder: Path) -> None:
+    """Raise SaveDeployError where the report could not be written, before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-"):
+            pass
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def write_comparison(folder: Path, found: Comparison) -> list[Path]:
+    """All files appear together at the very end and replace those of an earlier report; other files
+    of the folder stay. -> their paths."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+            names = _write(Path(partial), found)
+            interrupt.raise_if_wished()
+            for old in folder.glob(PICTURES):
+                if old.name not in names:
+                    old.unlink()
+            for name in names:
+                os.replace(Path(partial) / name, folder / name)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    return [folder / name for name in names]
+
+
+def values_of(found: Comparison) -> dict[str, Any]:
+    """report.json: every number of the page, raw samples included."""
+    options = found.options
+    return {
+        "title": found.title,
+        "note": found.note,
+        "notes": list(found.notes),
+        "metrics": found.rows[0].score.protocol,
+        "machine": machine_values(options.threads),
+        "versions": library_versions(),
+        "data": list(options.data),
+        "split": options.split,
+        "reference": "eager" if options.eager else "the first bundle",
+        "rows": [row_values(row) for row in found.rows],
+        "checks": [vars(check) for check in found.checks],
+        "verdict": page(found).verdict,
+        "worst_frames": [_frame_values(i, frame) for i, frame in enumerate(found.frames, start=1)],
+        "skipped": found.skipped,
+    }
+
+
+def page(found: Comparison) -> Report:
+    """The data of report.html."""
+    return Report(
+        title=found.title,
+        note=found.note,
+        machine=machine_values(found.options.threads),
+        versions=library_versions(),
+        protocol=found.rows[0].score.protocol,
+        rows=tuple(_report_row(row) for row in found.rows),
+        frames=found.frames,
+        sections=found.sections,
+        checks=found.checks,
+    )
+
+
+def machine_values(threads: int | None) -> dict[str, object]:
+    """What a timing must be read with: processor, memory, threads, GPUs where there are any."""
+    gpus = describe_gpus()
+    found = {**machine(), "threads": threads or default_threads()}
+    return {**found, **({"gpu": "; ".join(gpus)} if gpus else {})}
+
+
+def library_versions() -> dict[str, str]:
+    """Of what may have run; TensorRT's where it was loaded."""
+    loaded = {name: sys.modules[name] for name in ENGINE_BACKENDS if name in sys.modules}
+    return {**versions(), **{n: str(m.__version__) for n, m in loaded.items()}}
+
+
+def _write(folder: Path, found: Comparison) -> list[str]:
+    report = page(found)
+    write_html(folder / "report.html", report)
+    text = json.dumps(values_of(found), indent=2, allow_nan=False)
+    (folder / "report.json").write_text(text + "\n")
+    pictures = [f"worst_{i}.png" for i in range(1, len(found.frames) + 1)]
+    for name, frame in zip(pictures, found.frames, strict=True):
+        _write_strip(folder / name, frame, "eager" if found.options.eager else "reference")
+    (folder / "report.md").write_text(markdown(found))
+    return ["report.html", "report.json", "report.md", *pictures]
+
+
+def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
+    """Frame, truth, reference, the row that agrees least, flips, at network size."""
+    reference = frame.reference_mask
+    name = worst_row(reference, frame.masks)
+    got = frame.masks[name]
+    before = ("truth",) if frame.truth is not None else ()
+    strip = comparison_strip(
+        resize_frame(frame.frame, reference.shape[0]),
+        frame.truth,
+        reference,
+        got,
+        flips(reference.astype("float32"), got.astype("float32")),
+        labels=(frame.name, *before, reference_label, name, "flips"),
+    )
+    strip.save(path, format="PNG", optimize=True)
+
+
+def markdown(found: Comparison) -> str:
+    """report.md: a table for each dataset, the checks, the worst frames, the sections."""
+    shown = columns(found.rows, eager=found.options.eager)
+    lines = [f"# {found.title}", ""]
+    for check in found.checks:
+        word = "pass" if check.passed else "**FAIL**"
+        lines.append(f"- {word}: {check.name} {check.got}, {check.allowed}")
+    lines += [""] if found.checks else []
+    for dataset in dict.fromkeys(row.dataset for row in found.rows):
+        lines += [f"## {dataset}", "", _md_row(title for _, title in shown)]
+        lines.append(_md_row("---" if not i else "---:" for i, _ in shown))
+        for row in found.rows:
+            if row.dataset == dataset:
+                texts = cells(row)
+                lines.append(_md_row(texts[i] for i, _ in shown))
+        lines.append("")
+    lines += [f"{line}  " for line in found.notes]
+    lines += [f"Metrics: {found.rows[0].score.protocol}.", ""]
+    if found.skipped:
+        lines += ["## Skipped clips", ""]
+        lines += [f"- {name}: {why}" for name, why in found.skipped.items()]
+        lines.append("")
+    if found.frames:
+        lines += [
+            "## Worst frames: picture, truth, reference, the row that agrees least, flips",
+            "",
+        ]
+        for i, frame in enumerate(found.frames, start=1):
+            values = _frame_values(i, frame)
+            words = f"{frame.name} of {frame.dataset}, {values['row']}: {values['agreement']:.4f}"
+            lines += [f"![{words}](worst_{i}.png)", ""]
+    for section in found.sections:
+        if isinstance(section.body, Table):
+            body = section.body
+            lines += [f"## {section.title}", "", _md_row(body.columns)]
+            lines.append(_md_row("---" for _ in body.columns))
+            lines += [_md_row(row) for row in body.rows] + [""]
+        elif isinstance(section.body, str):
+            lines += [f"## {section.title}", "", section.body, ""]
+    return "\n".join(lines)
+
+
+def _md_row(texts: Any) -> str:
+    return "| " + " | ".join(str(t).replace("|", r"\|").replace("\n", " ") for t in texts) + " |"
+
+
+def _frame_values(number: int, frame: ReportFrame) -> dict[str, Any]:
+    reference = frame.reference_mask
+    row = worst_row(reference, frame.masks)
+    return {
+        "name": frame.name,
+        "dataset": frame.dataset,
+        "row": row,
+        "agreement": agreement(reference, frame.masks[row]),
+        "file": f"worst_{number}.png",
+    }
+
+
+def _report_row(row: Row) -> ReportRow:
+    return ReportRow(
+        name=row.name,
+        dataset=row.dataset,
+        latency=row.latency,
+        speedup=row.speedup,
+        score=row.score,
+        size_mb=row.size_mb,
+        parity=row.parity,
+        margin=row.margin,
+        peak_memory_mib=row.peak_memory_mib,
+        time_split=row.time_split,
+        reference=row.reference,
+    )
+
+
+def _not_writable(folder: Path, error: OSError) -> SaveDeployError:
+    return SaveDeployError(
+        "report cannot be written", got=f"{folder}: {error.strerror}", expected="a folder",
+        hint="--report DIR",
+    )  # fmt: skip

@@ -1,0 +1,163 @@
+"""What a comparison will run: bundles grouped by the reference they share, every entry tried once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from save_deploy.config import SaveConfig
+from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, Entry, bundle_mb
+from save_deploy.runtime.comparison.options import ALL, CompareOptions
+from save_deploy.runtime.pipeline import load
+from save_deploy.runtime.session import BACKENDS
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries of one checkpoint at one resolution and batch; the first is the reference. words: what
+    tells it from the other groups, empty when it is the only one."""
+
+    config: SaveConfig
+    entries: tuple[Entry, ...]
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """bundles: label -> folder and manifest; left_out: backends of `all` that do not run, in
+    words."""
+
+    groups: tuple[Group, ...]
+    bundles: dict[str, tuple[Path, Manifest]]
+    left_out: tuple[str, ...]
+
+
+def make_plan(options: CompareOptions) -> Plan:
+    """Every bundle is opened once on every backend, and closed.
+
+    A backend asked for by name must run every bundle; `all` takes those that do, one at least.
+    Raises BackendError, BundleError, CheckpointError, ParityError (an engine's self-test).
+    """
+    unknown = [b for b in options.backends if b not in (*BACKENDS, ALL)]
+    if unknown:
+        expected = ", ".join((*BACKENDS, ALL))
+        raise BackendError("unknown backend", got=unknown[0], expected=expected)
+    bundles = {
+        label: (folder, Manifest.read(folder)) for label, folder in labels(options.bundles).items()
+    }
+    sources = {label: _source(*bundle, options) for label, bundle in bundles.items()}
+    left_out: dict[tuple[str, str], list[str]] = {}
+    members: dict[tuple[object, ...], list[Entry]] = {}
+    for label, (folder, manifest) in bundles.items():
+        found = _entries(label, folder, manifest, options, left_out, several=len(bundles) > 1)
+        members.setdefault(_key(manifest), []).extend(found)
+    groups = []
+    for key, entries in members.items():
+        label = entries[0].bundle
+        manifest, source = bundles[label][1], sources[label]
+        eager = [] if source is None else [_eager(source, options)]
+        words = _words(key, list(members), manifest)
+        groups.append(Group(manifest.config, (*eager, *entries), words))
+    if not options.eager and all(len(group.entries) == 1 for group in groups):
+        raise SaveDeployError(
+            "nothing to compare with",
+            got="one bundle on one backend, --no-eager",
+            expected="a second bundle of the same checkpoint and size, or another --backend",
+        )
+    lines = (
+        f"{backend} left out{'' if len(which) == len(bundles) else ' for ' + ', '.join(which)}: {why}"
+        for (backend, why), which in left_out.items()
+    )
+    return Plan(tuple(groups), bundles, tuple(lines))
+
+
+def labels(folders: Sequence[Path]) -> dict[str, Path]:
+    """Bundles by their folder's name, by the whole path where names meet; each folder once."""
+    first: dict[Path, Path] = {}
+    for folder in folders:
+        first.setdefault(folder.resolve(), folder)
+    unique = list(first.values())
+    names = [folder.resolve().name for folder in unique]
+    return {
+        name if names.count(name) == 1 else str(folder): folder
+        for name, folder in zip(names, unique, strict=True)
+    }
+
+
+def _source(folder: Path, manifest: Manifest, options: CompareOptions) -> EagerSource | None:
+    if not options.eager:
+        return None
+    from save_deploy.runtime.reference import builtin_path, find_source
+
+    given = options.checkpoints
+    if given and len(options.bundles) > 1:  # of other bundles, perhaps
+        given = (*given, builtin_path())
+    return find_source(folder, manifest, checkpoints=given, sams=options.sams)
+
+
+def _eager(source: EagerSource, options: CompareOptions) -> Entry:
+    size = source.n_bytes / 1e6
+    return Entry(REFERENCE, REFERENCE, "fp32", size, eager=source, threads=options.threads)
+
+
+def _entries(
+    label: str, folder: Path, manifest: Manifest, options: CompareOptions,
+    left_out: dict[tuple[str, str], list[str]], *, several: bool,
+) -> list[Entry]:  # fmt: skip
+    found: dict[str, Entry] = {}
+    first: BackendError | None = None
+    asked = [b for b in options.backends if b != ALL]
+    tried = asked + [b for b in BACKENDS[1:] if ALL in options.backends and b not in asked]
+    manifest.verify(folder)
+    for backend in dict.fromkeys(tried):
+        try:
+            with load(folder, backend=backend, threads=options.threads, verify=False) as pipeline:
+                runs, precision = pipeline.backend, pipeline.precision
+        except BackendError as error:
+            if backend in asked:
+                raise _named(error, label) from error
+            first = first or error
+            left_out.setdefault((backend, error.what), []).append(label)
+            continue
+        name = f"{runs} {precision}"
+        if several:
+            name = f"{label} {runs}" if precision in label else f"{label} {name}"
+        size = bundle_mb(manifest, runs)
+        entry = Entry(name, runs, precision, size, label, folder, threads=options.threads)
+        found.setdefault(runs, entry)
+    if not found:
+        assert first is not None
+        raise _named(first, label)
+    return list(found.values())
+
+
+def _named(error: BackendError, label: str) -> BackendError:
+    """The same error, saying which bundle it is about."""
+    return BackendError(
+        f"{label}: {error.what}", got=error.got, expected=error.expected, hint=error.hint
+    )
+
+
+def _key(manifest: Manifest) -> tuple[Any, ...]:
+    """What bundles must share to be compared mask by mask, the most telling part first."""
+    files = manifest.source["files"]
+    hashes = tuple(file["sha256"] for file in files)
+    return manifest.config.res, manifest.model.inputs[0].shape[0], hashes
+
+
+def _words(key: tuple[Any, ...], keys: list[tuple[Any, ...]], manifest: Manifest) -> str:
+    """What tells a group from the others: 256 px, 5 frames a call, a checkpoint."""
+    res, batch, hashes = key
+    names = [Path(file["name"]).stem for file in manifest.source["files"]]
+    words = (f"{res} px", f"{batch} frames a call", f"{' + '.join(names)} {hashes[0][:6]}")
+    differ = [len({k[i] for k in keys}) > 1 for i in range(3)]
+    return ", ".join(word for word, d in zip(words, differ, strict=True) if d)
+
+
+def with_dataset(group: Group, name: str) -> str:
+    """A dataset as the page names it."""
+    return f"{name}, {group.words}" if group.words else name

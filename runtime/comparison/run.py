@@ -1,0 +1,202 @@
+"""save-compare as a value: options in, rows, worst frames, checks and words out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+
+from save_deploy import interrupt
+from save_deploy.data.open import open_dataset
+from save_deploy.data.sample import Clip, ClipDataset, Sample
+from save_deploy.data.tolerant import Tolerant, iter_clips
+from save_deploy.metrics.latency import speedup
+from save_deploy.progress import countdown
+from save_deploy.runtime.comparison.accuracy import Accuracy, measure_accuracy
+from save_deploy.runtime.comparison.budget import check_rows
+from save_deploy.runtime.comparison.entries import Entry, Pool, fit_together
+from save_deploy.runtime.comparison.options import CompareOptions
+from save_deploy.runtime.comparison.plan import Group, Plan, make_plan, with_dataset
+from save_deploy.runtime.comparison.row import Row
+from save_deploy.runtime.comparison.sections import bundle_sections
+from save_deploy.runtime.comparison.speed import STEADY, Timing, split_times, time_entries
+from save_deploy.runtime.comparison.worker import measure_memory
+from save_deploy.runtime.comparison.worst import frame_badness
+from save_deploy.runtime.html.data import Check, ReportFrame, Section, TimeSplit
+from save_deploy.runtime.session import default_threads
+
+STAGES = ("open", "accuracy", "time", "memory")
+SPLIT_CLIPS = 2  # whose frames the split of the time is taken on
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """notes: lines on how it was taken; frames: the worst first; skipped: clips, by name, and why."""
+
+    title: str
+    rows: tuple[Row, ...]
+    frames: tuple[ReportFrame, ...]
+    sections: tuple[Section, ...]
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    options: CompareOptions = field(default_factory=lambda: CompareOptions(()))
+
+    @property
+    def note(self) -> str:
+        return "; ".join(self.notes)
+
+
+def run_comparison(
+    options: CompareOptions, *, on_stage: Callable[[str, str], None] = lambda *_: None
+) -> Comparison:
+    """Everything that can be refused is refused before anything long begins. on_stage(stage, detail)
+    reports progress, stages of STAGES.
+
+    Raises SaveDeployError; what is over budget is in `checks`, see budget.require.
+    """
+    datasets = {name: _open(name, options) for name in dict.fromkeys(options.data)}
+    on_stage("open", f"{len(options.bundles)} bundles on {', '.join(options.backends)}")
+    plan = make_plan(options)
+    rows: list[Row] = []
+    frames: list[ReportFrame] = []
+    timings: list[Timing] = []
+    for group in plan.groups:
+        found = _run_group(group, datasets, options, on_stage)
+        rows += found.rows
+        frames += found.frames
+        timings.append(found.timing)
+    frames.sort(key=lambda frame: frame_badness(frame.reference_mask, frame.masks, 0), reverse=True)
+    sections = [Section("Backends left out", "\n\n".join(plan.left_out))] if plan.left_out else []
+    sections += [
+        section
+        for label, (folder, manifest) in plan.bundles.items()
+        for section in bundle_sections(folder, manifest, label if len(plan.bundles) > 1 else "")
+    ]
+    skipped: dict[str, str] = {}
+    for dataset in datasets.values():
+        skipped |= dataset.skipped if isinstance(dataset, Tolerant) else {}
+    return Comparison(
+        title=f"{', '.join(plan.bundles)} against {'eager' if options.eager else 'the first'}",
+        rows=tuple(rows),
+        frames=tuple(frames),
+        sections=tuple(sections),
+        checks=check_rows(rows, options.budget),
+        notes=_notes(plan, rows, timings, options),
+        skipped=skipped,
+        options=options,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    rows: list[Row]
+    frames: list[ReportFrame]
+    timing: Timing
+
+
+def _run_group(
+    group: Group,
+    datasets: dict[str, ClipDataset],
+    options: CompareOptions,
+    on_stage: Callable[[str, str], None],
+) -> _Found:
+    results: dict[str, dict[str, Accuracy]] = {}
+    frames: list[ReportFrame] = []
+    with Pool(resident=fit_together(group.entries, group.config)) as pool:
+        for name, clips in datasets.items():
+            interrupt.raise_if_wished()
+            label = with_dataset(group, name)
+            n_steps = len(clips) * len(group.entries)
+            results[label], worst = measure_accuracy(
+                pool,
+                group.entries,
+                clips,
+                res=group.config.res,
+                dataset=label,
+                worst=options.frames,
+                on_step=countdown(on_stage, "accuracy", label, n_steps),
+            )
+            frames += worst
+        first = list(islice(iter_clips(next(iter(datasets.values()))), SPLIT_CLIPS))
+        on_stage("time", f"{len(group.entries)} in turn")
+        timing = time_entries(pool, group.entries, first[0], rounds=options.rounds)
+        splits = _splits(pool, group.entries, first)
+    memory = {}
+    if options.memory:  # after the pool is closed: one model at a time
+        on_stage("memory", "one process each")
+        sample = next(first[0].samples())
+        memory = {e.name: measure_memory(e, sample.frame, sample.heard()) for e in group.entries}
+    rows = [
+        _row(entry, label, found[entry.name], group, timing, splits, memory)
+        for label, found in results.items()
+        for entry in group.entries
+    ]
+    return _Found(rows, frames, timing)
+
+
+def _splits(pool: Pool, entries: tuple[Entry, ...], clips: list[Clip]) -> dict[str, TimeSplit]:
+    samples: list[Sample] = [sample for clip in clips for sample in clip.samples()]
+    found = {}
+    for entry in entries:
+        with pool.use(entry) as pipeline:
+            found[entry.name] = split_times(pipeline, samples)
+    return found
+
+
+def _row(
+    entry: Entry, label: str, accuracy: Accuracy, group: Group, timing: Timing,
+    splits: dict[str, TimeSplit], memory: dict[str, float | None],
+) -> Row:  # fmt: skip
+    reference = timing.latency[group.entries[0].name]
+    return Row(
+        backend=entry.backend,
+        precision=entry.precision,
+        size_mb=entry.size_mb,
+        latency=timing.latency[entry.name],
+        speedup=speedup(reference, timing.latency[entry.name]),
+        score=accuracy.score,
+        parity=accuracy.parity,
+        name=entry.name,
+        bundle=entry.bundle,
+        dataset=label,
+        margin=accuracy.margin,
+        peak_memory_mib=memory.get(entry.name),
+        time_split=splits[entry.name],
+    )
+
+
+def _open(name: str, options: CompareOptions) -> ClipDataset:
+    return open_dataset(
+        name,
+        split=options.split,
+        n_clips=options.clips,
+        source=options.sound_from,
+        skip_bad=options.skip_bad,
+    )
+
+
+def _notes(
+    plan: Plan, rows: list[Row], timings: list[Timing], options: CompareOptions
+) -> tuple[str, ...]:
+    frames = {row.dataset: row.score for row in rows}
+    counted = ", ".join(
+        f"{s.n_frames} frames of {s.n_videos} videos of {label}" for label, s in frames.items()
+    )
+    noise = max(timing.noise for timing in timings)
+    rounds = max(len(r.samples_ms) for timing in timings for r in timing.latency.values())
+    how = "in turn"
+    if not all(timing.resident for timing in timings):
+        how = "opened anew in every round (too large to hold together)"
+    steady = f"noise {noise:.0%}"
+    if noise > STEADY:
+        steady = f"NOT steady, noise {noise:.0%}: trust ratios, not milliseconds"
+    lines = [
+        f"{counted} (split {options.split})",
+        f"{rounds} timed calls each of the model graph, {how}, {steady}; "
+        f"threads: {options.threads or default_threads()}",
+    ]
+    if not options.eager:
+        first = ", ".join(dict.fromkeys(group.entries[0].name for group in plan.groups))
+        lines.append(f"no eager model: the reference of every ratio and agreement is {first}")
+    return tuple(lines)

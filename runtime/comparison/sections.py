@@ -1,0 +1,138 @@
+"""What a bundle says of itself, as sections of the page: how it was merged, quantized and built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from save_deploy.manifest import Manifest
+from save_deploy.runtime.html.data import Figure, Section, Table
+
+SENSITIVITY = "sensitivity.png"
+
+
+def bundle_sections(folder: Path, manifest: Manifest, label: str = "") -> tuple[Section, ...]:
+    """Of the files the manifest lists and the manifest itself; what is not there is left out. label:
+    names the bundle in every title."""
+    report: dict[str, Any] = {}
+    if "report.json" in manifest.files:
+        report = json.loads((folder / "report.json").read_text())
+    quantization = manifest.precision.get("quantization") or {}
+    found: list[tuple[str, Table | Figure | str] | None] = [
+        _merge(manifest.merge),
+        _calibration(quantization),
+        _search(report.get("search")),
+        _sensitivity(folder, manifest),
+        _blocks(report.get("block_sqnr_db")),
+        _islands(manifest.precision),
+        *(_receipt(entry) for entry in manifest.engines),
+    ]
+    before = f"{label}: " if label else ""
+    return tuple(Section(before + item[0], item[1]) for item in found if item is not None)
+
+
+def _merge(merge: Mapping[str, Any]) -> tuple[str, Table] | None:
+    """Every rewrite with what it saved and its distance from eager in float64."""
+    rows = [
+        (
+            r["name"],
+            r["folded"],
+            _from_to(f"{r['macs_before'] / 1e6:.1f}", f"{r['macs_after'] / 1e6:.1f}"),
+            f"{r['max_rel_diff']:.1e}",
+        )
+        for r in merge.get("rewrites", ())
+    ]
+    columns = ("rewrite", "what was folded", "million products a frame", "error")
+    return _table("Merge, each rewrite against eager in float64", columns, rows)
+
+
+def _calibration(quantization: Mapping[str, Any]) -> tuple[str, Table] | None:
+    calibration = quantization.get("calibration")
+    if not calibration:
+        return None
+    rows = [
+        ("format", str(quantization.get("format", ""))),
+        ("ranges by", str(calibration.get("method", ""))),
+        ("measured on", f"{calibration.get('pairs', '?')} pairs of {calibration.get('source')}"),
+        ("products in 8 bits", str(len(quantization.get("products", ())))),
+        ("units kept in float", ", ".join(quantization.get("float_units", ())) or "none"),
+        ("chosen by", str(quantization.get("chosen_by", ""))),
+        ("norms smoothed", str(len(quantization.get("smoothing", {})))),
+        ("products with bias correction", str(len(quantization.get("bias_corrected", ())))),
+    ]
+    rows += [
+        (f"8-bit kernels on {backend}", f"{k['int8']} of {k['asked']}")
+        for backend, k in quantization.get("kernels", {}).items()
+    ]
+    return _table("Quantization and its calibration", ("", "value"), rows)
+
+
+def _search(search: Mapping[str, Any] | None) -> tuple[str, Table] | None:
+    """M_J and agreement of the candidates of a precision search."""
+    if not search:
+        return None
+    rows = []
+    for key, words in (("eager", "eager"), ("full", "all in 8 bits"), ("chosen", "chosen")):
+        found = search.get(key)
+        if isinstance(found, Mapping):
+            rows.append((words, _number(found, "m_j", ".2f"), _number(found, "agreement", ".5f")))
+    title = f"Precision search, budget {search.get('max_drop')} M_J points"
+    return _table(title, ("candidate", "M_J", "agreement"), rows)
+
+
+def _sensitivity(folder: Path, manifest: Manifest) -> tuple[str, Figure] | None:
+    if SENSITIVITY not in manifest.files:
+        return None
+    alt = "M_J lost when one unit alone is in 8 bits, by unit"
+    return "Precision search, one unit alone in 8 bits", Figure(
+        (folder / SENSITIVITY).read_bytes(), alt
+    )
+
+
+def _blocks(sqnr: Sequence[float | None] | None) -> tuple[str, Table] | None:
+    rows = [
+        (str(i), "equal" if value is None else f"{value:.1f}") for i, value in enumerate(sqnr or ())
+    ]
+    return _table("Signal to noise of every encoder block against float", ("block", "dB"), rows)
+
+
+def _islands(precision: Mapping[str, Any]) -> tuple[str, Table] | None:
+    """Modules an FP16 graph keeps in FP32, and why."""
+    islands = precision.get("islands") or (precision.get("floats") or {}).get("islands") or ()
+    rows = [(i["module"], i["reason"], f"{i['value']:.4g}") for i in islands]
+    return _table("Kept in FP32", ("module", "why", "found"), rows)
+
+
+def _receipt(entry: Mapping[str, Any]) -> tuple[str, Table] | None:
+    """One engine: what the builder made of what the graph asked for."""
+    receipt = entry.get("receipt") or {}
+    names = ("attentions", "fused", "quantised_asked", "quantised", "casts", "layout_copies")
+    rows = [
+        ("file", str(entry.get("file", ""))),
+        ("library", f"{entry.get('library')} {entry.get('library_version')}"),
+        ("GPUs", ", ".join(entry.get("targets", ())) or str(entry.get("gpu") or "")),
+        ("engine", f"{entry.get('engine_bytes', 0) / 1e6:.1f} MB"),
+        ("kernels", str(len(receipt.get("kernels", ())))),
+    ]
+    rows += [(name.replace("_", " "), str(receipt[name])) for name in names if name in receipt]
+    rows += [(f"products {kind}", str(n)) for kind, n in receipt.get("products", {}).items()]
+    rows += [(f"{kind} kernels", str(n)) for kind, n in receipt.get("kernels_by_type", {}).items()]
+    if receipt.get("unknown"):
+        rows.append(("not known before a run", "; ".join(receipt["unknown"])))
+    return _table(f"Engine {entry.get('file', '')}", ("", "value"), rows)
+
+
+def _table(
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+) -> tuple[str, Table] | None:
+    return (title, Table(columns, tuple(rows))) if rows else None
+
+
+def _from_to(before: str, after: str) -> str:
+    return before if before == after else f"{before} to {after}"
+
+
+def _number(values: Mapping[str, Any], key: str, form: str) -> str:
+    return format(values[key], form) if key in values else ""

@@ -1,0 +1,141 @@
+"""Speed of every entry in the same rounds, until the samples are steady; and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+
+import numpy as np
+from PIL import Image
+
+from save_deploy.data.sample import Clip, Sample
+from save_deploy.data.transforms import resize_frame
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.runtime.comparison.entries import Entry, Pool
+from save_deploy.runtime.html.data import TimeSplit
+from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.timing import time_interleaved
+from save_deploy.specs import Arrays
+
+STEADY = 0.1  # interquartile range over the median, of every entry
+BUDGET_S = 30.0
+_TIMES_ROUNDS = 3  # at most, while samples are not steady
+_ROUNDS_ALONE, _CALLS_ALONE = 3, 2  # when entries are opened anew in every round
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Raw samples by name, taken in turn. resident: all were open at once."""
+
+    latency: dict[str, LatencyResult]
+    resident: bool = True
+
+    @property
+    def noise(self) -> float:
+        return max(result.spread for result in self.latency.values())
+
+    @property
+    def steady(self) -> bool:
+        return self.noise <= STEADY
+
+
+def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
+    """Real inputs of the model graph: the first frames of a clip and their sound."""
+    samples = [s for s, _ in zip(cycle(clip.samples()), range(pipeline.batch), strict=False)]
+    return {
+        "image": np.stack([resize_frame(s.frame, pipeline.config.res) for s in samples]),
+        "audio_embedding": np.concatenate([pipeline.embed(s.heard()) for s in samples]),
+    }
+
+
+def time_models(
+    pipelines: Mapping[str, SavePipeline], inputs: Arrays, *, rounds: int, budget_s: float
+) -> dict[str, LatencyResult]:
+    """One call of the model graph each (a frame, or a clip), interleaved; audio is not timed."""
+    calls = {
+        name: (lambda p=pipeline: p.model.infer(inputs)) for name, pipeline in pipelines.items()
+    }
+    batch = len(inputs["image"])
+    return time_interleaved(calls, rounds=rounds, budget_s=budget_s, batch=batch)
+
+
+def time_entries(
+    pool: Pool, entries: Sequence[Entry], clip: Clip, *, rounds: int, budget_s: float = BUDGET_S
+) -> Timing:
+    """The model graph of every entry on real inputs, warm and in turn.
+
+    Rounds go on while an entry's samples are not steady: three times `rounds` at most, and no longer
+    than the budget. Entries that do not fit into memory together are opened anew in three rounds.
+    """
+    with pool.use(entries[0]) as pipeline:
+        inputs = example_inputs(pipeline, clip)
+    if not pool.resident:
+        return _alone(pool, entries, inputs)
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        for entry in entries:
+            model = stack.enter_context(pool.use(entry)).model
+            calls[entry.name] = partial(model.infer, inputs)
+        return Timing(_until_steady(calls, rounds, budget_s, len(inputs["image"])))
+
+
+def _until_steady(
+    calls: Mapping[str, Callable[[], object]], rounds: int, budget_s: float, batch: int
+) -> dict[str, LatencyResult]:
+    found: dict[str, LatencyResult] = {}
+    begun = time.perf_counter()
+    for i in range(_TIMES_ROUNDS):
+        left = budget_s - (time.perf_counter() - begun)
+        if i and (left <= 0 or Timing(found).steady):
+            break
+        taken = time_interleaved(
+            calls, rounds=rounds, warmup=0 if i else 2, budget_s=left, batch=batch
+        )
+        found = {
+            name: LatencyResult((found[name].samples_ms if i else ()) + result.samples_ms, batch)
+            for name, result in taken.items()
+        }
+    return found
+
+
+def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
+    samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    for i in range(_ROUNDS_ALONE):
+        shift = i % len(entries)
+        for entry in [*entries[shift:], *entries[:shift]]:
+            with pool.use(entry) as pipeline:
+                pipeline.model.infer(inputs)  # warm
+                for _ in range(_CALLS_ALONE):
+                    begin = time.perf_counter()
+                    pipeline.model.infer(inputs)
+                    samples[entry.name].append((time.perf_counter() - begin) * 1000)
+    batch = len(inputs["image"])
+    taken = {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
+    return Timing(taken, resident=False)
+
+
+def split_times(pipeline: SavePipeline, samples: Sequence[Sample]) -> TimeSplit:
+    """Medians over real frames of one call each: resizing frames, hearing their seconds, the model,
+    masks at the size of the frames. The first sample only warms up."""
+    batch, res = pipeline.batch, pipeline.config.res
+    found = []
+    for sample in [samples[0], *samples]:
+        height, width = sample.frame.shape[:2]
+        heard = sample.heard()
+        at = [time.perf_counter()]
+        image = np.stack([resize_frame(sample.frame, res) for _ in range(batch)])
+        at.append(time.perf_counter())
+        embedding = np.concatenate([pipeline.embed(heard) for _ in range(batch)])
+        at.append(time.perf_counter())
+        logits = pipeline.run(image, embedding)
+        at.append(time.perf_counter())
+        for values in logits:  # as SavePipeline.mask
+            resized = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+            np.asarray(resized) > 0  # noqa: B015
+        at.append(time.perf_counter())
+        found.append(np.diff(at) * 1000)
+    return TimeSplit(*(float(ms) for ms in np.median(found[1:], axis=0)))

@@ -1,0 +1,58 @@
+"""The few frames where masks are furthest from the reference's, of any number of frames."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping
+
+from save_deploy.data.transforms import Mask
+from save_deploy.runtime.html.data import ReportFrame
+
+# larger is worse: what is lost of the agreement, pixels flipped, the earlier frame
+Badness = tuple[float, int, int]
+
+
+class WorstFrames:
+    """Keeps n frames in a heap whose top is the least bad of them."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._heap: list[tuple[Badness, ReportFrame]] = []
+
+    def offer(
+        self, reference: Mask, masks: Mapping[str, Mask], index: int,
+        make: Callable[[], ReportFrame],
+    ) -> None:  # fmt: skip
+        """masks (S,S) by row; index grows from frame to frame; make is called when it is kept."""
+        if not self.n or not masks:
+            return
+        badness = frame_badness(reference, masks, index)
+        if len(self._heap) < self.n:
+            heapq.heappush(self._heap, (badness, make()))
+        elif badness > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (badness, make()))
+
+    def worst_first(self) -> list[ReportFrame]:
+        return [frame for _, frame in sorted(self._heap, key=lambda item: item[0], reverse=True)]
+
+
+def frame_badness(reference: Mask, masks: Mapping[str, Mask], index: int) -> Badness:
+    """Of the row that agrees least; ties go to more flipped pixels, then to the earlier frame."""
+    lost, flipped = max(_lost(reference, mask) for mask in masks.values())
+    return lost, flipped, -index
+
+
+def worst_row(reference: Mask, masks: Mapping[str, Mask]) -> str:
+    """Name of the row that agrees least."""
+    return max(masks, key=lambda name: _lost(reference, masks[name]))
+
+
+def agreement(reference: Mask, mask: Mask) -> float:
+    """IoU, 1 when both are empty."""
+    return 1.0 - _lost(reference, mask)[0]
+
+
+def _lost(reference: Mask, mask: Mask) -> tuple[float, int]:
+    union = int((reference | mask).sum())
+    flipped = int((reference ^ mask).sum())
+    return (flipped / union if union else 0.0), flipped

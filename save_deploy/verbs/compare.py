@@ -1,0 +1,150 @@
+"""The verb compare: any bundles on any backends and datasets against the eager model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.verbs.options import Clips, SkipBad, SoundFrom, Split, Threads
+
+
+def compare(
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders written by save-export.")
+    ],
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of every bundle; may be repeated. onnxruntime, openvino, onnxruntime-cuda, "
+            "onnxruntime-tensorrt, tensorrt, tensorrt_rtx: exit 3 where one cannot run a bundle. all: "
+            "those that can. auto: the best of them.",
+            show_default="auto",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="May be repeated: scenes, scenes:ms3, stamps, stamps:ms3, or a released dataset: DIR "
+            "or DIR:SUBSET.",
+            show_default="scenes",
+        ),
+    ] = None,
+    split: Split = "test",
+    clips: Clips = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What a bundle was made of, found by its hash; may be repeated. Default: the "
+            "built-in one.",
+            show_default=False,
+        ),
+    ] = None,
+    sam: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="SAM's official .pth, for a checkpoint that holds only the trained parts; may be "
+            "repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    eager: Annotated[
+        bool,
+        typer.Option(
+            "--eager/--no-eager",
+            help="--no-eager needs neither checkpoint nor torch: the first bundle on its first backend "
+            "is then the reference.",
+        ),
+    ] = True,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit 2 when M_J of any row falls by more points than this.", show_default=False
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(help="Exit 2 when masks of any row agree less (IoU).", show_default=False),
+    ] = None,
+    min_speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit 2 when the fastest backend of any bundle is less than so many times as fast as "
+            "eager.",
+            show_default=False,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write report.html, report.md, report.json and worst_*.png into this folder; an "
+            "earlier report there is replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(min=0, help="Worst frames of each dataset kept for the report.")
+    ] = 8,
+    rounds: Annotated[
+        int,
+        typer.Option(min=3, help="Timing rounds; up to three times as many while not steady."),
+    ] = 20,
+    memory: Annotated[
+        bool | None,
+        typer.Option(
+            "--memory/--no-memory",
+            help="Peak memory, each in a process of its own.",
+            show_default="with --report",
+        ),
+    ] = None,
+    threads: Threads = None,
+    sound_from: SoundFrom = "auto",
+    skip_bad: SkipBad = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print report.json instead of tables.")
+    ] = False,
+) -> None:
+    """Compare bundles with the eager model: M_J, M_F, agreement, speed, memory, worst frames."""
+    import json
+
+    from save_deploy.progress import Stages
+    from save_deploy.runtime.comparison import Budget, CompareOptions, run_comparison
+    from save_deploy.runtime.comparison.budget import require
+    from save_deploy.runtime.comparison.output import check_folder, values_of, write_comparison
+    from save_deploy.runtime.comparison.run import STAGES
+    from save_deploy.runtime.comparison.table import print_comparison
+
+    options = CompareOptions(
+        bundles=tuple(bundles),
+        backends=tuple(backend or ["auto"]),
+        data=tuple(data or ["scenes"]),
+        split=split,
+        clips=clips,
+        checkpoints=tuple(checkpoint or ()),
+        sams=tuple(sam or ()),
+        eager=eager,
+        rounds=rounds,
+        frames=frames if report is not None or as_json else 0,
+        memory=report is not None if memory is None else memory,
+        threads=threads,
+        sound_from=sound_from,
+        skip_bad=skip_bad,
+        budget=Budget(max_drop, min_agreement, min_speedup),
+    )
+    if report is not None:
+        check_folder(report)
+    stages = Stages(STAGES)
+    try:
+        found = run_comparison(options, on_stage=stages)
+    finally:
+        stages.finish()
+    if as_json:
+        print(json.dumps(values_of(found), indent=2, allow_nan=False))
+    else:
+        print_comparison(found)
+    if report is not None:
+        write_comparison(report, found)
+        if not as_json:
+            print(f"report: {report}/report.html")
+    require(found.checks)
