@@ -4,10 +4,14 @@ TensorRT 11 has no precision flags: what the ONNX file says is what is built. A 
 when a value inside it comes within a factor of HEADROOM of FP16's largest number on real inputs, or
 when its weights lose too much in rounding (subnormals). Softmax stays FP32 by rule: it costs nothing
 (every fused attention computes it so) and sums up to thousands of exponentials.
+
+Scores of an attention may be millions where all else is hundreds. Their product then stays FP16, with
+q divided by a power of two that its FP32 softmax multiplies back: an FP32 product is never fused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from save_deploy.export.onnx_export import module_of
+from save_deploy.export.merge.product import Scores
+from save_deploy.export.onnx_export import module_of, set_module
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0  # other inputs than the measured ones may be larger
@@ -37,6 +42,15 @@ class Island:
 
 
 @dataclass(frozen=True)
+class ScaledScores:
+    """Scores of an attention that are multiplied in FP16 as q / 2**exponent, with what was measured."""
+
+    module: str
+    exponent: int
+    value: float
+
+
+@dataclass(frozen=True)
 class PrecisionPlan:
     """What is FP16 and what is not, as stored in the manifest."""
 
@@ -45,6 +59,7 @@ class PrecisionPlan:
     islands: tuple[Island, ...]
     n_inputs_measured: int
     largest: dict[str, float]  # the eight largest measured values by module
+    scaled: tuple[ScaledScores, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,14 +112,16 @@ def measure_ranges(
 
 
 def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> PrecisionPlan:
-    """Choose the FP32 islands of a float32 model from real inputs."""
+    """Choose the FP32 islands and the scaled scores of a float32 model from real inputs."""
     amax, count = measure_ranges(model, inputs)
     limit = FP16_MAX / HEADROOM
-    islands = [
-        Island(module, f"values up to this, over {limit:.0f}", value)
-        for module, value in amax.items()
-        if not value <= limit
-    ]
+    scores = {name for name, module in model.named_modules() if isinstance(module, Scores)}
+    islands, scaled = [], []
+    for module, value in amax.items():
+        if module in scores and limit < value < math.inf:
+            scaled.append(ScaledScores(module, math.ceil(math.log2(value / limit)), value))
+        elif not value <= limit:
+            islands.append(Island(module, f"values up to this, over {limit:.0f}", value))
     for module, error in _weight_errors(model).items():
         if error > MAX_WEIGHT_ERROR:
             islands.append(Island(module, "relative weight rounding error", error))
@@ -115,6 +132,7 @@ def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> Precisi
         islands=tuple(islands),
         n_inputs_measured=count,
         largest={module or "model": round(value, 3) for module, value in largest},
+        scaled=tuple(scaled),
     )
 
 
@@ -144,6 +162,7 @@ class _Typer:
         self.graph = graph
         self.islands = {island.module for island in plan.islands}
         self.fp32_ops = set(plan.fp32_ops)
+        self.exponents = {scaled.module: scaled.exponent for scaled in plan.scaled}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
 
     def run(self) -> None:
@@ -163,12 +182,16 @@ class _Typer:
             for value in node.outputs:
                 if value.dtype in _FLOATS:
                     value.dtype = wanted
+            if node.op_type == "MatMul" and module_of(node) in self.exponents:
+                self._scale(node, self.exponents[module_of(node)])
         for i, value in enumerate(self.graph.outputs):
             if value.dtype == ir.DataType.FLOAT16:
                 self._cast_output(i, value)
 
     def _type(self, node: ir.Node) -> ir.DataType:
-        keep = node.op_type in self.fp32_ops or module_of(node) in self.islands
+        module = module_of(node)
+        keep = node.op_type in self.fp32_ops or module in self.islands
+        keep = keep or (module in self.exponents and node.op_type != "MatMul")
         return ir.DataType.FLOAT if keep else ir.DataType.FLOAT16
 
     def _as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
@@ -211,6 +234,35 @@ class _Typer:
         else:
             self.graph.insert_after(producer, cast)
         return cast.outputs[0]
+
+    def _scale(self, node: ir.Node, exponent: int) -> None:
+        """q @ k in FP16 -> float32(q / 2^e @ k) * 2^e."""
+        q, scores = node.inputs[0], node.outputs[0]
+        assert q is not None
+        users = list(scores.uses())
+        smaller = self._times(q, 2.0**-exponent, f"{node.name}/smaller")
+        self.graph.insert_before(node, smaller)
+        node.replace_input_with(0, smaller.outputs[0])
+        wide = self._cast_node(scores, ir.DataType.FLOAT, node)
+        whole = self._times(wide, 2.0**exponent, f"{node.name}/whole")
+        producer = wide.producer()
+        assert producer is not None
+        self.graph.insert_after(producer, whole)
+        for made in (smaller, producer, whole):
+            set_module(made, module_of(node))
+        for user, index in users:
+            user.replace_input_with(index, whole.outputs[0])
+
+    def _times(self, value: ir.Value, factor: float, name: str) -> ir.Node:
+        assert value.dtype is not None
+        tensor = ir.Tensor(np.asarray(factor, _FLOATS[value.dtype]), name=f"{name}.factor")
+        constant = ir.Value(name=tensor.name, shape=ir.Shape(()), type=ir.TensorType(value.dtype),
+                            const_value=tensor)  # fmt: skip
+        self.graph.register_initializer(constant)
+        node = ir.node("Mul", [value, constant], name=name)
+        node.outputs[0].name = f"{name}.out"
+        node.outputs[0].shape, node.outputs[0].dtype = value.shape, value.dtype
+        return node
 
     def _cast_output(self, index: int, value: ir.Value) -> None:
         """A graph output stays float32 under its own name."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
-from save_deploy.export.merge.product import Product, constant
+from save_deploy.export.merge.product import Product, Scores, constant
 
 
 class DeployAttention(nn.Module):
@@ -25,6 +25,7 @@ class DeployAttention(nn.Module):
         self.side = window_size or grid
         self.n_windows = -(-grid // self.side)  # per axis
         self.windows = forms.windows if self.n_windows * self.side > grid else "late_pad"
+        self.joined = forms.joined and self.windows != "real_queries"
         self.rel_pos = forms.rel_pos
         if self.rel_pos == "fold_global" and window_size:
             self.rel_pos = "bias"
@@ -40,10 +41,14 @@ class DeployAttention(nn.Module):
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
         rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / table_scale
-        self.rel_h = constant(rel_h.transpose(1, 2).contiguous())
-        self.rel_w = constant(rel_w.transpose(1, 2).contiguous())
+        tables = [rel.transpose(1, 2).contiguous() for rel in (rel_h, rel_w)]
+        if self.joined and self.rel_pos != "off":
+            self.rel_both = constant(torch.cat(tables))  # (2*side,hd,side)
+        else:
+            self.rel_h, self.rel_w = constant(tables[0]), constant(tables[1])
         if self.rel_pos == "fold_global":
             self.key_columns = constant(_one_hot_keys(self.side).to(rel_h.dtype))
+        self.scores = Scores()
         self.proj = attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,14 +58,14 @@ class DeployAttention(nn.Module):
         padding = (0, 0, 0, pad, 0, pad)
         if self.windows == "off":
             qkv = self.qkv(F.pad(x, padding)) + self.qkv_bias
-            out = self._windows(qkv, 0, 0, n, n, side, side)  # (B,n*w,n*w,C)
+            out = self._all_windows(qkv)  # (B,n*w,n*w,C)
             return self.proj(out)[:, : self.grid, : self.grid]
         qkv = self.qkv(x)  # (B,s,s,3C)
         if pad:
             qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
         qkv = qkv + self.qkv_bias
         if self.windows == "late_pad":
-            out = self._windows(qkv, 0, 0, n, n, side, side)
+            out = self._all_windows(qkv)
             if pad:
                 out = out[:, : self.grid, : self.grid]
             return self.proj(out)
@@ -73,6 +78,31 @@ class DeployAttention(nn.Module):
             for i, ni, hi in parts
         ]
         return self.proj(torch.cat(rows, dim=1))
+
+    def _all_windows(self, qkv: Tensor) -> Tensor:
+        """Attention in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
+
+        joined: q, k and v are parts of one transposed tensor. TensorRT makes one kernel of it, where
+        three slices of the product's output become three kernels and three parts of its weights,
+        which are then no longer 8 bits.
+        """
+        side, n, heads = self.side, self.n_windows, self.num_heads
+        if not self.joined:
+            return self._windows(qkv, 0, 0, n, n, side, side)
+        batch, size, _, dim3 = qkv.shape
+        dim = dim3 // 3
+        if n > 1:
+            qkv = qkv.reshape(batch, n, side, n, side, 3, heads, dim // heads)
+            qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3,B,n,n,heads,w,w,hd)
+        else:
+            qkv = qkv.reshape(batch, -1, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, -1, heads, side * side, dim // heads).unbind(0)
+        out = self._attend(q, k, v, side, side)  # (B',heads,w*w,hd)
+        if n > 1:
+            out = out.reshape(batch, n, n, heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        else:
+            out = out.transpose(1, 2)
+        return out.reshape(batch, size, size, dim)
 
     def _windows(
         self, qkv: Tensor, row: int, col: int, n_rows: int, n_cols: int, height: int, width: int
@@ -106,23 +136,31 @@ class DeployAttention(nn.Module):
         if self.rel_pos == "fold_global":
             terms = [q * self.scale] + [t.reshape(count, heads, length, -1) for t in (rows, cols)]
             q = torch.cat(terms, dim=-1)  # (B',heads,L,hd+2*side)
-            k = torch.cat([k, self.key_columns.expand(count, heads, -1, -1)], dim=-1)
-            # fused attention on a GPU wants v as wide as q and k
-            v = F.pad(v, (0, 2 * self.side))
-            return ((q @ k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
-        scores = (q * self.scale if self.scale != 1.0 else q) @ k.transpose(-2, -1)
+            columns = self.key_columns.expand(count, heads, -1, -1)
+            # fused attention on a GPU wants v as wide as q and k. What fills v is cut off again;
+            # k's own columns spare a tensor of zeros
+            k, v = (torch.cat([t, columns], dim=-1) for t in (k, v))
+            return (self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
+        q = q * self.scale if self.scale != 1.0 else q
         bias = rows[..., :, None] + cols[..., None, :]  # (B',heads,h,w,side,side)
-        scores = scores + bias.reshape(count, heads, length, -1)
-        return scores.softmax(dim=-1) @ v
+        bias = bias.reshape(count, heads, length, -1)
+        return self.scores(q, k.transpose(-2, -1), bias).softmax(dim=-1) @ v
 
     def _rel_pos_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).
 
-        bias: one product per query row (column) with tables that are not broadcast over batch and
-        heads, which compilers otherwise copy (TensorRT adds two kernels a block).
+        One product per query row (column) with tables that are not broadcast over batch and heads,
+        which compilers otherwise copy (TensorRT adds two kernels a block); joined: one for both.
         """
         count, heads, _, head_dim = q.shape
         grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
+        shape = (count, heads, height, width, self.side)
+        if self.joined and self.rel_pos != "off":
+            rows_of_q, cols_of_q = grid.transpose(0, 1), grid.permute(2, 0, 1, 3)
+            both = torch.cat([t.reshape(self.side, -1, head_dim) for t in (rows_of_q, cols_of_q)])
+            terms = (both @ self.rel_both).reshape(2, self.side, -1, self.side, self.side)
+            rows, cols = terms.unbind(0)  # (h,B'h,w,k), (w,B'h,h,k)
+            return rows.transpose(0, 1).reshape(shape), cols.permute(1, 2, 0, 3).reshape(shape)
         rel_h: Tensor = self.rel_h
         rel_w: Tensor = self.rel_w
         if (height, width) != (self.side, self.side):  # a slice of all would lose its name in ONNX
@@ -135,7 +173,6 @@ class DeployAttention(nn.Module):
             rows = rows.reshape(height, -1, width, self.side).transpose(0, 1)  # (B'h,h,w,k)
             cols = grid.permute(2, 0, 1, 3).reshape(width, -1, head_dim) @ rel_w  # (w,B'h*h,k)
             cols = cols.reshape(width, -1, height, self.side).permute(1, 2, 0, 3)  # (B'h,h,w,k)
-        shape = (count, heads, height, width, self.side)
         return rows.reshape(shape), cols.reshape(shape)
 
 

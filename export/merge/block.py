@@ -10,7 +10,7 @@ from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 
 from save_deploy.config import SaveConfig
-from save_deploy.export.merge.adapter import DeployAdapter, can_be_products
+from save_deploy.export.merge.adapter import deploy_adapter
 from save_deploy.export.merge.attention import DeployAttention
 from save_deploy.export.merge.forms import REWRITES, Forms
 from save_deploy.export.merge.proof import (
@@ -34,12 +34,8 @@ class DeployBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.adapter: nn.Module | None = block.adapter
-        if (
-            block.adapter is not None
-            and forms.adapter == "matmul"
-            and can_be_products(block.adapter)
-        ):
-            self.adapter = DeployAdapter(block.adapter, grid)
+        if block.adapter is not None:
+            self.adapter = deploy_adapter(block.adapter, grid, forms)
         self.attn = DeployAttention(block.attn, block.window_size, grid, forms)
         self.position = block.position
 
@@ -90,12 +86,11 @@ def prove_blocks(
             for name in IN_ATTENTION:
                 only = replace(forms.without(*IN_ATTENTION), **{name: getattr(forms, name)})
                 alone[name] = max(alone[name], difference(only))
-        if block.adapter is not None and _as_products(block, forms):
+        if block.adapter is not None and _is_rewritten(block, config, forms):
             eager = in_double(block.adapter)
             tokens = torch.randn(*shape, config.embed_dim, generator=seeded, dtype=torch.float64)
-            adapter_diffs.append(
-                relative_difference(eager(tokens), DeployAdapter(eager, config.grid)(tokens))
-            )
+            rewritten = deploy_adapter(eager, config.grid, forms)
+            adapter_diffs.append(relative_difference(eager(tokens), rewritten(tokens)))
         per_block.append(max(worst, adapter_diffs[-1]))
     proofs = []
     part = "" if config.grid <= FULL_GRID else f", {PROOF_HEADS} heads of each (memory)"
@@ -110,8 +105,8 @@ def prove_blocks(
                 f"alone in blocks {kinds}, with the others in all {config.depth}{part}",
             )
         )  # fmt: skip
-    if any(_as_products(block, forms) for block in blocks):
-        proofs.append(_adapter_proof(blocks, config, max(adapter_diffs)))
+    if any(_is_rewritten(block, config, forms) for block in blocks):
+        proofs.append(_adapter_proof(blocks, config, forms, max(adapter_diffs)))
     return proofs, tuple(per_block)
 
 
@@ -151,7 +146,9 @@ def _attention_proof(
     )
 
 
-def _adapter_proof(blocks: list[Block], config: SaveConfig, diff: float) -> RewriteProof:
+def _adapter_proof(
+    blocks: list[Block], config: SaveConfig, forms: Forms, diff: float
+) -> RewriteProof:
     tokens = torch.empty(1, config.grid, config.grid, config.embed_dim, device="meta")
     adapters = [block.adapter for block in blocks if block.adapter is not None]
     n_params = count_parameters(adapters)
@@ -162,7 +159,7 @@ def _adapter_proof(blocks: list[Block], config: SaveConfig, diff: float) -> Rewr
         params_before=n_params,
         params_after=n_params,
         macs_before=sum(count_macs(a, tokens) for a in adapters),
-        macs_after=sum(count_macs(DeployAdapter(a, config.grid), tokens) for a in adapters),
+        macs_after=sum(count_macs(deploy_adapter(a, config.grid, forms), tokens) for a in adapters),
         max_rel_diff=diff,
         compared=f"all {len(adapters)} adapters",
     )
@@ -172,10 +169,9 @@ def _is_on(forms: Forms, name: str) -> bool:
     return getattr(forms, name) not in (False, "off")
 
 
-def _as_products(block: Block, forms: Forms) -> bool:
-    return (
-        forms.adapter == "matmul" and block.adapter is not None and can_be_products(block.adapter)
-    )
+def _is_rewritten(block: Block, config: SaveConfig, forms: Forms) -> bool:
+    adapter = block.adapter
+    return adapter is not None and deploy_adapter(adapter, config.grid, forms) is not adapter
 
 
 def _attention_in_double(attn: Attention, config: SaveConfig) -> Attention:

@@ -18,9 +18,12 @@ from save_deploy.export.merge.proof import (
     in_double,
     relative_difference,
 )
+from save_deploy.export.merge.transformer import DeployTransformer, JoinedTransformer
 from save_deploy.model.adapters import PostFusion
 from save_deploy.model.mask_decoder import MaskDecoder
 from save_deploy.model.save import SaveModel, decode_masks
+
+MASK_TOKEN = 1  # behind the IoU token
 
 
 class DeployNeck(nn.Module):
@@ -65,16 +68,19 @@ class DeployDecoder(nn.Module):
     Dropped: the hypernetworks and products of the three other masks, the IoU head. Kept: their
     tokens, which mask 0 attends to. Constant: the positional grid and the output tokens. The
     transposed convolutions (kernel 2, stride 2) are linears on tokens, so LayerNorm2d becomes a
-    LayerNorm over the last axis and only the finished one-channel mask changes layout.
+    LayerNorm over the last axis and only the finished one-channel mask changes layout. joined: see
+    transformer.py; the mask is then a weighted sum, which TensorRT computes where the values are made.
     """
 
-    def __init__(self, decoder: MaskDecoder, image_pe: Tensor) -> None:
+    def __init__(self, decoder: MaskDecoder, image_pe: Tensor, *, joined: bool = False) -> None:
         super().__init__()
-        self.grid = image_pe.shape[-1]
-        self.transformer = decoder.transformer
-        self.image_pe = nn.Parameter(
-            image_pe.flatten(2).permute(0, 2, 1).contiguous(), requires_grad=False
-        )  # (1,T,256)
+        self.grid, self.joined = image_pe.shape[-1], joined
+        positions = image_pe.flatten(2).permute(0, 2, 1).contiguous()  # (1,T,256)
+        self.transformer: nn.Module
+        if joined:
+            self.transformer = JoinedTransformer(decoder.transformer, positions, MASK_TOKEN)
+        else:
+            self.transformer = DeployTransformer(decoder.transformer, positions)
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None]
         self.output_tokens = nn.Parameter(tokens, requires_grad=False)  # (1,5,256)
         up1, norm, self.act, up2, _ = decoder.output_upscaling
@@ -88,26 +94,19 @@ class DeployDecoder(nn.Module):
         -> low_res_masks (B,1,4s,4s)."""
         batch, grid = image_tokens.shape[0], self.grid
         tokens = torch.cat([self.output_tokens.expand(batch, -1, -1), sparse_prompt], dim=1)
-        queries, keys = self._two_way(tokens, image_tokens)
-        hyper = self.hypernetwork(queries[:, 1])  # (B,32)
+        queries, keys = self.transformer(tokens, image_tokens)
+        hyper = self.hypernetwork(queries if self.joined else queries[:, MASK_TOKEN])  # (B,32)
 
         x = self.up1(keys).reshape(batch, grid * grid * 4, -1)  # (B,T*2*2,64)
         x = self.act(self.norm(x))
         x = self.act(self.up2(x)).reshape(batch, grid * grid * 16, -1)  # (B,T*2*2*2*2,32)
-        mask = x @ hyper[:, :, None]  # (B,T*16,1)
+        if self.joined:
+            mask = (x * hyper[:, None]).sum(dim=2)  # (B,T*16)
+        else:
+            mask = x @ hyper[:, :, None]  # (B,T*16,1)
         # (B, row, col, row2, col2, row4, col4) -> rows and columns of the 4s x 4s mask
         mask = mask.reshape(batch, grid, grid, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return mask.reshape(batch, 1, 4 * grid, 4 * grid)
-
-    def _two_way(self, tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """TwoWayTransformer.forward without its layout changes."""
-        queries, keys = tokens, image_tokens
-        for layer in self.transformer.layers:
-            queries, keys = layer(queries=queries, keys=keys, query_pe=tokens, key_pe=self.image_pe)
-        attended = self.transformer.final_attn_token_to_image(
-            q=queries + tokens, k=keys + self.image_pe, v=keys
-        )
-        return self.transformer.norm_final_attn(queries + attended), keys
 
 
 def _linear_from_transposed_conv(conv: nn.ConvTranspose2d) -> nn.Linear:
@@ -156,7 +155,7 @@ class EagerHead(nn.Module):
 class DeployHead(nn.Module):
     """The same through the rewritten parts, built from the same float64 weights."""
 
-    def __init__(self, head: EagerHead) -> None:
+    def __init__(self, head: EagerHead, *, joined: bool = False) -> None:
         super().__init__()
         dense_prompt = head.prompt_encoder.no_mask_embed.weight[0]
         self.neck = DeployNeck(head.neck, dense_prompt)
@@ -164,7 +163,7 @@ class DeployHead(nn.Module):
         if head.post_fusion is not None:
             self.fusion = DeployFusion(head.post_fusion, dense_prompt)
         image_pe = head.prompt_encoder.get_dense_pe().to(head.mask_decoder.iou_token.weight.dtype)
-        self.decoder = DeployDecoder(head.mask_decoder, image_pe)
+        self.decoder = DeployDecoder(head.mask_decoder, image_pe, joined=joined)
         self.prompt = None if head.audio_prompt is None else DeployPrompt(head.audio_prompt)
 
     def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
@@ -193,7 +192,8 @@ def prove_decoder(
     audio = torch.randn((1, AUDIO_DIM), generator=seeded, dtype=torch.float64).abs()
     inputs = (features, source, audio)
     in_float = [x.float() for x in inputs]
-    eager = in_double(EagerHead(model))
+    eager, joined = in_double(EagerHead(model)), merged_decoder.joined
+    again = DeployHead(EagerHead(model), joined=joined)
     return RewriteProof(
         name="decoder",
         folded=REWRITES["decoder"],
@@ -202,7 +202,7 @@ def prove_decoder(
         + count_parameters([model.prompt_encoder]),
         params_after=count_parameters([merged_neck, merged_decoder]),
         macs_before=count_macs(EagerHead(model), *in_float),
-        macs_after=count_macs(DeployHead(EagerHead(model)), *in_float),
-        max_rel_diff=relative_difference(eager(*inputs), DeployHead(eager)(*inputs)),
+        macs_after=count_macs(again, *in_float),
+        max_rel_diff=relative_difference(eager(*inputs), DeployHead(eager, joined=joined)(*inputs)),
         compared="neck and decoder, random features and sound",
     )

@@ -61,7 +61,7 @@ class DeployModel(nn.Module):
         if forms.audio and model.audio_prompt is not None:
             self.audio_prompt = DeployPrompt(model.audio_prompt)
         image_pe = model.prompt_encoder.get_dense_pe().to(encoder.pos_embed.dtype)
-        self.mask_decoder = DeployDecoder(model.mask_decoder, image_pe)
+        self.mask_decoder = DeployDecoder(model.mask_decoder, image_pe, joined=forms.joined)
 
     def forward(self, image: Tensor, audio_embedding: Tensor) -> Tensor:
         injections, prompt_source = self.audio_adapter(audio_embedding)

@@ -16,21 +16,24 @@ REWRITES: dict[str, str] = {
     "windows": "padded window tokens skipped in the linears (and as queries)",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",
-    "adapter": "image adapter's convolutions as matrix products of tokens",
+    "adapter": "image adapter on tokens, convolutions as matrix products where asked",
     "audio": "all audio adapters batched",
     "decoder": "one mask of four, constants folded, upscaling as linears",
 }
 TARGETS = ("portable", "onnxruntime", "openvino", "tensorrt")
 WINDOWS = ("off", "late_pad", "real_queries")
 REL_POS = ("off", "bias", "fold_global")
-ADAPTER = ("off", "matmul")
+ADAPTER = ("off", "tokens", "matmul")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
     """windows: off as SAM pads; late_pad after qkv; real_queries also drops padded queries, one
     attention per window shape. rel_pos: off as SAM's einsum; bias as products per row and column;
-    fold_global also puts them into longer q, k and v of global blocks (no score-sized bias)."""
+    fold_global also puts them into longer q, k and v of global blocks (no score-sized bias).
+    adapter: tokens keeps its convolutions; matmul makes products of them.
+    joined: products that read the same tokens are one, and heads are split by one transposition.
+    """
 
     normalise: bool = True
     windows: str = "late_pad"
@@ -39,6 +42,7 @@ class Forms:
     adapter: str = "off"
     audio: bool = True
     decoder: bool = True
+    joined: bool = False
 
     def without(self, *names: str) -> Forms:
         """The same with these rewrites off. Raises SaveDeployError for a name that is none."""
@@ -64,5 +68,6 @@ def forms_for(target: str, *, res: int = 256) -> Forms:
         raise SaveDeployError("unknown target", got=target, expected=", ".join(TARGETS))
     if target == "tensorrt":
         # few large kernels; no score-sized bias of 64x64 global tokens in memory
-        return Forms(rel_pos="fold_global" if res > 512 else "bias")
+        rel_pos = "fold_global" if res > 512 else "bias"
+        return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
     return Forms(windows="real_queries")

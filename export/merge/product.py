@@ -51,6 +51,19 @@ class GatheredProducts(nn.Module):
         return outputs
 
 
+class Scores(nn.Module):
+    """Attention's scores, q @ k (+ bias): a module, because their range is looked at by itself.
+
+    They may be far above every other value of a model. precision.py then keeps the product in FP16
+    with a smaller q, and what follows in FP32.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """q (...,L,hd), k (...,hd,M), bias (...,L,M) -> (...,L,M)."""
+        scores = q @ k
+        return scores if bias is None else scores + bias
+
+
 def constant(value: Tensor) -> nn.Parameter:
     """A tensor as a weight that is not trained."""
     return nn.Parameter(value.detach(), requires_grad=False)

@@ -14,6 +14,8 @@ from save_deploy.export.merge.adapter import DeployAdapter
 from save_deploy.export.merge.attention import DeployAttention
 from save_deploy.export.merge.audio import DeployAudio
 from save_deploy.export.merge.block import DeployBlock
+from save_deploy.export.merge.decoder import DeployHead, EagerHead
+from save_deploy.export.merge.proof import in_double, relative_difference
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel
 from tests.conftest import TINY, randomise
@@ -45,11 +47,12 @@ SYSTEMS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("forms", [Forms(), forms_for("tensorrt")], ids=["default", "tensorrt"])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_deploy_equals_eager(tiny, inputs, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_deploy_equals_eager(tiny, inputs, name: str, forms: Forms) -> None:  # type: ignore[no-untyped-def]
     """Whole model in float32, batch of two, within 1e-4 of the logit range."""
     model = tiny(**SYSTEMS[name])
-    deploy, proof = merge(model)
+    deploy, proof = merge(model, forms)
     frames, log_mel = inputs(model, 2)
     with torch.inference_mode():
         expected = model(frames, log_mel)
@@ -64,6 +67,10 @@ ALL_FORMS = {
     "tensorrt": forms_for("tensorrt"),
     "tensorrt 1024": forms_for("tensorrt", res=1024),
     "products": Forms(windows="real_queries", adapter="matmul"),
+    "tensorrt products": forms_for("tensorrt").quantizable(),
+    "joined alone": Forms(joined=True).without("windows", "scale", "rel_pos"),
+    "joined rel_pos alone": Forms(joined=True).without("windows", "scale"),
+    "joined real queries": Forms(windows="real_queries", joined=True),
     "late pad alone": Forms(windows="late_pad").without("scale", "rel_pos"),
     "real queries alone": Forms(windows="real_queries").without("scale", "rel_pos"),
     "scale alone": Forms().without("windows", "rel_pos"),
@@ -107,17 +114,23 @@ def double_block(res: int, window: int) -> Block:
     "breakage",
     ["padded keys masked", "swapped axes", "padding without bias", "no scale", "wrong tap"],
 )
-@pytest.mark.parametrize("windows", ["late_pad", "real_queries"])
+@pytest.mark.parametrize("windows", ["late_pad", "real_queries", "joined"])
 def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     """Twins of test_block_in_float64: each common mistake is far above the tolerance."""
     block = double_block(256, 14)
-    deploy = DeployBlock(block, 16, Forms(windows=windows, adapter="matmul"))
+    forms = Forms(adapter="matmul", joined=True)
+    if windows != "joined":
+        forms = Forms(windows=windows, adapter="matmul")
+    deploy = DeployBlock(block, 16, forms)
     attn: DeployAttention = deploy.attn
     if breakage == "padded keys masked":
         attend = attn._attend
         attn._attend = lambda q, k, v, *size: attend(q, without_padding(attn, k), v, *size)
     elif breakage == "swapped axes":
-        attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
+        if attn.joined:
+            attn.rel_both.data = attn.rel_both.data.roll(14, dims=0)
+        else:
+            attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
     elif breakage == "padding without bias":  # forgets that padded tokens are b_q, b_k, b_v
         attn.qkv_bias.data.zero_()
     elif breakage == "no scale":
@@ -128,6 +141,66 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     x = torch.randn(1, 16, 16, 32, dtype=torch.float64)
     with torch.inference_mode():
         assert (deploy(x) - block(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("breakage", ["parities swapped", "skip lost", "gate open"])
+def test_a_wrong_adapter_is_caught(breakage: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Twins for the adapter's other forms: joined products, and convolutions between tokens."""
+    block = double_block(256, 14)
+    products = breakage == "parities swapped"
+    forms = Forms(adapter="matmul" if products else "tokens", joined=True)
+    deploy, x = DeployBlock(block, 16, forms), torch.randn(1, 16, 16, 32, dtype=torch.float64)
+    difference = lambda: float((deploy(x) - block(x)).abs().max())
+    with torch.inference_mode():
+        assert difference() <= 1e-9
+        if products:
+            cut = DeployAdapter._parities
+            monkeypatch.setattr(DeployAdapter, "_parities", lambda self, y: cut(self, y)[::-1])
+        elif breakage == "skip lost":
+            deploy.adapter.skip = not deploy.adapter.skip
+        else:
+            deploy.adapter.channel = deploy.adapter.channel[:-1]  # no sigmoid
+        assert difference() > 1e-3
+
+
+JOINED_DECODER = {
+    "nothing": lambda t: None,
+    "image positions": lambda t: t.layers[0].table.data.zero_(),
+    "last image positions": lambda t: t.final_table.data.zero_(),
+    "query of another row": lambda t: setattr(t, "row", 0),
+    "token positions": lambda t: t.token_products.weight.data[768:].zero_(),
+    "biases": lambda t: t.token_products.bias.data[768:].zero_(),
+    "shares moved": lambda t: t.token_products.weight.data.copy_(
+        t.token_products.weight.data.roll(128, dims=0)
+    ),
+    "k and v": lambda t: t.layers[1].token_kv.weight.data.copy_(
+        t.layers[1].token_kv.weight.data.roll(128, dims=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", JOINED_DECODER)
+def test_joined_decoder_in_float64(tiny, breakage: str) -> None:  # type: ignore[no-untyped-def]
+    """Neck and decoder with products joined equal the eager ones; with one thing wrong they do not."""
+    model = tiny()
+    head = in_double(EagerHead(model))
+    merged = DeployHead(head, joined=True)
+    JOINED_DECODER[breakage](merged.decoder.transformer)
+    generator = torch.Generator().manual_seed(2)
+    shapes = ((2, 32, 4, 4), (2, 32), (2, 128))
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    with torch.inference_mode():
+        difference = relative_difference(head(*inputs), merged(*inputs))
+    assert difference <= 1e-9 if breakage == "nothing" else difference > 1e-5
+
+
+@pytest.mark.parametrize("target", ["portable", "onnxruntime", "openvino"])
+def test_what_cpus_run_is_not_joined(target: str) -> None:
+    """Measured on CPUs: separate products, the adapter as it is."""
+    for res in (224, 256, 1024):
+        forms = forms_for(target, res=res)
+        assert forms == Forms(windows="real_queries") and not forms.joined
+        assert forms.adapter == "off"
 
 
 def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:
@@ -202,6 +275,9 @@ def test_proof_is_json(tiny) -> None:  # type: ignore[no-untyped-def]
 
 def test_unchanged_weights_are_shared(tiny) -> None:  # type: ignore[no-untyped-def]
     model: SaveModel = tiny()
+    deploy = DeployModel(model, forms_for("tensorrt"))
+    convolution = deploy.blocks[0].adapter.spatial[0].weight
+    assert convolution is model.image_encoder.blocks[0].adapter.spatial[0].weight
     deploy = DeployModel(model)
     mine, theirs = deploy.blocks[0].adapter, model.image_encoder.blocks[0].adapter
     assert mine is theirs

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import ExportError
-from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.merge import DeployModel, Forms, forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import FORMATS, find_products, insert_qdq, quantize_weight
@@ -119,6 +119,23 @@ def test_every_product_and_nothing_else_is_quantized(files, deploy) -> None:  # 
         assert weights[weight.input[1]].shape == (weights[weight.input[0]].shape[1],)
         assert not weights[data.input[2]].any() and not weights[weight.input[2]].any()
         assert np.abs(weights[weight.input[0]].astype(int)).max() <= 127
+
+
+def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The `tensorrt` forms have one product where others have four, under the same names and ranges."""
+    model = make_tiny()
+    joined = DeployModel(model, forms_for("tensorrt").quantizable()).eval()
+    products = find_products(joined)
+    assert products == find_products(DeployModel(model, FORMS))
+    observer = Observer(joined, [p.name for p in products])
+    observe(joined, observer, [pair])
+    ranges = {name: h.amax("minmax") for name, h in observer.histograms.items()}
+    graph = traced(joined, pair)
+    nodes = insert_qdq(graph, products, ranges)
+    save_graph(graph, tmp_path / "int8.onnx")
+    assert len(nodes) == len(quantized_nodes(tmp_path / "int8.onnx")) == 6 * TINY["depth"]
+    got = ReferenceEvaluator(str(tmp_path / "int8.onnx")).run(None, arrays(pair))[0]
+    assert sqnr_db(joined(*pair).detach().numpy(), got) >= 35
 
 
 @pytest.mark.parametrize(("name", "least_db"), [("int8", 45), ("fp8", 30), ("int8_fp16", 40)])
