@@ -18,6 +18,7 @@ from save_deploy.data.open import open_dataset
 from save_deploy.errors import ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.conformance import write_conformance
 from save_deploy.export.golden import run_golden, write_golden
 from save_deploy.export.memory import free_weights, page_out
 from save_deploy.export.merge import DeployModel, MergeProof, merge
@@ -161,9 +162,12 @@ def export_bundle(
         save_graph(audio_graph, folder / "audio.onnx")
         release_graph(audio_graph)
         golden_entry = write_golden(folder, golden)
+        reference = eager_pipeline(model, batch=options.batch)
+        conformance = write_conformance(folder, reference, options.budget, few=large)
+        eager = None if large else reference
+        del reference
         if large:
             free_weights(model)
-        eager = None if large else eager_pipeline(model, batch=options.batch)
         del graph, audio_graph, audio, deploy, model
         gc.collect()
 
@@ -201,6 +205,7 @@ def export_bundle(
             merge=proof.to_dict(),
             source=_source(options),
             versions=versions(),
+            conformance=conformance,
         ).write(folder)
         for row in rows:
             if row.parity is not None and row.precision == options.precision:

@@ -146,7 +146,7 @@ def verify(
     backend: Backend = "auto",
     threads: Threads = None,
 ) -> None:
-    """Check a bundle's files against their hashes and run its golden samples."""
+    """Check a bundle's files against their hashes, run its golden samples and conformance pack."""
     from save_deploy.runtime.verify import verify_bundle
 
     result = verify_bundle(bundle, backend=backend, threads=threads)
@@ -156,6 +156,13 @@ def verify(
         f"mask agreement {parity.mask_agreement:.5f}, max abs logit error {parity.max_abs_err:.1e}, "
         f"first mask after {result.first_mask_s:.2f} s"
     )
+    if (pack := result.conformed) is None:
+        print("conformance pack: not run (none in the bundle, or no torchaudio to resample with)")
+    else:
+        print(
+            f"conformance pack: {pack.n_cases} files as prepared by the exporter, logits within "
+            f"{pack.logits_err:.1e}, mask agreement {pack.mask_agreement:.5f}"
+        )
 
 
 def bench(
