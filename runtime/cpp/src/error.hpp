@@ -1,0 +1,28 @@
+// Errors as the C header reports them: status, detail, and what | got | expected | next.
+#pragma once
+
+#include <exception>
+#include <string>
+
+#include "save_runtime.h"
+
+namespace save_core {
+
+class Error : public std::exception {
+public:
+    Error(save_detail detail, const std::string& what, const std::string& got = "",
+        const std::string& expected = "", const std::string& next = "");
+
+    const char* what() const noexcept override { return text_.c_str(); }
+    save_detail detail() const { return detail_; }
+    save_status status() const;
+
+private:
+    save_detail detail_;
+    std::string text_;
+};
+
+// First `limit` bytes of a text that came from outside, control characters replaced.
+std::string printable(const std::string& text, std::size_t limit = 200);
+
+}  // namespace save_core

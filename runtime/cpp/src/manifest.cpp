@@ -1,0 +1,259 @@
+#include "manifest.hpp"
+
+#include <cmath>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "error.hpp"
+#include "files.hpp"
+#include "npy.hpp"
+#include "save_runtime.h"
+
+namespace save_core {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr const char* kFormat = "save-deploy-bundle";
+constexpr std::int64_t kFormatVersion = 1;
+constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
+
+// What this library does to frames and sounds; a bundle that asks for anything else is refused.
+constexpr const char* kPreprocessing = R"({
+    "frame": {"color": "RGB", "dtype": "uint8", "layout": "NHWC", "resize": "square",
+              "interpolation": "bilinear_antialias", "normalisation": "in the graph"},
+    "sound": {"sample_rate_hz": 16000, "channels": "mean", "window_samples": 16000,
+              "window_step_s": 0.96, "short": "completed with silence"},
+    "mask": {"threshold_logit": 0.0, "resize": "bilinear on logits to the frame size"}
+})";
+
+[[noreturn]] void refuse(const std::string& got) {
+    throw Error(SAVE_DETAIL_BUNDLE, "manifest cannot be read", printable(got),
+        "a manifest written by save-export", "copy the bundle again, or export it again");
+}
+
+const Json& field(const Json& object, const char* key) {
+    if (!object.is_object()) refuse(std::string("no object around ") + key);
+    const auto found = object.find(key);
+    if (found == object.end()) refuse(std::string("no ") + key);
+    return *found;
+}
+
+std::string text(const Json& object, const char* key) {
+    const Json& value = field(object, key);
+    if (!value.is_string()) refuse(std::string(key) + " is no text");
+    return value.get<std::string>();
+}
+
+std::int64_t whole(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
+    if (!value.is_number_integer()) refuse(std::string(key) + " is no whole number");
+    // an unsigned number above int64 is out of any range here
+    const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
+    const std::int64_t found = huge ? INT64_MAX : value.get<std::int64_t>();
+    if (found < low || found > high)
+        refuse(std::string(key) + " = " + value.dump() + ", allowed: " + std::to_string(low) +
+               " to " + std::to_string(high));
+    return found;
+}
+
+int count(const Json& object, const char* key, int low, int high) {
+    return static_cast<int>(whole(field(object, key), key, low, high));
+}
+
+double number(const Json& object, const char* key) {
+    const Json& value = field(object, key);
+    if (!value.is_number() || !std::isfinite(value.get<double>()))
+        refuse(std::string(key) + " is no number");
+    return value.get<double>();
+}
+
+std::optional<double> number_or_none(const Json& object, const char* key) {
+    if (field(object, key).is_null()) return std::nullopt;
+    return number(object, key);
+}
+
+const Json& list(const Json& object, const char* key) {
+    const Json& value = field(object, key);
+    if (!value.is_array()) refuse(std::string(key) + " is no list");
+    return value;
+}
+
+// A path below the bundle: relative, without "..".
+void check_name(const std::string& name) {
+    const std::filesystem::path path(name);
+    bool inside = !name.empty() && !path.is_absolute() && name.find('\\') == std::string::npos &&
+                  name.find('\0') == std::string::npos;
+    for (const auto& part : path) inside = inside && part != "..";
+    if (!inside) refuse("file name " + name);
+}
+
+std::map<std::string, FileRecord> parse_files(const Json& files) {
+    if (!files.is_object()) refuse("files is no object");
+    std::map<std::string, FileRecord> found;
+    for (const auto& [name, record] : files.items()) {
+        check_name(name);
+        const std::string sha256 = text(record, "sha256");
+        if (sha256.size() != 64 ||
+            sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
+            refuse("sha256 of " + name);
+        found[name] = {sha256,
+            static_cast<std::uint64_t>(whole(field(record, "size"), "size", 0, INT64_MAX))};
+    }
+    return found;
+}
+
+std::string listed(const Manifest& manifest, const std::string& name) {
+    if (manifest.files.count(name) == 0) refuse("file " + name + " without size and sha256");
+    return name;
+}
+
+TensorSpec parse_tensor(const Json& values) {
+    TensorSpec spec{text(values, "name"), text(values, "dtype"), {}};
+    for (const Json& d : list(values, "shape")) spec.shape.push_back(whole(d, "shape", 1, 1 << 20));
+    if (spec.shape.size() > 8) refuse("shape " + shown(spec.shape));
+    return spec;
+}
+
+GraphSpec parse_graph(const Manifest& manifest, const Json& values) {
+    GraphSpec graph{listed(manifest, text(values, "file")), {}, {}};
+    for (const Json& row : list(values, "inputs")) graph.inputs.push_back(parse_tensor(row));
+    for (const Json& row : list(values, "outputs")) graph.outputs.push_back(parse_tensor(row));
+    return graph;
+}
+
+void require(const std::vector<TensorSpec>& found, const std::vector<TensorSpec>& wanted) {
+    const auto row = [](const TensorSpec& t) { return t.name + " " + t.dtype + " " + shown(t.shape); };
+    bool same = found.size() == wanted.size();
+    for (std::size_t i = 0; same && i < wanted.size(); ++i) same = row(found[i]) == row(wanted[i]);
+    if (same) return;
+    std::string got, expected;
+    for (const TensorSpec& t : found) got += row(t) + "; ";
+    for (const TensorSpec& t : wanted) expected += row(t) + "; ";
+    throw Error(SAVE_DETAIL_BUNDLE, "graph with another interface", printable(got), expected,
+        "export again with this version of save-deploy");
+}
+
+void parse_graphs(Manifest& manifest, const Json& graphs) {
+    manifest.model = parse_graph(manifest, field(graphs, "model"));
+    manifest.audio = parse_graph(manifest, field(graphs, "audio"));
+    if (manifest.model.inputs.empty() || manifest.model.inputs[0].shape.size() != 4)
+        refuse("model graph without an image input");
+    const std::int64_t batch = manifest.model.inputs[0].shape[0], side = manifest.res;
+    if (batch > 1024) refuse("batch " + std::to_string(batch));
+    manifest.batch = static_cast<int>(batch);
+    require(manifest.model.inputs, {{"image", "uint8", {batch, side, side, 3}},
+                                       {"audio_embedding", "float32", {batch, SAVE_EMBEDDING_SIZE}}});
+    require(manifest.model.outputs, {{"mask_logits", "float32", {batch, 1, side, side}}});
+    require(manifest.audio.inputs, {{"waveform", "float32", {1, SAVE_WINDOW_SAMPLES}}});
+    require(manifest.audio.outputs, {{"audio_embedding", "float32", {1, SAVE_EMBEDDING_SIZE}}});
+}
+
+EngineEntry parse_engine(const Manifest& manifest, const Json& values) {
+    EngineEntry entry;
+    entry.file = listed(manifest, text(values, "file"));
+    entry.library = text(values, "library");
+    entry.library_version = text(values, "library_version");
+    entry.hardware_compatibility = text(values, "hardware_compatibility");
+    entry.os = text(values, "os");
+    entry.header = text(values, "header");
+    for (const Json& target : list(values, "targets")) {
+        if (!target.is_string()) refuse("targets are no texts");
+        entry.targets.push_back(target.get<std::string>());
+    }
+    const Json& compatible = field(values, "version_compatible");
+    if (!compatible.is_boolean()) refuse("version_compatible is no boolean");
+    entry.version_compatible = compatible.get<bool>();
+    return entry;
+}
+
+Golden parse_golden(const Json& values) {
+    const Json& budget = field(values, "budget");
+    return {count(values, "n", 1, 1 << 20), number(values, "audio_embedding_tolerance"),
+        number_or_none(budget, "max_abs_err"), number(budget, "min_agreement")};
+}
+
+std::optional<Conformance> parse_conformance(const Manifest& manifest, const Json& root) {
+    const auto found = root.find("conformance");
+    if (found == root.end() || (found->is_object() && found->empty())) return std::nullopt;
+    const Json& tolerances = field(*found, "tolerances");
+    Conformance pack;
+    pack.waveform = listed(manifest, text(*found, "waveform"));
+    pack.audio_embedding = listed(manifest, text(*found, "audio_embedding"));
+    pack.mask_logits = listed(manifest, text(*found, "mask_logits"));
+    pack.logits_step = count(*found, "logits_step", 1, manifest.res);
+    pack.waveform_tolerance = number(tolerances, "waveform");
+    pack.embedding_tolerance = number(tolerances, "audio_embedding");
+    pack.logits_tolerance = number_or_none(tolerances, "mask_logits");
+    pack.min_agreement = number(tolerances, "min_agreement");
+    for (const Json& row : list(*found, "cases"))
+        pack.cases.push_back({text(row, "name"), listed(manifest, text(row, "frame")),
+            listed(manifest, text(row, "sound")), listed(manifest, text(row, "mask")),
+            text(row, "image_sha256")});
+    if (pack.cases.empty()) refuse("conformance without cases");
+    return pack;
+}
+
+Manifest parse_checked(const std::string& source) {
+    const Json root = Json::parse(source);
+    const std::string format = text(root, "format");
+    const Json& version = field(root, "format_version");
+    if (format != kFormat || version != kFormatVersion)
+        throw Error(SAVE_DETAIL_BUNDLE, "bundle of another format",
+            printable(format + " version " + version.dump()),
+            std::string(kFormat) + " version " + std::to_string(kFormatVersion),
+            "export again with this version of save-deploy");
+    if (field(root, "preprocessing") != Json::parse(kPreprocessing))
+        throw Error(SAVE_DETAIL_BUNDLE, "bundle with another preprocessing",
+            printable(root["preprocessing"].dump()), "the preprocessing of format version 1",
+            "use the version of save_runtime that belongs to the save-deploy that exported it");
+    Manifest manifest;
+    const Json& config = field(root, "config");
+    manifest.model_name = text(config, "name");
+    manifest.res = count(config, "res", 16, 8192);
+    manifest.precision = text(field(root, "precision"), "precision");
+    manifest.files = parse_files(field(root, "files"));
+    parse_graphs(manifest, field(root, "graphs"));
+    manifest.golden = parse_golden(field(root, "golden"));
+    if (root.contains("engines"))
+        for (const Json& row : list(root, "engines"))
+            manifest.engines.push_back(parse_engine(manifest, row));
+    manifest.conformance = parse_conformance(manifest, root);
+    return manifest;
+}
+
+}  // namespace
+
+Manifest parse_manifest(const std::string& source, const std::string& path) {
+    try {
+        return parse_checked(source);
+    } catch (const Json::exception& error) {
+        refuse(path + ": " + error.what());
+    }
+}
+
+Manifest read_manifest(const std::string& folder) {
+    const std::string path = joined(folder, kManifest);
+    if (!is_file(path))
+        throw Error(SAVE_DETAIL_BUNDLE, "not a bundle", folder + " without " + kManifest,
+            "a folder written by save-export", "save-export --res 256 --fp16 -o DIR");
+    if (file_size(path) > kMaxManifestBytes) refuse(path + " is larger than 64 MiB");
+    const Bytes bytes = read_file(path, SAVE_DETAIL_BUNDLE, kMaxManifestBytes);
+    return parse_manifest(std::string(bytes.begin(), bytes.end()), path);
+}
+
+void verify_files(const Manifest& manifest, const std::string& folder, bool hashes) {
+    for (const auto& [name, record] : manifest.files) {
+        const std::string path = joined(folder, name);
+        if (!is_file(path))
+            throw Error(SAVE_DETAIL_BUNDLE, "bundle is incomplete", "no " + name + " in " + folder,
+                "all files of the manifest", "copy the bundle again, or export it again");
+        const std::uint64_t size = file_size(path);
+        if (size != record.size || (hashes && sha256_of_file(path) != record.sha256))
+            throw Error(SAVE_DETAIL_BUNDLE, "bundle file was altered",
+                name + " (" + std::to_string(size) + " bytes)",
+                std::to_string(record.size) + " bytes, sha256 " + record.sha256.substr(0, 12) + "...",
+                "copy the bundle again, or export it again");
+    }
+}
+
+}  // namespace save_core

@@ -1,0 +1,149 @@
+#include "pipeline.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "error.hpp"
+#include "files.hpp"
+#include "preflight.hpp"
+#include "resize.hpp"
+
+namespace save_core {
+namespace {
+
+constexpr const char* kCpuBackends[] = {"openvino", "onnxruntime"};
+
+bool has(const std::string& backend) {
+    const auto& names = compiled_backends();
+    return std::find(names.begin(), names.end(), backend) != names.end();
+}
+
+bool is_engine(const std::string& backend) {
+    return backend == "tensorrt" || backend == "tensorrt_rtx";
+}
+
+std::string all_backends() {
+    std::string text;
+    for (const std::string& name : compiled_backends()) text += (text.empty() ? "" : ", ") + name;
+    return text.empty() ? "none" : text;
+}
+
+std::string first_cpu_backend() {
+    for (const char* name : kCpuBackends)
+        if (has(name)) return name;
+    throw Error(SAVE_DETAIL_BACKEND, "no CPU backend is compiled in", all_backends(), "openvino",
+        "build save_runtime with -DOpenVINO_DIR=...");
+}
+
+std::string chosen_backend(const std::string& asked) {
+    if (asked == "auto") return first_cpu_backend();
+    const bool known = is_engine(asked) || std::find(std::begin(kCpuBackends),
+                                               std::end(kCpuBackends), asked) != std::end(kCpuBackends);
+    if (!known)
+        throw Error(SAVE_DETAIL_BACKEND, "unknown backend", printable(asked, 40),
+            "auto, openvino, onnxruntime, tensorrt, tensorrt_rtx");
+    if (!has(asked))
+        throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", asked, all_backends(),
+            "build save_runtime with it; cmake prints what is missing");
+    return asked;
+}
+
+std::unique_ptr<Session> open_graph(const std::string& backend, const std::string& folder,
+    const Manifest& manifest, const GraphSpec& graph, SessionOptions options) {
+    const std::string path = joined(folder, graph.file);
+    // as runtime/session/open.py names it: the compiled model belongs to this very file
+    if (!options.cache_dir.empty())
+        options.cache_dir = joined(joined(options.cache_dir, "openvino"),
+            manifest.files.at(graph.file).sha256.substr(0, 16));
+#if defined(SAVE_WITH_OPENVINO)
+    if (backend == "openvino") return open_openvino(path, graph, options);
+#endif
+#if defined(SAVE_WITH_ONNXRUNTIME)
+    if (backend == "onnxruntime") return open_onnxruntime(path, graph, options);
+#endif
+#if defined(SAVE_WITH_TENSORRT)
+    if (backend == SAVE_TENSORRT_NAME) {
+        const EngineEntry& entry = engine_for(manifest, backend);
+        return open_tensorrt(joined(folder, entry.file), graph, entry, options);
+    }
+#endif
+    throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", backend, all_backends());
+}
+
+}  // namespace
+
+Pipeline::Pipeline(const std::string& folder, const save_params& params)
+    : folder_(folder), manifest_(read_manifest(folder)) {
+    if (params.threads < 0 || params.threads > 4096)
+        throw Error(SAVE_DETAIL_ARGUMENT, "wrong number of threads", std::to_string(params.threads),
+            "0 to 4096");
+    threads_ = params.threads > 0 ? params.threads : default_threads();
+    const std::string asked = params.backend == nullptr ? "auto" : params.backend;
+    const std::string backend = chosen_backend(asked);
+    const std::string audio_backend = is_engine(backend) ? first_cpu_backend() : backend;
+#if defined(SAVE_WITH_TENSORRT)
+    if (is_engine(backend)) check_tensorrt(engine_for(manifest_, backend), params.device);
+#endif
+    verify_files(manifest_, folder, params.verify_files != 0);
+    check_headers(manifest_, folder);
+    const SessionOptions options{threads_, params.device,
+        params.cache_dir == nullptr ? "" : params.cache_dir};
+    model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
+    audio_ = open_graph(audio_backend, folder, manifest_, manifest_.audio, options);
+}
+
+save_info Pipeline::info() const {
+    return {manifest_.res, manifest_.batch, threads_, manifest_.model_name.c_str(),
+        manifest_.precision.c_str(), model_->backend(), audio_->backend()};
+}
+
+void Pipeline::embed(const float* waveform, float* embedding) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    audio_->run({waveform}, embedding);
+}
+
+void Pipeline::run(
+    const std::uint8_t* const* images, const float* embeddings, int n, float* logits) {
+    const std::size_t batch = static_cast<std::size_t>(manifest_.batch);
+    const std::size_t side = static_cast<std::size_t>(manifest_.res);
+    const std::size_t total = static_cast<std::size_t>(n), pixels = side * side;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (batch == 1) {
+        for (std::size_t i = 0; i < total; ++i)
+            model_->run({images[i], embeddings + i * SAVE_EMBEDDING_SIZE}, logits + i * pixels);
+        return;
+    }
+    std::vector<std::uint8_t> image(batch * pixels * 3);
+    std::vector<float> heard(batch * SAVE_EMBEDDING_SIZE), found(batch * pixels);
+    for (std::size_t start = 0; start < total; start += batch) {
+        for (std::size_t i = 0; i < batch; ++i) {
+            const std::size_t from = std::min(start + i, total - 1);
+            std::memcpy(&image[i * pixels * 3], images[from], pixels * 3);
+            std::copy_n(embeddings + from * SAVE_EMBEDDING_SIZE, SAVE_EMBEDDING_SIZE,
+                &heard[i * SAVE_EMBEDDING_SIZE]);
+        }
+        model_->run({image.data(), heard.data()}, found.data());
+        std::copy_n(found.begin(), std::min(batch, total - start) * pixels, logits + start * pixels);
+    }
+}
+
+void Pipeline::infer(const save_frame* frames, const float* embeddings, int n, float* logits) {
+    const std::size_t side = static_cast<std::size_t>(manifest_.res);
+    std::vector<std::vector<std::uint8_t>> resized(static_cast<std::size_t>(n));
+    std::vector<const std::uint8_t*> images;
+    for (std::size_t i = 0; i < resized.size(); ++i) {
+        const save_frame& frame = frames[i];
+        check_frame(frame);
+        const bool fits = frame.width == manifest_.res && frame.height == manifest_.res &&
+                          (frame.row_bytes == 0 || frame.row_bytes == 3 * side);
+        if (!fits) {
+            resized[i].resize(side * side * 3);
+            resize_frame(frame, manifest_.res, resized[i].data());
+        }
+        images.push_back(fits ? frame.rgb : resized[i].data());
+    }
+    run(images.data(), embeddings, n, logits);
+}
+
+}  // namespace save_core

@@ -1,0 +1,49 @@
+// One loaded graph of any backend. All graphs of a bundle have one output of floats.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace save_core {
+
+class Session {
+public:
+    Session() = default;
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+    virtual ~Session() = default;
+
+    // inputs: one pointer per input of the spec, in its order and shape. output: the whole output.
+    // Not for two threads at once.
+    virtual void run(const std::vector<const void*>& inputs, float* output) = 0;
+    virtual const char* backend() const = 0;
+};
+
+struct SessionOptions {
+    int threads = 1;
+    int device = 0;
+    std::string cache_dir;  // empty: nothing is kept
+};
+
+std::size_t elements(const TensorSpec& spec);
+std::size_t bytes_of(const TensorSpec& spec);
+
+// Each throws Error(BACKEND | DEVICE | ENGINE). A backend that is not compiled in has no function.
+std::unique_ptr<Session> open_openvino(
+    const std::string& path, const GraphSpec& spec, const SessionOptions& options);
+std::unique_ptr<Session> open_onnxruntime(
+    const std::string& path, const GraphSpec& spec, const SessionOptions& options);
+std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,
+    const EngineEntry& entry, const SessionOptions& options);
+// Library, system and GPU, without reading the engine file: to be called before open_tensorrt.
+void check_tensorrt(const EngineEntry& entry, int device);
+
+// Physical cores this process may use: hyper-threads slow matrix products down.
+int default_threads();
+// Names of the backends compiled in, the preferred CPU backend first.
+const std::vector<std::string>& compiled_backends();
+
+}  // namespace save_core

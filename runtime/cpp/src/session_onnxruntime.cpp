@@ -1,0 +1,106 @@
+// ONNX Runtime's CPU provider through its C interface, set up as runtime/session/ort.py does.
+#include <onnxruntime_c_api.h>
+
+#include "error.hpp"
+#include "session.hpp"
+
+namespace save_core {
+namespace {
+
+// The interface of the library that is loaded; null when it is older than the header.
+const OrtApi* interface() { return OrtGetApiBase()->GetApi(ORT_API_VERSION); }
+
+// An object of ONNX Runtime and the member of OrtApi that releases it.
+template <class T, void (*OrtApi::*Release)(T*)>
+struct Releaser {
+    void operator()(T* object) const { (interface()->*Release)(object); }
+};
+
+using Env = std::unique_ptr<OrtEnv, Releaser<OrtEnv, &OrtApi::ReleaseEnv>>;
+using Options =
+    std::unique_ptr<OrtSessionOptions, Releaser<OrtSessionOptions, &OrtApi::ReleaseSessionOptions>>;
+using Loaded = std::unique_ptr<OrtSession, Releaser<OrtSession, &OrtApi::ReleaseSession>>;
+using Memory = std::unique_ptr<OrtMemoryInfo, Releaser<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo>>;
+using Value = std::unique_ptr<OrtValue, Releaser<OrtValue, &OrtApi::ReleaseValue>>;
+
+void check(OrtStatus* status, const std::string& what) {
+    if (status == nullptr) return;
+    const std::string message = interface()->GetErrorMessage(status);
+    interface()->ReleaseStatus(status);
+    throw Error(SAVE_DETAIL_BACKEND, what, printable(message, 300), "a working session",
+        "use the backend openvino, or the version of onnxruntime in the manifest");
+}
+
+class OnnxRuntimeSession final : public Session {
+public:
+    OnnxRuntimeSession(const std::string& path, const GraphSpec& spec, const SessionOptions& options)
+        : spec_(spec), api_(interface()) {
+        if (api_ == nullptr)
+            throw Error(SAVE_DETAIL_BACKEND, "onnxruntime is older than its header",
+                OrtGetApiBase()->GetVersionString(),
+                "1." + std::to_string(ORT_API_VERSION) + " or newer", "install a newer onnxruntime");
+        const std::string what = "onnxruntime cannot run " + path;
+        OrtEnv* env = nullptr;
+        check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "save_runtime", &env), what);
+        env_.reset(env);
+        OrtSessionOptions* made = nullptr;
+        check(api_->CreateSessionOptions(&made), what);
+        const Options settings(made);
+        check(api_->SetIntraOpNumThreads(made, options.threads), what);
+        check(api_->SetInterOpNumThreads(made, 1), what);
+        // threads otherwise spin on after a run, which slows whatever the application does next
+        check(api_->AddSessionConfigEntry(made, "session.force_spinning_stop", "1"), what);
+        OrtSession* session = nullptr;
+        check(api_->CreateSession(env, path.c_str(), made, &session), what);
+        session_.reset(session);
+        OrtMemoryInfo* memory = nullptr;
+        check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), what);
+        memory_.reset(memory);
+    }
+
+    void run(const std::vector<const void*>& inputs, float* output) override {
+        std::vector<const char*> names;
+        std::vector<Value> owned;
+        std::vector<const OrtValue*> values;
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            names.push_back(spec_.inputs[i].name.c_str());
+            // ONNX Runtime does not write to inputs; its interface has no const
+            owned.push_back(tensor(spec_.inputs[i], const_cast<void*>(inputs[i])));
+            values.push_back(owned.back().get());
+        }
+        const char* const name = spec_.outputs[0].name.c_str();
+        const Value result = tensor(spec_.outputs[0], output);
+        OrtValue* place = result.get();
+        check(api_->Run(session_.get(), nullptr, names.data(), values.data(), values.size(), &name, 1,
+                  &place),
+            "onnxruntime failed");
+    }
+
+    const char* backend() const override { return "onnxruntime"; }
+
+private:
+    Value tensor(const TensorSpec& spec, void* data) const {
+        const auto type = spec.dtype == "float32" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+                                                  : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+        OrtValue* value = nullptr;
+        check(api_->CreateTensorWithDataAsOrtValue(memory_.get(), data, bytes_of(spec),
+                  spec.shape.data(), spec.shape.size(), type, &value),
+            "onnxruntime failed");
+        return Value(value);
+    }
+
+    GraphSpec spec_;
+    const OrtApi* api_;
+    Env env_;
+    Loaded session_;
+    Memory memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<Session> open_onnxruntime(
+    const std::string& path, const GraphSpec& spec, const SessionOptions& options) {
+    return std::make_unique<OnnxRuntimeSession>(path, spec, options);
+}
+
+}  // namespace save_core

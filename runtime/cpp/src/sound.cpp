@@ -1,0 +1,145 @@
+#include "sound.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <string>
+
+#include "error.hpp"
+
+namespace save_core {
+namespace {
+
+// The windowed sinc of torchaudio.functional.resample with its defaults: zero crossings on each
+// side, and where the pass band ends as a share of the lower of the two Nyquist frequencies.
+constexpr int kZeroCrossings = 6;
+constexpr double kRolloff = 0.99;
+constexpr double kPi = 3.14159265358979323846;
+
+struct Rates {
+    std::int64_t from, to;  // without their common divisor
+};
+
+Rates reduced(int rate_hz) {
+    const int divisor = std::gcd(rate_hz, SAVE_SAMPLE_RATE);
+    return {rate_hz / divisor, SAVE_SAMPLE_RATE / divisor};
+}
+
+// Output j of `rates.to` outputs per period reads inputs `first` .. `first + size`, counted from the
+// first input of its period.
+struct Kernel {
+    std::int64_t first;
+    std::vector<float> weights;
+};
+
+// All in float32 and in the reference's order: where the rates share few divisors its phases are
+// rounded by up to 1e-3 of a zero crossing, and a better kernel would give another sound. Inputs
+// outside the window weigh 1e-15 at most there and are left out here.
+Kernel kernel_of(std::int64_t phase, Rates rates) {
+    const double base_exact = static_cast<double>(std::min(rates.from, rates.to)) * kRolloff;
+    const float base = static_cast<float>(base_exact);
+    const float from = static_cast<float>(rates.from);
+    const float offset = static_cast<float>(-phase) / static_cast<float>(rates.to);
+    const float scale = static_cast<float>(base_exact / static_cast<double>(rates.from));
+    const float pi = static_cast<float>(kPi), crossings = static_cast<float>(kZeroCrossings);
+    const double reach = kZeroCrossings / base_exact;  // in periods
+    const double centre = static_cast<double>(phase) / static_cast<double>(rates.to);
+    const double n = static_cast<double>(rates.from);
+    Kernel kernel{static_cast<std::int64_t>(std::floor((centre - reach) * n)), {}};
+    const std::int64_t last = static_cast<std::int64_t>(std::ceil((centre + reach) * n));
+    for (std::int64_t i = kernel.first; i <= last; ++i) {
+        float t = (offset + static_cast<float>(i) / from) * base;
+        t = std::clamp(t, -crossings, crossings);
+        const float cosine = std::cos(t * pi / crossings / 2.0F);
+        t *= pi;
+        const float sinc = t == 0.0F ? 1.0F : std::sin(t) / t;
+        kernel.weights.push_back(sinc * (cosine * cosine * scale));
+    }
+    return kernel;
+}
+
+}  // namespace
+
+void check_sound(const save_sound& sound) {
+    if (sound.samples == nullptr || sound.n_frames == 0)
+        throw Error(SAVE_DETAIL_DATA, "sound without samples", "0 samples", "at least one");
+    if (sound.n_channels < 1 || sound.n_channels > 1024)
+        throw Error(SAVE_DETAIL_DATA, "wrong number of channels", std::to_string(sound.n_channels),
+            "1 to 1024");
+    if (sound.rate_hz < kMinRateHz || sound.rate_hz > kMaxRateHz)
+        throw Error(SAVE_DETAIL_DATA, "sample rate out of range",
+            std::to_string(sound.rate_hz) + " Hz", "1000 to 768000 Hz");
+}
+
+std::vector<float> mono(const save_sound& sound) {
+    const std::size_t channels = static_cast<std::size_t>(sound.n_channels);
+    std::vector<float> mean(sound.n_frames);
+    const float* sample = sound.samples;
+    bool finite = true;
+    for (float& value : mean) {
+        float sum = 0.0F;
+        for (std::size_t c = 0; c < channels; ++c) sum += *sample++;
+        value = channels == 1 ? sum : sum / static_cast<float>(channels);
+        finite = finite && std::isfinite(value);
+    }
+    if (!finite)
+        throw Error(SAVE_DETAIL_DATA, "sound contains NaN or infinite samples", "",
+            "finite samples");
+    return mean;
+}
+
+std::size_t resampled_size(std::size_t n, int rate_hz) {
+    if (rate_hz == SAVE_SAMPLE_RATE) return n;
+    const Rates rates = reduced(rate_hz);
+    const double exact = static_cast<double>(rates.to) * static_cast<double>(n) /
+                         static_cast<double>(rates.from);
+    // the reference rounds to float32 before it rounds up, and has whole periods only
+    const std::size_t wanted = static_cast<std::size_t>(std::ceil(static_cast<float>(exact)));
+    const std::size_t made = static_cast<std::size_t>(rates.to) *
+                             (n / static_cast<std::size_t>(rates.from) + 1);
+    return std::min(wanted, made);
+}
+
+std::vector<float> resampled(
+    const std::vector<float>& samples, int rate_hz, std::size_t begin, std::size_t count) {
+    const std::size_t size = resampled_size(samples.size(), rate_hz);
+    const std::size_t end = std::min(size, begin + count);
+    std::vector<float> found(end > begin ? end - begin : 0);
+    if (rate_hz == SAVE_SAMPLE_RATE) {
+        std::copy_n(samples.begin() + static_cast<std::ptrdiff_t>(std::min(begin, size)),
+            found.size(), found.begin());
+        return found;
+    }
+    const Rates rates = reduced(rate_hz);
+    std::vector<Kernel> kernels(static_cast<std::size_t>(rates.to));  // made when first needed
+    const std::int64_t n = static_cast<std::int64_t>(samples.size());
+    for (std::size_t k = 0; k < found.size(); ++k) {
+        const std::int64_t index = static_cast<std::int64_t>(begin + k);
+        Kernel& kernel = kernels[static_cast<std::size_t>(index % rates.to)];
+        if (kernel.weights.empty()) kernel = kernel_of(index % rates.to, rates);
+        const std::int64_t first = index / rates.to * rates.from + kernel.first;
+        const std::int64_t taps = static_cast<std::int64_t>(kernel.weights.size());
+        double sum = 0.0;
+        for (std::int64_t i = std::max<std::int64_t>(0, -first); i < std::min(taps, n - first); ++i)
+            sum += static_cast<double>(samples[static_cast<std::size_t>(first + i)]) *
+                   static_cast<double>(kernel.weights[static_cast<std::size_t>(i)]);
+        found[k] = static_cast<float>(sum);
+    }
+    return found;
+}
+
+void second(const save_sound& sound, int index, float* window) {
+    check_sound(sound);
+    if (index < 0)
+        throw Error(SAVE_DETAIL_ARGUMENT, "wrong second", std::to_string(index), "0 or more");
+    const std::vector<float> samples = mono(sound);
+    const std::size_t size = resampled_size(samples.size(), sound.rate_hz);
+    const std::size_t last = size > SAVE_WINDOW_SAMPLES ? size - SAVE_WINDOW_SAMPLES : 0;
+    const std::size_t begin = std::min(kStepSamples * static_cast<std::size_t>(index), last);
+    const std::vector<float> heard =
+        resampled(samples, sound.rate_hz, begin, SAVE_WINDOW_SAMPLES);
+    std::fill(std::copy(heard.begin(), heard.end(), window), window + SAVE_WINDOW_SAMPLES, 0.0F);
+}
+
+}  // namespace save_core

@@ -1,0 +1,106 @@
+// libjpeg reports errors by a call that must not return: longjmp, past frames without destructors.
+#include <csetjmp>
+#include <cstdio>
+
+#include <jpeglib.h>
+
+#include <jerror.h>
+
+#include "error.hpp"
+#include "image_codec.hpp"
+#include "resize.hpp"
+
+namespace save_tools {
+namespace {
+
+using save_core::Error;
+
+struct Handler {
+    jpeg_error_mgr manager;  // first: libjpeg sees only this
+    std::jmp_buf place;
+    char text[JMSG_LENGTH_MAX];
+};
+
+[[noreturn]] void on_error(j_common_ptr info) {
+    auto* handler = reinterpret_cast<Handler*>(info->err);
+    (*info->err->format_message)(info, handler->text);
+    std::longjmp(handler->place, 1);
+}
+
+// Libjpeg completes a file that ends too early with gray; that is no picture of anything.
+void on_message(j_common_ptr info, int level) {
+    if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) on_error(info);
+}
+
+void on_output(j_common_ptr) {}
+
+bool read_header(jpeg_decompress_struct* jpeg, Handler* handler, const unsigned char* data,
+    unsigned long size) {
+    if (setjmp(handler->place) != 0) return false;
+    jpeg_create_decompress(jpeg);
+    jpeg_mem_src(jpeg, data, size);
+    jpeg_read_header(jpeg, TRUE);
+    return true;
+}
+
+bool start(jpeg_decompress_struct* jpeg, Handler* handler) {
+    if (setjmp(handler->place) != 0) return false;
+    jpeg->out_color_space = JCS_RGB;
+    jpeg_start_decompress(jpeg);
+    return true;
+}
+
+bool read_row(jpeg_decompress_struct* jpeg, Handler* handler, JSAMPROW row) {
+    if (setjmp(handler->place) != 0) return false;
+    jpeg_read_scanlines(jpeg, &row, 1);
+    return true;
+}
+
+bool finish(jpeg_decompress_struct* jpeg, Handler* handler) {
+    if (setjmp(handler->place) != 0) return false;
+    jpeg_finish_decompress(jpeg);
+    return true;
+}
+
+struct Decoder {
+    Handler handler{};
+    jpeg_decompress_struct jpeg{};
+    Decoder() {
+        jpeg.err = jpeg_std_error(&handler.manager);
+        handler.manager.error_exit = on_error;
+        handler.manager.emit_message = on_message;
+        handler.manager.output_message = on_output;
+    }
+    Decoder(const Decoder&) = delete;
+    Decoder& operator=(const Decoder&) = delete;
+    ~Decoder() { jpeg_destroy_decompress(&jpeg); }
+};
+
+}  // namespace
+
+Image decode_jpeg(const save_core::Bytes& bytes, const std::string& name) {
+    Decoder decoder;
+    jpeg_decompress_struct& jpeg = decoder.jpeg;
+    const auto size = static_cast<unsigned long>(bytes.size());
+    if (!read_header(&jpeg, &decoder.handler, bytes.data(), size))
+        refuse_image(name, decoder.handler.text);
+    const int width = static_cast<int>(jpeg.image_width), height = static_cast<int>(jpeg.image_height);
+    save_core::check_size(width, height, SAVE_DETAIL_DATA, "image of a size that cannot be used");
+    if (jpeg.jpeg_color_space == JCS_CMYK || jpeg.jpeg_color_space == JCS_YCCK)
+        throw Error(SAVE_DETAIL_DATA, "image of print colours (CMYK)", name, "RGB or gray",
+            "convert the image to RGB");
+    if (!start(&jpeg, &decoder.handler)) refuse_image(name, decoder.handler.text);
+    if (jpeg.output_components != 3) refuse_image(name, "not 3 channels");
+    Image image{width, height, {}};
+    const std::size_t row = 3 * static_cast<std::size_t>(width);
+    while (jpeg.output_scanline < jpeg.output_height) {
+        // grows with what was read: a header alone takes no memory
+        image.pixels.resize((jpeg.output_scanline + std::size_t{1}) * row);
+        if (!read_row(&jpeg, &decoder.handler, &image.pixels[jpeg.output_scanline * row]))
+            refuse_image(name, decoder.handler.text);
+    }
+    if (!finish(&jpeg, &decoder.handler)) refuse_image(name, decoder.handler.text);
+    return image;
+}
+
+}  // namespace save_tools

@@ -1,0 +1,110 @@
+#include "sound_file.hpp"
+
+#include <sndfile.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "error.hpp"
+#include "sound.hpp"
+
+namespace save_tools {
+namespace {
+
+using save_core::Bytes;
+using save_core::Error;
+
+// root mean square below which nothing is heard (-80 dB)
+constexpr double kSilence = 1e-4;
+constexpr sf_count_t kPieceFrames = 1 << 16;
+
+struct Closer {
+    void operator()(SNDFILE* file) const { sf_close(file); }
+};
+using File = std::unique_ptr<SNDFILE, Closer>;
+
+struct Memory {
+    const Bytes* bytes;
+    sf_count_t at;
+};
+
+sf_count_t memory_size(void* user) {
+    return static_cast<sf_count_t>(static_cast<Memory*>(user)->bytes->size());
+}
+
+sf_count_t memory_seek(sf_count_t offset, int whence, void* user) {
+    auto* memory = static_cast<Memory*>(user);
+    const sf_count_t from = whence == SEEK_SET ? 0 : whence == SEEK_CUR ? memory->at : memory_size(user);
+    // a damaged file may ask for any place
+    const sf_count_t bounded = std::clamp<sf_count_t>(offset, -memory_size(user), memory_size(user));
+    memory->at = std::clamp<sf_count_t>(from + bounded, 0, memory_size(user));
+    return memory->at;
+}
+
+sf_count_t memory_read(void* place, sf_count_t size, void* user) {
+    auto* memory = static_cast<Memory*>(user);
+    const sf_count_t got = std::clamp<sf_count_t>(memory_size(user) - memory->at, 0, size);
+    std::memcpy(place, memory->bytes->data() + memory->at, static_cast<std::size_t>(got));
+    memory->at += got;
+    return got;
+}
+
+sf_count_t memory_write(const void*, sf_count_t, void*) { return 0; }
+sf_count_t memory_tell(void* user) { return static_cast<Memory*>(user)->at; }
+
+[[noreturn]] void refuse(const std::string& name, const std::string& reason) {
+    throw Error(SAVE_DETAIL_DATA, "sound file cannot be read",
+        name + ": " + save_core::printable(reason), "wav, flac or ogg");
+}
+
+SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) {
+    if (file == nullptr) refuse(name, sf_strerror(nullptr));
+    SoundFile sound{{}, info.channels, info.samplerate};
+    if (info.channels < 1 || info.channels > 1024) refuse(name, "number of channels");
+    // the length in the header may be anything: grow with what is really there
+    const std::size_t piece = static_cast<std::size_t>(kPieceFrames) * static_cast<std::size_t>(info.channels);
+    for (;;) {
+        const std::size_t before = sound.samples.size();
+        sound.samples.resize(before + piece);
+        const sf_count_t got = sf_readf_float(file, sound.samples.data() + before, kPieceFrames);
+        const std::size_t kept =
+            static_cast<std::size_t>(std::max<sf_count_t>(got, 0)) * static_cast<std::size_t>(info.channels);
+        sound.samples.resize(before + kept);
+        if (got < kPieceFrames) break;
+    }
+    if (sf_error(file) != SF_ERR_NO_ERROR) refuse(name, sf_strerror(file));
+    if (sound.samples.empty()) refuse(name, "no samples");
+    return sound;
+}
+
+}  // namespace
+
+SoundFile read_sound(const std::string& path) {
+    if (!save_core::is_file(path))
+        throw Error(SAVE_DETAIL_DATA, "sound file not found", path, "wav, flac or ogg");
+    SF_INFO info{};
+    const File file(sf_open(path.c_str(), SFM_READ, &info));
+    return read_all(file.get(), info, path);
+}
+
+SoundFile decode_sound(const Bytes& bytes, const std::string& name) {
+    Memory memory{&bytes, 0};
+    SF_VIRTUAL_IO io{memory_size, memory_seek, memory_read, memory_write, memory_tell};
+    SF_INFO info{};
+    const File file(sf_open_virtual(&io, SFM_READ, &info, &memory));
+    return read_all(file.get(), info, name);
+}
+
+bool is_silent(const SoundFile& sound) {
+    save_core::check_sound(sound.view());
+    const std::vector<float> mean = save_core::mono(sound.view());
+    const std::vector<float> heard = save_core::resampled(
+        mean, sound.rate_hz, 0, save_core::resampled_size(mean.size(), sound.rate_hz));
+    double power = 0.0;
+    for (const float value : heard) power += static_cast<double>(value) * static_cast<double>(value);
+    return std::sqrt(power / static_cast<double>(heard.size())) < kSilence;
+}
+
+}  // namespace save_tools

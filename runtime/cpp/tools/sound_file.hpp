@@ -1,0 +1,28 @@
+// Sound files that libsndfile reads -> interleaved float samples.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "files.hpp"
+#include "save_runtime.h"
+
+namespace save_tools {
+
+struct SoundFile {
+    std::vector<float> samples;  // (n, channels) interleaved, [-1,1]
+    int n_channels = 0, rate_hz = 0;
+
+    std::size_t n_frames() const { return samples.size() / static_cast<std::size_t>(n_channels); }
+    double seconds() const { return static_cast<double>(n_frames()) / rate_hz; }
+    save_sound view() const { return {samples.data(), n_frames(), n_channels, rate_hz}; }
+};
+
+// Throw Error(SAVE_DETAIL_DATA) for a foreign, damaged or empty file.
+SoundFile read_sound(const std::string& path);
+SoundFile decode_sound(const save_core::Bytes& bytes, const std::string& name);
+
+// Nothing is heard in it (save_deploy/data/audio.py).
+bool is_silent(const SoundFile& sound);
+
+}  // namespace save_tools
