@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fmt clean
+.PHONY: demo test check cpp fmt clean
 
 # Install, then turn the built-in checkpoint into an FP16 bundle and print the comparison.
 demo: $(VENV)/.installed
@@ -18,6 +18,15 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	rm -rf $(VENV)/typed && $(BIN)/pip install --quiet --no-deps --target $(VENV)/typed .
 	cd $(VENV)/typed && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p save_deploy
+
+# Build and test the C++ runtime in build/cpp; BUNDLE=DIR also runs what wants a bundle.
+cpp: $(VENV)/.installed-test
+	@for tool in cmake c++; do command -v $$tool >/dev/null || \
+		{ echo "$$tool is missing: apt-get install cmake g++"; exit 3; }; done
+	cmake -S runtime/cpp --preset ci \
+		-DOpenVINO_DIR=$$($(BIN)/python -c "import openvino.utils as u; print(u.get_cmake_path())")
+	cmake --build build/cpp -j 2
+	SAVE_TEST_BUNDLE=$(if $(BUNDLE),$(abspath $(BUNDLE))) ctest --test-dir build/cpp --output-on-failure
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

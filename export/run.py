@@ -118,6 +118,12 @@ def export_bundle(
     if large:
         page_out(model)
     with new_folder(options.folder) as folder:
+        # before any weights are given back: the merged model shares them with the eager one
+        reference = eager_pipeline(model, batch=options.batch)
+        conformance = write_conformance(folder, reference, options.budget, few=large)
+        del reference
+        if large:
+            page_out(model)
         on_stage("trace", f"{config.name} at {config.res} px")
         graph = graph_from_module(
             deploy,
@@ -162,12 +168,9 @@ def export_bundle(
         save_graph(audio_graph, folder / "audio.onnx")
         release_graph(audio_graph)
         golden_entry = write_golden(folder, golden)
-        reference = eager_pipeline(model, batch=options.batch)
-        conformance = write_conformance(folder, reference, options.budget, few=large)
-        eager = None if large else reference
-        del reference
         if large:
             free_weights(model)
+        eager = None if large else eager_pipeline(model, batch=options.batch)
         del graph, audio_graph, audio, deploy, model
         gc.collect()
 

@@ -6,6 +6,7 @@ result.receipt.fused, result.receipt.kernels_by_type
 
 from save_deploy.export.engine.add import EnginePlan, add_engine, plan_engine
 from save_deploy.export.engine.build import BuildResult, build_engine
+from save_deploy.export.engine.library import engine_for
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, Receipt, failures
 
@@ -17,6 +18,7 @@ __all__ = [
     "Receipt",
     "add_engine",
     "build_engine",
+    "engine_for",
     "failures",
     "plan_engine",
 ]

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from save_deploy.errors import BackendError, ExportError
+from save_deploy.export.engine.targets import RTX_TARGETS
+from save_deploy.runtime.preflight.nvidia import read_nvidia
 
+ENGINES = ("auto", "none", "tensorrt", "rtx")  # what `save-export --engine` takes
 OLDEST = (10, 8)
 _INSTALL = {
     "tensorrt_rtx": 'pip install "save-deploy[rtx]"',
@@ -61,6 +64,28 @@ def choose(library: str, *, targets: bool = False) -> str:
             hint="build there, or add --library rtx: TensorRT-RTX builds without a GPU",
         )
     return module
+
+
+def engine_for(asked: str) -> str:
+    """auto, none, tensorrt or rtx -> the library an export builds an engine with; "" for none.
+
+    auto is an engine for the GPU of this machine, where it has one and a library that builds for it.
+    Raises ExportError for another name, BackendError where an asked library cannot build.
+    """
+    if asked not in ENGINES:
+        raise ExportError("unknown engine", got=asked, expected=", ".join(ENGINES))
+    if asked == "none":
+        return ""
+    if asked != "auto":
+        choose(asked)
+        return asked
+    gpus = read_nvidia().gpus
+    if not gpus:
+        return ""
+    if importlib.util.find_spec("tensorrt") is not None:
+        return "tensorrt"
+    rtx = importlib.util.find_spec("tensorrt_rtx") is not None
+    return "rtx" if rtx and gpus[0].target in RTX_TARGETS else ""
 
 
 def version_of(module: str) -> str:

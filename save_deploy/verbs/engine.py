@@ -99,7 +99,7 @@ def build(
         use_cache=not no_cache,
         on_line=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    _print_engine(entry, Receipt.from_dict(entry["receipt"]))
+    print_engine(entry, Receipt.from_dict(entry["receipt"]))
     print(f"engine: {bundle / entry['file']}   (save-deploy inspect {bundle})")
 
 
@@ -185,7 +185,7 @@ def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:
             expected="a receipt of this version of save-deploy",
             hint="build the engine again: save-deploy build BUNDLE",
         ) from error
-    _print_engine(entry, receipt)
+    print_engine(entry, receipt)
     table = _table("part", "kernels")
     for part, n in receipt.by_module().items():
         table.add_row(part, str(n))
@@ -197,7 +197,7 @@ def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:
         _show(table)
 
 
-def _print_engine(entry: dict[str, Any], receipt: Receipt) -> None:
+def print_engine(entry: dict[str, Any], receipt: Receipt) -> None:
     made_for = ", ".join(entry["targets"]) + (f" ({entry['gpu']})" if entry["gpu"] else "")
     print(f"{entry['file']}: {entry['library']} {entry['library_version']}, for {made_for}")
     table = _table("receipt", "")

@@ -29,6 +29,14 @@ Target = Annotated[
         help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks."
     ),
 ]
+ExportTarget = Annotated[
+    str | None,
+    typer.Option(
+        help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks. "
+        "Default: tensorrt where an engine is built, else portable.",
+        show_default=False,
+    ),
+]
 NoMerge = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,7 +70,14 @@ def export(
     batch: Annotated[
         int, typer.Option(min=1, max=64, help="Frames per call: 5 for AVSBench's clips.")
     ] = 1,
-    target: Target = "portable",
+    target: ExportTarget = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="TensorRT engine to build into the bundle: rtx (needs no GPU), tensorrt, none; auto: "
+            "one for the GPU of this machine, if any. `save-build` does it later."
+        ),
+    ] = "auto",
     no_merge: NoMerge = None,
     data: Annotated[
         str,
@@ -135,11 +150,14 @@ def export(
     ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
+    from save_deploy.export.engine import engine_for
     from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
     from save_deploy.export.run import export_bundle
     from save_deploy.progress import Stages
     from save_deploy.runtime.report import print_table
 
+    library = engine_for(engine)
+    target = target or ("tensorrt" if library else "portable")
     options = ExportOptions(
         checkpoint=checkpoint,
         sam=sam,
@@ -198,6 +216,21 @@ def export(
     for line in result.lines:
         print(f"{options.precision}: {line}")
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
+    if library:
+        _add_engine(result.folder, library)
+
+
+def _add_engine(bundle: Path, library: str) -> None:
+    """The bundle is whole without it: when this fails, `save-build` can try again."""
+    from save_deploy.export.engine import BuildOptions, Receipt, add_engine
+    from save_deploy.verbs.engine import print_engine
+
+    entry = add_engine(
+        bundle,
+        BuildOptions(library=library),
+        on_line=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print_engine(entry, Receipt.from_dict(entry["receipt"]))
 
 
 def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> str:
