@@ -67,7 +67,7 @@ class Observer:
         return add
 
     def save(self, path: Path, key: str) -> None:
-        """Write the state; key names what it belongs to (model and data)."""
+        """Write the state, whole or not at all; key names what it belongs to (model and data)."""
         arrays = {
             f"{name}/{part}": array
             for name, histogram in self.histograms.items()
@@ -76,9 +76,12 @@ class Observer:
         for name, channels in self.channels.items():
             arrays |= {f"{name}/{part}": array for part, array in channels.state().items()}
         partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def resume(self, path: Path, key: str) -> bool:
         """Take up a saved state of this key; False where there is none, or another's."""
@@ -107,14 +110,12 @@ def observe(
     model: nn.Module, observer: Observer, inputs: Iterable[tuple[Tensor, ...]], *,
     on_pair: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Run one pair at a time through the model; pairs the observer has seen already are passed over.
+    """Run one pair at a time through the model. inputs: of the pairs the observer has not seen yet.
 
     Raises DataError, naming the tensor, when a value is NaN or infinite.
     """
     with observer:
-        for i, args in enumerate(inputs):
-            if i < observer.seen:
-                continue
+        for args in inputs:
             model(*args)
-            observer.seen = i + 1
+            observer.seen += 1
             on_pair()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from save_deploy.calibration.pairs import Pairs, pair_digest
 from save_deploy.calibration.select import Selection, is_generated
-from save_deploy.calibration.videos import is_videos
+from save_deploy.calibration.videos import SUFFIXES, is_videos
 from save_deploy.data.find import resolve
 from save_deploy.data.open import list_released
 from save_deploy.data.released import Item, ReleasedClips
@@ -14,6 +16,8 @@ from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import DataError
 
 HINT = "--calib-split train or val, or another --calib-data"
+# clip_3 of a dataset; film.mp4_12.5s_3 of videos
+_OF_VIDEO = re.compile(rf"(.+)(?:{'|'.join(map(re.escape, SUFFIXES))})_[\d.]+s_\d+", re.IGNORECASE)
 
 
 def refuse_overlap(selection: Selection, other: Pairs, what: str) -> None:
@@ -41,19 +45,48 @@ def refuse_test_clips(name: str, selection: Selection, *, source: str = "auto") 
     has the size of a chosen one's: the same pair under another name. Splits of generated data are
     disjoint by construction, and videos have no test split.
     """
-    if is_generated(name) or is_videos(name):
+    tested = _tested(name, source)
+    if tested is None:
         return
+    _refuse_names(selection.pairs.names, tested, "calibration overlaps the test split", HINT)
+    chosen = list_released(resolve(name), selection.split, source=source).items
+    _refuse_twins(selection, chosen, tested)
+
+
+def refuse_test_names(
+    pairs: Iterable[str], data: str, what: str, *, hint: str = HINT, source: str = "auto"
+) -> None:
+    """Raises DataError when a pair's name is of a clip in the test split of dataset `data`, which
+    accuracy is measured on: of pairs that come from elsewhere (a finished table, a folder of videos)
+    there is nothing else to compare. `what` they belong to. Generated clips have other names in every
+    split.
+    """
+    tested = _tested(data, source)
+    if tested is not None:
+        _refuse_names(pairs, tested, f"{what} overlaps the test split of {Path(data).name}", hint)
+
+
+def clip_of(pair: str) -> str:
+    """Name of a pair -> of its clip; of a video's, the file without its ending."""
+    video = _OF_VIDEO.fullmatch(pair)
+    return video[1] if video else pair.rpartition("_")[0]
+
+
+def _tested(name: str, source: str) -> ReleasedClips | None:
+    """The test split of a released dataset, None where there is none."""
+    if is_generated(name) or is_videos(name):
+        return None
     place = resolve(name)
     if "test" not in place.splits or place.metadata("test") is None:
-        return
-    tested = list_released(place, "test", source=source)
+        return None
+    return list_released(place, "test", source=source)
+
+
+def _refuse_names(pairs: Iterable[str], tested: ReleasedClips, what: str, hint: str) -> None:
     by_name = {item.name: item for item in tested.items}
-    for pair in selection.pairs.names:
-        clip = pair.rpartition("_")[0]
-        if clip in by_name:
-            raise _overlap(pair, f"listed as test clip in {by_name[clip].where}")
-    chosen = list_released(place, selection.split, source=source).items
-    _refuse_twins(selection, chosen, tested)
+    for pair in pairs:
+        if (clip := clip_of(pair)) in by_name:
+            raise _overlap(pair, f"listed as test clip in {by_name[clip].where}", what, hint)
 
 
 def _refuse_twins(selection: Selection, chosen: list[Item], tested: ReleasedClips) -> None:
@@ -85,10 +118,12 @@ def _size(item: Item, frame: int) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _overlap(pair: str, why: str) -> DataError:
+def _overlap(
+    pair: str, why: str, what: str = "calibration overlaps the test split", hint: str = HINT
+) -> DataError:
     return DataError(
-        "calibration overlaps the test split",
+        what,
         got=f"{pair}, {why}",
         expected="clips of other splits: figures on the test split would be worthless",
-        hint=HINT,
+        hint=hint,
     )

@@ -63,6 +63,7 @@ class Selection:
             "pair_sha256": list(self.pairs.pair_sha256),
             "strata": self.strata,
             "not_stratified": list(self.not_stratified),
+            "skipped": self.skipped,
         }
 
 

@@ -45,14 +45,23 @@ REMEDY = "save-calibrate writes a new table"
 
 @dataclass(frozen=True)
 class TensorRange:
-    """Of one product's input: clip threshold (> 0) by method, and the summary of its histogram."""
+    """Of one product's input: clip threshold (> 0) by method, and the summary of its histogram.
+
+    sampled: all but the maximum is of a sample of rows, as for a tensor that was rescaled after the
+    pass."""
 
     amax: dict[str, float]
     histogram: dict[str, float]
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amax", {k: _round(v) for k, v in _plain(self.amax).items()})
         object.__setattr__(self, "histogram", _plain(self.histogram))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the file: `sampled` only where it is true."""
+        entry: dict[str, Any] = {"amax": self.amax, "histogram": self.histogram}
+        return entry | ({"sampled": True} if self.sampled else {})
 
 
 @dataclass(frozen=True)
@@ -140,9 +149,7 @@ class CalibrationTable:
             "model": self.model,
             "data": self.data,
             "method": self.method,
-            "tensors": {
-                k: {"amax": v.amax, "histogram": v.histogram} for k, v in self.tensors.items()
-            },
+            "tensors": {k: v.to_dict() for k, v in self.tensors.items()},
             "smoothing": {
                 k: {"alpha": v.alpha, "exponents": list(v.exponents)}
                 for k, v in self.smoothing.items()
@@ -204,7 +211,8 @@ class CalibrationTable:
             data=values["data"],
             method=values["method"],
             tensors={
-                k: TensorRange(v["amax"], v["histogram"]) for k, v in values["tensors"].items()
+                k: TensorRange(v["amax"], v["histogram"], v.get("sampled", False))
+                for k, v in values["tensors"].items()
             },
             smoothing={
                 k: Smoothing(v["alpha"], v["exponents"]) for k, v in values["smoothing"].items()
@@ -253,6 +261,8 @@ def _check(values: Any, origin: str) -> None:
     for name, entry in values["tensors"].items():
         keys(entry, name, {"amax": dict, "histogram": dict})
         want(method in entry["amax"], f"{name} lacks the default method", entry["amax"], method)
+        sampled = entry.get("sampled", False)
+        want(isinstance(sampled, bool), f"{name}.sampled", sampled, "true or false")
         for key, value in entry["amax"].items():
             number(value, f"{name}.amax.{key}", 0)
         for key, value in entry["histogram"].items():

@@ -39,7 +39,8 @@ _WIDE_MARGIN = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """How a frame and a sound are stored. size_px is (width, height); seconds of sound."""
+    """How a frame and a sound are stored. size_px is (width, height), in eighths of the resolution
+    where of_res is set; seconds of sound."""
 
     name: str
     size_px: tuple[int, int]
@@ -49,6 +50,11 @@ class Case:
     seconds: float = 1.1
     subtype: str = "PCM_16"
     loudness: float = 1.0
+    of_res: bool = False
+
+    def size_at(self, res: int) -> tuple[int, int]:
+        width, height = self.size_px
+        return (width * res // 8, height * res // 8) if self.of_res else (width, height)
 
 
 CASES = (
@@ -60,8 +66,10 @@ CASES = (
     Case("rate_48000_stereo", (640, 360), rate_hz=48_000, channels=2),
     Case("one_pixel", (1, 1), rate_hz=22_050, subtype="PCM_24"),
     Case("palette", (257, 255), "P", rate_hz=11_025, channels=3, subtype="FLOAT"),
+    # its height shrinks by more than twice what its width does: there Pillow begins with the height
+    Case("portrait", (9, 11), of_res=True),
 )
-FEW = ("normal", "short", "rate_48000_stereo")
+FEW = ("normal", "silence", "short", "rate_48000_stereo", "portrait")
 
 
 def write_conformance(
@@ -80,7 +88,7 @@ def write_conformance(
     rows, waveforms, embeddings, logits = [], [], [], []
     for case, frame, sound in _inputs(few):
         names = {"frame": f"{case.name}.png", "sound": f"{case.name}.wav"}
-        _write_frame(place / names["frame"], frame, case)
+        _write_frame(place / names["frame"], frame, case, pipeline.config.res)
         _write_sound(place / names["sound"], sound, case)
         image, waveform = read_frame(place / names["frame"]), read_waveform(place / names["sound"])
         embedding = pipeline.embed(waveform)
@@ -121,13 +129,14 @@ def _inputs(few: bool) -> Iterator[tuple[Case, Frame, Waveform]]:
             yield case, clip.frames[0], clip.waveform
 
 
-def _write_frame(path: Path, frame: Frame, case: Case) -> None:
-    image = Image.fromarray(frame).resize(case.size_px, Image.Resampling.BICUBIC)
+def _write_frame(path: Path, frame: Frame, case: Case, res: int) -> None:
+    width, height = case.size_at(res)
+    image = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
     if case.mode == "P":
         image = image.quantize(64)
     elif case.mode == "RGBA":  # alpha must be dropped, not blended
-        alpha = np.linspace(0, 255, case.size_px[0]).astype(np.uint8)
-        image.putalpha(Image.fromarray(np.tile(alpha, (case.size_px[1], 1))))
+        alpha = np.linspace(0, 255, width).astype(np.uint8)
+        image.putalpha(Image.fromarray(np.tile(alpha, (height, 1))))
     else:
         image = image.convert(case.mode)
     image.save(path)

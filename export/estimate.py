@@ -18,6 +18,7 @@ from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.products import find_products
 from save_deploy.export.run import low_memory, score_bytes
 from save_deploy.model.save import SaveModel
+from save_deploy.runtime.session.open import PACKED_FACTOR
 from save_deploy.specs import WINDOW_SAMPLES
 
 BYTES = {"fp32": 4, "fp16": 2}
@@ -84,15 +85,17 @@ def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
 def peak_bytes(
     config: SaveConfig, eager_bytes: int, graph_bytes: int, options: ExportOptions
 ) -> int:
-    """Libraries, the weights once and what merging adds to them, activations; for smaller models
-    instead both FP32 sessions of the comparison, which pack copies of their own.
+    """Libraries, the weights once and what merging adds to them, activations; with 8 bits one FP32
+    session if that is more; for smaller models instead both FP32 sessions of the comparison, which
+    pack copies of their own.
 
     Measured / formula in GiB, FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, at
     1024 px 12.7 / 12.4.
     """
     activations = 3 * options.batch * score_bytes(config)
     if low_memory(config, eager_bytes):
-        return LIBRARIES_BYTES + int(1.06 * eager_bytes) + activations
+        session = int(PACKED_FACTOR * graph_bytes) if options.quantized else 0
+        return LIBRARIES_BYTES + max(int(1.06 * eager_bytes), session) + activations
     return LIBRARIES_BYTES + eager_bytes + 3 * graph_bytes + activations
 
 

@@ -28,7 +28,8 @@ QUANTIZED_STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """Where ranges come from. data None: the export's own data; table: a finished table instead."""
+    """Where ranges come from. data None: the export's own data; table: a finished table instead;
+    skip_bad: clips that cannot be read are passed over."""
 
     data: str | None = None
     split: str = "train"
@@ -36,6 +37,7 @@ class CalibrationOptions:
     method: str | None = None
     table: Path | None = None
     smooth: bool = True
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
@@ -95,6 +97,12 @@ class ExportOptions:
                 "unknown precision", got=self.precision, expected=", ".join(PRECISIONS)
             )
         check_resolution(self.res)
+        if self.calibration.table is not None and self.search.reuse is not None:
+            raise SaveDeployError(
+                "two sources of ranges",
+                got="--calibration-table and --precision-from",
+                expected="one of them: a bundle brings its own ranges",
+            )
 
     @property
     def floats(self) -> str:

@@ -149,7 +149,8 @@ def _weight_errors(model: nn.Module) -> dict[str, float]:
 
 
 def to_fp16(model: ir.Model, plan: PrecisionPlan) -> None:
-    """Retype the graph in place: FP16 but for the plan's islands and operators, casts between.
+    """Retype the graph in place: FP16 but for the plan's islands and operators and for products of
+    8 bits, casts between.
 
     Graph inputs and outputs keep their types. Weights are converted when the file is written, one at
     a time, so no second copy of them is held.
@@ -192,6 +193,7 @@ class _Typer:
         module = module_of(node)
         keep = node.op_type in self.fp32_ops or module in self.islands
         keep = keep or (module in self.exponents and node.op_type != "MatMul")
+        keep = keep or _is_quantized(node)
         return ir.DataType.FLOAT if keep else ir.DataType.FLOAT16
 
     def _as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
@@ -273,6 +275,15 @@ class _Typer:
         cast.outputs[0].dtype = ir.DataType.FLOAT
         self.graph.append(cast)
         self.graph.outputs[index] = cast.outputs[0]
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """A product of 8 bits and what dequantizes for it: in FP16 ONNX Runtime would multiply floats,
+    and TensorRT dequantize some; in FP32 with a cast behind, all take their 8-bit kernels."""
+    dequantizes = lambda n: n is not None and n.op_type == "DequantizeLinear"
+    if node.op_type == "MatMul":
+        return all(v is not None and dequantizes(v.producer()) for v in node.inputs)
+    return dequantizes(node)
 
 
 def _is_parameter_input(node: ir.Node, index: int) -> bool:

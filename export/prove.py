@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,66 +21,65 @@ from save_deploy.runtime.session import open_session
 from save_deploy.runtime.timing import time_interleaved
 from save_deploy.specs import Arrays, audio_spec, model_spec
 
+MIN_ROUNDS = 8  # of a call of seconds; 20 seconds are its budget
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One graph file on one backend."""
+    """One graph file on one backend. low_memory: see open_session."""
 
     backend: str
     precision: str
     path: Path
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
 class Proved:
     """Rows of the table, eager first; logits (N,S,S) of every entry, in their order; the inputs that
-    were timed."""
+    were timed; interleaved: whether samples of one round were taken together."""
 
     rows: list[Row]
     logits: list[NDArray[np.float32]]
     inputs: Arrays
+    interleaved: bool
 
 
 def prove_entries(
     config: SaveConfig, golden: Golden, eager: SavePipeline | None, eager_mb: float,
     entries: list[Entry], folder: Path, *, batch: int, rounds: int, threads: int | None,
 ) -> Proved:  # fmt: skip
-    """eager None: the model is too large to be held beside a session; it was timed before."""
-    pipelines = [
-        SavePipeline(
-            config=config,
-            precision=entry.precision,
-            audio=open_session(
-                entry.backend, folder / "audio.onnx", audio_spec(), threads=threads
-            ),
-            model=open_session(
-                entry.backend,
-                entry.path,
-                model_spec(config, batch),
-                threads=threads,
-                low_memory=eager is None and entry.precision in ("fp32", "fp16"),
-            ),
-        )
-        for entry in entries
-    ]  # fmt: skip
-    logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
+    """eager None: the model is too large for two to be held; it was timed before, and the entries
+    are opened, timed and closed one after the other."""
     chosen = np.arange(batch) % len(golden.pairs)
     inputs: Arrays = {
         "image": golden.pairs.image[chosen],
         "audio_embedding": golden.audio_embedding[chosen],
     }
-    calls = {
-        f"{entry.backend} {entry.precision}": (lambda p=pipeline: p.model.infer(inputs))
-        for entry, pipeline in zip(entries, pipelines, strict=True)
-    }
+    latency: dict[str, LatencyResult] = {}
+    logits: list[NDArray[np.float32]] = []
     if eager is None:
-        latency = time_interleaved(calls, rounds=len(golden.pairs) + 2, warmup=0, batch=batch)
         reference = golden.eager_latency
+        for entry in entries:
+            pipeline = _open(config, entry, folder, batch, threads)
+            logits.append(predict_golden(pipeline, golden.pairs))
+            calls = {_name(entry): partial(pipeline.model.infer, inputs)}
+            latency |= time_interleaved(
+                calls, rounds=max(MIN_ROUNDS, len(golden.pairs) + 2), warmup=0, batch=batch
+            )
+            pipeline.close()
+            del pipeline, calls
+            gc.collect()
     else:
-        latency = time_interleaved(
-            {"eager": lambda: eager.model.infer(inputs), **calls}, rounds=rounds, batch=batch
-        )
+        pipelines = [_open(config, entry, folder, batch, threads) for entry in entries]
+        logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
+        calls = {"eager": partial(eager.model.infer, inputs)}
+        for entry, pipeline in zip(entries, pipelines, strict=True):
+            calls[_name(entry)] = partial(pipeline.model.infer, inputs)
+        latency = time_interleaved(calls, rounds=rounds, batch=batch)
         reference = latency["eager"]
+        for pipeline in pipelines:
+            pipeline.close()
 
     def row(
         backend: str, precision: str, size_mb: float, taken: LatencyResult,
@@ -98,12 +99,28 @@ def prove_entries(
         )
 
     rows = [row("eager", "fp32", eager_mb, reference, golden.mask_logits)]
-    for entry, pipeline, predicted in zip(entries, pipelines, logits, strict=True):
-        taken = latency[f"{entry.backend} {entry.precision}"]
+    for entry, predicted in zip(entries, logits, strict=True):
         size = _size_mb(folder, entry.path)
-        rows.append(row(entry.backend, entry.precision, size, taken, predicted))
-        pipeline.close()
-    return Proved(rows, logits, inputs)
+        rows.append(row(entry.backend, entry.precision, size, latency[_name(entry)], predicted))
+    return Proved(rows, logits, inputs, interleaved=eager is not None)
+
+
+def _open(
+    config: SaveConfig, entry: Entry, folder: Path, batch: int, threads: int | None
+) -> SavePipeline:
+    return SavePipeline(
+        config=config,
+        precision=entry.precision,
+        audio=open_session(entry.backend, folder / "audio.onnx", audio_spec(), threads=threads),
+        model=open_session(
+            entry.backend, entry.path, model_spec(config, batch), threads=threads,
+            low_memory=entry.low_memory,
+        ),
+    )  # fmt: skip
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.backend} {entry.precision}"
 
 
 def _size_mb(folder: Path, graph: Path) -> float:

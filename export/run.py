@@ -19,6 +19,7 @@ from save_deploy.errors import ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.conformance import write_conformance
+from save_deploy.export.entries import choose_entries
 from save_deploy.export.golden import run_golden, write_golden
 from save_deploy.export.memory import free_weights, page_out
 from save_deploy.export.merge import DeployModel, MergeProof, merge
@@ -30,7 +31,7 @@ from save_deploy.export.onnx_export import (
 )
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
-from save_deploy.export.prove import Entry, prove_entries
+from save_deploy.export.prove import prove_entries
 from save_deploy.export.quantize.judge import judge, require_fp8_backend
 from save_deploy.export.quantize.plan import TABLE_FILE, quantize_graph
 from save_deploy.export.quantize.smooth import apply_smoothing
@@ -44,7 +45,7 @@ from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.report import footnote, write_report
-from save_deploy.runtime.session import as_batch, available_backends
+from save_deploy.runtime.session import as_batch
 from save_deploy.runtime.timing import versions
 from save_deploy.specs import audio_spec, model_spec
 
@@ -69,10 +70,13 @@ def export_bundle(
 ) -> ExportResult:
     """Make the bundle. on_stage(stage, detail) reports progress.
 
+    A repeated call takes up what an interrupted one has kept of its calibration and its search.
     Raises SaveDeployError for the user's mistakes, ParityError when the bundle is over budget; in
     both cases nothing is left at the target.
     """
     forms = options.forms
+    if options.quantized == "fp8":
+        require_fp8_backend()  # not after an hour
     check_target(options.folder, force=options.force)
     torch.set_num_threads(options.threads or torch.get_num_threads())
 
@@ -140,8 +144,10 @@ def export_bundle(
             if options.search.max_drop is not None:
                 quant, found = search_precision(model, traced, quant, options, on_stage=on_stage)
             release_graph(graph)
-            if not large:
-                compared.append(("fp32", traced))
+            compared.append(("fp32", traced))
+            if large:  # from here on all is read from the traced file
+                free_weights(deploy)
+            else:
                 assert plan is not None
                 compared.append(("fp16", _fp16_file(traced, plan)))
             on_stage("write", "model.onnx with Q/DQ, audio.onnx, golden samples")
@@ -175,7 +181,7 @@ def export_bundle(
         gc.collect()
 
         on_stage("prove", "parity and speed against eager")
-        entries = _entries(options, compared, folder, large=large)
+        entries = choose_entries(options, compared, folder, large=large)
         proved = prove_entries(
             config, golden, eager, eager_mb, entries, folder,
             batch=options.batch, rounds=options.rounds, threads=options.threads,
@@ -219,24 +225,10 @@ def export_bundle(
                     hint="keep products in float by --max-drop, or allow more by --min-agreement"
                     if quant
                     else "export with --fp32, or allow more: --min-agreement, --max-logit-error",
+                    details=outcome.why if outcome else (),
                 )
     lines = outcome.lines if outcome else ()
     return ExportResult(options.folder, tuple(rows), note, proof, floats, lines)
-
-
-def _entries(
-    options: ExportOptions, compared: list[tuple[str, Path]], folder: Path, *, large: bool
-) -> list[Entry]:
-    """What is run for the table: the bundle's own graph on every backend last."""
-    backends = ("onnxruntime",) if large else sorted(available_backends(), reverse=True)
-    if options.quantized == "fp8":  # no other backend here runs FP8
-        backends = require_fp8_backend()
-    entries = []
-    for precision, path in compared:
-        asked = backends if options.quantized else ("onnxruntime",)
-        entries += [Entry(backend, precision, path) for backend in asked]
-    own = folder / "model.onnx"
-    return entries + [Entry(backend, options.precision, own) for backend in backends]
 
 
 def _fp16_file(traced: Path, plan: PrecisionPlan) -> Path:

@@ -27,6 +27,7 @@ from save_deploy.export.quantize.contenders import (
     write_int8,
     write_naive_int8,
 )
+from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
 from save_deploy.export.run import score_bytes
 from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
 from save_deploy.specs import GraphSpec, model_spec
@@ -144,16 +145,30 @@ def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
     return path
 
 
-def write_gemm_graph(path: Path) -> Path:
-    """One matrix product with a constant (GEMM_SPEC)."""
+def write_gemm_graph(path: Path, *, int8: bool = False) -> Path:
+    """One matrix product with a constant (GEMM_SPEC). int8: Q/DQ before it as before a product of the
+    encoder, so a backend runs it by the same kernel."""
     side = GEMM_SIDE
     weight = np.random.default_rng(1).random((side, side), dtype=np.float32)
+    constants, nodes, factors = {"b": weight}, [], ["a", "b"]
+    if int8:
+        numbers, scales = quantize_weight(weight, FORMATS["int8"], clips=(1.0,))
+        constants = {
+            "b": numbers, "b.scale": scales, "b.zero": np.zeros(side, np.int8),
+            "a.scale": scale_of(1.0, FORMATS["int8"]), "a.zero": np.zeros((), np.int8),
+        }  # fmt: skip
+        nodes = [
+            helper.make_node("QuantizeLinear", ["a", "a.scale", "a.zero"], ["a.int8"]),
+            helper.make_node("DequantizeLinear", ["a.int8", "a.scale", "a.zero"], ["a.back"]),
+            helper.make_node("DequantizeLinear", ["b", "b.scale", "b.zero"], ["b.back"], axis=1),
+        ]
+        factors = ["a.back", "b.back"]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        [*nodes, helper.make_node("MatMul", factors, ["c"], name="c")],
         "gemm",
         [helper.make_tensor_value_info("a", TensorProto.FLOAT, (side, side))],
         [helper.make_tensor_value_info("c", TensorProto.FLOAT, (side, side))],
-        [onnx.numpy_helper.from_array(weight, "b")],
+        [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
     )
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10),

@@ -16,9 +16,10 @@ from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError
 from save_deploy.manifest import Manifest
+from save_deploy.runtime.preflight.engine import GRAPH
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
-from save_deploy.runtime.session.choose import choose
+from save_deploy.runtime.session.choose import choose, require_machine
 from save_deploy.specs import Arrays, GraphSpec
 
 
@@ -117,12 +118,13 @@ def load(
     CPU with OpenVINO where it is installed. The audio side, once a second, is always on the CPU.
 
     verify compares every file with its sha256 first. self_test: run the golden samples before
-    anything else; by default engines do, once per GPU, driver, library and file.
+    anything else; by default GPU backends do, once per GPU, driver, library and file.
     Raises BundleError (incomplete, altered), BackendError (cannot run here), ParityError (self-test).
     """
     folder = Path(bundle)
     manifest = Manifest.read(folder)
     if verify:
+        require_machine(backend, manifest)  # to hash gigabytes for a refusal would take seconds
         manifest.verify(folder)
     choice = choose(backend, folder, manifest, hashed=verify)
     precision, engine = manifest.precision["precision"], choice.engine or {}
@@ -136,6 +138,7 @@ def load(
             sha256=manifest.files[name].sha256,
             precision=precision,
             version_compatible=bool(engine.get("version_compatible")),
+            refit_from=folder / GRAPH if engine.get("options", {}).get("strip_weights") else None,
         )
 
     with ExitStack() as stack:  # nothing stays open behind an error
@@ -145,7 +148,7 @@ def load(
         pipeline = SavePipeline(
             config=manifest.config, precision=precision, audio=audio, model=model
         )
-        if self_test or (self_test is None and choice.engine is not None):
+        if self_test or (self_test is None and choice.machine is not None):
             run_self_test(pipeline, folder, manifest, choice, again=bool(self_test))
         stack.pop_all()
     return pipeline

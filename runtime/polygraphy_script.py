@@ -17,6 +17,7 @@ Usage: python THIS [BUNDLE]. Needs save-deploy[polygraphy]. Exit 2 when a backen
 The TensorRT part runs where there is a GPU and an engine; it was not run on a GPU yet.
 """
 
+import importlib.util
 import os
 import sys
 from collections import OrderedDict
@@ -24,8 +25,9 @@ from pathlib import Path
 
 os.environ.setdefault("POLYGRAPHY_AUTOINSTALL_DEPS", "0")
 BUNDLE = Path(sys.argv[1] if len(sys.argv) > 1 else {bundle!r})
-ENGINE = {engine!r}  # file of the bundle, "" for none
-if {library!r} == "tensorrt_rtx":  # read when polygraphy is imported
+ENGINES = {engines!r}  # library -> file of the bundle
+LIBRARY = next((name for name in ENGINES if importlib.util.find_spec(name)), "")
+if LIBRARY == "tensorrt_rtx":  # read when polygraphy is imported
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
 
 import numpy as np
@@ -122,14 +124,15 @@ def compare(expected, got):
 def main():
     runners = [Recorded("eager-recorded"), OnnxrtRunner(onnxruntime_session, "onnxruntime"),
                OurSession("save-deploy")]
-    if ENGINE and probe_machine().gpus:
+    if LIBRARY and probe_machine().gpus:
         from polygraphy.backend.common import BytesFromPath
         from polygraphy.backend.trt import EngineFromBytes, TrtRunner
 
-        engine = EngineFromBytes(BytesFromPath(str(BUNDLE / ENGINE)))
+        engine = EngineFromBytes(BytesFromPath(str(BUNDLE / ENGINES[LIBRARY])))
         runners.append(TrtRunner(engine, "tensorrt"))
-    elif ENGINE:
-        print("no usable GPU: TensorRT is left out")
+    elif ENGINES:
+        print("TensorRT is left out: no usable GPU" if LIBRARY else
+              f"TensorRT is left out: none of {{', '.join(ENGINES)}} is installed")
     results = Comparator.run(runners, data_loader=FEEDS)
     others = [(0, i) for i in range(1, len(runners))]
     good = bool(Comparator.compare_accuracy(results, compare_func=compare, comparisons=others))
@@ -150,17 +153,15 @@ if __name__ == "__main__":
 
 
 def write_script(bundle: Path, out: Path) -> Path:
-    """Write the script for this bundle, its first engine and its budget; returns its path.
+    """Write the script for this bundle, its engines and its budget; returns its path.
 
     It names the bundle by its absolute path and takes another one as its argument. Raises BundleError
     when `bundle` is none.
     """
     manifest = Manifest.read(bundle)
-    engine = manifest.engines[0] if manifest.engines else {}
     text = _SCRIPT.format(
         bundle=str(bundle.resolve()),
-        engine=engine.get("file", ""),
-        library=engine.get("library", ""),
+        engines={engine["library"]: engine["file"] for engine in manifest.engines},
         budget=manifest.golden["budget"],
     )
     partial = out.with_name(f".{out.name}.partial")

@@ -46,7 +46,7 @@ def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str
     """What the numbers were taken on."""
     here, first = machine(), rows[0]
     worst = max(row.latency.spread for row in rows)
-    how = "interleaved" if interleaved else "eager before the bundle (too large to hold both)"
+    how = "interleaved" if interleaved else "one after the other (too large to hold together)"
     noise = f"noise {worst:.0%}" + (
         " (noisy: trust ratios, not milliseconds)" if worst > 0.1 else ""
     )

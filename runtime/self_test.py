@@ -1,4 +1,4 @@
-"""The golden self-test: an engine proves itself once on every machine before it answers anybody.
+"""The golden self-test: a GPU backend proves itself once on every machine before it answers anybody.
 
 Kernels are chosen on the GPU where the engine runs, so what was proven where it was built says
 nothing about this one. The verdict is kept under the cache folder, keyed by all it depends on.
@@ -6,8 +6,10 @@ nothing about this one. The verdict is kept under the cache folder, keyed by all
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +26,7 @@ from save_deploy.runtime.session.choose import Choice
 from save_deploy.runtime.session.open import cache_root, writable
 
 FOLDER = "self_test"
+_log = logging.getLogger(__name__)
 
 
 class Pipeline(Protocol):
@@ -83,11 +86,13 @@ def run_self_test(
     cure = f"--backend onnxruntime, or build {choice.file} again on this machine"
     if choice.engine is None:
         cure = "another backend, or export again on this machine, or with --fp32"
+    cure += "; --no-self-test uses it all the same"
     try:
         result = golden_parity(pipeline, folder, manifest, hint=cure)
     except ParityError:
         if place is not None:
-            place.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                place.unlink()
         raise
     if place is not None:
         _keep(place, {"key": _key(manifest, choice), "parity": asdict(result)})
@@ -95,8 +100,8 @@ def run_self_test(
 
 
 def verdict_file(manifest: Manifest, choice: Choice) -> Path | None:
-    """Where the verdict of an engine is kept; None for other backends, and in read-only places."""
-    folder = writable(cache_root() / FOLDER) if choice.engine is not None else None
+    """Where the verdict of a GPU backend is kept; None for CPUs, and in read-only places."""
+    folder = writable(cache_root() / FOLDER) if choice.machine is not None else None
     if folder is None:
         return None
     text = json.dumps(_key(manifest, choice), sort_keys=True)
@@ -113,8 +118,11 @@ def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "driver": machine and machine.driver,
         "library": choice.backend,
         "library_version": machine and machine.libraries.get(choice.backend),
-        "engine_sha256": manifest.files[choice.file].sha256,
-        "audio_sha256": manifest.files["audio.onnx"].sha256,
+        "files": {
+            n: r.sha256
+            for n, r in manifest.files.items()
+            if n.startswith((choice.file, "audio.onnx"))  # with their external weights
+        },
         "golden": [golden, manifest.golden["budget"]],
     }
 
@@ -128,9 +136,15 @@ def _passed(place: Path, key: dict[str, Any]) -> bool:
 
 
 def _keep(place: Path, verdict: dict[str, Any]) -> None:
+    """A full disk only means that the next start tests again."""
     partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(verdict, indent=2) + "\n")
-    os.replace(partial, place)
+    try:
+        partial.write_text(json.dumps(verdict, indent=2) + "\n")
+        os.replace(partial, place)
+    except OSError as error:
+        _log.warning("the verdict of the self-test was not kept: %s", error)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _check_embedding(

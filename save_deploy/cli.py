@@ -14,6 +14,7 @@ import typer
 from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
 from save_deploy.verbs import (
+    calibrate,
     checkpoints,
     compare,
     data,
@@ -30,7 +31,7 @@ from save_deploy.verbs import (
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": make.export,
-    "calibrate": make.calibrate,
+    "calibrate": calibrate.calibrate,
     "build": engine.build,
     "inspect": engine.inspect_bundle,
     "merge": make.merge,
@@ -124,7 +125,8 @@ def _run(app: typer.Typer) -> None:
 
 
 def _say_interrupted() -> None:
-    print("\ninterrupted; nothing half written was left", file=sys.stderr)
+    goes_on = "; the same command goes on from there" if interrupt.has_kept() else ""
+    print(f"\ninterrupted; nothing half written was left{goes_on}", file=sys.stderr)
 
 
 def main() -> None:

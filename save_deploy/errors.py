@@ -19,10 +19,11 @@ class SaveDeployError(Exception):
 
     def __init__(self, what: str, *, got: str = "", expected: str = "", hint: str = "") -> None:
         self.what, self.got, self.expected, self.hint = what, got, expected, hint
+        fields = {"got:": got, "expected:": expected, "next:": hint}
         lines = [what]
-        lines += [f"  got:      {got}"] if got else []
-        lines += [f"  expected: {expected}"] if expected else []
-        lines += [f"  next:     {hint}"] if hint else []
+        for name, text in fields.items():
+            lines += [f"  {name:9} {line}" for line in text.splitlines()[:1]]
+            lines += [f"  {'':9} {line}" for line in text.splitlines()[1:]]
         super().__init__("\n".join(lines))
 
 

@@ -2,7 +2,8 @@
 
 A KeyboardInterrupt raised while Python runs a callback or a destructor is printed and forgotten by
 the interpreter (libraries have many of both). So the wish to stop is remembered, and asked for again
-between stages and before anything is put in its place.
+between stages and before anything is put in its place. Beside it: whether work was kept on disk that
+the same command takes up again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 from types import FrameType
 
 _wished = False
+_kept = False
 
 
 def listen() -> None:
@@ -24,6 +26,16 @@ def raise_if_wished() -> None:
     """KeyboardInterrupt when an earlier one got lost."""
     if _wished:
         raise KeyboardInterrupt
+
+
+def keep(kept: bool = True) -> None:
+    """Say that the same command would go on from here; False when it is finished."""
+    global _kept
+    _kept = kept
+
+
+def has_kept() -> bool:
+    return _kept
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -63,6 +63,8 @@ class Manifest:
     versions: dict[str, str]
     # one entry per engine file: library, version, targets, receipt (export/engine/)
     engines: tuple[dict[str, Any], ...] = ()
+    # what the preflight knows beside an entry (runtime/preflight/rules.json), for other languages
+    preflight: dict[str, Any] = field(default_factory=dict)
     # inputs every client must turn into the same tensors (export/conformance.py)
     conformance: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +84,7 @@ class Manifest:
             "source": self.source,
             "versions": self.versions,
             "engines": list(self.engines),
+            **({"preflight": self.preflight} if self.preflight else {}),
             "conformance": self.conformance,
             "files": {name: asdict(record) for name, record in sorted(self.files.items())},
         }
@@ -118,6 +121,7 @@ class Manifest:
                 source=values["source"],
                 versions=values["versions"],
                 engines=tuple(values.get("engines", ())),
+                preflight=values.get("preflight", {}),
                 conformance=values.get("conformance", {}),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -85,11 +85,11 @@ def countdown(
 
 class Stages:
     """One line per stage of a job, with the seconds since its start. In a log, details of a stage that
-    takes long come every ten seconds."""
+    takes long come every ten seconds, and its last one when it is over."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names, self.current, self.started = names, "", time.monotonic()
-        self.shown = self.started
+        self.shown, self.pending = self.started, ""
         self.rich = sys.stderr.isatty()
 
     def __call__(self, stage: str, detail: str) -> None:
@@ -102,10 +102,17 @@ class Stages:
         if self.rich:  # details of one stage overwrite each other
             start = "\r" if same else ("" if seconds < 0.05 else "\n")
             print(f"{start}{line:<100}", end="", file=sys.stderr, flush=True)
-        elif not same or time.monotonic() - self.shown > 10:
-            self.shown = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
+            return
+        if same and time.monotonic() - self.shown <= 10:
+            self.pending = line
+            return
+        if not same and self.pending:
+            print(self.pending, file=sys.stderr)
+        self.shown, self.pending = time.monotonic(), ""
+        print(line, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         if self.rich:
             print(file=sys.stderr)
+        elif self.pending:
+            print(self.pending, file=sys.stderr, flush=True)

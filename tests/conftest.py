@@ -12,6 +12,7 @@ from torch import nn
 
 from save_deploy.config import SaveConfig
 from save_deploy.model.save import SaveModel
+from save_deploy.runtime.preflight.nvidia import read_nvidia
 
 TINY: dict[str, Any] = dict(
     name="vit_t",
@@ -76,6 +77,35 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield target
 
 
+@pytest.fixture(scope="session")
+def bundle_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in FP32."""
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
+
+    target = tmp_path_factory.mktemp("bundles") / "fp32"
+    export_bundle(ExportOptions(precision="fp32", out=target, n_golden=2, rounds=3))
+    return target
+
+
+@pytest.fixture(scope="session")
+def bundle_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An INT8 bundle of it at the smallest resolution, every product of its encoder in 8 bits."""
+    from save_deploy.export.options import CalibrationOptions, ExportOptions
+    from save_deploy.export.run import export_bundle
+
+    target = tmp_path_factory.mktemp("bundles") / "int8"
+    options = ExportOptions(
+        precision="int8", res=224, n_golden=2, rounds=3, out=target,
+        calibration=CalibrationOptions(pairs=32),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        result = export_bundle(options)
+    assert any("54 of 54 products ran 8-bit kernels" in line for line in result.lines)
+    return target
+
+
 def has_stamps() -> bool:
     from save_deploy.data.stamps import find_package
     from save_deploy.errors import DataError
@@ -93,7 +123,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason="not installed: apt-get install tuxpaint-stamps-default tuxpaint-data"
     )
     skip_gpu = pytest.mark.skip(reason="no NVIDIA GPU")
-    stamps, gpu = has_stamps(), torch.cuda.is_available()
+    stamps, gpu = has_stamps(), bool(read_nvidia().gpus)
     for item in items:
         if "stamps" in item.keywords and not stamps:
             item.add_marker(skip_stamps)

@@ -106,6 +106,7 @@ def test_no_file_is_too_long() -> None:
         "runtime.kernels",
         "cli",
         "verbs.make",
+        "verbs.calibrate",
         "verbs.engine",
         "runtime.stream",
         "runtime.html",

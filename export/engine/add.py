@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Any
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.engine import cache, library
 from save_deploy.export.engine.build import BuildResult, build_engine, partial_folder
-from save_deploy.export.engine.graph import GraphFacts, read_graph
+from save_deploy.export.engine.graph import GraphFacts, external_files, read_graph
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
 from save_deploy.manifest import MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.runtime.preflight.machine import system_name
 from save_deploy.runtime.preflight.nvidia import read_nvidia
+from save_deploy.runtime.preflight.rules import rules
 
 FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
 _HEADER_BYTES = 32
@@ -104,19 +104,17 @@ def add_engine(
             onnx, out, plan.options, on_line=on_line
         )
         if use_cache and cache.usable():
-            result, _ = cache.get_or_build(plan.key, build, on_line=on_line)
+            result, _ = cache.get_or_build(plan.key, build, folder / "engine", on_line=on_line)
         else:
             result = build(folder / "engine")
         problems = failures(result.receipt, allow or Allow())
         if problems:
             raise ParityError(
                 "the engine is not what the bundle asks for; the bundle was not changed",
-                got="\n            ".join(problems),
+                got="\n".join(problems),
                 expected="a kernel of the asked type for everything the graph asks",
-                hint="export with --target tensorrt, or accept it with the option named above",
+                hint="export with --target tensorrt, or save-build BUNDLE with the option named above",
             )
-        if result.engine.parent != folder:
-            shutil.copyfile(result.engine, folder / "engine")
         entry = _entry(plan, result, folder / "engine", onnx)
         with _alone(bundle):
             _put(bundle, folder, plan.file, entry)
@@ -134,7 +132,12 @@ def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
     record = FileRecord(sha256_of(engine), engine.stat().st_size)
     os.chmod(engine, 0o644)
     os.replace(engine, bundle / name)
-    after = replace(manifest, files={**files, name: record}, engines=(*engines, entry))
+    after = replace(
+        manifest,
+        files={**files, name: record},
+        engines=(*engines, entry),
+        preflight=rules(),
+    )
     _write(after, folder, bundle)
 
 
@@ -146,7 +149,10 @@ def _write(manifest: Manifest, folder: Path, bundle: Path) -> None:
 def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> dict[str, Any]:
     with engine.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-    device = result.device
+    device, receipt = result.device, result.receipt
+    graph = external_files(onnx)
+    # a stripped file says nothing of the memory its weights will take
+    stripped = sum(p.stat().st_size for p in graph) if plan.options.strip_weights else 0
     return {
         "file": plan.file,
         "library": result.library,
@@ -157,14 +163,15 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         "os": system_name(),
         "gpu": device.get("gpu"),
         "driver": device.get("driver"),
-        "cuda": device.get("cuda"),
+        "cuda": device.get("cuda"),  # the newest the driver served there: no rule reads it
         "onnx_sha256": sha256_of(onnx),
+        "onnx_data_sha256": sha256_of(graph[1]) if len(graph) > 1 else None,
         "engine_bytes": engine.stat().st_size,
-        "activation_bytes": result.receipt.activation_bytes or 0,
-        "weights_bytes": result.receipt.weights_bytes or 0,  # 0: not told
+        "activation_bytes": receipt.activation_bytes or 0,  # 0: not told
+        "weights_bytes": receipt.weights_bytes or stripped,  # the same
         "header": header.hex(),
         "options": plan.options.to_dict(),
-        "receipt": result.receipt.to_dict(),
+        "receipt": receipt.to_dict(),
     }
 
 

@@ -11,12 +11,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from save_deploy import interrupt
 from save_deploy.errors import ExportError
@@ -28,12 +31,18 @@ from save_deploy.manifest import sha256_of
 from save_deploy.runtime.session.open import cache_root
 
 _POLL_S = 0.1
-_RECEIPT_VERSION = 1  # raise it when what a receipt says changes: older entries are built again
+# Raise it when what a build or its receipt says changes: older entries are built again.
+# 2: no TF32; products without a named kernel are counted apart
+_RECEIPT_VERSION = 2
+
+
+_PARTIAL = re.compile(r"\.([0-9a-f]+)\.partial-(\d+)-")  # see partial_folder
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One entry of the cache, for lists. damaged: its description cannot be read."""
+    """One entry of the cache, for lists. damaged: its description cannot be read; unfinished: what a
+    killed build left."""
 
     key: str
     library: str
@@ -41,6 +50,7 @@ class Cached:
     size: int
     age_days: float
     damaged: bool
+    unfinished: bool = False
 
 
 def folder() -> Path:
@@ -85,27 +95,36 @@ def lookup(key: str) -> BuildResult | None:
 
 
 def get_or_build(
-    key: str, build: Callable[[Path], BuildResult], *, on_line: Callable[[str], None]
+    key: str, build: Callable[[Path], BuildResult], out: Path, *, on_line: Callable[[str], None]
 ) -> tuple[BuildResult, bool]:
-    """The engine of `key`, built with build(path of the engine to write) when there is none
-    -> (engine, whether it was there). A damaged entry is dropped and built again."""
+    """The engine of `key` as the file `out`, built with build(path of the engine to write) when there
+    is none -> (engine, whether it was there). An entry that is damaged, or removed meanwhile, is
+    built again."""
     place = folder() / key
     with _locked(key, on_line):
         found = lookup(key)
-        if found is not None:
+        if found is not None and _copied(found.engine, out):
             on_line(f"taken from the cache ({key[:12]})")
-            return found, True
+            return replace(found, engine=out), True
         if place.exists():
             on_line(f"cached engine {key[:12]} is damaged: building again")
             shutil.rmtree(place)
         with partial_folder(place) as made:
             result = build(made / "engine")
             (made / "entry.json").write_text(json.dumps(_described(result, made / "engine")))
+            shutil.copyfile(made / "engine", out)  # before others can remove it
             interrupt.raise_if_wished()
             os.replace(made, place)
-        entry = lookup(key)
-        assert entry is not None
-        return entry, False
+        return replace(result, engine=out), False
+
+
+def _copied(engine: Path, out: Path) -> bool:
+    """False when the engine was removed meanwhile, by someone who asks no lock."""
+    try:
+        shutil.copyfile(engine, out)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def entries() -> list[Cached]:
@@ -114,8 +133,7 @@ def entries() -> list[Cached]:
     for place in folder().glob("[0-9a-f]*"):
         if not place.is_dir():
             continue
-        size = sum(f.stat().st_size for f in place.iterdir())
-        age = (time.time() - place.stat().st_mtime) / 86400
+        size, age = _size_and_age(place)
         try:
             values = json.loads((place / "entry.json").read_text())
             library = f"{values['library']} {values['version']}"
@@ -125,23 +143,47 @@ def entries() -> list[Cached]:
     return sorted(found, key=lambda e: e.age_days)
 
 
+def unfinished() -> list[Cached]:
+    """What builds left that were killed and not tried again."""
+    named = [(place, _PARTIAL.match(place.name)) for place in folder().glob(".*.partial-*")]
+    return [
+        Cached(found[1], "?", (), *_size_and_age(place), damaged=True, unfinished=True)
+        for place, found in named
+        if found and not psutil.pid_exists(int(found[2]))
+    ]
+
+
 def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Cached]:
     """Delete entries whose key starts with `prefix` (`` is all), all or the old ones -> the deleted.
 
-    One that is being built at the moment is left alone. Raises ExportError when nothing has the prefix.
+    What killed builds left goes at any age. One that is being built at the moment is left alone. Raises
+    ExportError when nothing has the prefix.
     """
-    chosen = [e for e in entries() if e.key.startswith(prefix)]
+    chosen = [e for e in (*unfinished(), *entries()) if e.key.startswith(prefix)]
     if prefix and not chosen:
         raise ExportError("no cached engine has this key", got=prefix,
                           expected="the start of a key", hint="save-deploy cache ls")  # fmt: skip
     gone = []
     for entry in chosen:
+        if entry.unfinished:
+            with partial_folder(folder() / entry.key):  # opening one removes those of the dead
+                gone.append(entry)
+            continue
         if older_than_days is not None and entry.age_days < older_than_days:
             continue
         with contextlib.suppress(BlockingIOError), _locked(entry.key, None):
             shutil.rmtree(folder() / entry.key, ignore_errors=True)
             gone.append(entry)
     return gone
+
+
+def _size_and_age(place: Path) -> tuple[int, float]:
+    """Bytes and days of a folder, which another process may be removing."""
+    size, changed = 0, time.time()
+    with contextlib.suppress(OSError):
+        changed = place.stat().st_mtime
+        size = sum(f.stat().st_size for f in place.iterdir())
+    return size, (time.time() - changed) / 86400
 
 
 @contextlib.contextmanager

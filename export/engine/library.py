@@ -18,7 +18,7 @@ from typing import Any
 
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine.targets import RTX_TARGETS
-from save_deploy.runtime.preflight.nvidia import read_nvidia
+from save_deploy.runtime.preflight.nvidia import Gpu, read_nvidia
 
 ENGINES = ("auto", "none", "tensorrt", "rtx")  # what `save-export --engine` takes
 OLDEST = (10, 8)
@@ -42,9 +42,11 @@ def choose(library: str, *, targets: bool = False) -> str:
     """auto, tensorrt or rtx -> name of the module to use.
 
     auto is full TensorRT where it is installed, has a driver and no targets are asked; else RTX.
-    Raises BackendError when the package, or the driver full TensorRT cannot build without, is missing.
+    Raises BackendError when the package, or the driver full TensorRT cannot build without, is missing,
+    and for auto where RTX is all there is and has no code for the GPU of this machine.
     """
     installed = {name: importlib.util.find_spec(name) is not None for name in _INSTALL}
+    asked = library
     if library == "auto":
         full = installed["tensorrt"] and has_driver() and not targets
         library = "tensorrt" if full else "rtx"
@@ -63,7 +65,20 @@ def choose(library: str, *, targets: bool = False) -> str:
             expected="a machine with that GPU",
             hint="build there, or add --library rtx: TensorRT-RTX builds without a GPU",
         )
+    if asked == "auto" and module == "tensorrt_rtx" and not targets:
+        _require_code_for(read_nvidia().gpus)
     return module
+
+
+def _require_code_for(gpus: tuple[Gpu, ...]) -> None:
+    """An engine nobody named a GPU for is meant for the one here, where there is one."""
+    if gpus and gpus[0].target not in RTX_TARGETS:
+        raise BackendError(
+            "TensorRT-RTX has no code for the GPU of this machine",
+            got=f"{gpus[0].name} ({gpus[0].target})",
+            expected=", ".join(RTX_TARGETS),
+            hint=f"{_INSTALL['tensorrt']}; or name the GPU it is for: --for 'RTX 4090'",
+        )
 
 
 def engine_for(asked: str) -> str:
@@ -166,6 +181,8 @@ def parse(trt: Any, builder: Any, logger: Any, onnx: Path) -> tuple[Any, list[di
 def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
     """The builder's configuration of BuildOptions.to_dict() after `fitted`."""
     config = builder.create_builder_config()
+    # set in a fresh one: FP32 products would be of 10-bit factors, and precision is the graph's alone
+    config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options["workspace_mib"]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options["workspace_mib"] * _MIB)

@@ -8,8 +8,9 @@ from typing import Any
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.graph import GraphFacts
 
-# pattern of TensorRT's text -> (what it means, what to do)
-_PARSER = (
+# Pattern of TensorRT's text, what it means (empty: it says so itself), what to do. One table: what
+# the parser refuses in one version, the builder refuses in another.
+_KNOWN = (
     (
         r"input has type Int32 but must have type .*Int8",
         "a bias is quantised to INT32; TensorRT dequantises only 8 bits and less",
@@ -31,7 +32,7 @@ _PARSER = (
         "export again: the exporter places these casts. A cast was lost if another tool wrote the file",
     ),
     (
-        r"Could not infer output types for operation: deconv",
+        r"Could not infer output types for operation:[\s\d:]*deconv",
         "TensorRT has no BF16 transposed convolution",
         "export in FP16, or keep the rewrite `decoder`, which has none",
     ),
@@ -55,16 +56,25 @@ _PARSER = (
         "TensorRT has no such operator",
         "export the bundle with save-export, or replace the operator",
     ),
+    (
+        r"Turing.*FP32 GEMM",
+        "",
+        "leave SM75 out: --for 8.0 8.6 ..., or export with --fp16",
+    ),
+    (r"HW-specific datatypes: *fp8", "", "FP8 needs SM89 or newer: --for 8.9"),
+    (r"HW-specific datatypes: *b16", "", "BF16 needs SM80 or newer: leave SM75 out"),
+    (
+        r"is_decomposable",
+        "",
+        "export in FP16: TensorRT has the Attention operator in 16 bits alone",
+    ),
+    (r"libnvinfer_lean", "", "leave --version-compatible out"),
+    (
+        r"[Oo]ut of memory|bad_alloc|cudaErrorMemoryAllocation",
+        "",
+        "free memory, or give less workspace: --workspace MiB",
+    ),
 )
-_BUILDER = (
-    (r"Turing.*FP32 GEMM", "leave SM75 out: --for 8.0 8.6 ..., or export with --fp16"),
-    (r"HW-specific datatypes: *fp8", "FP8 needs SM89 or newer: --for 8.9"),
-    (r"HW-specific datatypes: *b16", "BF16 needs SM80 or newer: leave SM75 out"),
-    (r"is_decomposable", "export in FP16: TensorRT has the Attention operator in 16 bits alone"),
-    (r"libnvinfer_lean", "leave --version-compatible out"),
-    (r"[Oo]ut of memory|bad_alloc|cudaErrorMemoryAllocation",
-     "free memory, or give less workspace: --workspace MiB"),
-)  # fmt: skip
 
 
 def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> ExportError:
@@ -74,32 +84,33 @@ def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> 
     node, module = first["node"], facts.modules.get(first["node"], "")
     where = f"node {node or '(unnamed)'} [{first['operator'] or '?'}] of {module or 'the model'}"
     told = f"{first['code']} {text}"
-    for pattern, meaning, cure in _PARSER:
-        if re.search(pattern, told):
-            return ExportError(
-                f"TensorRT cannot read {name}: {meaning}",
-                got=f"{where}: {_short(text)}",
-                expected="a graph that its ONNX parser accepts",
-                hint=cure,
-            )
+    meaning, cure, _ = _explained((told,))
     return ExportError(
-        f"TensorRT cannot read {name}",
-        got=f"{where}: {_short(told)}",
+        f"TensorRT cannot read {name}{meaning}",
+        got=f"{where}: {_short(text if cure else told)}",
         expected="a graph that its ONNX parser accepts",
-        hint="export with --target tensorrt; --no-merge NAME leaves out a rewrite",
+        hint=cure or "export with --target tensorrt; --no-merge NAME leaves out a rewrite",
     )
 
 
 def builder_error(errors: tuple[str, ...], name: str) -> ExportError:
-    """The builder gave no engine: its own first message, and what to do."""
-    text = next(iter(errors), "no message")
-    cure = next((c for pattern, c in _BUILDER if any(re.search(pattern, e) for e in errors)), "")
+    """The builder gave no engine: its own message that is known, or the first, and what to do."""
+    meaning, cure, text = _explained(errors)
     return ExportError(
-        f"TensorRT cannot build {name}",
-        got=_short(text),
+        f"TensorRT cannot build {name}{meaning}",
+        got=_short(text or next(iter(errors), "no message")),
         expected="an engine",
         hint=cure or "try one target (--for 8.6), then another precision",
     )
+
+
+def _explained(errors: tuple[str, ...]) -> tuple[str, str, str]:
+    """Meaning (to be appended), cure and text of the first known error; empty where none is."""
+    for pattern, meaning, cure in _KNOWN:
+        for error in errors:
+            if re.search(pattern, error):
+                return f": {meaning}" if meaning else "", cure, error
+    return "", "", ""
 
 
 def crash(code: int, last: list[str], name: str, stage: str) -> ExportError:
@@ -117,7 +128,7 @@ def crash(code: int, last: list[str], name: str, stage: str) -> ExportError:
             cause = "someone killed it, or the system ran out of memory: free memory, build again"
     if any(re.search(r"[Oo]ut of memory|bad_alloc|MemoryError", line) for line in last):
         ended, cause = f"out of memory, {ended}", "free memory, or build on a larger machine"
-    said = "".join(f"\n            {_short(line)}" for line in last)
+    said = "".join(f"\n{_short(line)}" for line in last)
     return ExportError(
         f"the process building {name} ended while {stage}; nothing was written",
         got=f"{ended}{', last lines:' if last else ''}{said}",

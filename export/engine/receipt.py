@@ -43,7 +43,8 @@ class Receipt:
     kernels_by_type leaves out synchronisations (signals and waits between streams). products: how a
     product of the graph was built -> how many. fused of attentions are one kernel; unfused are those
     of attentions asked in FP16 or BF16, fp32_attentions those asked in FP32, of which TensorRT
-    fuses none. quantised of quantised_asked products multiply 8-bit numbers. bytes None: not told.
+    fuses none. quantised of quantised_asked products multiply 8-bit numbers. unproven are quantised
+    products and attentions in FP16 or BF16 that no kernel names. bytes None: not told.
     """
 
     kernels_by_type: dict[str, int]
@@ -58,6 +59,7 @@ class Receipt:
     quantised_asked: int
     quantised: int
     dequantised: tuple[str, ...]
+    unproven: tuple[str, ...]
     casts: int
     layout_copies: int
     activation_bytes: int | None
@@ -100,6 +102,7 @@ class Allow:
     unfused: bool = False
     fp32: bool = False
     dequantised: bool = False
+    unproven: bool = False
 
 
 def make_receipt(
@@ -115,10 +118,14 @@ def make_receipt(
     built = _Built(log.kernels)
     fp32_attentions = [a for a in facts.attentions if a.dtype == "fp32"]
     halves = [a for a in facts.attentions if a.dtype != "fp32"]
-    unfused = [a for a in halves if not built.together(a.scores, a.softmax, a.values)]
+    named = [a for a in halves if built.names_any(a.scores, a.softmax, a.values)]
+    unfused = [a for a in named if not built.together(a.scores, a.softmax, a.values)]
     made = {p.node: built.product(p) for p in facts.products}
     asked = [p for p in facts.products if p.quantised]
-    dequantised = tuple(p.node for p in asked if not _is_quantised(made[p.node]))
+    silent = tuple(p.node for p in asked if made[p.node] is None)
+    dequantised = tuple(
+        p.node for p in asked if p.node not in silent and not _is_quantised(made[p.node])
+    )
     unknown = list(_UNKNOWN_RTX if rtx else _UNKNOWN_FULL)
     missing = [name for name, kernel in made.items() if kernel is None]
     if missing:
@@ -138,8 +145,9 @@ def make_receipt(
             if (p.quantised or p.dtype in _HALF) and _is_fp32(made[p.node])
         ),
         quantised_asked=len(asked),
-        quantised=len(asked) - len(dequantised),
+        quantised=len(asked) - len(dequantised) - len(silent),
         dequantised=dequantised,
+        unproven=silent + tuple(a.softmax for a in halves if a not in named),
         casts=sum(_only(k, _MOVES | _CASTS) and bool(_CASTS & set(k.steps)) for k in log.kernels),
         layout_copies=sum(_only(k, _MOVES) or "reformat" in k.type.lower() for k in log.kernels),
         activation_bytes=log.activation_bytes,
@@ -156,8 +164,14 @@ def make_receipt(
 def failures(receipt: Receipt, allow: Allow) -> list[str]:
     """What is not as asked, each with the option that accepts it; [] when all is as asked."""
     found = []
-    if not receipt.kernels:
-        found.append("the builder listed no kernels, so nothing of this engine is proven")
+    if not receipt.kernels and not allow.unproven:
+        found.append("the builder listed no kernels, so nothing of this engine is proven "
+                     "(--allow-unproven)")  # fmt: skip
+    elif receipt.unproven and not allow.unproven:
+        found.append(
+            f"quantised products and attentions that no kernel names: {len(receipt.unproven)}: "
+            f"{_few(receipt.unproven)} (--allow-unproven)"
+        )
     if receipt.fp32_built and not allow.fp32:
         found.append(f"products asked in 16 or 8 bits but built in FP32: {_few(receipt.fp32_built)} "
                      "(--allow-fp32)")  # fmt: skip
@@ -189,6 +203,9 @@ class _Built:
     def together(self, *nodes: str) -> bool:
         """Whether one kernel computes all of these: a fused attention, whatever it is called."""
         return any(set(nodes) <= set(kernel.nodes) for kernel in self.of.get(nodes[0], ()))
+
+    def names_any(self, *nodes: str) -> bool:
+        return any(node in self.of for node in nodes)
 
     def product(self, product: Product) -> Kernel | None:
         """The kernel that multiplies; preparing ones name the node too."""

@@ -16,31 +16,28 @@ from save_deploy.export.quantize.block_error import block_sqnr
 from save_deploy.export.quantize.picture import plot_sensitivity
 from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.search import SearchResult
-from save_deploy.metrics.latency import speedup
+from save_deploy.export.quantize.verdict import verdict, weakest_blocks
 from save_deploy.metrics.margin import Margin, MarginMeter
-from save_deploy.runtime.compare import Row
-from save_deploy.runtime.kernels import KernelCheck, executed_kernels
+from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.pictures import WorstFrame, write_worst
 from save_deploy.runtime.session import available_backends, default_threads
 from save_deploy.runtime.session.openvino import INSTALL
 from save_deploy.specs import Arrays
 
-SHOWN = 4  # worst frames, and blocks or kernels named in one line
+SHOWN = 4  # worst frames
 SQNR_FRAMES = 4
-FP8_NOTE = (
-    "FP8 has no CPU kernels: times here are of an emulation. It is for NVIDIA GPUs from SM89 on."
-)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """manifest: its precision entry; report: for report.json; sections: for report.md; lines: for
-    the terminal."""
+    the terminal; why: for the error when it is over budget."""
 
     manifest: dict[str, Any]
     report: dict[str, Any]
     sections: tuple[str, ...]
     lines: tuple[str, ...]
+    why: tuple[str, ...]
 
 
 def require_fp8_backend() -> list[str]:
@@ -67,19 +64,17 @@ def judge(
             executed_kernels(e.backend, e.path, nodes, proved.inputs, threads=options.threads)
             for e in own
         ]
+    shown = entries[-1].backend  # backends differ in a few pixels: whose these are is told
     meter = MarginMeter()
     meter.add(golden.mask_logits, proved.logits[-1])
     margin = meter.result()
     worst = write_worst(
         folder, golden.pairs.image, golden.pairs.truth, golden.mask_logits, proved.logits[-1],
-        golden.pairs.names, k=SHOWN, got_label=options.precision,
+        golden.pairs.names, k=SHOWN, got_label=f"{options.precision} {shown}",
     )  # fmt: skip
     sqnr = _sqnr(plan, proved, golden, folder, options)
     drawn = found is not None and plot_sensitivity(found, folder / "sensitivity.png")
-    lines = (
-        *_speed_lines(proved.rows, kernels, options),
-        _accuracy_line(proved.rows, found, options),
-    )
+    lines = verdict(proved, entries, kernels, sqnr, found, options)
     manifest = {
         "precision": options.precision,
         "quantization": {
@@ -91,7 +86,7 @@ def judge(
     }
     report = {
         "kernels": [k.to_dict() for k in kernels],
-        "margin": asdict(margin),
+        "margin": {"backend": shown, **asdict(margin)},
         "block_sqnr_db": sqnr,
         "worst_frames": [asdict(w) for w in worst],
         "search": found.to_dict() if found else None,
@@ -99,13 +94,14 @@ def judge(
     }
     sections = [
         "## Verdict\n\n" + "\n".join(f"- {line}" for line in lines),
-        _margin_section(margin, worst),
+        _margin_section(margin, worst, shown),
     ]
     if sqnr:
         sections.append(_sqnr_section(sqnr))
     if found:
         sections.append(_search_section(found, drawn))
-    return Outcome(manifest, report, tuple(sections), lines)
+    why = tuple(line for line in (weakest_blocks(sqnr), *lines) if line)
+    return Outcome(manifest, report, tuple(sections), lines, why)
 
 
 def _sqnr(
@@ -132,73 +128,6 @@ def _sqnr(
     return [round(v, 2) if np.isfinite(v) else None for v in found]
 
 
-def _speed_lines(
-    rows: list[Row], kernels: list[KernelCheck], options: ExportOptions
-) -> tuple[str, ...]:
-    if options.quantized == "fp8":
-        return (FP8_NOTE,)
-    lines = []
-    for check in kernels:
-        floats = [r for r in rows if r.backend == check.backend and r.precision in ("fp32", "fp16")]
-        own = next(
-            r for r in rows if r.backend == check.backend and r.precision == options.precision
-        )
-        ran = f"{check.int8} of {check.asked} products ran 8-bit kernels"
-        if not floats:
-            lines.append(f"{own.speedup:.2f} x eager on {check.backend}; {ran}")
-            continue
-        best = min(floats, key=lambda r: r.latency.p50_ms)
-        ratio = speedup(best.latency, own.latency)
-        text = (
-            f"{ratio:.2f} x {best.precision} on {check.backend}, {own.speedup:.2f} x eager; {ran}"
-        )
-        if ratio <= 1:
-            text = f"NOT faster than {best.precision}: {text}; {_why_slow(check)}"
-        elif check.not_int8:
-            text += f" (in float: {', '.join(check.not_int8[:SHOWN])})"
-        lines.append(text)
-    if not kernels:
-        lines.append("nothing is quantized: the budget allows no product in 8 bits")
-    return tuple(lines)
-
-
-def _why_slow(check: KernelCheck) -> str:
-    if check.not_int8:
-        return f"ran in float: {', '.join(check.not_int8[:SHOWN])}"
-    if not has_int8_dot_product():
-        return "this CPU has no 8-bit dot product (VNNI or AMX)"
-    return "the graph is too small for 8-bit products to pay for their conversions"
-
-
-def has_int8_dot_product() -> bool:
-    """Of the CPU, as Linux lists it; True where that cannot be read."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
-    return any(f in flags for f in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
-
-
-def _accuracy_line(rows: list[Row], found: SearchResult | None, options: ExportOptions) -> str:
-    own = [r for r in rows if r.precision == options.precision]
-    worst = min(own, key=lambda r: r.parity.mask_agreement if r.parity else 1.0)
-    assert worst.parity is not None
-    text = (
-        f"masks agree with eager's to {worst.parity.mask_agreement:.4f} (at least "
-        f"{options.budget.min_agreement} asked), M_J {rows[0].score.m_j:.2f} -> "
-        f"{worst.score.m_j:.2f} on {worst.score.n_frames} golden frames"
-    )
-    if found is None:
-        return text
-    lost = found.eager.m_j - found.chosen.m_j
-    held = "within" if lost <= found.max_drop else "OVER"
-    return (
-        f"{text}; search: M_J {found.eager.m_j:.2f} -> {found.chosen.m_j:.2f} on {found.frames} "
-        f"frames of {found.data}, {held} the budget of {found.max_drop:g}, "
-        f"{len(found.float_units)} of {found.units} units in float"
-    )
-
-
 def _short(found: SearchResult) -> dict[str, Any]:
     """What the manifest says of a search; all of it is in report.json."""
     keys = ("max_drop", "data", "clips", "frames", "backend", "eager", "full", "chosen")
@@ -206,9 +135,9 @@ def _short(found: SearchResult) -> dict[str, Any]:
     return {key: values[key] for key in keys}
 
 
-def _margin_section(margin: Margin, worst: list[WorstFrame]) -> str:
+def _margin_section(margin: Margin, worst: list[WorstFrame], backend: str) -> str:
     lines = [
-        "## Threshold margin",
+        f"## Threshold margin (masks of {backend})",
         "",
         "| pixels with eager's logit | of all | of the flipped |",
         "|---|---:|---:|",
@@ -222,7 +151,7 @@ def _margin_section(margin: Margin, worst: list[WorstFrame]) -> str:
         f"{margin.flipped:.3%} of {margin.pixels} pixels flipped: {margin.on} to sounding, "
         f"{margin.off} to silent.",
         "",
-        "Worst frames: picture, truth, eager, this bundle, flips.",
+        f"Worst frames: picture, truth, eager, this bundle on {backend}, flips.",
         "",
     ]
     lines += [f"![{w.name}: agreement {w.agreement:.4f}]({w.file})" for w in worst]
@@ -261,6 +190,8 @@ def _search_section(found: SearchResult, drawn: bool) -> str:
     saved = ", ".join(f"{branch} {ms:.2f} ms" for branch, ms in found.saved_ms.items())
     kept = ", ".join(found.float_units) or "none"
     lines += ["", f"A quantized unit saves: {saved}. In float: {kept}."]
+    if found.slower:
+        lines += [f"8 bits are no faster here in {', '.join(found.slower)}: always in float."]
     lines += [f"{found.evaluations} evaluations, {found.reused} from earlier searches."]
     if drawn:
         lines += ["", "![one unit alone in 8 bits](sensitivity.png)"]

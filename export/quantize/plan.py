@@ -80,22 +80,46 @@ def units_of(products: Sequence[EncoderProduct]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p.unit for p in products))
 
 
-def reused_units(bundle: Path, products: Sequence[EncoderProduct]) -> tuple[str, ...]:
-    """The float units of another bundle of the same model. Raises BundleError when it has none to
-    give, or names units this model has not."""
-    precision = Manifest.read(bundle).precision
-    found = precision.get("quantization", {}).get("float_units")
-    if found is None:
-        raise BundleError(
-            "no choice of precision to reuse",
-            got=f"{bundle}, {precision.get('precision')}",
-            expected="a bundle exported with --int8 or --fp8",
-        )
-    unknown = sorted(set(found) - set(units_of(products)))
-    if unknown:
-        raise BundleError(
-            "the choice of precision belongs to another model",
-            got=", ".join(unknown),
-            expected=f"units of this one: {', '.join(units_of(products)[:3])}, ...",
-        )
-    return tuple(found)
+@dataclass(frozen=True)
+class Choice:
+    """What another bundle says of its precision: the units it leaves in float, its ranges, and by which
+    method they are read."""
+
+    name: str
+    float_units: tuple[str, ...]
+    method: str
+    table: CalibrationTable
+
+    @classmethod
+    def read(cls, bundle: Path) -> Choice:
+        """Raises BundleError when it has none to give, or its table is not the one it was made with."""
+        precision = Manifest.read(bundle).precision
+        try:
+            said = precision["quantization"]
+            floats, calibration = tuple(said["float_units"]), said["calibration"]
+            method, sha256 = str(calibration["method"]), calibration["sha256"]
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                "no choice of precision to reuse",
+                got=f"{bundle}, {precision.get('precision')}",
+                expected="a bundle exported with --int8 or --fp8",
+            ) from error
+        table = CalibrationTable.read(bundle / TABLE_FILE)
+        if table.sha256 != sha256:
+            raise BundleError(
+                f"{TABLE_FILE} is not the table the bundle was made with",
+                got=f"sha256 {table.sha256[:12]}...",
+                expected=f"sha256 {str(sha256)[:12]}..., as in its manifest",
+                hint="copy the bundle again, or --calibration-table for ranges alone",
+            )
+        return cls(bundle.name, floats, method, table)
+
+    def require_units(self, products: Sequence[EncoderProduct]) -> None:
+        """Raises BundleError when it names units that this model has not."""
+        unknown = sorted(set(self.float_units) - set(units_of(products)))
+        if unknown:
+            raise BundleError(
+                "the choice of precision belongs to another model",
+                got=", ".join(unknown),
+                expected=f"units of this one: {', '.join(units_of(products)[:3])}, ...",
+            )

@@ -45,7 +45,7 @@ def insert_qdq(
                 expected="a MatMul with a constant weight",
                 hint="export in the form `adapter=matmul`",
             )
-        scale = scale_of(amax[product.name], chosen)
+        scale = scale_of(amax[product.name], chosen, name=f"the input of {product.name}")
         for node in own:
             value = node.inputs[0]
             assert value is not None
@@ -98,7 +98,7 @@ def _quantize_weight(
     weight = source.const_value.numpy()
     known = {} if memo is None else memo
     if node.name not in known:
-        known[str(node.name)] = quantize_weight(weight, fmt)
+        known[str(node.name)] = quantize_weight(weight, fmt, name=f"the weight of {node.name}")
     numbers, scales = known[str(node.name)]
     base = f"{node.name}.weight"
     inputs = [
@@ -129,7 +129,9 @@ def _widen_bias(graph: ir.Graph, node: ir.Node, shift: NDArray[np.floating] | No
                 bias, found = value.const_value.numpy(), True
                 if shift is not None:
                     bias = (bias + shift).astype(bias.dtype)
-                wide = _constant(graph, f"{value.name}.wide", bias.reshape(1, 1, -1))
+                # not by the bias: equal ones of two products are one constant in the graph, and
+                # each has its own shift
+                wide = _constant(graph, f"{user.name}.bias", bias.reshape(1, 1, -1))
                 user.replace_input_with(i, wide)
     if shift is not None and not found:
         raise ExportError(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from save_deploy import interrupt
+from save_deploy.errors import ParityError
 from save_deploy.export.quantize.validation import Scored
 
 MAX_RETURNS = 8  # float units that are tried in 8 bits again after the cut was found
@@ -32,7 +35,7 @@ class Sensitivity:
 @dataclass(frozen=True)
 class SearchResult:
     """saved_ms: what one unit of a branch saves when it is quantized; p50_ms: of all quantized and of
-    all float; evaluations: made by this run, and taken from earlier ones."""
+    all float; evaluations: made by this run; reused: taken from earlier ones."""
 
     max_drop: float
     data: str
@@ -56,6 +59,11 @@ class SearchResult:
         lost = sum(self.saved_ms[branch_of(unit)] for unit in self.float_units)
         return self.p50_ms["quantized"] + lost
 
+    @property
+    def slower(self) -> tuple[str, ...]:
+        """Branches that 8 bits make no faster here: always float."""
+        return tuple(branch for branch, ms in self.saved_ms.items() if ms <= 0)
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "expected_ms": self.expected_ms}
 
@@ -64,25 +72,39 @@ class Evaluations:
     """Scores by assignment, and timings, in a JSON file that is written after each."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.made, self.reused = path, 0, 0
+        self.path, self.made = path, 0
         self.values: dict[str, Any] = {}
+        self._asked: set[str] = set()
         if path is not None and path.is_file():
             try:
                 self.values = dict(json.loads(path.read_text()))
             except ValueError:
                 self.values = {}  # damaged: evaluated again
 
+    @property
+    def reused(self) -> int:
+        """What this run asked for and did not make."""
+        return len(self._asked) - self.made
+
+    def is_new(self, key: str) -> bool:
+        """True when this run has not asked for it before."""
+        return key not in self._asked
+
     def get(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key in self.values:
-            self.reused += 1
+            self._asked.add(key)
+            if self.path is not None:
+                interrupt.keep()
             return self.values[key]
         self.values[key] = make()
+        self._asked.add(key)
         self.made += 1
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
             partial.write_text(json.dumps(self.values, indent=1) + "\n")
             os.replace(partial, self.path)
+            interrupt.keep()
         return self.values[key]
 
 
@@ -93,6 +115,13 @@ def evaluations_key(*parts: str) -> str:
 
 def branch_of(unit: str) -> str:
     return unit.rpartition(".")[2]
+
+
+def most_steps(n_units: int) -> int:
+    """How often on_step is called at most: all and each alone, the timing, the start, the middles
+    and the end of the bisection, units that go back."""
+    bisection = 2 + math.ceil(math.log2(max(2, n_units)))
+    return 1 + n_units + 1 + bisection + MAX_RETURNS
 
 
 def search(
@@ -106,19 +135,25 @@ def search(
     """Float units such that M_J loses at most max_drop against eager, for the least time.
 
     evaluate(float units) scores a choice, time_choices(name -> float units) gives p50 in ms of several,
-    interleaved. Units are taken out of 8 bits in the order of harm per saved millisecond; how many is
-    found by bisection, then the ones that are not needed go back.
+    interleaved. A branch that 8 bits make no faster stays in float. Units of the others are taken out
+    of 8 bits in the order of harm per saved millisecond; how many is found by bisection, then the ones
+    that are not needed go back. on_step: after each different choice, and after the timing.
+    Raises ParityError when not even all in float is within max_drop.
     """
     units = tuple(units)
 
     def score(floats: Iterable[str], what: str) -> Scored:
         chosen = frozenset(floats)
-        found = known.get(" ".join(sorted(chosen)), lambda: evaluate(chosen).to_dict())
-        on_step(what)
+        key = " ".join(sorted(chosen))
+        is_new = known.is_new(key)
+        found = known.get(key, lambda: evaluate(chosen).to_dict())
+        if is_new:
+            on_step(what)
         return Scored(**found)
 
-    def drop(floats: Iterable[str], what: str) -> float:
-        return eager.m_j - score(floats, what).m_j
+    def drop(floats: Iterable[str]) -> float:
+        chosen = frozenset(floats)
+        return eager.m_j - score(chosen, f"{len(chosen)} float units").m_j
 
     full = score((), "all quantized")
     everything = frozenset(units)
@@ -128,11 +163,21 @@ def search(
     branches = [b for b in BRANCHES if any(branch_of(u) == b for u in units)]
     choices |= {b: frozenset(u for u in units if branch_of(u) == b) for b in branches}
     p50_ms = known.get("p50_ms", lambda: dict(time_choices(choices)))
+    on_step("speed of each branch")
     saved_ms = {b: (p50_ms[b] - p50_ms["quantized"]) / len(choices[b]) for b in branches}
 
-    order = _order(units, alone, saved_ms)
-    floats = _cut(order, lambda k: drop(order[:k], f"{k} float units") <= max_drop)
-    floats = _returned(floats, order, lambda f: drop(f, f"{len(f)} float units") <= max_drop)
+    slower = [u for u in units if saved_ms[branch_of(u)] <= 0]
+    order = _order([u for u in units if u not in slower], alone, saved_ms)
+    floats = _cut(order, lambda k: drop(slower + order[:k]) <= max_drop)
+    if drop(slower + floats) > max_drop:
+        raise ParityError(
+            "no choice of precision is within --max-drop",
+            got=f"M_J falls by {drop(slower + floats):.3g} points even with all of them in float",
+            expected=f"at most {max_drop:g} on {frames} frames of {data}",
+            hint="a larger --max-drop, or --fp32 for what is not quantized",
+        )
+    floats = _returned(floats, lambda chosen: drop(slower + chosen) <= max_drop)
+    chosen = frozenset(slower + floats)
     return SearchResult(
         max_drop=max_drop,
         data=data,
@@ -141,8 +186,8 @@ def search(
         backend=backend,
         eager=eager,
         full=full,
-        chosen=score(floats, "chosen"),
-        float_units=tuple(u for u in units if u in floats),
+        chosen=score(chosen, "chosen"),
+        float_units=tuple(u for u in units if u in chosen),
         units=len(units),
         sensitivity=sensitivity,
         saved_ms=saved_ms,
@@ -153,17 +198,16 @@ def search(
 
 
 def _order(
-    units: tuple[str, ...], alone: Mapping[str, Scored], saved_ms: Mapping[str, float]
+    units: Iterable[str], alone: Mapping[str, Scored], saved_ms: Mapping[str, float]
 ) -> list[str]:
-    """Most harm for the least time first. Agreement tells more than M_J, which may rise by chance; a
-    branch that saves nothing measurable comes before all others."""
-    floor = 1e-3 * max([*saved_ms.values(), 1e-9])
-    harm = {u: (1 - alone[u].agreement + 1e-6) / max(saved_ms[branch_of(u)], floor) for u in units}
-    return sorted(units, key=lambda u: -harm[u])
+    """Most harm for the least time (> 0) first. Agreement tells more than M_J, which may rise by
+    chance."""
+    harm = {u: (1 - alone[u].agreement + 1e-6) / saved_ms[branch_of(u)] for u in units}
+    return sorted(harm, key=lambda u: -harm[u])
 
 
 def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
-    """The shortest beginning that is within the budget, by bisection; all when none is."""
+    """The shortest beginning that is within the budget, by bisection; all when none is found."""
     if fine(0):
         return []
     low, high = 0, len(order)  # low is too few
@@ -176,9 +220,7 @@ def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
     return order[:high]
 
 
-def _returned(
-    floats: list[str], order: list[str], fine: Callable[[list[str]], bool]
-) -> list[str]:  # fmt: skip
+def _returned(floats: list[str], fine: Callable[[list[str]], bool]) -> list[str]:
     """Without the units that the budget allows in 8 bits after all, the least harmful tried first."""
     kept = list(floats)
     for unit in reversed(floats[:-1][-MAX_RETURNS:]):  # the last one is needed: bisection says so

@@ -77,7 +77,8 @@ def apply_smoothing(deploy: DeployModel, smoothing: Mapping[str, Smoothing]) -> 
     """Rescale norms and what they feed, in place -> its proof; None when there is nothing to do.
 
     Only the deploy model's own copies change: what it shared with the eager model is replaced.
-    Raises ExportError for a norm that the model has not, or one of another width.
+    Raises ExportError for a norm that the model has not, one of another width, or one that feeds
+    something that cannot follow in this form of the graph.
     """
     worst = 0.0
     for name, found in smoothing.items():
@@ -89,6 +90,13 @@ def apply_smoothing(deploy: DeployModel, smoothing: Mapping[str, Smoothing]) -> 
                 got=f"{len(scale)} channels for {name}",
                 expected=f"{len(norm.weight)}",
                 hint="save-calibrate measures this model",
+            )
+        if not can_smooth(block, name.rpartition(".")[2]):
+            raise ExportError(
+                "the ranges were measured on another form of the graph",
+                got=f"{name}, rescaled, feeds a part that is left as trained",
+                expected="the rewrites of the calibration: all of those of the image adapter",
+                hint="leave --no-merge out, or --calibration-table: then this form is measured",
             )
         worst = max(worst, _smooth_first(block, scale) if name.endswith("norm1")
                     else _smooth_second(block, scale))  # fmt: skip
@@ -144,7 +152,7 @@ def _smooth_second(block: DeployBlock, scale: Tensor) -> float:
     worst = _difference((norm, mlp.lin1), (block.norm2, block.mlp.lin1), _tokens(len(scale)))
     if adapter is None or block.position != "parallel":
         return worst
-    assert isinstance(adapter, DeployAdapter)  # can_smooth() says so
+    assert isinstance(adapter, DeployAdapter)  # apply_smoothing() has asked can_smooth()
     smoothed = adapter.with_scaled_input(scale)
     block.adapter = smoothed
     tokens = _tokens(len(scale), side=2 * adapter.small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from save_deploy.calibration.overlap import refuse_overlap, refuse_test_clips
+from save_deploy.calibration.overlap import (
+    refuse_overlap,
+    refuse_test_clips,
+    refuse_test_names,
+)
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import is_generated, select_pairs
 from save_deploy.calibration.table import CalibrationTable
@@ -26,12 +31,13 @@ from save_deploy.export.onnx_export import save_graph
 from save_deploy.export.options import CalibrationOptions, ExportOptions
 from save_deploy.export.precision import PrecisionPlan
 from save_deploy.export.quantize.calibrate import DEFAULT_METHOD, calibrate, model_entry
-from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, reused_units, units_of
+from save_deploy.export.quantize.plan import Choice, QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.products import find_products
 from save_deploy.export.quantize.search import (
     Evaluations,
     SearchResult,
     evaluations_key,
+    most_steps,
     search,
 )
 from save_deploy.export.quantize.validation import Scored, Validation, make_validation
@@ -40,9 +46,14 @@ from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import as_batch, available_backends, open_session
-from save_deploy.runtime.session.open import cache_root
-from save_deploy.runtime.timing import time_interleaved, versions
+from save_deploy.runtime.session import (
+    as_batch,
+    available_backends,
+    default_threads,
+    open_session,
+)
+from save_deploy.runtime.session.open import cache_root, writable
+from save_deploy.runtime.timing import machine, time_interleaved, versions
 from save_deploy.specs import model_spec
 
 OnStage = Callable[[str, str], None]
@@ -74,23 +85,28 @@ def measure_table(
 ) -> CalibrationTable:  # fmt: skip
     """Select pairs, refuse what accuracy is measured on, and run them. data: when options name none.
 
-    An interrupted pass is taken up again by the same call.
+    An interrupted pass is taken up again by the same call; a finished one is not repeated.
     """
     name = options.data or data
     res = model.config.res
     advance = countdown(on_stage, "calibrate", f"looking at clips of {name}", 3 * options.pairs)
-    selection = select_pairs(name, options.pairs, res=res, split=options.split, on_clip=advance)
+    selection = select_pairs(
+        name, options.pairs, res=res, split=options.split, skip_bad=options.skip_bad,
+        on_clip=advance,
+    )  # fmt: skip
     refuse_test_clips(name, selection)
+    refuse_test_names(selection.pairs.names, data, "calibration")
     if golden is not None:
         refuse_overlap(selection, golden, "the golden samples")
-    state = cache_root() / "calibration" / f"{selection.pairs.sha256[:16]}_{res}.npz"
+    cache = cache_root() / "calibration"
     return calibrate(
         model,
         deploy,
         selection,
         method=options.method or DEFAULT_METHOD,
         smooth=options.smooth,
-        state=state,
+        state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
+        kept=writable(cache),
         on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
     )
 
@@ -105,14 +121,18 @@ def obtain_table(
         return measure_table(
             model, deploy, options.calibration, options.data, golden=golden, on_stage=on_stage
         )
-    path = options.calibration.table
-    if path is None:
+    on_stage("calibrate", f"ranges of {options.calibration.table or options.search.reuse}")
+    if options.calibration.table is not None:
+        table = CalibrationTable.read(options.calibration.table)
+    else:
         assert options.search.reuse is not None
-        path = options.search.reuse / "calibration.json"
-    on_stage("calibrate", f"ranges of {path}")
-    table = CalibrationTable.read(path)
+        table = Choice.read(options.search.reuse).table
     entry = model_entry(model)
     table.require_model(entry["sha256"], name=entry["name"], res=entry["res"])
+    refuse_test_names(
+        table.data["names"], options.data, "the calibration table",
+        hint="another --data, or a table of other pairs",
+    )  # fmt: skip
     seen = set(table.data["pair_sha256"])
     for name, digest in zip(golden.names, golden.pair_sha256, strict=True):
         if digest in seen:
@@ -135,19 +155,21 @@ def plan_quantization(
         raise SaveDeployError(
             "nothing to quantize", got="an encoder without products", expected="attention and MLP"
         )
+    reuse = options.search.reuse
+    reused = Choice.read(reuse) if reuse else None
     plan = QuantPlan(
         fmt=options.quantized,
         table=table,
         products=products,
-        method=options.calibration.method or table.method,
+        method=options.calibration.method or (reused.method if reused else table.method),
         floats=floats,
     )
     for product in products:
         table.amax(product.name, plan.method)  # of another kind of model: refused before tracing
-    reuse = options.search.reuse
-    if reuse is None:
+    if reused is None:
         return plan
-    return replace(plan, float_units=reused_units(reuse, products), chosen_by=reuse.name)
+    reused.require_units(products)
+    return replace(plan, float_units=reused.float_units, chosen_by=reused.name)
 
 
 def search_precision(
@@ -162,19 +184,10 @@ def search_precision(
         on_clip=countdown(on_stage, "search", f"eager on val of {name}", options.search.clips),
     )  # fmt: skip
     trial = _Trial(model, graph, plan, validation, options)
-    known = Evaluations(
-        cache_root()
-        / "search"
-        / (
-            evaluations_key(
-                sha256_of(graph), plan.table.sha256, plan.method, plan.fmt, options.floats,
-                validation.sha256, trial.backend, versions().get(trial.backend, ""),
-            )
-            + ".json"
-        )
-    )  # fmt: skip
+    cache = writable(cache_root() / "search")
+    known = Evaluations(cache and cache / f"{_search_key(graph, plan, trial, options)}.json")
     units = units_of(plan.products)
-    advance = countdown(on_stage, "search", "choices", len(units) + 2)
+    advance = countdown(on_stage, "search", "choices", most_steps(len(units)))
     found = search(
         units,
         options.search.max_drop,
@@ -189,6 +202,22 @@ def search_precision(
         backend=trial.backend,
     )
     return replace(plan, float_units=found.float_units, chosen_by="search"), found
+
+
+def _search_key(graph: Path, plan: QuantPlan, trial: _Trial, options: ExportOptions) -> str:
+    """Masks and times depend on all of it; the graph is one of a batch, the table one of a model."""
+    return evaluations_key(
+        sha256_of(graph),
+        plan.table.sha256,
+        plan.method,
+        plan.fmt,
+        json.dumps(plan.floats and plan.floats.to_dict(), sort_keys=True),
+        trial.validation.sha256,
+        trial.backend,
+        json.dumps(versions()),  # save-deploy, and the backend under the name of its package
+        str(options.threads or default_threads()),
+        str(machine()["cpu"]),
+    )
 
 
 def _searchable(calibration: str | None, data: str) -> str:

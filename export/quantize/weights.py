@@ -9,6 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.errors import ExportError
+from save_deploy.export.precision import FP16_MAX
+
 # Shares of a channel's largest weight at which it may be clipped; the one of least squared error wins.
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
 _CHUNK = 1 << 24  # numbers quantized at a time
@@ -29,15 +32,26 @@ FORMATS = {
 }
 
 
-def scale_of(amax: NDArray[np.floating] | float, fmt: Format) -> NDArray[np.float32]:
+def scale_of(
+    amax: NDArray[np.floating] | float, fmt: Format, *, name: str = "a tensor"
+) -> NDArray[np.float32]:
     """amax / levels, rounded up to a number that FP16 holds too.
 
     So the 8-bit numbers are the same whether the float parts of a graph are FP32 or FP16, and the
     largest value never overflows. Zero gives the smallest FP16 number.
+    Raises ExportError, with `name` of the tensor, when FP16 holds no number that large.
     """
     exact = np.asarray(amax, np.float64) / fmt.levels
-    scale = exact.astype(np.float16)
-    scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
+    with np.errstate(over="ignore"):
+        scale = exact.astype(np.float16)
+        scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
+    if not np.isfinite(scale).all():
+        raise ExportError(
+            f"{name} is too large for 8 bits",
+            got=f"values up to {np.max(amax):.3g}",
+            expected=f"at most {fmt.levels * FP16_MAX:.3g}: scales are FP16 numbers",
+            hint="such values are seldom meant: check the weights; or export without --int8 or --fp8",
+        )
     return np.maximum(scale, np.float16(6e-8)).astype(np.float32)
 
 
@@ -52,11 +66,12 @@ def to_format(
 
 
 def quantize_weight(
-    weight: NDArray[np.float32], fmt: Format, *, clips: tuple[float, ...] = CLIPS
-) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    weight: NDArray[np.float32], fmt: Format, *, clips: tuple[float, ...] = CLIPS,
+    name: str = "a weight",
+) -> tuple[NDArray[Any], NDArray[np.float32]]:  # fmt: skip
     """weight (K,N) -> (8-bit (K,N), scale (N,)). FP8's grid is finer near zero: it is not clipped."""
     amax = np.abs(weight).max(axis=0)
-    best = scale_of(amax, fmt)
+    best = scale_of(amax, fmt, name=name)
     if fmt.name == "int8" and len(clips) > 1:
         step = max(1, _CHUNK // weight.shape[0])
         for start in range(0, weight.shape[1], step):

@@ -11,7 +11,7 @@ from save_deploy.manifest import Manifest
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.specs import GraphSpec, TensorSpec
 
-GEMM = "gemm"
+GEMM, GEMM_INT8 = "gemm", "gemm-int8"
 GEMM_SIDE = 2048
 GEMM_SPEC = GraphSpec(
     inputs=(TensorSpec("a", "float32", (GEMM_SIDE, GEMM_SIDE), "left factor"),),
@@ -40,15 +40,21 @@ class Subject:
 
 @dataclass(frozen=True)
 class Contender:
-    """graph: eager, compile, naive, merged..., or a bundle's folder; path: its ONNX file."""
+    """graph: eager, compile, naive, merged..., or a bundle's folder; path: its ONNX file; int8: its
+    products are, so that the rate of 8-bit products is its measure."""
 
     graph: str
     backend: str
     path: Path | None = None
+    int8: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.graph} ({self.backend})"
+
+    @property
+    def is_yardstick(self) -> bool:
+        return self.graph in (GEMM, GEMM_INT8)
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,16 @@ def parse_contenders(
         if name in ("eager", "compile"):
             found.append(Contender(name, "torch"))
             continue
-        found += [Contender(name, backend, graphs[name]) for backend in backends]
+        int8 = _is_int8(name)
+        found += [Contender(name, backend, graphs[name], int8) for backend in backends]
     return found
+
+
+def _is_int8(name: str) -> bool:
+    kind, _, folder = name.partition(":")
+    if kind == "bundle":
+        return str(Manifest.read(Path(folder)).precision["precision"]).startswith("int8")
+    return name in ("int8", "naive-int8")
 
 
 def bundle_graphs(names: Sequence[str]) -> dict[str, tuple[Path, GraphSpec]]:

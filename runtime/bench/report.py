@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.runtime.bench.contender import GEMM_SIDE, Outcome
-from save_deploy.runtime.bench.run import BenchResult
+from save_deploy.runtime.bench.contender import Outcome
+from save_deploy.runtime.bench.run import BenchResult, gflops
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.timing import machine, versions
 
-COLUMNS = (
-    "contender", "backend", "p50 ms", "p90", "p99", "FPS", "x eager", "x naive",
-    "of GEMM rate", "load s", "first mask s", "peak MiB", "logit error",
-)  # fmt: skip
+# what others are measured against, on which backend (None: their own)
+REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}
+NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs that have it
 
 
-def ratios(result: BenchResult, outcome: Outcome) -> tuple[float | None, float | None]:
-    """(times faster than eager, than naive ONNX on the same backend), medians of the same rounds."""
+def columns(result: BenchResult) -> tuple[str, ...]:
+    """Of the table of this result."""
+    return (
+        "contender", "backend", "p50 ms", "p90", "p99", "FPS", *_references(result),
+        "of GEMM rate", "load s", "first mask s", "peak MiB", "logit error",
+    )  # fmt: skip
+
+
+def ratios(result: BenchResult, outcome: Outcome) -> dict[str, float | None]:
+    """Times faster than each reference, by column; medians over the same rounds."""
 
     def against(graph: str, backend: str) -> float | None:
         for other in result.outcomes:
@@ -28,25 +35,31 @@ def ratios(result: BenchResult, outcome: Outcome) -> tuple[float | None, float |
                 return speedup(other.latency, outcome.latency)
         return None
 
-    return against("eager", "torch"), against("naive", outcome.contender.backend)
+    own = outcome.contender.backend
+    return {name: against(graph, at or own) for name, (graph, at) in _references(result).items()}
+
+
+def _references(result: BenchResult) -> dict[str, tuple[str, str | None]]:
+    has_int8 = any(o.contender.graph == "naive-int8" for o in result.outcomes)
+    return REFERENCES | (NAIVE_INT8 if has_int8 else {})
 
 
 def cells(result: BenchResult, outcome: Outcome) -> list[str]:
-    """One line of the table, in the order of COLUMNS."""
+    """One line of the table, in the order of columns()."""
     contender, taken = outcome.contender, outcome.latency
     if taken is None:
-        return [contender.graph, contender.backend, outcome.failed] + [""] * (len(COLUMNS) - 3)
+        empty = [""] * (len(columns(result)) - 3)
+        return [contender.graph, contender.backend, outcome.failed, *empty]
     number = lambda value, form: "" if value is None else format(value, form)
-    eager, naive = ratios(result, outcome)
+    floor = result.floor_of(contender)
     error = "reference" if contender.graph == "eager" else number(outcome.max_rel_err, ".0e")
     return [
         contender.graph,
         contender.backend,
         *(f"{taken.percentile(q):.1f}" for q in (50, 90, 99)),
         f"{taken.frames_per_s:.3g}",
-        number(eager, ".2f"),
-        number(naive, ".2f"),
-        f"{result.floor_ms / taken.p50_ms:.0%}",
+        *(number(ratio, ".2f") for ratio in ratios(result, outcome).values()),
+        number(floor and floor / taken.p50_ms, ".0%"),
         f"{outcome.load_s:.2f}",
         f"{outcome.first_mask_s:.2f}",
         f"{outcome.peak_mib:.0f}",
@@ -69,15 +82,30 @@ def footnote(result: BenchResult) -> list[str]:
         f"{here['cpu']}, {threads} threads, {here['memory_gib']} GiB; "
         + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
         f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds, best of "
-        + ", ".join(f"{b} {gflops(g):.0f}" for b, g in result.gemm.items())
+        + _rates(result.gemm)
         + f"); {subject.parameters / 1e6:.4g} M parameters, "
         f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
         f"floor {result.floor_ms:.1f} ms",
     ]
+    if result.gemm_int8:
+        lines.append(
+            f"INT8 contenders are measured against the same product in 8 bits (best of "
+            f"{_rates(result.gemm_int8)} GOP/s): floor {result.floor_int8_ms:.1f} ms, though a part of "
+            "their work stays in float"
+        )
+    if any(o.contender.graph == "int8" for o in result.outcomes):
+        lines.append(
+            "int8 here has min-max ranges without smoothing or bias correction: its time is a "
+            "bundle's, its logit error is not"
+        )
     if result.overhead_us:
         each = ", ".join(f"{b} {us:.0f} us" for b, us in result.overhead_us.items())
         lines.append(f"overhead of a call (graph that computes nothing): {each}")
     return lines
+
+
+def _rates(gemm: dict[str, LatencyResult]) -> str:
+    return ", ".join(f"{backend} {gflops(taken):.0f}" for backend, taken in gemm.items())
 
 
 _SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino")
@@ -91,7 +119,7 @@ def print_result(result: BenchResult) -> None:
 
     console = Console(width=None if Console().is_terminal else 150)
     table = Table(title="\n".join(footnote(result)), title_justify="left", title_style="")
-    for i, column in enumerate(COLUMNS):
+    for i, column in enumerate(columns(result)):
         table.add_column(column, justify="left" if i < 2 else "right")
     for outcome in result.outcomes:
         table.add_row(*cells(result, outcome))
@@ -117,13 +145,16 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "versions": versions(),
         "resident": result.resident,
         "gemm": {b: {"gflops": gflops(g), **_latency(g)} for b, g in result.gemm.items()},
+        "gemm_int8": {b: {"gops": gflops(g), **_latency(g)} for b, g in result.gemm_int8.items()},
         "floor_ms": result.floor_ms,
+        "floor_int8_ms": result.floor_int8_ms,
         "overhead_us": result.overhead_us,
         "contenders": [_entry(result, outcome) for outcome in result.outcomes],
     }
     (folder / "bench.json").write_text(json.dumps(values, indent=2) + "\n")
-    lines = [f"`{command}`", "", "| " + " | ".join(COLUMNS) + " |"]
-    lines += ["|---|---|" + "---:|" * (len(COLUMNS) - 2)]
+    shown = columns(result)
+    lines = [f"`{command}`", "", "| " + " | ".join(shown) + " |"]
+    lines += ["|---|---|" + "---:|" * (len(shown) - 2)]
     lines += ["| " + " | ".join(cells(result, o)) + " |" for o in result.outcomes]
     lines += ["", *(f"{line}  " for line in footnote(result)), ""]
     (folder / "bench.md").write_text("\n".join(lines))
@@ -134,7 +165,7 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
 
 
 def plot(result: BenchResult, path: Path) -> bool:
-    """Every sample as a dot, medians as bars, the floor as a line. False without matplotlib."""
+    """Every sample as a dot, medians as bars, floors as lines. False without matplotlib."""
     try:
         import matplotlib
 
@@ -152,8 +183,12 @@ def plot(result: BenchResult, path: Path) -> bool:
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("ms a call (bar: median, dots: samples)")
-    label = "floor: useful work at the GEMM rate"
-    axes.axvline(result.floor_ms, color="#a50f15", linestyle="--", linewidth=1, label=label)
+    floors = {"GEMM rate": (result.floor_ms, "--")}
+    if result.floor_int8_ms is not None:
+        floors["INT8 GEMM rate"] = (result.floor_int8_ms, ":")
+    for rate, (ms, style) in floors.items():
+        label = f"floor: useful work at the {rate}"
+        axes.axvline(ms, color="#a50f15", linestyle=style, linewidth=1, label=label)
     axes.legend(loc="lower right", fontsize=8)
     subject = result.subject
     axes.set_title(
@@ -164,22 +199,16 @@ def plot(result: BenchResult, path: Path) -> bool:
     return True
 
 
-def gflops(gemm: LatencyResult) -> float:
-    """Rate of the large product in GFLOP/s."""
-    return 2 * GEMM_SIDE**3 / gemm.p50_ms / 1e6
-
-
 def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
     contender = outcome.contender
     entry: dict[str, Any] = {"graph": contender.graph, "backend": contender.backend}
     if outcome.latency is None:
         return {**entry, "failed": outcome.failed}
-    eager, naive = ratios(result, outcome)
+    key = lambda column: column.replace(" ", "_").replace("-", "_")  # x naive-int8: x_naive_int8
     return {
         **entry,
         **_latency(outcome.latency),
-        "x_eager": eager,
-        "x_naive": naive,
+        **{key(column): ratio for column, ratio in ratios(result, outcome).items()},
         "load_s": outcome.load_s,
         "first_mask_s": outcome.first_mask_s,
         "peak_mib": outcome.peak_mib,

@@ -16,7 +16,14 @@ import psutil
 from numpy.typing import NDArray
 
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, Contender, Outcome, Subject
+from save_deploy.runtime.bench.contender import (
+    GEMM,
+    GEMM_INT8,
+    GEMM_SIDE,
+    Contender,
+    Outcome,
+    Subject,
+)
 from save_deploy.runtime.bench.worker import work
 from save_deploy.specs import Arrays
 
@@ -31,19 +38,36 @@ class BenchResult:
 
     subject: Subject
     outcomes: tuple[Outcome, ...]
-    gemm: dict[str, LatencyResult]  # by backend
+    gemm: dict[str, LatencyResult]  # float32, by backend
+    gemm_int8: dict[str, LatencyResult]  # empty without INT8 contenders
     overhead_us: dict[str, float]
     resident: bool
 
     @property
     def gemm_gflops(self) -> float:
         """Rate of the fastest backend's large float32 product: what this machine can do."""
-        return float(2 * GEMM_SIDE**3 / min(g.p50_ms for g in self.gemm.values()) / 1e6)
+        return max(map(gflops, self.gemm.values()))
 
     @property
     def floor_ms(self) -> float:
         """The useful multiplications at the measured rate, nothing else."""
         return 2 * self.subject.macs / self.gemm_gflops / 1e6
+
+    @property
+    def floor_int8_ms(self) -> float | None:
+        """The same at the rate of the fastest 8-bit product, though a part is computed in float; None
+        where it was not measured."""
+        if not self.gemm_int8:
+            return None
+        return 2 * self.subject.macs / max(map(gflops, self.gemm_int8.values())) / 1e6
+
+    def floor_of(self, contender: Contender) -> float | None:
+        return self.floor_int8_ms if contender.int8 else self.floor_ms
+
+
+def gflops(gemm: LatencyResult) -> float:
+    """Rate of the large product: 1e9 multiplications and additions a second."""
+    return 2 * GEMM_SIDE**3 / gemm.p50_ms / 1e6
 
 
 @dataclass
@@ -108,6 +132,7 @@ def run_bench(
     budget_s: float = 300.0,
     overhead: Path | None = None,
     gemm: Path | None = None,
+    gemm_int8: Path | None = None,
     on_step: Callable[[str, int], None] = lambda *_: None,
 ) -> BenchResult:
     """Time contenders in interleaved rounds: at least 3, then until `rounds` or the time budget.
@@ -116,12 +141,9 @@ def run_bench(
     When they do not all fit into memory, each is loaded anew in every round and called twice. A
     contender that fails is reported, not fatal. overhead: a graph that computes nothing; gemm: one
     that multiplies by a constant (GEMM_SPEC), timed in every round on every backend as the measure of
-    the machine.
+    the machine; gemm_int8: the same in 8 bits, for backends with INT8 contenders.
     """
-    yardsticks = [_Worker(Contender(GEMM, "torch"))]
-    if gemm is not None:
-        backends = dict.fromkeys(c.backend for c in contenders if c.path is not None)
-        yardsticks += [_Worker(Contender(GEMM, backend, gemm)) for backend in backends]
+    yardsticks = [_Worker(c) for c in yardsticks_of(contenders, gemm, gemm_int8)]
     others = [_Worker(c) for c in contenders]
     workers = yardsticks + others
     resident = _fits(subject, len(contenders))
@@ -129,7 +151,7 @@ def run_bench(
 
     def start(worker: _Worker) -> None:
         backend = worker.contender.backend
-        measurable = worker.contender.path and worker.contender.graph != GEMM
+        measurable = worker.contender.path and not worker.contender.is_yardstick
         graph = overhead if measurable and backend not in measured else None
         worker.start(subject, inputs, graph)
         if "overhead_us" in worker.report:
@@ -163,11 +185,8 @@ def run_bench(
     return BenchResult(
         subject=subject,
         outcomes=tuple(_outcome(w, subject, reference) for w in others),
-        gemm={
-            w.contender.backend: LatencyResult(tuple(w.samples_ms))
-            for w in yardsticks
-            if w.samples_ms
-        },
+        gemm=_taken(yardsticks, GEMM),
+        gemm_int8=_taken(yardsticks, GEMM_INT8),
         overhead_us={
             w.contender.backend: w.report["overhead_us"]
             for w in others
@@ -175,6 +194,25 @@ def run_bench(
         },
         resident=resident,
     )
+
+
+def yardsticks_of(
+    contenders: Sequence[Contender], gemm: Path | None, gemm_int8: Path | None
+) -> list[Contender]:
+    """Large products to time beside these: torch's, and each backend's own of these graphs."""
+    found = [Contender(GEMM, "torch")]
+    for graph, path, int8 in ((GEMM, gemm, False), (GEMM_INT8, gemm_int8, True)):
+        backends = dict.fromkeys(c.backend for c in contenders if c.path and (c.int8 or not int8))
+        found += [Contender(graph, b, path, int8) for b in backends if path is not None]
+    return found
+
+
+def _taken(yardsticks: list[_Worker], graph: str) -> dict[str, LatencyResult]:
+    return {
+        w.contender.backend: LatencyResult(tuple(w.samples_ms))
+        for w in yardsticks
+        if w.samples_ms and w.contender.graph == graph
+    }
 
 
 def _fits(subject: Subject, n: int) -> bool:

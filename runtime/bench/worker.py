@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.runtime.bench.contender import GEMM, GEMM_SIDE, GEMM_SPEC, Contender, Subject
+from save_deploy.runtime.bench.contender import GEMM_SIDE, GEMM_SPEC, Contender, Subject
 from save_deploy.runtime.session import default_threads, open_session
 from save_deploy.runtime.timing import peak_memory_mib
 from save_deploy.specs import Arrays
@@ -70,7 +70,7 @@ def work(
 
 def _open(contender: Contender, subject: Subject) -> Call:
     threads = subject.threads or default_threads()
-    if contender.graph == GEMM:
+    if contender.is_yardstick:
         return _gemm(contender, threads)
     if contender.backend == "torch":
         return _torch_call(subject, threads, compiled=contender.graph == "compile")
@@ -97,7 +97,7 @@ def _torch_call(subject: Subject, threads: int, *, compiled: bool) -> Call:
 
 
 def _gemm(contender: Contender, threads: int) -> Call:
-    """One large float32 matrix product: the rate a backend reaches, in the same rounds."""
+    """One large matrix product, float32 or 8 bits: the rate a backend reaches in the same rounds."""
     rng = np.random.default_rng(0)
     a = rng.random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
     if contender.path is not None:

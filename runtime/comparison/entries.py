@@ -47,13 +47,19 @@ class Entry:
     threads: int | None = None
 
     def open(self) -> SavePipeline:
-        """Files of the bundle are not hashed again: they were when the entry was made."""
+        """Files are not hashed and golden samples not run again: they were when the entry was made."""
         if self.eager is not None:
             from save_deploy.runtime.reference import open_eager
 
             return open_eager(self.eager, threads=self.threads)
         assert self.folder is not None
-        return load(self.folder, backend=self.backend, threads=self.threads, verify=False)
+        return load(
+            self.folder,
+            backend=self.backend,
+            threads=self.threads,
+            verify=False,
+            self_test=False,
+        )
 
     def peak_bytes(self, config: SaveConfig) -> int:
         """Memory it takes on the host, estimated: weights, and scores of a global block."""

@@ -14,7 +14,8 @@ ALL = "all"  # every backend that runs here
 class CompareOptions:
     """Bundles x backends x data. checkpoints, sams: files the references may be made of, found by
     their hash. eager False: the first bundle on its first backend is the reference. clips: of each
-    dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row."""
+    dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row.
+    self_test: of GPU backends that are new here."""
 
     bundles: tuple[Path, ...]
     backends: tuple[str, ...] = ("auto",)
@@ -28,6 +29,7 @@ class CompareOptions:
     frames: int = 8
     memory: bool = False
     threads: int | None = None
+    self_test: bool = True
     sound_from: str = "auto"
     skip_bad: bool = False
     budget: Budget = field(default_factory=Budget)

@@ -115,7 +115,13 @@ def _entries(
     manifest.verify(folder)
     for backend in dict.fromkeys(tried):
         try:
-            with load(folder, backend=backend, threads=options.threads, verify=False) as pipeline:
+            with load(
+                folder,
+                backend=backend,
+                threads=options.threads,
+                verify=False,
+                self_test=None if options.self_test else False,
+            ) as pipeline:
                 runs, precision = pipeline.backend, pipeline.precision
         except BackendError as error:
             if backend in asked:

@@ -30,32 +30,39 @@ def engine_refusals(
     """
     try:
         path, library, onnx = folder / entry["file"], entry["library"], entry["onnx_sha256"]
+        data = entry["onnx_data_sha256"]
     except (KeyError, TypeError) as error:
         raise malformed(entry, repr(error)) from error
     found = check(entry, machine)
     if [r.rule for r in found] == ["version"]:  # only the library can say more than its number
         found = check(entry, machine, validity=engine_validity(library, path)[0])
-    if onnx != files[GRAPH].sha256:
+    weights = files.get(f"{GRAPH}.data")
+    graph = (files[GRAPH].sha256, weights.sha256 if weights else None)
+    if graph != (onnx, data):
         found.append(
             Refusal(
                 "onnx",
                 f"engine of another {GRAPH}",
-                f"built from {onnx[:12]}...",
-                f"{files[GRAPH].sha256[:12]}...",
+                f"built from {_short(onnx, data)}",
+                _short(*graph),
                 "build the engine again",
             )
         )
     return found + check_file(entry, path, files.get(entry["file"]), hashed=hashed)
 
 
+def _short(graph: str, weights: str | None) -> str:
+    return f"{graph[:12]}..." + (f" with weights {weights[:12]}..." if weights else "")
+
+
 def engine_validity(library: str, path: Path) -> tuple[str | None, tuple[str, ...]]:
     """(VALID | SUBOPTIMAL | INVALID, diagnostics) by the library's look at the header alone.
 
-    (None, ()) where the library has no such check (full TensorRT). Not run on a GPU yet; without one
-    the answer is INVALID with no diagnostics.
+    (None, ()) where the library has no such check (full TensorRT) or the file is missing. Not run on
+    a GPU yet; without one the answer is INVALID with no diagnostics.
     """
     trt = importlib.import_module(library)
-    if not hasattr(trt.Runtime, "get_engine_validity"):
+    if not hasattr(trt.Runtime, "get_engine_validity") or not path.is_file():
         return None, ()
     runtime = trt.Runtime(last_error_logger(library))
     with path.open("rb") as file:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any
 
 from save_deploy.runtime.preflight.nvidia import Gpu, read_nvidia
@@ -17,12 +19,14 @@ CUDA_BINDINGS = "cuda.bindings"
 LIBRARIES = ("tensorrt", "tensorrt_rtx", CUDA_BINDINGS)
 # importing the module is the proof; the version stands in its package
 _PROOF = {CUDA_BINDINGS: "cuda.bindings.runtime"}
+_CUDA_MAJORS = ("13", "12")
 
 
 @dataclass(frozen=True)
 class Machine:
     """os: `linux-x86_64`; driver, cuda: versions or None; problem: why there is no usable GPU.
-    libraries: importable ones -> version; broken: the others -> why they do not import.
+    libraries: importable ones -> version; broken: the others -> why they do not import. library_cuda:
+    CUDA a library was built for, `12` or `13`, where its package tells.
     """
 
     os: str
@@ -32,6 +36,7 @@ class Machine:
     problem: str = ""
     libraries: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    library_cuda: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +60,22 @@ def probe_machine(libraries: Iterable[str] = LIBRARIES) -> Machine:
         problem=nvidia.problem,
         libraries=found,
         broken=broken,
+        library_cuda={name: major for name in found if (major := _cuda_of(name, found[name]))},
     )
+
+
+def _cuda_of(library: str, version: str) -> str:
+    """Of the package that holds the library (tensorrt_rtx_cu12 ...); `` when none does.
+
+    Two of them may be installed: the one of the imported version counts.
+    """
+    if library == CUDA_BINDINGS:  # its releases are numbered like CUDA's
+        return version.split(".")[0]
+    for major in _CUDA_MAJORS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            if metadata.version(f"{library}_cu{major}") == version:
+                return major
+    return ""
 
 
 def system_name() -> str:

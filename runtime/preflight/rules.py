@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -70,7 +71,6 @@ def check(entry: Entry, machine: Machine, *, validity: str | None = None) -> lis
             *_system(entry, machine),
             *_library(entry, machine, known, validity),
             *_driver(entry, machine, known),
-            *_weights(entry),
         ]
         if machine.gpus:
             found += [*_capability(entry, machine.gpus[0]), *_memory(entry, machine.gpus[0])]
@@ -82,19 +82,19 @@ def check(entry: Entry, machine: Machine, *, validity: str | None = None) -> lis
 def needed_bytes(entry: Entry) -> int:
     """GPU memory to have free: weights and activations, times a margin, plus the CUDA context.
 
-    Where the builder did not tell: weights like the file, activations like the weights. The margin is
-    a choice, not a measurement: not run on a GPU yet.
+    Where the builder did not tell (0): weights like the file, activations like the weights. The margin
+    is a choice, not a measurement: not run on a GPU yet.
     """
-    memory, told = rules()["memory"], entry["activation_bytes"]
+    memory = rules()["memory"]
     weights = int(entry["weights_bytes"] or entry["engine_bytes"])
-    planned = weights + (weights if told is None else int(told))
+    planned = weights + int(entry["activation_bytes"] or weights)
     return int(planned * memory["factor"]) + memory["extra_bytes"]
 
 
 def refusal_error(where: str, refusals: Sequence[Refusal]) -> BackendError:
     """The first reason as an error (exit 3) of `where`; the others in a line each below its cure."""
     first, *rest = refusals
-    more = "".join(f"\n            also: {r.what} ({r.got}); {r.cure}" for r in rest)
+    more = "".join(f"\nalso: {r.what} ({r.got}); {r.cure}" for r in rest)
     return BackendError(
         f"{where}: {first.what}",
         got=first.got,
@@ -164,7 +164,8 @@ def _driver(entry: Entry, machine: Machine, known: dict[str, Any]) -> Iterator[R
             "install NVIDIA's driver, or use a CPU backend: --backend onnxruntime",
         )
         return
-    asked = [str(entry.get("cuda") or known["cuda"])]
+    # what is loaded here decides; the CUDA of the driver that built the engine says nothing of it
+    asked = [machine.library_cuda.get(entry["library"], known["cuda"])]
     asked += [v for n, v in machine.libraries.items() if n == CUDA_BINDINGS]
     major = str(max(_numbers(version)[0] for version in asked))
     oldest = rules()["driver"].get(major, {}).get(machine.os.split("-")[0])
@@ -180,17 +181,6 @@ def _driver(entry: Entry, machine: Machine, known: dict[str, Any]) -> Iterator[R
             if oldest
             else f"a driver for CUDA {major}",
             "install a newer driver, or the CUDA 12 builds of the libraries",
-        )
-
-
-def _weights(entry: Entry) -> Iterator[Refusal]:
-    if entry["options"].get("strip_weights"):
-        yield Refusal(
-            "weights",
-            "the engine has no weights",
-            "built with --strip-weights",
-            "an engine with its weights",
-            "build the engine again without --strip-weights",
         )
 
 
@@ -239,5 +229,8 @@ def _memory(entry: Entry, gpu: Gpu) -> Iterator[Refusal]:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "580.65.06" -> (580, 65, 6). Raises ValueError for text."""
-    return tuple(int(part) for part in version.split("."))
+    """ "580.65.06" -> (580, 65, 6), "13.0.0rc1" -> (13, 0, 0). Raises ValueError for text."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    if found is None:
+        raise ValueError(f"version {version!r}")
+    return tuple(int(part) for part in found[0].split("."))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from save_deploy.errors import BackendError
 from save_deploy.manifest import Manifest
-from save_deploy.runtime.preflight import Machine, engine_refusals, probe_machine, refusal_error
+from save_deploy.runtime.preflight import (
+    Machine,
+    Refusal,
+    check,
+    engine_refusals,
+    probe_machine,
+    refusal_error,
+)
 from save_deploy.runtime.preflight.engine import GRAPH
 from save_deploy.runtime.preflight.rules import Entry
 from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
-from save_deploy.runtime.session.providers import CUDA, require_provider
+from save_deploy.runtime.session.providers import CUDA, PROVIDERS, TENSORRT, require_provider
 
 _log = logging.getLogger(__name__)
 BUILD = {
@@ -23,7 +33,8 @@ BUILD = {
 
 @dataclass(frozen=True)
 class Choice:
-    """backend of open_session and the file for it; engine, machine: of an engine, else None."""
+    """backend of open_session and the file for it. engine: its entry, else None; machine: of a GPU
+    backend, with the version of what runs there among its libraries."""
 
     backend: str
     file: str = GRAPH
@@ -37,15 +48,38 @@ def choose(backend: str, folder: Path, manifest: Manifest, *, hashed: bool = Fal
     hashed: the files were compared with their hashes already. Raises BackendError for an unknown
     backend, and for an engine that is asked for and missing or refused.
     """
-    if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+    _require_known(backend)
     if backend in ENGINE_BACKENDS:
         return _engine(backend, folder, manifest, hashed)
+    if backend in PROVIDERS.values():
+        return Choice(backend, machine=_provider_machine(backend))
     return _auto(folder, manifest, hashed) if backend == "auto" else Choice(backend)
 
 
-def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool) -> Choice:
-    entries = [entry for entry in manifest.engines if entry.get("library") == library]
+def require_machine(backend: str, manifest: Manifest) -> None:
+    """What the machine alone decides of `choose`, before any file is read, which can take seconds.
+
+    Raises BackendError when no engine asked for may run here, or a provider cannot load.
+    """
+    _require_known(backend)
+    provider = next((p for p, name in PROVIDERS.items() if name == backend), None)
+    if provider is not None:
+        require_provider(provider)
+    if backend in ENGINE_BACKENDS:
+        entries, machine = _entries(backend, manifest), probe_machine()
+        found = [(entry["file"], check(entry, machine)) for entry in entries]
+        # of a version alone the library has the last word, by the file's header
+        if all(refusals and [r.rule for r in refusals] != ["version"] for _, refusals in found):
+            raise _nearest(found)
+
+
+def _require_known(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+
+
+def _entries(library: str, manifest: Manifest) -> list[Entry]:
+    entries: list[Entry] = [e for e in manifest.engines if e.get("library") == library]
     if not entries:
         there = ", ".join(str(e.get("file")) for e in manifest.engines) or "no engine"
         raise BackendError(
@@ -54,15 +88,34 @@ def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool) -> Cho
             expected=f"an engine of {library}",
             hint=f"{BUILD[library]}, or --backend onnxruntime",
         )
-    machine = probe_machine()
-    refused = []
-    for entry in entries:
+    return entries
+
+
+def _nearest(refused: Sequence[tuple[str, list[Refusal]]]) -> BackendError:
+    """The error of the engine with the fewest reasons."""
+    name, refusals = min(refused, key=lambda item: len(item[1]))
+    return refusal_error(f"{name} cannot run here", refusals)
+
+
+def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool) -> Choice:
+    machine, refused = probe_machine(), []
+    for entry in _entries(library, manifest):
         found = engine_refusals(entry, folder, manifest.files, machine, hashed=hashed)
         if not found:
             return Choice(library, entry["file"], entry, machine)
         refused.append((entry["file"], found))
-    name, nearest = min(refused, key=lambda item: len(item[1]))
-    raise refusal_error(f"{name} cannot run here", nearest)
+    raise _nearest(refused)
+
+
+def _provider_machine(backend: str) -> Machine:
+    """GPU and driver, and ONNX Runtime's version, with TensorRT's where it is used."""
+    import onnxruntime
+
+    version = str(onnxruntime.__version__)
+    if backend == PROVIDERS[TENSORRT]:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # installed system-wide
+            version += f", TensorRT {metadata.version('tensorrt')}"
+    return replace(probe_machine(()), libraries={backend: version})
 
 
 def _auto(folder: Path, manifest: Manifest, hashed: bool) -> Choice:
@@ -79,4 +132,4 @@ def _auto(folder: Path, manifest: Manifest, hashed: bool) -> Choice:
     except BackendError as error:
         _log.info("ONNX Runtime's CUDA provider is passed over: %s", error.what)
         return Choice("auto")
-    return Choice("onnxruntime-cuda")
+    return Choice(PROVIDERS[CUDA], machine=_provider_machine(PROVIDERS[CUDA]))

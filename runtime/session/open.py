@@ -23,7 +23,7 @@ ENV_CACHE = "SAVE_DEPLOY_CACHE"
 # Compiled models over this are not cached: it would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
 # Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
-_PACKED_FACTOR = 2.5
+PACKED_FACTOR = 2.5
 
 
 def available_backends() -> tuple[str, ...]:
@@ -42,6 +42,7 @@ def open_session(
     low_memory: bool | None = None,
     precision: str = "fp32",
     version_compatible: bool = False,
+    refit_from: Path | None = None,
 ) -> Session:
     """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
     engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (after its preflight, with
@@ -49,16 +50,28 @@ def open_session(
 
     sha256 of the file, when known, keys the cache of compiled models. low_memory (ONNX Runtime):
     weights stay mapped from the file, which is slower; default: where packed FP32 copies would not
-    fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT.
+    fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT. refit_from: the ONNX
+    file of an engine without weights.
     Raises BackendError for an unknown, missing or failing backend.
     """
     if backend not in BACKENDS:
         raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
-    if backend in GPU_BACKENDS:
-        return _open_gpu(backend, path, spec, threads, sha256, precision, version_compatible)
+    if backend in ENGINE_BACKENDS:
+        from save_deploy.runtime.session.tensorrt import TensorRtSession
+
+        return TensorRtSession(
+            path,
+            spec,
+            library=backend,
+            version_compatible=version_compatible,
+            refit_from=refit_from,
+            cache_dir=_cache(backend, sha256),
+        )
+    if backend in PROVIDERS.values():
+        return _open_gpu(backend, path, spec, threads, sha256, precision)
     size = graph_bytes(path)
     if low_memory is None:
-        low_memory = cpu_bytes(path) > psutil.virtual_memory().available
+        low_memory = not fits(path)
     if backend == "auto":
         backend = available_backends()[0] if not low_memory else "onnxruntime"
     if backend == "openvino":
@@ -74,16 +87,10 @@ def _open_gpu(
     threads: int | None,
     sha256: str | None,
     precision: str,
-    version_compatible: bool,
 ) -> Session:
     from save_deploy.runtime.session.ort_gpu import OrtGpuSession
-    from save_deploy.runtime.session.tensorrt import TensorRtSession
 
     cache = _cache(backend, sha256) if backend != "onnxruntime-cuda" else None
-    if backend in ENGINE_BACKENDS:
-        return TensorRtSession(
-            path, spec, library=backend, version_compatible=version_compatible, cache_dir=cache
-        )
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     return OrtGpuSession(
         path, spec, provider=provider, precision=precision, threads=threads, cache_dir=cache
@@ -92,7 +99,12 @@ def _open_gpu(
 
 def cpu_bytes(path: Path) -> int:
     """Memory of the fast way to run an ONNX file on the CPU, estimated from its size."""
-    return int(_PACKED_FACTOR * graph_bytes(path))
+    return int(PACKED_FACTOR * graph_bytes(path))
+
+
+def fits(path: Path) -> bool:
+    """Whether the memory that is free now is enough for the fast way to run an ONNX file here."""
+    return cpu_bytes(path) <= psutil.virtual_memory().available
 
 
 def graph_bytes(path: Path) -> int:

@@ -91,15 +91,25 @@ class OrtGpuSession(OrtSession):
 
 
 def _with_options(provider: str, precision: str, cache_dir: Path | None) -> Providers:
-    """The provider with its options, the asked one first."""
-    # TF32 would round the inputs of float32 products to 10 bits: no precision of any bundle
-    cuda = (CUDA, {"use_tf32": "0"})
+    """The provider with its options, and no other: what it cannot run is an error.
+
+    precision: of the manifest. Raises BackendError for one that the provider has no option for.
+    """
+    if provider == CUDA:
+        # TF32 would round the inputs of float32 products to 10 bits: no precision of any bundle
+        return [(CUDA, {"use_tf32": "0"})]
     if provider != TENSORRT:
-        return [cuda if provider == CUDA else provider]
-    options = {
-        "trt_fp16_enable": str(precision != "fp32"),
-        "trt_int8_enable": str(precision == "int8"),
-    }
+        return [provider]
+    parts = precision.split("_")  # fp16, or the quantized products and then the floats: int8_fp16
+    unknown = set(parts) - {"fp32", "fp16", "int8"}
+    if unknown:
+        raise BackendError(
+            f"{TENSORRT} has no option for this precision",
+            got=precision,
+            expected="fp32, fp16, int8 or int8_fp16",
+            hint="an engine of TensorRT itself: save-deploy build BUNDLE, or --backend onnxruntime",
+        )
+    options = {"trt_fp16_enable": str("fp16" in parts), "trt_int8_enable": str("int8" in parts)}
     if cache_dir is not None:
         options |= {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(cache_dir)}
-    return [(TENSORRT, options), cuda]
+    return [(TENSORRT, options)]

@@ -8,20 +8,18 @@ from __future__ import annotations
 import importlib
 import logging
 import mmap
-import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
-
-import numpy as np
 
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.runtime.preflight.engine import engine_validity, last_error_logger
 from save_deploy.runtime.session.cuda import Cuda
-from save_deploy.runtime.session.device import DeviceArray, device_input
-from save_deploy.specs import Arrays, GraphSpec, TensorSpec
+from save_deploy.runtime.session.device import DeviceArray
+from save_deploy.runtime.session.tensorrt_worker import RuntimeCache, Worker, closed
+from save_deploy.specs import Arrays, GraphSpec
 
 RTX = "tensorrt_rtx"
 _DTYPES = {
@@ -33,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 class TensorRtSession:
     """An engine file. Every thread that calls infer gets an execution context, a stream and buffers of
-    its own (kept until close); the engine with its weights is shared, and calls run side by side.
+    its own, which pass on to a later thread when it has ended; the engine with its weights is shared,
+    and calls run side by side. A session that is dropped unclosed is freed all the same.
 
     Shapes are those of the spec, so there is one CUDA graph per thread: TensorRT-RTX captures it
     itself, for full TensorRT it is captured after a first plain run.
@@ -48,11 +47,13 @@ class TensorRtSession:
         version_compatible: bool = False,
         cuda_graph: bool = True,
         cache_dir: Path | None = None,
+        refit_from: Path | None = None,
         device: int = 0,
     ) -> None:
         """library: tensorrt or tensorrt_rtx. cache_dir: where TensorRT-RTX keeps the kernels that it
-        compiles at the first run; it must belong to this very file. The preflight comes before: this
-        trusts the file to be the one of the manifest.
+        compiles at the first run; it must belong to this very file. refit_from: the ONNX file with the
+        weights of an engine built without them. The preflight comes before: this trusts the files to
+        be those of the manifest.
 
         Raises BackendError when the library refuses the engine or a CUDA call fails, BundleError when
         the engine has other inputs and outputs than the spec.
@@ -61,22 +62,23 @@ class TensorRtSession:
         self._trt, self._cuda = importlib.import_module(library), Cuda()
         self._cuda_graph = cuda_graph
         self._logger = last_error_logger(library)
-        self._lock, self._local, self._is_open = threading.Lock(), threading.local(), True
-        self._workers: list[_Worker] = []
+        self._local = threading.local()
         self._require_valid(path)
         self._cuda.use_device(device)
-        self._runtime: Any = self._trt.Runtime(self._logger)
+        self._held = _Held(self._trt.Runtime(self._logger))
         if version_compatible:
-            self._runtime.engine_host_code_allowed = True  # it carries its own runtime
-        self._engine: Any = self._deserialize(path)
+            self._held.runtime.engine_host_code_allowed = True  # it carries its own runtime
+        self._held.engine = self._deserialize(path)
+        if refit_from is not None:
+            self._refit(refit_from)
         self._check_spec(path)
-        self._config, self._cache = None, None
         if library == RTX:
-            self._config = self._engine.create_runtime_config()
-            self._cache = _RuntimeCache(self._config, cache_dir)
+            self._held.config = self._held.engine.create_runtime_config()
+            self._held.cache = RuntimeCache(self._held.config, cache_dir)
             if cuda_graph:
                 strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-                self._config.cuda_graph_strategy = strategy
+                self._held.config.cuda_graph_strategy = strategy
+        self._dropped = weakref.finalize(self, _Held.release_quietly, self._held)
 
     def infer(self, inputs: Arrays) -> Arrays:
         """Named arrays as in the spec, any memory layout -> named arrays of the caller's own."""
@@ -92,17 +94,12 @@ class TensorRtSession:
         return self._with_worker(lambda worker: worker.infer_device(inputs))
 
     def close(self) -> None:
-        """Free everything, after the calls that are running; a second close does nothing."""
-        with self._lock:
-            if not self._is_open:
-                return
-            self._is_open = False
-            workers, self._workers = self._workers, []
-        self._save_cache()
-        for worker in workers:
-            worker.close()
-        # contexts first, then what they were made of
-        self._cache = self._config = self._engine = self._runtime = None
+        """Free everything, after the calls that are running; a second close does nothing.
+
+        Raises the first BackendError met on the way, after the rest is freed too.
+        """
+        self._dropped.detach()
+        self._held.release()
 
     def __enter__(self) -> Self:
         return self
@@ -110,20 +107,22 @@ class TensorRtSession:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _with_worker(self, call: Callable[[_Worker], Any]) -> Any:
-        worker = getattr(self._local, "worker", None)
+    def _with_worker(self, call: Callable[[Worker], Any]) -> Any:
+        worker: Worker | None = getattr(self._local, "worker", None)
         is_first = worker is None
         if worker is None:
-            with self._lock:
-                if not self._is_open:
-                    raise _closed()
+            with self._held.lock:
+                if not self._held.is_open:
+                    raise closed()
                 self._cuda.use_device(self._device)  # CUDA's choice of a device is per thread
-                worker = _Worker(self._cuda, self._new_context, self.spec, self._captures)
+                worker = self._held.idle_worker()
+                if worker is None:
+                    worker = Worker(self._cuda, self._new_context, self.spec, self._captures)
+                self._held.give(worker)
                 self._local.worker = worker
-                self._workers.append(worker)
         result = worker.exclusive(call)
         if is_first:
-            self._save_cache()  # a process that is killed keeps what it compiled
+            self._held.save_cache()  # a process that is killed keeps what it compiled
         return result
 
     @property
@@ -131,8 +130,8 @@ class TensorRtSession:
         return self._cuda_graph and self.backend != RTX
 
     def _new_context(self) -> Any:
-        arguments = () if self._config is None else (self._config,)
-        context = self._engine.create_execution_context(*arguments)
+        config = self._held.config
+        context = self._held.engine.create_execution_context(*(() if config is None else (config,)))
         if context is None:
             raise self._failed("no execution context could be made", "free GPU memory")
         return context
@@ -150,10 +149,22 @@ class TensorRtSession:
     def _deserialize(self, path: Path) -> Any:
         self._logger.last = ""
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            engine = self._runtime.deserialize_cuda_engine(data)
+            engine = self._held.runtime.deserialize_cuda_engine(data)
         if engine is None:  # it never raises
             raise self._failed(f"{self.backend} cannot load {path.name}", "an engine")
         return engine
+
+    def _refit(self, onnx: Path) -> None:
+        """Weights of the ONNX file into an engine that was built without them. Unverified: written
+        against the documentation; such an engine cannot be built without a driver."""
+        self._logger.last = ""
+        refitter = self._trt.Refitter(self._held.engine, self._logger)
+        parser = self._trt.OnnxParserRefitter(refitter, self._logger)
+        if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+            raise self._failed(
+                f"{self.backend} cannot take the engine's weights from {onnx.name}",
+                "all weights of the engine; without --strip-weights it carries them itself",
+            )
 
     def _failed(self, what: str, expected: str) -> BackendError:
         got = self._logger.last or "no reason given"
@@ -161,7 +172,7 @@ class TensorRtSession:
         return BackendError(what, got=got[:300], expected=expected, hint=hint)
 
     def _check_spec(self, path: Path) -> None:
-        engine, found = self._engine, {}
+        engine, found = self._held.engine, {}
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             dtype = engine.get_tensor_dtype(name).name
@@ -177,140 +188,57 @@ class TensorRtSession:
                 hint="build the engine again",
             )
 
-    def _save_cache(self) -> None:
-        with self._lock:
-            if self._cache is not None:
-                self._cache.save()
 
+class _Held:
+    """What a session has to give back: a part of its own, so that it can be freed when the session is
+    dropped without a close."""
 
-class _Worker:
-    """What one thread needs: stream, buffers on both sides, context, CUDA graph."""
+    def __init__(self, runtime: Any) -> None:
+        self.lock, self.is_open = threading.Lock(), True
+        self.runtime: Any = runtime
+        self.engine: Any = None
+        self.config: Any = None
+        self.cache: RuntimeCache | None = None
+        self._workers: dict[Worker, weakref.ref[threading.Thread]] = {}
 
-    def __init__(
-        self, cuda: Cuda, new_context: Callable[[], Any], spec: GraphSpec, capture: bool
-    ) -> None:
-        self._cuda, self._spec, self._capture = cuda, spec, capture
-        self._lock, self._graph, self._context = threading.Lock(), None, None
-        self._host: Arrays = {}
-        self._pointers: dict[str, int] = {}
-        with ExitStack() as stack:  # frees in reverse order, also when half of it failed
-            self._stream = cuda.new_stream()
-            stack.callback(cuda.destroy_stream, self._stream)
-            for tensor in (*spec.inputs, *spec.outputs):
-                self._allocate(tensor, stack)
-            self._context = new_context()
-            stack.callback(self._drop_context)
-            for name, pointer in self._pointers.items():
-                self._require(self._context.set_tensor_address(name, pointer), f"address of {name}")
-            self._stack = stack.pop_all()
+    def idle_worker(self) -> Worker | None:
+        """One whose thread has ended."""
+        for worker, owner in self._workers.items():
+            thread = owner()
+            if thread is None or not thread.is_alive():
+                return worker
+        return None
 
-    def exclusive(self, call: Callable[[_Worker], Any]) -> Any:
-        """Run a call unless closed; close() waits for it."""
-        with self._lock:
-            if self._context is None:
-                raise _closed()
-            return call(self)
+    def give(self, worker: Worker) -> None:
+        """To the calling thread."""
+        self._workers[worker] = weakref.ref(threading.current_thread())
 
-    def infer(self, inputs: Arrays) -> Arrays:
-        for tensor in self._spec.inputs:
-            host = self._host[tensor.name]
-            np.copyto(host, inputs[tensor.name])
-            self._cuda.to_device(
-                self._pointers[tensor.name], host.ctypes.data, host.nbytes, self._stream
-            )
-        self._execute()
-        outputs = [(t.name, self._host[t.name]) for t in self._spec.outputs]
-        for name, host in outputs:
-            self._cuda.to_host(host.ctypes.data, self._pointers[name], host.nbytes, self._stream)
-        self._cuda.synchronize(self._stream)
-        return {name: host.copy() for name, host in outputs}
+    def save_cache(self) -> None:
+        with self.lock:
+            if self.cache is not None:
+                self.cache.save()
 
-    def infer_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
-        given = [device_input(inputs, t, self._cuda, int(self._stream)) for t in self._spec.inputs]
-        for tensor, array in zip(self._spec.inputs, given, strict=True):
-            # the graph reads fixed addresses; a copy on the device costs microseconds
-            n_bytes = self._host[tensor.name].nbytes
-            target = self._pointers[tensor.name]
-            self._cuda.on_device(target, array.pointer, n_bytes, self._stream)
-        self._execute()
-        self._cuda.synchronize(self._stream)
-        return {
-            t.name: DeviceArray(self._pointers[t.name], t.shape, t.dtype)
-            for t in self._spec.outputs
-        }
-
-    def close(self) -> None:
-        with self._lock:
-            if self._context is not None:
-                self._cuda.synchronize(self._stream)
-                self._stack.close()
-
-    def _allocate(self, tensor: TensorSpec, stack: ExitStack) -> None:
-        pointer, host = self._cuda.pinned(tensor.shape, tensor.dtype)
-        stack.callback(self._cuda.free_pinned, pointer)
-        self._host[tensor.name] = host
-        self._pointers[tensor.name] = self._cuda.allocate(host.nbytes)
-        stack.callback(self._cuda.free, self._pointers[tensor.name])
-
-    def _execute(self) -> None:
-        if self._graph is not None:
-            self._cuda.launch(self._graph, self._stream)
-            return
-        self._enqueue()
-        if self._capture:  # after a plain run, which does what may not be captured
-            self._cuda.synchronize(self._stream)
-            self._cuda.begin_capture(self._stream)
+    def release(self) -> None:
+        with self.lock:
+            if not self.is_open:
+                return
+            self.is_open = False
+            workers, self._workers = list(self._workers), {}
+        self.save_cache()
+        errors: list[BackendError] = []
+        for worker in workers:
             try:
-                self._enqueue()
-            finally:  # a stream left capturing could do nothing else
-                graph = self._cuda.end_capture(self._stream)
-                self._stack.callback(self._cuda.destroy_graph, graph)
-            self._graph = graph
+                worker.close()
+            except BackendError as error:
+                errors.append(error)
+        # contexts first, then what they were made of
+        self.cache = self.config = self.engine = self.runtime = None
+        if errors:
+            raise errors[0]
 
-    def _enqueue(self) -> None:
-        done = self._context and self._context.execute_async_v3(int(self._stream))
-        self._require(done, "execution")
-
-    def _require(self, done: Any, what: str) -> None:
-        if not done:
-            raise BackendError(
-                f"the engine refuses: {what}", got="no success", expected="an accepted call",
-                hint="save-deploy doctor BUNDLE",
-            )  # fmt: skip
-
-    def _drop_context(self) -> None:
-        self._context = None
-
-
-class _RuntimeCache:
-    """TensorRT-RTX compiles kernels on the GPU at the first run; kept in a file, the next start is
-    fast. The library itself rejects the file of another GPU, driver or version: then it is new."""
-
-    def __init__(self, config: Any, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / "runtime.cache"
-        self._cache, self._saved = config.create_runtime_cache(), b""
-        if self._path is not None and self._path.is_file():
-            data = self._path.read_bytes()
-            if self._cache.deserialize(data):
-                self._saved = data
-        config.set_runtime_cache(self._cache)
-
-    def save(self) -> None:
-        """Write what changed. A folder that cannot be written only costs the next start its time."""
-        if self._path is None:
-            return
-        data = bytes(self._cache.serialize())
-        if data == self._saved:
-            return
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
+    def release_quietly(self) -> None:
+        """From the garbage collector and at the end of the process, where nobody could catch it."""
         try:
-            partial.write_bytes(data)
-            os.replace(partial, self._path)
-            self._saved = data
-        except OSError as error:
-            _log.warning("compiled kernels were not kept: %s", error)
-            partial.unlink(missing_ok=True)
-
-
-def _closed() -> BackendError:
-    return BackendError("session is closed", hint="open the bundle again")
+            self.release()
+        except BackendError as error:
+            _log.warning("a session was not freed cleanly: %s", error.got)

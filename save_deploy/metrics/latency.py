@@ -40,6 +40,24 @@ def speedup(reference: LatencyResult, other: LatencyResult) -> float:
     return _median(ratios)
 
 
+def speedup_range(
+    reference: LatencyResult, other: LatencyResult, *, interleaved: bool = True
+) -> tuple[float, float]:
+    """Lower and upper quartile of the speed-up: where 1 lies between them, noise decides.
+
+    Interleaved: of the ratios of each round. Else, of runs one after the other, the quartiles of both
+    against each other.
+    """
+    if not interleaved:
+        return (
+            reference.percentile(25) / other.percentile(75),
+            reference.percentile(75) / other.percentile(25),
+        )
+    pairs = zip(reference.samples_ms, other.samples_ms, strict=True)
+    ratios = LatencyResult(tuple(a / b for a, b in pairs))
+    return ratios.percentile(25), ratios.percentile(75)
+
+
 def _median(ordered: Sequence[float]) -> float:
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -42,15 +42,22 @@ class ParityResult:
         close = budget.max_abs_err is None or self.max_abs_err <= budget.max_abs_err
         return close and self.mask_agreement >= budget.min_agreement
 
-    def require(self, budget: ParityBudget, *, what: str, hint: str) -> None:
-        """Raise ParityError when over budget."""
+    def require(
+        self, budget: ParityBudget, *, what: str, hint: str, details: tuple[str, ...] = ()
+    ) -> None:
+        """Raise ParityError when over budget; details: more lines of what was measured."""
         if self.within(budget):
             return
         bound = "" if budget.max_abs_err is None else f", error <= {budget.max_abs_err:g}"
         raise ParityError(
             what,
-            got=f"mask agreement {self.mask_agreement:.5f}, "
-            f"max abs logit error {self.max_abs_err:.1e}",
+            got="\n".join(
+                (
+                    f"mask agreement {self.mask_agreement:.5f}, "
+                    f"max abs logit error {self.max_abs_err:.1e}",
+                    *details,
+                )
+            ),
             expected=f"agreement >= {budget.min_agreement}{bound}",
             hint=hint,
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.verbs.options import Clips, SkipBad, SoundFrom, Split, Threads
+from save_deploy.verbs.options import Clips, NoSelfTest, SkipBad, SoundFrom, Split, Threads
 
 
 def compare(
@@ -98,6 +98,7 @@ def compare(
             show_default="with --report",
         ),
     ] = None,
+    no_self_test: NoSelfTest = False,
     threads: Threads = None,
     sound_from: SoundFrom = "auto",
     skip_bad: SkipBad = False,
@@ -128,6 +129,7 @@ def compare(
         frames=frames if report is not None or as_json else 0,
         memory=report is not None if memory is None else memory,
         threads=threads,
+        self_test=not no_self_test,
         sound_from=sound_from,
         skip_bad=skip_bad,
         budget=Budget(max_drop, min_agreement, min_speedup),

@@ -51,10 +51,16 @@ def build(
         bool, typer.Option("--version-compatible", help="Runs on later versions too (tensorrt).")
     ] = False,
     strip_weights: Annotated[
-        bool, typer.Option("--strip-weights", help="Leave the weights out of the engine.")
+        bool,
+        typer.Option(
+            "--strip-weights",
+            help="Leave the weights out of the engine: they come from model.onnx when it is loaded "
+            "(from Python alone; needs a driver to build; never tried on a GPU).",
+        ),
     ] = False,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Let weights be replaced in the engine.")
+        bool,
+        typer.Option("--refit", help="Let other weights be put into the engine (needs a driver)."),
     ] = False,
     allow_unfused: Annotated[
         bool, typer.Option("--allow-unfused", help="Accept attentions that are not one kernel.")
@@ -65,6 +71,10 @@ def build(
     allow_dequantised: Annotated[
         bool,
         typer.Option("--allow-dequantised", help="Accept quantised products that multiply floats."),
+    ] = False,
+    allow_unproven: Annotated[
+        bool,
+        typer.Option("--allow-unproven", help="Accept products that the builder tells nothing of."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be built, and stop.")
@@ -95,7 +105,12 @@ def build(
     entry = add_engine(
         bundle,
         options,
-        allow=Allow(unfused=allow_unfused, fp32=allow_fp32, dequantised=allow_dequantised),
+        allow=Allow(
+            unfused=allow_unfused,
+            fp32=allow_fp32,
+            dequantised=allow_dequantised,
+            unproven=allow_unproven,
+        ),
         use_cache=not no_cache,
         on_line=lambda line: print(line, file=sys.stderr, flush=True),
     )
@@ -145,10 +160,11 @@ def cache_ls() -> None:
     """List the engines kept from earlier builds."""
     from save_deploy.export.engine import cache
 
-    found = cache.entries()
+    found = [*cache.unfinished(), *cache.entries()]
     table = _table("key", "library", "targets", "MB", "days")
     for e in found:
         library = "damaged" if e.damaged else e.library
+        library = "unfinished" if e.unfinished else library
         row = (e.key[:12], library, " ".join(e.targets), f"{e.size / 1e6:.1f}", f"{e.age_days:.1f}")
         table.add_row(*row)
     _show(table)
@@ -206,6 +222,8 @@ def print_engine(entry: dict[str, Any], receipt: Receipt) -> None:
     table.add_row("kernels", f"{receipt.n_kernels}: {kinds}")
     table.add_row("products", "\n".join(f"{n} {how}" for how, n in receipt.products.items()))
     table.add_row("attentions", _attentions(receipt))
+    if receipt.unproven:
+        table.add_row("not named", f"{len(receipt.unproven)} quantised products and attentions")
     if receipt.quantised_asked:
         table.add_row(
             "quantised", f"{receipt.quantised} of {receipt.quantised_asked} multiply 8 bits"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from save_deploy import interrupt
 from save_deploy.errors import ParityError, SaveDeployError
 from save_deploy.verbs.options import (
     CalibData,
@@ -16,12 +18,11 @@ from save_deploy.verbs.options import (
     CalibSplit,
     Checkpoint,
     Sam,
+    SkipBad,
     Smooth,
     Threads,
 )
-
-if TYPE_CHECKING:
-    from save_deploy.export.options import ExportOptions
+from save_deploy.verbs.unused import refuse_unused
 
 Target = Annotated[
     str,
@@ -49,6 +50,7 @@ NoMerge = Annotated[
 
 
 def export(
+    ctx: typer.Context,
     checkpoint: Checkpoint = None,
     sam: Sam = None,
     res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
@@ -127,6 +129,7 @@ def export(
         ),
     ] = None,
     smooth: Smooth = True,
+    skip_bad: SkipBad = False,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -156,6 +159,7 @@ def export(
     from save_deploy.progress import Stages
     from save_deploy.runtime.report import print_table
 
+    refuse_unused(ctx)
     library = engine_for(engine)
     target = target or ("tensorrt" if library else "portable")
     options = ExportOptions(
@@ -181,15 +185,12 @@ def export(
             method=calib_method,
             table=calibration_table,
             smooth=smooth,
+            skip_bad=skip_bad,
         ),
         search=SearchOptions(
             max_drop=max_drop, data=search_data, clips=search_clips, reuse=precision_from
         ),
     )
-    if not options.quantized and (given := _only_for_8_bits(options)):
-        raise SaveDeployError(
-            "an option of quantization without it", got=given, expected="--int8 or --fp8 beside it"
-        )
     if dry_run:
         from save_deploy.export.estimate import estimate, print_estimate
 
@@ -200,6 +201,7 @@ def export(
         result = export_bundle(options, on_stage=stages)
     finally:
         stages.finish()
+    interrupt.keep(False)  # the bundle is whole: there is nothing to go on with
     print_table(result.rows, f"{result.folder}", result.note)
     if options.precision == "fp16":
         print(
@@ -215,6 +217,11 @@ def export(
         print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}")
     for line in result.lines:
         print(f"{options.precision}: {line}")
+    if skip_bad and options.quantized:
+        from save_deploy.export.quantize.plan import TABLE_FILE
+        from save_deploy.verbs.calibrate import print_skipped
+
+        print_skipped(json.loads((result.folder / TABLE_FILE).read_text())["data"])
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
     if library:
         _add_engine(result.folder, library)
@@ -242,67 +249,6 @@ def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> str:
     if fp16 is None:
         fp16 = target == "tensorrt"  # it fuses attention in FP16 only
     return ("int8" if int8 else "fp8") + ("_fp16" if fp16 else "")
-
-
-def _only_for_8_bits(options: ExportOptions) -> str:
-    """The first option given that a float bundle has no use for."""
-    calibration, search = options.calibration, options.search
-    given = {
-        "--calib-data": calibration.data,
-        "--calib-method": calibration.method,
-        "--calibration-table": calibration.table,
-        "--max-drop": search.max_drop,
-        "--search-data": search.data,
-        "--precision-from": search.reuse,
-    }
-    return next((name for name, value in given.items() if value is not None), "")
-
-
-def calibrate(
-    checkpoint: Checkpoint = None,
-    sam: Sam = None,
-    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
-    calib_data: CalibData = None,
-    calib_split: CalibSplit = "train",
-    calib_pairs: CalibPairs = 64,
-    calib_method: CalibMethod = None,
-    smooth: Smooth = True,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path(
-        "calibration.json"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    threads: Threads = None,
-) -> None:
-    """Measure the ranges that --int8 and --fp8 need, into a table that can be read and reused."""
-    from save_deploy.export.options import CalibrationOptions
-    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
-    from save_deploy.progress import Stages
-
-    options = CalibrationOptions(
-        data=calib_data, split=calib_split, pairs=calib_pairs, method=calib_method, smooth=smooth
-    )
-    stages = Stages(CALIBRATE_STAGES)
-    try:
-        table = calibrate_checkpoint(
-            checkpoint, sam, res, options, out, force=force, threads=threads, on_stage=stages
-        )
-    except KeyboardInterrupt:
-        stages.finish()
-        print("the same command goes on where this one stopped", file=sys.stderr)
-        raise
-    stages.finish()
-    data = table.data
-    print(f"{len(table.tensors)} tensors on {data['pairs']} pairs of {data['source']}")
-    for what, counts in data["strata"].items():
-        shown = ", ".join(f"{k or 'none'} {n}" for k, n in list(counts.items())[:8])
-        print(f"  {what}: {shown}{', ...' if len(counts) > 8 else ''}")
-    for missing in data["not_stratified"]:
-        print(f"  not stratified by {missing}")
-    print(
-        f"default method {table.method}; {len(table.smoothing)} norms smoothed, "
-        f"{len(table.means)} biases corrected"
-    )
-    print(f"table: {out}   (save-export --int8 --calibration-table {out})")
 
 
 def merge(

@@ -222,6 +222,7 @@ def bench(
     from save_deploy.runtime.bench import run_bench
     from save_deploy.runtime.bench.contender import bundle_graphs, parse_contenders, split_names
     from save_deploy.runtime.bench.report import print_result, write_result
+    from save_deploy.runtime.bench.run import yardsticks_of
     from save_deploy.runtime.session import available_backends
 
     names = split_names(what)
@@ -257,8 +258,10 @@ def bench(
                 )  # fmt: skip
             files[name] = path
         contenders = parse_contenders(what, chosen, files)
-        yardsticks = 1 + len({c.backend for c in contenders if c.path})
-        with progress("benchmarking", rounds * (len(contenders) + yardsticks)) as advance:
+        gemm = write_gemm_graph(work / "gemm.onnx")
+        gemm_int8 = write_gemm_graph(work / "gemm-int8.onnx", int8=True)
+        calls = len(contenders) + len(yardsticks_of(contenders, gemm, gemm_int8))
+        with progress("benchmarking", rounds * calls) as advance:
             result = run_bench(
                 subject,
                 contenders,
@@ -266,7 +269,8 @@ def bench(
                 rounds=rounds,
                 budget_s=budget,
                 overhead=write_empty_graph(subject.spec, work / "empty.onnx"),
-                gemm=write_gemm_graph(work / "gemm.onnx"),
+                gemm=gemm,
+                gemm_int8=gemm_int8,
                 on_step=advance,
             )
     print_result(result)

@@ -54,6 +54,13 @@ Backend = Annotated[
         "or auto: the fastest that runs here."
     ),
 ]
+NoSelfTest = Annotated[
+    bool,
+    typer.Option(
+        "--no-self-test",
+        help="Do not run the golden samples first on a GPU that is new to a bundle.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads. Default: all cores.", show_default=False)
 ]

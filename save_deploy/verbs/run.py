@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.verbs.options import Backend, Threads
+from save_deploy.verbs.options import Backend, NoSelfTest, Threads
 
 
 def run(
@@ -48,6 +48,7 @@ def run(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
     backend: Backend = "auto",
+    no_self_test: NoSelfTest = False,
     threads: Threads = None,
 ) -> None:
     """Mask what sounds in a video: overlay video, masks as PNG, a JSON record."""
@@ -68,8 +69,9 @@ def run(
             force=force,
         )
     )
+    self_test = False if no_self_test else None
     with (
-        load(bundle, backend=backend, threads=threads) as pipeline,
+        load(bundle, backend=backend, threads=threads, self_test=self_test) as pipeline,
         progress("frames", prepared.source.n_frames) as advance,
     ):
         head = {

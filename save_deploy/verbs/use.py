@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from save_deploy.errors import DataError
-from save_deploy.verbs.options import Backend, Threads
+from save_deploy.verbs.options import Backend, NoSelfTest, Threads
 
 
 def mask(
@@ -20,6 +20,7 @@ def mask(
         bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
     ] = False,
     backend: Backend = "auto",
+    no_self_test: NoSelfTest = False,
     threads: Threads = None,
 ) -> None:
     """Mask what sounds in one picture."""
@@ -33,7 +34,8 @@ def mask(
     waveform = read_waveform(sound, min_seconds=shortest, hint=cure)
     if is_silent(waveform) and not any_sound:
         raise DataError("sound is silent", got=str(sound), expected="something to hear", hint=cure)
-    with load(bundle, backend=backend, threads=threads) as pipeline:
+    self_test = False if no_self_test else None
+    with load(bundle, backend=backend, threads=threads, self_test=self_test) as pipeline:
         found = pipeline(picture, waveform)
     write_mask(out, found)
     print(f"{out}: {found.mean():.1%} of the picture sounds")

@@ -63,7 +63,7 @@ def test_resumed_equals_uninterrupted(deploy, pairs, tmp_path: Path) -> None:  #
     assert not second.resume(tmp_path / "state.npz", "other data")
     assert second.seen == 0
     assert second.resume(tmp_path / "state.npz", "model+data")
-    observe(deploy, second, pairs)
+    observe(deploy, second, pairs[second.seen :])
     for name, histogram in whole.histograms.items():
         assert second.histograms[name].summary() == histogram.summary()
         assert second.histograms[name].amax("mse") == histogram.amax("mse")

@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from save_deploy.calibration.overlap import refuse_overlap, refuse_test_clips
+from save_deploy.calibration.overlap import (
+    clip_of,
+    refuse_overlap,
+    refuse_test_clips,
+    refuse_test_names,
+)
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.calibration.select import Selection, select_pairs
 from save_deploy.data.open import open_dataset
@@ -84,6 +89,32 @@ def test_copy_under_another_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="overlaps the test split") as error:
         refuse_test_clips(str(base), found)
     assert "cat_train_5_1, the same frame and sound as dog_test_1_1" in error.value.got
+
+
+@pytest.mark.parametrize(
+    ("pair", "clip"),
+    [
+        ("cat_train_5_1", "cat_train_5"),
+        ("--4gqARaEJE_3.mp4_12.5s_4", "--4gqARaEJE_3"),
+        ("My film.v2.MOV_0.0s_1", "My film.v2"),
+        ("x.mp4_3", "x.mp4"),
+    ],
+)
+def test_clip_of_a_pair(pair: str, clip: str) -> None:
+    assert clip_of(pair) == clip
+
+
+def test_pairs_from_elsewhere_are_compared_by_name(tmp_path: Path) -> None:
+    """Of a finished table or a folder of videos, with the dataset that accuracy is measured on."""
+    base = write_s4(tmp_path / "released", {"cat": 1})
+    write_clip(tmp_path / "films" / "dog_test_1.mp4", seconds=35)
+    films = chosen(tmp_path / "films")
+    with pytest.raises(DataError, match="the films overlaps the test split of Single-sou") as error:
+        refuse_test_names(films.pairs.names, str(base), "the films", hint="others")
+    assert "listed as test clip in row" in error.value.got and error.value.hint == "others"
+    refuse_test_names(["dog_train_1_3", "dog_test_10_1"], str(base), "the table")
+    for data in ("scenes", "stamps:ms3", tmp_path / "films"):
+        refuse_test_names(films.pairs.names, str(data), "the films")
 
 
 def test_nothing_is_known_of_videos_and_generated_data(tmp_path: Path) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from save_deploy.calibration.histogram import METHODS
+from save_deploy.calibration.channels import Channels
+from save_deploy.calibration.histogram import METHODS, Histogram
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import Selection
 from save_deploy.calibration.table import CalibrationTable
-from save_deploy.errors import DataError
+from save_deploy.errors import DataError, ExportError
 from save_deploy.export.merge import DeployModel, forms_for
-from save_deploy.export.onnx_export import graph_from_module
+from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.quantize import calibrate as module
 from save_deploy.export.quantize import find_products
 from save_deploy.export.quantize.calibrate import calibrate, model_entry
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.metrics.margin import sqnr_db
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.session import OrtSession
 from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 
@@ -73,31 +78,49 @@ def test_every_product_has_a_range(table: CalibrationTable) -> None:
     assert table.model == model_entry(make_tiny())
 
 
-def test_range_of_a_smoothed_tensor(table: CalibrationTable) -> None:
-    """Equals the maximum of the smoothed model's own values."""
+def test_range_of_a_smoothed_tensor(tmp_path: Path) -> None:
+    """Of all methods as in a histogram of the smoothed model's own values: the maximum exactly, the
+    others, from sampled rows, nearly."""
     model = loud_model()
     found = calibrate(model, deployed(model), selection())
     assert "blocks.0.norm1" in found.smoothing
-    deploy = deployed(model)
+    deploy, exact = deployed(model), Histogram("exact")
     apply_smoothing(deploy, found.smoothing)
-    seen: list[float] = []
-    deploy.blocks[0].norm1.register_forward_hook(lambda m, a, out: seen.append(out.abs().max()))
+    deploy.blocks[0].norm1.register_forward_hook(lambda m, a, out: exact.add(out.numpy()))
     pairs, pipeline = selection().pairs, eager_pipeline(model)
     with torch.inference_mode():
         for image, waveform in zip(pairs.image, pairs.waveform, strict=True):
             deploy(torch.from_numpy(image[None]), torch.from_numpy(pipeline.embed(waveform)))
-    assert found.amax("blocks.0.attn.qkv") == pytest.approx(float(max(seen)), rel=1e-5)
+    name = "blocks.0.attn.qkv"
+    assert found.amax(name) == pytest.approx(exact.amax("minmax"), rel=1e-5)
+    for method in METHODS:
+        assert found.amax(name, method) == pytest.approx(exact.amax(method), rel=0.04), method
+    entry = found.to_dict()["tensors"]
+    assert entry[name]["sampled"] is True and "sampled" not in entry["blocks.0.attn.proj"]
+    assert entry[name]["histogram"]["max"] == pytest.approx(found.amax(name), rel=1e-4)
+    found.write(tmp_path / "t.json")
+    assert CalibrationTable.read(tmp_path / "t.json") == found
     assert not calibrate(model, deployed(model), selection(), smooth=False).smoothing
+
+
+def test_channel_maxima_are_no_row() -> None:
+    """Channels that are loud at different times: no row has all of their maxima. (Entropy follows
+    how far a normal tail was sampled.)"""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(64, 600, 48)).astype(np.float32)
+    channels, exact = Channels("x", n_pairs=64), Histogram("x")
+    for part in values:
+        channels.add(part)
+        exact.add(part)
+    found = module._rescaled("x", channels, np.ones(48, np.float32))
+    assert found.amax["minmax"] == pytest.approx(exact.amax("minmax"), rel=1e-5)
+    for method in ("percentile", "mse"):
+        assert found.amax[method] == pytest.approx(exact.amax(method), rel=0.05), method
 
 
 @pytest.mark.parametrize("smooth", [True, False])
 def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool) -> None:
     """Logits of the quantized graph against eager: 20 dB and more between with and without."""
-    import onnxruntime as ort
-
-    from save_deploy.export.onnx_export import save_graph
-    from save_deploy.metrics.margin import sqnr_db
-
     model = loud_model()
     found = calibrate(model, deployed(model), selection(), smooth=smooth)
     deploy = deployed(model)
@@ -111,8 +134,9 @@ def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool
     save_graph(graph, tmp_path / "m.onnx")
     with torch.inference_mode():
         expected = model.forward_embedding(image, sound).numpy()
-    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
-    got = session.run(None, {"image": image.numpy(), "audio_embedding": sound.numpy()})[0]
+    with OrtSession(tmp_path / "m.onnx", model_spec(model.config)) as session:
+        feeds = {"image": image.numpy(), "audio_embedding": sound.numpy()}
+        got = session.infer(feeds)["mask_logits"]
     db = sqnr_db(expected - expected.mean(), got - expected.mean())
     assert db > 33 if smooth else db < 30
 
@@ -163,6 +187,80 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not state.exists()
     other = calibrate(model, deployed(model), selection(seed=3), state=state)
     assert other.to_dict() != whole.to_dict()
+
+
+def test_sounds_of_finished_pairs_are_not_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[np.ndarray] = []
+
+    class Pipeline:
+        def embed(self, waveform: np.ndarray) -> np.ndarray:
+            embedded.append(waveform)
+            return np.zeros((1, 128), np.float32)
+
+    monkeypatch.setattr(module, "eager_pipeline", lambda model: Pipeline())
+    chosen = selection()
+    rest = list(module._inputs(make_tiny(), chosen, 4))
+    assert len(rest) == 2 and (rest[0][0].numpy() == chosen.pairs.image[4]).all()
+    assert np.array_equal(embedded, chosen.pairs.waveform[4:])
+
+
+@pytest.mark.parametrize("fault", ["folder", "disk"])
+def test_a_state_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    """A read-only cache or a full disk: the same table without a state, and one warning."""
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    model, state = make_tiny(), tmp_path / "cache" / "a.npz"
+    if fault == "folder":
+        (tmp_path / "cache").write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(np, "savez", _full_disk)
+    found = calibrate(model, deployed(model), selection(), state=state)
+    assert found.data["pairs"] == 6
+    said = capsys.readouterr().err
+    assert said.count("could not be resumed") == 1
+    assert fault == "folder" or not list((tmp_path / "cache").iterdir())
+
+
+def _full_disk(file: Any, **arrays: Any) -> None:
+    file.write(b"PK")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_range_no_scale_holds_is_named() -> None:
+    model = make_tiny()
+    with torch.no_grad():
+        model.image_encoder.blocks[1].norm1.weight *= 1e8
+    with pytest.raises(ExportError, match=r"blocks\.1\.attn\.qkv is too large for 8 bits"):
+        calibrate(model, deployed(model), selection(n=1))
+
+
+def test_a_finished_table_is_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To its last digit, of the same model, pairs, method and smoothing only; a damaged one is."""
+    model = make_tiny()
+    passes: list[int] = []
+    observe = module.observe
+    monkeypatch.setattr(
+        module, "observe", lambda *args, **named: (passes.append(1), observe(*args, **named))
+    )
+    told: list[str] = []
+
+    def run(**options: object) -> CalibrationTable:
+        return calibrate(model, deployed(model), selection(), kept=tmp_path / "kept",
+                         on_pair=lambda text="", n=1: told.append(text), **options)  # type: ignore[arg-type]  # fmt: skip
+
+    first = run()
+    assert (len(passes), set(told)) == (1, {""})
+    assert run().sha256 == first.sha256 and len(passes) == 1
+    assert told[-1] == "measured by an earlier run"
+    assert run(method="mse").method == "mse" and len(passes) == 2
+    run(smooth=False)
+    assert len(passes) == 3 and len(list((tmp_path / "kept").iterdir())) == 3
+    for file in (tmp_path / "kept").iterdir():
+        file.write_text("{ not json")
+    assert run().sha256 == first.sha256 and len(passes) == 4
 
 
 def _save_always(self: module._Saver) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from save_deploy.errors import BackendError, ExportError
-from save_deploy.export.engine import messages
+from save_deploy.export.engine import library, messages
 from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.graph import content_hash, read_graph
 from save_deploy.export.engine.options import BuildOptions
@@ -26,6 +27,7 @@ from save_deploy.export.merge import DeployModel, Forms
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import find_products, insert_qdq
+from save_deploy.runtime.preflight.engine import last_error_logger
 from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 
@@ -329,6 +331,16 @@ def test_options_reach_the_builder(tmp_path: Path) -> None:
     assert built(path, tmp_path).engine.read_bytes()[32] == 0x8
 
 
+def test_no_tf32() -> None:
+    """A fresh configuration allows it; ours leaves precision to the graph."""
+    builder = RTX.Builder(last_error_logger("tensorrt_rtx"))
+    tf32 = RTX.BuilderFlag.TF32
+    assert builder.create_builder_config().get_flag(tf32)
+    options = replace(L4, optimization_level=2).to_dict()
+    config = library.make_config(RTX, builder, options)
+    assert not config.get_flag(tf32) and config.flags == 0
+
+
 def test_peak_memory_is_the_workers(tmp_path: Path) -> None:
     """Linux carries a parent's peak into its children's ru_maxrss."""
     ballast = np.ones(100_000_000)
@@ -337,8 +349,6 @@ def test_peak_memory_is_the_workers(tmp_path: Path) -> None:
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from save_deploy.export.engine import library
-
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError) as caught:
         built(attention_graph(tmp_path / "a.onnx"), tmp_path)

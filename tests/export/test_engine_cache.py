@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
 from save_deploy.errors import BundleError, ExportError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
-from save_deploy.manifest import Manifest, record_files, sha256_of
+from save_deploy.manifest import FileRecord, Manifest, record_files, sha256_of
+from save_deploy.runtime.preflight import engine_refusals, probe_machine
+from save_deploy.runtime.preflight.rules import rules
 from save_deploy.specs import audio_spec, model_spec
 from save_deploy.verbs import engine as verbs
 from tests.conftest import make_tiny
@@ -27,8 +32,8 @@ pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-d
 L4 = BuildOptions(library="rtx", targets=("L4",))
 ENTRY = {
     "file", "library", "library_version", "targets", "hardware_compatibility", "version_compatible",
-    "os", "gpu", "driver", "cuda", "onnx_sha256", "engine_bytes", "activation_bytes",
-    "weights_bytes", "header", "options", "receipt",
+    "os", "gpu", "driver", "cuda", "onnx_sha256", "onnx_data_sha256", "engine_bytes",
+    "activation_bytes", "weights_bytes", "header", "options", "receipt",
 }  # fmt: skip
 
 
@@ -239,13 +244,11 @@ def test_manifest_matches_wherever_it_stops(
 
 
 def test_full_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from save_deploy.export.engine import add
-
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     before = {p.name for p in bundle.iterdir()}
-    monkeypatch.setattr(add.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(ExportError, match="No space left"):
         add_engine(bundle, L4)
     assert {p.name for p in bundle.iterdir()} == before
@@ -301,3 +304,60 @@ def test_hopper_is_refused(bundle: Path, gpu: str) -> None:
         verbs.build(bundle, gpus=[gpu])
     assert "--library tensorrt" in caught.value.hint and caught.value.exit_code == 1
     assert not (bundle / "model.rtx.plan").exists()
+
+
+def test_what_killed_builds_left(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Listed, counted and removed at any age; the folder of a build that runs is left alone."""
+    dead = own_cache / f".{'ab' * 16}.partial-999999999-x"
+    alive = own_cache / f".{'cd' * 16}.partial-{os.getpid()}-x"
+    for place in (dead, alive):
+        place.mkdir(parents=True)
+        (place / "engine").write_bytes(b"half")
+    (found,) = cache.unfinished()
+    assert (found.key, found.size, cache.entries()) == ("ab" * 16, 4, [])
+    verbs.cache_ls()
+    assert "unfinished" in capsys.readouterr().out
+    with pytest.raises(ExportError, match="no cached engine"):
+        cache.remove("cd")
+    verbs.cache_rm(older_than=30)
+    assert "removed 1 engines" in capsys.readouterr().out
+    assert [p.name for p in own_cache.glob(".*")] == [alive.name]
+
+
+def test_an_engine_removed_before_it_is_copied(
+    bundle: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By someone who asks no lock: it is built again."""
+    add_engine(bundle, L4)
+    lookup = cache.lookup
+
+    def then_removed(key: str) -> Any:
+        found = lookup(key)
+        shutil.rmtree(own_cache / key, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(cache, "lookup", then_removed)
+    said: list[str] = []
+    add_engine(bundle, L4, on_line=said.append)
+    assert "optimising" in said and "from the cache" not in said[0]
+    Manifest.read(bundle).verify(bundle)
+
+
+def test_external_weights_and_rules_are_in_the_manifest(bundle: Path) -> None:
+    """An engine belongs to the graph and its weights; the preflight's data are there for others."""
+    assert add_engine(bundle, L4)["onnx_data_sha256"] is None
+    assert Manifest.read(bundle).preflight == rules()
+    path = bundle / "model.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data",
+              size_threshold=64)  # fmt: skip
+    manifest = replace(Manifest.read(bundle), engines=(), files=record_files(bundle))
+    manifest.write(bundle)
+    entry = add_engine(bundle, L4)
+    manifest = Manifest.read(bundle)
+    assert entry["onnx_data_sha256"] == manifest.files["model.onnx.data"].sha256
+    found = lambda files: [
+        r.rule for r in engine_refusals(entry, bundle, files, probe_machine(()), hashed=True)
+    ]
+    assert "onnx" not in found(manifest.files)
+    other = {**manifest.files, "model.onnx.data": FileRecord("1" * 64, 1)}
+    assert "onnx" in found(other)

@@ -114,6 +114,7 @@ def test_only_names_all_three_have(file: str) -> None:
         ("if hasattr(config, 'nothing'):\n    pass", "IBuilderConfig.nothing"),
         ("named(trt.BuilderFlag, 'NONE_SUCH')", "BuilderFlag.NONE_SUCH"),
         ("trt.Buildr(logger)", "module.Buildr"),
+        ("config.clear_flag(trt.BuilderFlag.TF33)", "BuilderFlag.TF33"),
     ],
 )
 def test_a_made_up_name_is_caught(source: str, name: str) -> None:

@@ -99,8 +99,25 @@ def test_steps_of_generated_kernels() -> None:
 
 def test_a_log_without_kernels_fails() -> None:
     made = receipt(facts(product("b.0.qkv/matmul")))
-    assert "no kernels" in failures(made, Allow())[0]
+    (problem,) = failures(made, Allow())
+    assert "no kernels" in problem and "--allow-unproven" in problem
+    assert failures(made, Allow(unproven=True)) == []
     assert any("1 products" in line for line in made.unknown)
+
+
+def test_what_no_kernel_names_is_unknown_not_wrong() -> None:
+    """As full TensorRT may do: neither dequantised nor unfused, counted and failed apart."""
+    asked = (product("b.0.proj/matmul", quantised=True), product("b.9.proj/matmul", quantised=True))
+    graph = facts(*asked, product("b.8.proj/matmul"), attention="fp16")
+    made = receipt(graph, INT8)
+    assert (made.quantised_asked, made.quantised, made.dequantised) == (2, 1, ())
+    assert (made.fused, made.unfused) == (0, ())
+    assert made.unproven == ("b.9.proj/matmul", "b.0/softmax")
+    assert any("kernels of 2 products" in line for line in made.unknown)
+    (problem,) = failures(made, Allow(dequantised=True, unfused=True))
+    assert "no kernel names: 2: b.9.proj/matmul, b.0/softmax (--allow-unproven)" in problem
+    assert failures(made, Allow(unproven=True)) == []
+    assert receipt(facts(*asked[:1], attention="fp16"), INT8, MHA).unproven == ()
 
 
 def test_products_and_moves() -> None:

@@ -12,6 +12,7 @@ from save_deploy.export.engine import library
 from save_deploy.export.engine.graph import GraphFacts, Product
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.targets import capability_of, resolve
+from save_deploy.runtime.preflight.nvidia import Gpu, Nvidia
 
 
 def facts(*dtypes: str, fp8: bool = False) -> GraphFacts:
@@ -30,6 +31,8 @@ def facts(*dtypes: str, fp8: bool = False) -> GraphFacts:
         ("GeForce RTX 4060 Laptop GPU", "SM89"), ("RTX 4090 D", "SM89"), ("L4", "SM89"),
         ("NVIDIA L40S", "SM89"), ("RTX 6000 Ada Generation", "SM89"), ("RTX 5090", "SM120"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "SM120"), ("DGX Spark", "SM121"),
+        ("A6000", "SM86"), ("NVIDIA RTX 4000 SFF Ada Generation", "SM89"), ("RTX PRO 1000", "SM120"),
+        ("RTX PRO 500 Blackwell Generation Laptop GPU", "SM120"), ("NVIDIA A2", "SM86"),
         ("GB10", "SM121"), ("NVIDIA H100 80GB HBM3", "SM90"), ("H200", "SM90"), ("B200", "SM100"),
     ],
 )  # fmt: skip
@@ -37,7 +40,7 @@ def test_capability_of(name: str, expected: str) -> None:
     assert capability_of(name) == expected
 
 
-@pytest.mark.parametrize("name", ["RTX 6000", "banana", "", "8", "8.66", "GTX", "Ti"])
+@pytest.mark.parametrize("name", ["RTX 6000", "banana", "", "8", "8.66", "GTX", "Ti", "Blackwell"])
 def test_unknown_gpu(name: str) -> None:
     """RTX 6000 is three GPUs of three generations."""
     with pytest.raises(ExportError, match="unknown GPU") as caught:
@@ -166,3 +169,19 @@ def test_old_tensorrt(version: str, fine: bool, monkeypatch: pytest.MonkeyPatch)
         return
     with pytest.raises(BackendError, match="too old"):
         library.version_of("tensorrt")
+
+
+def test_auto_builds_nothing_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTX alone beside a Hopper GPU: refused with the cure, unless the GPU or the library is named."""
+    find = lambda name: object() if name == "tensorrt_rtx" else None
+    seen = Nvidia((Gpu("NVIDIA H100", (9, 0), 80 << 30, None),), "580.1", "13.0")
+    monkeypatch.setattr(library.importlib.util, "find_spec", find)
+    monkeypatch.setattr(library, "has_driver", lambda: True)
+    monkeypatch.setattr(library, "read_nvidia", lambda: seen)
+    with pytest.raises(BackendError, match=r"no code for the GPU(.|\n)*H100 \(SM90\)") as caught:
+        library.choose("auto")
+    assert "pip install tensorrt" in caught.value.hint and "--for" in caught.value.hint
+    assert library.choose("auto", targets=True) == library.choose("rtx") == "tensorrt_rtx"
+    assert library.engine_for("auto") == ""
+    seen = replace(seen, gpus=(Gpu("NVIDIA L4", (8, 9), 24 << 30, None),))
+    assert library.choose("auto") == "tensorrt_rtx" and library.engine_for("auto") == "rtx"

@@ -186,6 +186,33 @@ def test_int8_and_fp16_share_their_integers(files) -> None:  # type: ignore[no-u
     assert onnx.TensorProto.FLOAT16 in kinds
 
 
+def test_equal_biases_are_corrected_apart(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
+    """One constant of the graph may be the bias of several products, whose corrections differ."""
+    names = ["blocks.0.mlp.lin2", "blocks.1.mlp.lin2"]
+    products = [p for p in find_products(deploy) if p.name in names]
+    graph = traced(deploy, pair)
+    adds = [
+        next(iter(n.outputs[0].uses())).node
+        for n in graph.graph
+        if n.op_type == "MatMul" and n.name.startswith(tuple(names))
+    ]
+    place = lambda add: next(i for i, v in enumerate(add.inputs) if v.const_value is not None)
+    first, second = adds
+    shared = first.inputs[place(first)]
+    second.replace_input_with(place(second), shared)
+    bias = shared.const_value.numpy().copy()
+    mean = np.full(deploy.blocks[0].mlp.lin2.in_features, 3.0)
+    nodes = insert_qdq(graph, products, amax, means=dict.fromkeys(names, mean))
+    assert len(nodes) == len(adds) == 2
+    shifts = [add.inputs[place(add)].const_value.numpy().ravel() - bias for add in adds]
+    assert all(shift.any() for shift in shifts)
+    for shift, node in zip(shifts, nodes, strict=True):
+        made = {str(v.name): v.const_value.numpy() for v in graph.graph.initializers.values()}
+        rounded = made[f"{node}.weight"].astype(np.float32) * made[f"{node}.weight.scale"]
+        weight = deploy.get_submodule(node.rpartition("/")[0]).weight.numpy().T
+        np.testing.assert_allclose(shift, -(mean @ (rounded - weight)), atol=1e-6)
+
+
 def test_a_product_the_graph_has_not(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
     other = DeployModel(make_tiny(), Forms(adapter="off")).eval()
     with pytest.raises(ExportError, match=r"blocks\.0\.adapter\.down"):
@@ -199,6 +226,20 @@ def test_scale_is_an_fp16_number_that_never_overflows(fmt) -> None:  # type: ign
     assert (scale == scale.astype(np.float16)).all() and (scale > 0).all()
     assert (scale.astype(np.float64) * fmt.levels >= amax).all()
     assert (scale[500:-1] * fmt.levels <= amax[500:-1] * 1.001).all()
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+def test_a_range_no_scale_holds(fmt, deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
+    """The largest FP16 number is the largest scale: above it a tensor is refused, not infinite."""
+    assert scale_of(65504.0 * fmt.levels, fmt) == 65504
+    with pytest.raises(ExportError, match="too large"):
+        scale_of(65510.0 * fmt.levels, fmt)
+    wide = {**amax, "blocks.1.mlp.lin2": 3e7}
+    with pytest.raises(ExportError, match=r"blocks\.1\.mlp\.lin2 is too large for 8 bits"):
+        insert_qdq(traced(deploy, pair), find_products(deploy), wide, fmt=fmt.name)
+    weight = np.full((4, 3), 4e7, np.float32)
+    with pytest.raises(ExportError, match="the weight of here is too large"):
+        quantize_weight(weight, fmt, name="the weight of here")
 
 
 def test_weight_rounding_against_float64() -> None:

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from save_deploy import interrupt
 from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
-from save_deploy.errors import ExportError, ParityError
+from save_deploy.errors import BackendError, ExportError, ParityError
 from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.estimate import estimate
 from save_deploy.export.options import ExportOptions
+from save_deploy.export.quantize import judge
 from save_deploy.export.run import export_bundle
 
 CLI = [sys.executable, "-m", "save_deploy"]
@@ -80,6 +81,19 @@ def test_over_budget_leaves_nothing(tmp_path: Path) -> None:
         export_bundle(options)
     assert caught.value.exit_code == 2
     assert leftovers(tmp_path) == []
+
+
+def test_fp8_without_a_backend_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "available_backends", lambda: ("onnxruntime",))
+    begun: list[str] = []
+    with pytest.raises(BackendError, match="cannot be proven here"):
+        export_bundle(
+            ExportOptions(precision="fp8", out=tmp_path / "b"),
+            on_stage=lambda stage, _: begun.append(stage),
+        )
+    assert begun == [] and leftovers(tmp_path) == []
 
 
 def test_nan_weights_leave_nothing(tmp_path: Path) -> None:

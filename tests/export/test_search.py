@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from save_deploy.errors import ParityError
 from save_deploy.export.quantize.picture import plot_sensitivity
-from save_deploy.export.quantize.search import Evaluations, SearchResult, branch_of, search
+from save_deploy.export.quantize.search import (
+    Evaluations,
+    SearchResult,
+    branch_of,
+    most_steps,
+    search,
+)
 from save_deploy.export.quantize.validation import Scored
 
 UNITS = tuple(f"blocks.{i}.{b}" for i in range(3) for b in ("attn", "mlp", "adapter"))
@@ -22,8 +29,9 @@ EAGER = Scored(75.0, 0.88, 1.0)
 class Machine:
     """A model whose losses add up, and a stopwatch."""
 
-    def __init__(self) -> None:
+    def __init__(self, saves: Mapping[str, float] = SAVES) -> None:
         self.calls: list[frozenset[str]] = []
+        self.saves = saves
 
     def evaluate(self, floats: frozenset[str]) -> Scored:
         self.calls.append(floats)
@@ -31,15 +39,20 @@ class Machine:
         return Scored(EAGER.m_j - lost, 0.88, 1 - lost / 100)
 
     def time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
-        return {n: 20 + sum(SAVES[branch_of(u)] for u in floats) for n, floats in choices.items()}
+        saves = self.saves
+        return {n: 20 + sum(saves[branch_of(u)] for u in floats) for n, floats in choices.items()}
 
 
-def run(budget: float, path: Path | None = None) -> tuple[SearchResult, Machine]:
-    machine = Machine()
+def run(
+    budget: float, path: Path | None = None, saves: Mapping[str, float] = SAVES
+) -> tuple[SearchResult, Machine]:
+    machine = Machine(saves)
+    steps: list[str] = []
     found = search(
         UNITS, budget, EAGER, evaluate=machine.evaluate, time_choices=machine.time,
-        known=Evaluations(path),
+        known=Evaluations(path), on_step=steps.append,
     )  # fmt: skip
+    assert len(UNITS) < len(steps) <= most_steps(len(UNITS))
     return found, machine
 
 
@@ -47,8 +60,14 @@ def lost(floats: tuple[str, ...]) -> float:
     return sum(h for u, h in HARM.items() if u not in floats)
 
 
-def cost(floats: tuple[str, ...]) -> float:
-    return sum(SAVES[branch_of(u)] for u in floats)
+def cost(floats: tuple[str, ...], saves: Mapping[str, float] = SAVES) -> float:
+    return sum(saves[branch_of(u)] for u in floats)
+
+
+def choices() -> list[tuple[str, ...]]:
+    """All 512."""
+    counts = range(len(UNITS) + 1)
+    return [c for n in counts for c in itertools.combinations(UNITS, n)]
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.1, 0.5, 1.0, 1.5, 3.0])
@@ -61,10 +80,7 @@ def test_within_budget_and_near_the_optimum(budget: float) -> None:
     for unit in found.float_units:
         without = tuple(u for u in found.float_units if u != unit)
         assert lost(without) > budget
-    choices = itertools.chain.from_iterable(
-        itertools.combinations(UNITS, n) for n in range(len(UNITS) + 1)
-    )
-    best = min(cost(c) for c in choices if lost(c) <= budget + 1e-9)
+    best = min(cost(c) for c in choices() if lost(c) <= budget + 1e-9)
     assert cost(found.float_units) <= best + max(SAVES.values())
     assert found.expected_ms == pytest.approx(20 + cost(found.float_units))
 
@@ -119,11 +135,41 @@ def test_a_damaged_file_is_evaluated_again(tmp_path: Path) -> None:
     assert run(0.5, tmp_path / "search.json")[0].float_units == run(0.5)[0].float_units
 
 
-def test_a_branch_that_saves_nothing_goes_first() -> None:
-    machine = Machine()
-    machine.time = lambda choices: {  # type: ignore[method-assign]
-        n: 20 + sum(0 if branch_of(u) == "adapter" else 2 for u in f) for n, f in choices.items()
-    }
-    found = search(UNITS, 1.31, EAGER, evaluate=machine.evaluate, time_choices=machine.time,
-                   known=Evaluations(None))  # fmt: skip
+@pytest.mark.parametrize("budget", [1.0, 1.5, 3.0])
+@pytest.mark.parametrize("slow", ["attn", "mlp", "adapter"])
+def test_a_branch_that_is_slower_in_8_bits_stays_in_float(slow: str, budget: float) -> None:
+    """Also where the budget allows all of it in 8 bits: the cheapest choice is asked for."""
+    saves = {**SAVES, slow: -0.3}
+    found, _ = run(budget, saves=saves)
+    assert {u for u in UNITS if branch_of(u) == slow} <= set(found.float_units)
+    assert lost(found.float_units) <= budget + 1e-9
+    best = min(cost(c, saves) for c in choices() if lost(c) <= budget + 1e-9)
+    assert cost(found.float_units, saves) <= best + (2.0 if budget < 3 else 1e-9)
+    assert found.expected_ms == pytest.approx(20 + cost(found.float_units, saves))
+    assert found.full.m_j == pytest.approx(75 - lost(()))  # still measured, for the report
+
+
+def test_a_branch_that_saves_nothing_stays_in_float() -> None:
+    found, _ = run(1.31, saves={"attn": 2, "mlp": 2, "adapter": 0})
     assert {branch_of(u) for u in found.float_units} == {"adapter"}
+
+
+def test_an_impossible_budget_is_an_error() -> None:
+    """All in float loses more than allowed: it is measured, and said."""
+    machine = Machine()
+
+    def worse(floats: frozenset[str]) -> Scored:
+        found = machine.evaluate(floats)
+        return Scored(found.m_j - 0.25, found.m_f, found.agreement)
+
+    with pytest.raises(ParityError, match=r"0\.25 points(.|\n)*at most 0\.1") as caught:
+        search(UNITS, 0.1, EAGER, evaluate=worse, time_choices=machine.time,
+               known=Evaluations(None))  # fmt: skip
+    assert caught.value.exit_code == 2 and frozenset(UNITS) in machine.calls
+
+
+def test_what_this_run_asked_twice_is_not_reused(tmp_path: Path) -> None:
+    first, _ = run(0.5, tmp_path / "search.json")
+    assert first.reused == 0
+    again, _ = run(0.5, tmp_path / "search.json")
+    assert (again.evaluations, again.reused) == (0, first.evaluations)

@@ -82,6 +82,7 @@ def test_a_part_left_out_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(DeployAdapter, "with_scaled_input", broken)
     if part == "qkv":
         monkeypatch.setattr(smooth, "Product", lambda weight: deploy.blocks[0].attn.qkv)
+        monkeypatch.setattr(smooth, "can_smooth", lambda block, norm: True)  # asks for its type
     smoothing = both_norms(deploy)
     if part == "lin1":
         proof_of = smooth._difference
@@ -154,6 +155,10 @@ def test_smoothing_of_another_model() -> None:
 def test_an_eager_adapter_is_not_smoothed() -> None:
     deploy = DeployModel(make_tiny(), replace(FORMS, adapter="off")).eval()
     assert can_smooth(deploy.blocks[0], "norm1") and not can_smooth(deploy.blocks[0], "norm2")
+    before = deploy.blocks[0].norm2
+    with pytest.raises(ExportError, match=r"another form of the graph(.|\n)*blocks\.0\.norm2"):
+        apply_smoothing(deploy, {"blocks.0.norm2": Smoothing(0.5, (1,) * deploy.config.embed_dim)})
+    assert deploy.blocks[0].norm2 is before
 
 
 def test_channels_against_numpy() -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from save_deploy.export.merge.forms import Forms
+from save_deploy.export.merge import forms_for
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import parity
 from save_deploy.runtime.preflight import Machine
@@ -60,9 +61,10 @@ def compare(
 def test_late_pad_against_one_attention_per_window(
     library: str, res: int, make_engine: Callable[..., Engine], figures: Callable[..., None]
 ) -> None:
-    rel_pos = "fold_global" if res > 512 else "bias"
-    late = make_engine(library, res=res, forms=Forms(windows="late_pad", rel_pos=rel_pos))
-    windows = make_engine(library, res=res, forms=Forms(windows="real_queries", rel_pos=rel_pos))
+    forms = forms_for("tensorrt", res=res)
+    assert forms.windows == "late_pad"
+    late = make_engine(library, res=res)
+    windows = make_engine(library, res=res, forms=replace(forms, windows="real_queries"))
     agreement = compare(late, windows, ("late_pad", "real_queries"), figures)
     assert agreement >= MIN_AGREEMENT
 
@@ -70,8 +72,10 @@ def test_late_pad_against_one_attention_per_window(
 def test_folded_positions_against_a_bias_at_1024(
     library: str, make_engine: Callable[..., Engine], figures: Callable[..., None]
 ) -> None:
-    fold = make_engine(library, res=1024, forms=Forms(rel_pos="fold_global"))
-    bias = make_engine(library, res=1024, forms=Forms(rel_pos="bias"))
+    forms = forms_for("tensorrt", res=1024)
+    assert forms.rel_pos == "fold_global"
+    fold = make_engine(library, res=1024)
+    bias = make_engine(library, res=1024, forms=replace(forms, rel_pos="bias"))
     assert compare(fold, bias, ("fold", "bias"), figures) >= MIN_AGREEMENT
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import shutil
+import wave
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from save_deploy.manifest import FileRecord, Manifest
 from save_deploy.runtime.preflight import Gpu, Machine
@@ -61,6 +64,7 @@ def entry_of(data: bytes, **changes: Any) -> dict[str, Any]:
         "driver": None,
         "cuda": None,
         "onnx_sha256": "0" * 64,
+        "onnx_data_sha256": None,
         "engine_bytes": len(data),
         "activation_bytes": 1 << 20,
         "weights_bytes": 1 << 20,
@@ -87,10 +91,12 @@ def with_engine(bundle: Path, folder: Path) -> tuple[Path, Manifest]:
     path = copy / "model.rtx.plan"
     path.write_bytes(crafted_engine())
     manifest = Manifest.read(copy)
-    onnx = manifest.files["model.onnx"].sha256
+    graph = {"onnx_sha256": manifest.files["model.onnx"].sha256}
+    if weights := manifest.files.get("model.onnx.data"):
+        graph["onnx_data_sha256"] = weights.sha256
     manifest = replace(
         manifest,
-        engines=(entry_of(path.read_bytes(), onnx_sha256=onnx),),
+        engines=(entry_of(path.read_bytes(), **graph),),
         files={**manifest.files, path.name: record_of(path)},
     )
     manifest.write(copy)
@@ -113,3 +119,11 @@ def machine(**changes: Any) -> Machine:
 
 def gpu(name: str = "NVIDIA L4", capability: tuple[int, int] = (8, 9), free: int = 20 << 30) -> Gpu:
     return Gpu(name, capability, 24 << 30, free)
+
+
+def write_wav(path: Path) -> None:
+    """A second of noise, 16 kHz mono."""
+    noise = np.random.default_rng(0).normal(scale=3000, size=16_000).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(noise.tobytes())

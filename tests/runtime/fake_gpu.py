@@ -100,8 +100,10 @@ class FakeCudaRuntime(ModuleType):
         return self._answer(f"cudaMemcpyAsync {kind}")
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
-        self.capturing[stream] = []
-        return self._answer("cudaStreamBeginCapture")
+        answer = self._answer("cudaStreamBeginCapture")
+        if not answer[0]:
+            self.capturing[stream] = []
+        return answer
 
     def cudaStreamEndCapture(self, stream: int) -> Any:
         handle = self._handle()
@@ -150,6 +152,8 @@ class FakeContext:
             ctypes.memmove(y, doubled.astype("float32").tobytes(), 16)
 
         if stream in self.trt.cuda.capturing:
+            if "execute while capturing" in self.trt.refused:
+                return False
             self.trt.cuda.capturing[stream].append(kernel)
         else:
             kernel()
@@ -157,6 +161,8 @@ class FakeContext:
 
 
 class FakeRuntimeCache:
+    """IRuntimeCache. `data`: what it gives; an exception is raised."""
+
     def __init__(self, trt: FakeTensorRt) -> None:
         self.trt, self.data = trt, b"compiled"
 
@@ -165,6 +171,8 @@ class FakeRuntimeCache:
         return data == b"compiled"
 
     def serialize(self) -> bytes:
+        if isinstance(self.data, Exception):
+            raise self.data
         return self.data
 
 
@@ -216,6 +224,22 @@ class FakeEngine:
         return None if "context" in self.trt.refused else FakeContext(self.trt)
 
 
+class FakeRefitter:
+    """Refitter, and OnnxParserRefitter of one."""
+
+    def __init__(self, made_of: Any, logger: Any) -> None:
+        self.made_of, self.logger = made_of, logger
+
+    def refit_from_file(self, path: str) -> bool:
+        trt = self.made_of.made_of.trt
+        trt.cuda.events.append(f"weights of {path}")
+        return "weights" not in trt.refused
+
+    def refit_cuda_engine(self) -> bool:
+        self.made_of.trt.cuda.events.append("refit")
+        return "refit" not in self.made_of.trt.refused
+
+
 class FakeTensorRt(ModuleType):
     """The module `tensorrt` or `tensorrt_rtx`. `refused`: names of calls that answer False or None."""
 
@@ -256,6 +280,7 @@ class FakeTensorRt(ModuleType):
                 trt.diagnostics,
             )
         self.ILogger, self.Runtime = ILogger, Runtime
+        self.Refitter = self.OnnxParserRefitter = FakeRefitter
         self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
         self.EngineInvalidityDiagnostics = SimpleNamespace(
             __members__={"VERSION_MISMATCH": 1, "OLD_CUDA_DRIVER": 4}

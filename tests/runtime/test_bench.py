@@ -20,10 +20,26 @@ from save_deploy.export.variants import (
     write_gemm_graph,
     write_variants,
 )
+from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.bench import Contender, Subject, run_bench
 from save_deploy.runtime.bench import run as bench_run
-from save_deploy.runtime.bench.contender import parse_contenders, split_names
-from save_deploy.runtime.bench.report import cells, footnote, print_result, write_result
+from save_deploy.runtime.bench.contender import (
+    GEMM_SIDE,
+    GEMM_SPEC,
+    Outcome,
+    parse_contenders,
+    split_names,
+)
+from save_deploy.runtime.bench.report import (
+    cells,
+    columns,
+    footnote,
+    plot,
+    print_result,
+    write_result,
+)
+from save_deploy.runtime.bench.run import BenchResult, yardsticks_of
+from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import open_session
 from save_deploy.runtime.timing import peak_memory_mib
 from save_deploy.verbs.measure import bench
@@ -173,6 +189,70 @@ def test_int8_graphs_are_quantized(
         ["naive-int8", "int8"], tmp_path, checkpoint=checkpoint, sam=None, res=224, batch=1
     )
     count = lambda name, op: sum(n.op_type == op for n in onnx.load(files[name]).graph.node)
+    contenders = parse_contenders("naive,naive-int8,int8", ["onnxruntime"], files)
+    assert [c.int8 for c in contenders] == [False, True, True]
     assert set(files) == {"naive", "naive-int8", "int8"}
     assert count("int8", "QuantizeLinear") > 0 and count("naive", "QuantizeLinear") == 0
     assert count("naive-int8", "QuantizeLinear") > count("int8", "QuantizeLinear")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_int8_yardstick(tmp_path: Path, backend: str) -> None:
+    """The same product as the float one, by a kernel of 8 bits."""
+    pytest.importorskip(backend)
+    a = np.random.default_rng(0).random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
+    found = {}
+    for int8 in (False, True):
+        path = write_gemm_graph(tmp_path / f"{int8}.onnx", int8=int8)
+        onnx.checker.check_model(path, full_check=True)
+        assert executed_kernels(backend, path, ["c"], {"a": a}).all_int8 == int8
+        with open_session(backend, path, GEMM_SPEC) as session:
+            found[int8] = session.infer({"a": a})["c"][:8].copy()
+    if backend == "onnxruntime":  # OpenVINO saturates sums of two products without VNNI
+        np.testing.assert_allclose(found[True], found[False], rtol=2e-3)
+
+
+def test_int8_contenders_have_their_own_references(tmp_path: Path) -> None:
+    """Ratios of the same rounds on the same backend; the rate of 8-bit products for 8 bits."""
+    made = lambda graph, backend, ms, int8=False: Outcome(
+        Contender(graph, backend, Path("x"), int8), LatencyResult(tuple(map(float, ms)))
+    )
+    outcomes = (
+        made("naive", "onnxruntime", [80, 100, 120]),
+        made("naive-int8", "onnxruntime", [40, 50, 60], True),
+        made("int8", "onnxruntime", [20, 20, 20], True),
+        made("int8", "openvino", [10, 10, 10], True),
+    )
+    subject = Subject(
+        name="m", res=256, batch=1, spec=GEMM_SPEC, checkpoint=tmp_path, sam=None, threads=None,
+        parameters=1, activation_bytes=1, macs_eager=GEMM_SIDE**3, macs=GEMM_SIDE**3,
+    )  # fmt: skip
+    gemm = {"torch": LatencyResult((12.0,)), "onnxruntime": LatencyResult((10.0,))}
+    result = BenchResult(
+        subject, outcomes, gemm, {"onnxruntime": LatencyResult((4.0,))}, {}, resident=True
+    )
+    assert (result.floor_ms, result.floor_int8_ms) == (pytest.approx(10), pytest.approx(4))
+    shown = [dict(zip(columns(result), cells(result, o), strict=True)) for o in outcomes]
+    assert [row["x naive-int8"] for row in shown] == ["0.50", "1.00", "2.50", ""]
+    assert [row["x naive"] for row in shown] == ["1.00", "2.00", "5.00", ""]
+    assert [row["of GEMM rate"] for row in shown] == ["10%", "8%", "20%", "40%"]
+    text = " ".join(footnote(result))
+    assert "without smoothing" in text and "same product in 8 bits" in text
+    assert plot(result, tmp_path / "bench.png")
+    write_result(result, tmp_path, "bench")
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert stored["contenders"][2]["x_naive_int8"] == 2.5 and stored["floor_int8_ms"] == 4
+
+    floats = BenchResult(subject, outcomes[:1], gemm, {}, {}, resident=True)
+    assert "x naive-int8" not in columns(floats) and floats.floor_int8_ms is None
+    assert "smoothing" not in " ".join(footnote(floats))
+
+
+def test_yardsticks_of_what_is_measured(tmp_path: Path) -> None:
+    named = lambda *contenders: [c.name for c in yardsticks_of(contenders, tmp_path, tmp_path)]
+    one = Contender("merged", "openvino", tmp_path)
+    eight = Contender("int8", "onnxruntime", tmp_path, int8=True)
+    assert named(one) == ["gemm (torch)", "gemm (openvino)"]
+    assert named(one, eight) == [
+        "gemm (torch)", "gemm (openvino)", "gemm (onnxruntime)", "gemm-int8 (onnxruntime)",
+    ]  # fmt: skip

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from save_deploy.errors import BundleError
 from save_deploy.runtime.polygraphy_script import write_script
-from tests.runtime.engines import with_engine
+from tests.runtime.engines import full_entry, with_engine
 
 
 def test_script_is_python_and_names_the_bundle(bundle: Path, tmp_path: Path) -> None:
@@ -27,10 +31,23 @@ def test_script_is_python_and_names_the_bundle(bundle: Path, tmp_path: Path) -> 
         write_script(tmp_path, tmp_path / "other.py")
 
 
-def test_engine_of_the_bundle_is_named(bundle: Path, tmp_path: Path) -> None:
-    folder, _ = with_engine(bundle, tmp_path)
+@pytest.mark.parametrize("installed", ["tensorrt_rtx", "tensorrt", ""])
+def test_engine_of_the_installed_library_is_taken(
+    bundle: Path, tmp_path: Path, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the script runs, not where it was written."""
+    folder, manifest = with_engine(bundle, tmp_path)
+    replace(manifest, engines=(*manifest.engines, full_entry())).write(folder)
     text = write_script(folder, tmp_path / "compare.py").read_text()
-    assert "ENGINE = 'model.rtx.plan'" in text and "if 'tensorrt_rtx' ==" in text
+    head = text[: text.index("import numpy")]
+    find = lambda name: object() if name == installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    monkeypatch.setattr(os, "environ", environment := {})
+    found: dict[str, Any] = {}
+    exec(head, found)
+    assert found["LIBRARY"] == installed
+    assert found["ENGINES"] == {"tensorrt_rtx": "model.rtx.plan", "tensorrt": "model.plan"}
+    assert ("POLYGRAPHY_USE_TENSORRT_RTX" in environment) == (installed == "tensorrt_rtx")
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import ast
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from save_deploy.runtime.preflight import (
     engine_refusals,
     engine_validity,
     needed_bytes,
-    probe_machine,
     refusal_error,
 )
 from save_deploy.runtime.preflight import engine as engine_module
-from save_deploy.runtime.preflight import nvidia as nvidia_module
-from save_deploy.runtime.preflight.nvidia import read_from, read_nvidia
+from save_deploy.runtime.preflight.nvidia import read_nvidia
 from save_deploy.runtime.preflight.rules import rules
 from tests.runtime.engines import (
     HAS_RTX,
@@ -37,7 +35,9 @@ from tests.runtime.engines import (
     record_of,
 )
 
+PREFLIGHT = Path(__file__).parents[2] / "runtime" / "preflight"
 RTX = entry_of(crafted_engine())
+OLDER = {**LIBRARIES, "cuda.bindings": "12.9"}
 WITHOUT = lambda name: {n: v for n, v in LIBRARIES.items() if n != name}
 
 
@@ -50,81 +50,79 @@ def test_a_good_engine_passes() -> None:
     assert check(full_entry(), machine()) == []
 
 
-@pytest.mark.parametrize(
-    ("entry", "here", "rule", "text"),
-    [
-        (RTX, machine(os="windows-x86_64"), "os", "another operating system"),
-        (RTX, machine(os="linux-aarch64"), "os", "another operating system"),
-        (
-            RTX,
-            machine(libraries=WITHOUT("tensorrt_rtx"), broken={"tensorrt_rtx": "No module"}),
-            "library",
-            "No module",
-        ),
-        (RTX, machine(libraries=WITHOUT("cuda.bindings")), "cuda_bindings", r"save-deploy\[cuda\]"),
-        (
-            RTX,
-            machine(libraries={**LIBRARIES, "tensorrt_rtx": "1.7.2.5"}),
-            "version",
-            "not compatible between",
-        ),
-        (
-            RTX,
-            machine(libraries={**LIBRARIES, "tensorrt_rtx": "1.7.1.117"}),
-            "version",
-            "1.7.1.117",
-        ),
-        (
-            full_entry(),
-            machine(libraries={**LIBRARIES, "tensorrt": "10.14.0.1"}),
-            "version",
-            "built version-compatible",
-        ),
-        (
-            full_entry(version_compatible=True),
-            machine(libraries={**LIBRARIES, "tensorrt": "10.12.0.1"}),
-            "version",
-            "10.12",
-        ),
-        (RTX, machine(gpus=(), problem="no NVIDIA driver: libcuda"), "gpu", "libcuda"),
-        (RTX, machine(driver="470.1", cuda="11.4"), "driver", "580"),
-        (
-            RTX,
-            machine(
-                driver="530.30.02", cuda="12.1", libraries={**LIBRARIES, "cuda.bindings": "12.9"}
-            ),
-            "driver",
-            "535 or newer, for CUDA 12",
-        ),
-        (RTX, machine(driver="570.1", cuda="12.8"), "driver", "580 or newer, for CUDA 13"),
-        (
-            RTX,
-            machine(gpus=(gpu("RTX 2080", (7, 5)),)),
-            "compute_capability",
-            "SM75(.|\n)*SM86, SM89",
-        ),
-        (
-            full_entry(gpu="RTX 6000", hardware_compatibility="same_compute_capability"),
-            machine(gpus=(gpu(capability=(8, 6)),)),
-            "compute_capability",
-            "SM86",
-        ),
-        (
-            full_entry(hardware_compatibility="ampere_plus"),
-            machine(gpus=(gpu(capability=(7, 5)),)),
-            "compute_capability",
-            "8.0 or newer",
-        ),
-        (full_entry(), machine(gpus=(gpu("RTX 4090"),)), "gpu_model", "built with hardware_compat"),
-        (RTX, machine(gpus=(gpu(free=100 << 20),)), "memory", "100 MiB free(.|\n)*MiB"),
-        (
-            entry_of(crafted_engine(), options={"strip_weights": True}),
-            machine(),
-            "weights",
-            "no weights",
-        ),
-    ],
-)
+REFUSED = [
+    (RTX, machine(os="windows-x86_64"), "os", "another operating system"),
+    (RTX, machine(os="linux-aarch64"), "os", "another operating system"),
+    (
+        RTX,
+        machine(libraries=WITHOUT("tensorrt_rtx"), broken={"tensorrt_rtx": "No module"}),
+        "library",
+        "No module",
+    ),
+    (RTX, machine(libraries=WITHOUT("cuda.bindings")), "cuda_bindings", r"save-deploy\[cuda\]"),
+    (
+        RTX,
+        machine(libraries={**LIBRARIES, "tensorrt_rtx": "1.7.2.5"}),
+        "version",
+        "not compatible between",
+    ),
+    (
+        RTX,
+        machine(libraries={**LIBRARIES, "tensorrt_rtx": "1.7.1.117"}),
+        "version",
+        "1.7.1.117",
+    ),
+    (
+        full_entry(),
+        machine(libraries={**LIBRARIES, "tensorrt": "10.14.0.1"}),
+        "version",
+        "built version-compatible",
+    ),
+    (
+        full_entry(version_compatible=True),
+        machine(libraries={**LIBRARIES, "tensorrt": "10.12.0.1"}),
+        "version",
+        "10.12",
+    ),
+    (RTX, machine(gpus=(), problem="no NVIDIA driver: libcuda"), "gpu", "libcuda"),
+    (RTX, machine(driver="470.1", cuda="11.4"), "driver", "580"),
+    (
+        RTX,
+        machine(driver="530.30.02", cuda="12.1", libraries={**LIBRARIES, "cuda.bindings": "12.9"}),
+        "driver",
+        "535 or newer, for CUDA 12",
+    ),
+    (RTX, machine(driver="570.1", cuda="12.8"), "driver", "580 or newer, for CUDA 13"),
+    (
+        full_entry(),
+        machine(driver="570.1", cuda="12.8", libraries=OLDER, library_cuda={"tensorrt": "13"}),
+        "driver",
+        "580 or newer, for CUDA 13",
+    ),
+    (
+        RTX,
+        machine(gpus=(gpu("RTX 2080", (7, 5)),)),
+        "compute_capability",
+        "SM75(.|\n)*SM86, SM89",
+    ),
+    (
+        full_entry(gpu="RTX 6000", hardware_compatibility="same_compute_capability"),
+        machine(gpus=(gpu(capability=(8, 6)),)),
+        "compute_capability",
+        "SM86",
+    ),
+    (
+        full_entry(hardware_compatibility="ampere_plus"),
+        machine(gpus=(gpu(capability=(7, 5)),)),
+        "compute_capability",
+        "8.0 or newer",
+    ),
+    (full_entry(), machine(gpus=(gpu("RTX 4090"),)), "gpu_model", "built with hardware_compat"),
+    (RTX, machine(gpus=(gpu(free=100 << 20),)), "memory", "100 MiB free(.|\n)*MiB"),
+]
+
+
+@pytest.mark.parametrize(("entry", "here", "rule", "text"), REFUSED)
 def test_refusals(entry: dict[str, Any], here: Machine, rule: str, text: str) -> None:
     found = check(entry, here)
     assert [r.rule for r in found] == [rule]
@@ -155,6 +153,12 @@ def test_refusals(entry: dict[str, Any], here: Machine, rule: str, text: str) ->
         ),
         (RTX, machine(gpus=(gpu(free=needed_bytes(RTX)),))),
         (RTX, machine(driver=None)),  # NVML is missing: CUDA's own word counts
+        # built on a driver of CUDA 13 by a library of CUDA 12, on which it runs with CUDA 12
+        (full_entry(), machine(driver="570.1", cuda="12.8", libraries=OLDER)),
+        # a release candidate of the bindings
+        (RTX, machine(libraries={**LIBRARIES, "cuda.bindings": "13.0.0rc1"})),
+        # its weights come from model.onnx
+        (entry_of(crafted_engine(), options={"strip_weights": True}), machine()),
     ],
 )
 def test_what_is_allowed(entry: dict[str, Any], here: Machine) -> None:
@@ -175,7 +179,8 @@ def test_memory_is_planned_with_a_margin() -> None:
     assert needed_bytes(RTX) == 2.5 * 2**20 + 256 * 2**20
     untold = {**RTX, "weights_bytes": None, "engine_bytes": 4 << 20}
     assert needed_bytes(untold) == (5 * 1.25 + 256) * 2**20
-    assert needed_bytes({**untold, "activation_bytes": None}) == (8 * 1.25 + 256) * 2**20
+    for told in (None, 0):
+        assert needed_bytes({**untold, "activation_bytes": told}) == (8 * 1.25 + 256) * 2**20
 
 
 def test_all_reasons_are_named() -> None:
@@ -232,41 +237,63 @@ def flipped(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+# What happened to a file, and the rules that say so
+DAMAGED: list[tuple[Callable[[bytes], bytes | None], list[str]]] = [
+    (lambda data: data[:-1], ["size", "header_size", "sha256"]),
+    (lambda data: data[:40], ["size", "magic", "sha256"]),
+    (lambda data: b"", ["size", "header", "magic", "sha256"]),
+    (lambda data: flipped(data, len(data) // 2), ["sha256"]),
+    (lambda data: flipped(data, 0), ["header", "magic", "sha256"]),
+    (lambda data: flipped(data, 24), ["header", "header_version", "sha256"]),
+    (lambda data: flipped(data, 16), ["header", "header_size", "sha256"]),
+    (lambda data: flipped(data, 32 + 3), ["sha256"]),
+    (lambda data: b"GGUF" + data[4:], ["header", "magic", "sha256"]),
+    (lambda data: b"PK\3\4" * (len(data) // 4), ["header", "magic", "sha256"]),
+    (lambda data: None, ["file"]),
+]
+# Files whose hash agrees with a record of their own, and what their header tells
+FOREIGN = [
+    (crafted_engine(mask=0x04), ["header_targets"]),
+    (crafted_engine(version=(1, 6, 0, 1)), ["header_version"]),
+]
+
+
 def test_damaged_files(engine: Engine) -> None:
     """Cut off, one bit flipped (anywhere), empty, foreign, missing: each is named."""
     path, entry, record = engine
     data = path.read_bytes()
-    damaged = {
-        data[:-1]: ["size", "header_size", "sha256"],
-        data[:40]: ["size", "magic", "sha256"],
-        b"": ["size", "header", "magic", "sha256"],
-        flipped(data, len(data) // 2): ["sha256"],
-        flipped(data, 0): ["header", "magic", "sha256"],
-        flipped(data, 24): ["header", "header_version", "sha256"],
-        flipped(data, 16): ["header", "header_size", "sha256"],
-        flipped(data, 32 + 3): ["sha256"],
-        b"GGUF" + data[4:]: ["header", "magic", "sha256"],
-        b"PK\3\4" * (len(data) // 4): ["header", "magic", "sha256"],
-    }
-    for content, rule in damaged.items():
-        path.write_bytes(content)
-        expected = rule if len(content) == len(data) or "size" in rule else ["size", *rule]
-        assert [r.rule for r in check_file(entry, path, record)] == expected
-    path.unlink()
-    assert [r.rule for r in check_file(entry, path, record)] == ["file"]
+    for damage, rule in DAMAGED:
+        content = damage(data)
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
+            if len(content) != len(data) and "size" not in rule:  # of 4 bytes a piece
+                rule = ["size", *rule]
+        assert [r.rule for r in check_file(entry, path, record)] == rule
     assert [r.rule for r in check_file(entry, path, None)] == ["file"]
 
 
 def test_another_engine_with_a_record_of_its_own(tmp_path: Path) -> None:
     """The hash agrees, the header tells: built for other GPUs, by another version."""
     path = tmp_path / "model.rtx.plan"
-    for content, rule in (
-        (crafted_engine(mask=0x04), ["header_targets"]),
-        (crafted_engine(version=(1, 6, 0, 1)), ["header_version"]),
-    ):
+    for content, rule in FOREIGN:
         path.write_bytes(content)
         entry = entry_of(content, library_version="1.7.1.116")
         assert [r.rule for r in check_file(entry, path, record_of(path))] == rule
+
+
+def test_every_rule_is_provoked() -> None:
+    """The names of the sources are those of the cases above: a new rule needs a case."""
+    written = set()
+    for source in PREFLIGHT.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal":
+                assert isinstance(node.args[0], ast.Constant), ast.unparse(node)
+                written.add(node.args[0].value)
+    provoked = {rule for _, _, rule, _ in REFUSED}
+    provoked |= {rule for _, found in (*DAMAGED, *FOREIGN) for rule in found}
+    assert written == provoked | {"onnx"}  # test_whole_preflight
 
 
 def test_hash_is_not_read_twice(engine: Engine) -> None:
@@ -282,6 +309,22 @@ def test_whole_preflight(engine: Engine) -> None:
     files["model.onnx"] = FileRecord("1" * 64, 1)
     found = engine_refusals(entry, path.parent, files, machine_of(entry))
     assert [r.rule for r in found] == ["onnx"]
+    weights = {**files, "model.onnx.data": FileRecord("2" * 64, 1)}
+    weights["model.onnx"] = FileRecord("0" * 64, 1)  # the same graph, other weights beside it
+    found = engine_refusals(entry, path.parent, weights, machine_of(entry))
+    assert [r.rule for r in found] == ["onnx"] and "222222222222" in found[0].expected
+    other = {**entry, "onnx_data_sha256": "2" * 64}
+    assert engine_refusals(other, path.parent, weights, machine_of(entry)) == []
+
+
+def test_a_missing_file_of_another_version(engine: Engine) -> None:
+    """Files were not verified: the library is not asked about what is not there."""
+    path, entry, record = engine
+    path.unlink()
+    files = {path.name: record, "model.onnx": FileRecord("0" * 64, 1)}
+    other = machine(libraries={**LIBRARIES, "tensorrt_rtx": "9.9.9.9"})
+    found = engine_refusals(entry, path.parent, files, other)
+    assert [r.rule for r in found] == ["version", "file"]
 
 
 def machine_of(entry: dict[str, Any]) -> Machine:
@@ -318,112 +361,6 @@ def test_validity_of_the_library(engine: Engine, capfd: pytest.CaptureFixture[st
     validity, reasons = engine_validity("tensorrt_rtx", path)
     assert validity == "INVALID" and "MALFORMED_ENGINE" in reasons
     assert capfd.readouterr() == ("", "")
-
-
-# --- the machine ---
-
-
-class FakeLibcuda:
-    """Stands for libcuda: two GPUs, the first an L4. `failing`: the call that answers 100."""
-
-    def __init__(self, count: int = 2, failing: str = "") -> None:
-        self.count, self.failing = count, failing
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> int:
-            if name == self.failing:
-                return 100
-            self.answer(name, arguments)
-            return 0
-
-        return call
-
-    def answer(self, name: str, arguments: tuple[Any, ...]) -> None:
-        first = getattr(arguments[0], "_obj", arguments[0])
-        if name == "cuDriverGetVersion":
-            first.value = 13010
-        elif name == "cuDeviceGetCount":
-            first.value = self.count
-        elif name == "cuDeviceGet":
-            first.value = arguments[1]
-        elif name == "cuDeviceGetName":
-            first.value = b"NVIDIA L4" if arguments[2].value == 0 else b"NVIDIA T4"
-        elif name == "cuDeviceGetAttribute":
-            l4 = arguments[2].value == 0
-            first.value = {75: 8 if l4 else 7, 76: 9 if l4 else 5}[arguments[1]]
-        elif name == "cuDeviceTotalMem_v2":
-            first.value = 24 << 30
-        elif name == "cuDeviceGetPCIBusId":
-            first.value = b"0000:0%d:00.0" % arguments[2].value
-
-
-class FakeNvml:
-    """Stands for libnvidia-ml; refuses the memory of the second GPU."""
-
-    def nvmlInit_v2(self) -> int:
-        return 0
-
-    def nvmlSystemGetDriverVersion(self, text: Any, size: int) -> int:
-        text.value = b"580.65.06"
-        return 0
-
-    def nvmlDeviceGetHandleByPciBusId_v2(self, bus: bytes, handle: Any) -> int:
-        handle._obj.value = {b"0000:00:00.0": 1, b"0000:01:00.0": 2}[bus]
-        return 0
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
-        if handle.value == 2:
-            return 3  # not supported
-        memory._obj.free = 20 << 30
-        return 0
-
-
-def test_reading_gpus_through_fakes() -> None:
-    found = read_from(FakeLibcuda(), FakeNvml())
-    assert (found.driver, found.cuda, found.problem) == ("580.65.06", "13.1", "")
-    assert [(g.name, g.target, g.free_bytes) for g in found.gpus] == [
-        ("NVIDIA L4", "SM89", 20 << 30),
-        ("NVIDIA T4", "SM75", None),
-    ]
-    alone = read_from(FakeLibcuda(count=1), None)
-    assert alone.driver is None and alone.gpus[0].free_bytes is None
-
-
-@pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName"])
-def test_a_driver_that_fails_is_a_problem_not_a_crash(call: str) -> None:
-    found = read_from(FakeLibcuda(failing=call), FakeNvml())
-    assert found.gpus == () and f"{call} with error 100" in found.problem
-    assert read_from(FakeLibcuda(count=0), None).problem == "the driver sees no GPU"
-
-
-def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia_module, "CUDA_LIBRARY", "libcuda-absent.so.1")
-    found = read_nvidia()
-    assert found.gpus == () and "libcuda-absent.so.1" in found.problem
-
-
-def test_probe_is_silent_and_needs_no_torch() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from save_deploy.runtime.preflight import probe_machine\n"
-        "m = probe_machine(); print(m.os, sorted([*m.libraries, *m.broken]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stderr == ""
-    assert done.stdout.endswith("['cuda.bindings', 'tensorrt', 'tensorrt_rtx']\n")
-
-
-def test_a_half_installed_library_is_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "halftrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = probe_machine(("halftrt", "nonesuchtrt"))
-    assert found.libraries == {}
-    assert found.broken["halftrt"] == "libnvinfer.so.10: cannot open"
-    assert "nonesuchtrt" in found.broken["nonesuchtrt"]
 
 
 def test_rules_name_every_library_and_level() -> None:

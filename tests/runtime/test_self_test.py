@@ -7,31 +7,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+from PIL import Image
 
 from save_deploy.errors import ParityError
 from save_deploy.manifest import Manifest
 from save_deploy.runtime import pipeline as pipeline_module
+from save_deploy.runtime import self_test as self_test_module
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.preflight import Machine
 from save_deploy.runtime.self_test import golden_parity
-from save_deploy.runtime.session import Session, open_session
+from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session import choose as choose_module
 from save_deploy.specs import Arrays, GraphSpec
-from tests.runtime.engines import machine, record_of, with_engine
+from tests.runtime.engines import machine, record_of, with_engine, write_wav
 
 
 class StandIn:
-    """A session called tensorrt_rtx that runs model.onnx on the CPU; `change` spoils its logits."""
+    """A session named as a GPU backend that runs model.onnx on the CPU; `change` spoils its logits."""
 
-    backend = "tensorrt_rtx"
-
-    def __init__(self, path: Path, spec: GraphSpec, change: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: GraphSpec,
+        change: Callable[[Any], Any],
+        backend: str = "tensorrt_rtx",
+    ) -> None:
         self.spec, self.change, self.calls, self.closed = spec, change, 0, False
+        self.backend = backend
         self.session = open_session("onnxruntime", path.with_name("model.onnx"), spec, threads=1)
 
     def infer(self, inputs: Arrays) -> Arrays:
@@ -57,19 +66,22 @@ class Bench:
         self.change: Callable[[Any], Any] = lambda logits: logits
         self.machine: Machine = machine()
         self.engines: list[StandIn] = []
+        self.options: list[dict[str, Any]] = []
         monkeypatch.setattr(choose_module, "probe_machine", lambda *_: self.machine)
+        monkeypatch.setattr(choose_module, "require_provider", lambda provider: None)
         monkeypatch.setattr(pipeline_module, "open_session", self.open)
 
     def open(self, backend: str, path: Path, spec: GraphSpec, **options: Any) -> Session:
-        if backend != "tensorrt_rtx":
+        if backend not in GPU_BACKENDS:
             return open_session(backend, path, spec, **options)
-        self.engines.append(StandIn(path, spec, self.change))
+        self.options.append(options)
+        self.engines.append(StandIn(path, spec, self.change, backend))
         return self.engines[-1]
 
-    def tested(self, **options: Any) -> int:
+    def tested(self, backend: str = "tensorrt_rtx", **options: Any) -> int:
         """Load and close; how many samples the self-test ran."""
-        with load(self.folder, **options) as pipeline:
-            assert pipeline.backend == "tensorrt_rtx"
+        with load(self.folder, backend=backend, **options) as pipeline:
+            assert pipeline.backend == backend
         return self.engines[-1].calls
 
     def kept(self) -> list[Path]:
@@ -153,6 +165,65 @@ def test_a_damaged_verdict_counts_for_nothing(bench: Bench, content: str) -> Non
 def test_no_place_for_verdicts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAVE_DEPLOY_CACHE", "/proc/nowhere")
     assert [bench.tested(), bench.tested()] == [4, 4]
+
+
+def test_a_full_disk_keeps_nobody_from_loading(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(self_test_module.os, "replace", full)
+        assert bench.tested() == 4
+    assert "was not kept" in caplog.text and bench.kept() == []
+    assert bench.tested() == 4 and bench.tested() == 0
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_onnxruntime_on_a_gpu_is_tested_too(
+    bench: Bench, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once per GPU, driver and version of what runs there."""
+    assert [bench.tested(backend) for _ in range(2)] == [4, 0]
+    (verdict,) = bench.kept()
+    key = json.loads(verdict.read_text())["key"]
+    assert key["driver"] == "580.65.06" and key["gpu"][0] == "NVIDIA L4"
+    assert key["library_version"].startswith(onnxruntime.__version__)
+    assert {"model.onnx", "audio.onnx"} <= set(key["files"]) and "model.rtx.plan" not in key[
+        "files"
+    ]
+    monkeypatch.setattr(onnxruntime, "__version__", "99.0")
+    assert bench.tested(backend) == 4
+    bench.change = lambda logits: -logits
+    bench.machine = machine(driver="590.1")
+    with pytest.raises(ParityError, match="--no-self-test"):
+        bench.tested(backend)
+    assert bench.tested(backend, self_test=False) == 0
+
+
+def test_weights_of_a_stripped_engine_come_from_the_graph(bench: Bench) -> None:
+    assert bench.tested(self_test=False) == 0 and bench.options[-1]["refit_from"] is None
+    manifest = Manifest.read(bench.folder)
+    (entry,) = manifest.engines
+    stripped = {**entry, "options": {**entry["options"], "strip_weights": True}}
+    replace(manifest, engines=(stripped,)).write(bench.folder)
+    bench.tested(self_test=False)
+    assert bench.options[-1]["refit_from"] == bench.folder / "model.onnx"
+
+
+def test_verbs_can_leave_it_out(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from save_deploy.verbs.use import mask
+
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "frame.png")
+    write_wav(tmp_path / "sound.wav")
+    files = (bench.folder, tmp_path / "frame.png", tmp_path / "sound.wav", tmp_path / "mask.png")
+    mask(*files, backend="tensorrt_rtx", no_self_test=True)
+    assert bench.engines[-1].calls == 1 and bench.kept() == []
+    mask(*files, backend="tensorrt_rtx")
+    assert bench.engines[-1].calls == 5 and len(bench.kept()) == 1
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

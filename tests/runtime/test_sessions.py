@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,24 +13,17 @@ from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, DataError
 from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import SavePipeline, load
-from save_deploy.runtime.preflight import machine as machine_module
-from save_deploy.runtime.preflight.nvidia import Nvidia, read_nvidia
 from save_deploy.runtime.session import (
     available_backends,
     default_threads,
     open_session,
-    providers,
 )
-from save_deploy.runtime.session import choose as choose_module
 from save_deploy.runtime.session.base import BufferedSession
-from save_deploy.runtime.session.choose import choose
 from save_deploy.runtime.session.openvino import cpu_config
 from save_deploy.runtime.session.ort import session_options
-from save_deploy.runtime.session.ort_gpu import OrtGpuSession, _with_options
 from save_deploy.runtime.stream import stream
 from save_deploy.runtime.verify import verify_bundle
 from save_deploy.specs import Arrays
-from tests.runtime.engines import gpu, machine, with_engine
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -216,123 +207,6 @@ def test_clip_bundle(tmp_path: Path) -> None:
             five.clip_logits(list(clip.frames[:2]), clip.waveform), expected[:2], atol=1e-3
         )
     assert verify_bundle(tmp_path / "clip").parity.n_frames == 7
-
-
-# --- GPU backends, on a machine without one ---
-
-GPU = ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt_rtx"]
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where there is one: the driver is not found."""
-    from save_deploy.runtime.preflight import nvidia
-
-    monkeypatch.setattr(nvidia, "CUDA_LIBRARY", "libcuda-absent.so.1")
-
-
-@pytest.mark.parametrize("backend", GPU)
-def test_asking_for_a_gpu_says_what_is_missing(bundle: Path, backend: str) -> None:
-    """Exit 3, one message, no trace of it elsewhere: ONNX Runtime alone would use the CPU instead."""
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from save_deploy.errors import BackendError\n"
-        "from save_deploy.runtime.preflight import nvidia\n"
-        "from save_deploy.runtime.pipeline import load\n"
-        "nvidia.CUDA_LIBRARY = 'libcuda-absent.so.1'\n"
-        "try:\n"
-        f"    load({str(bundle)!r}, backend={backend!r})\n"
-        "except BackendError as error:\n"
-        "    print(error); sys.exit(error.exit_code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (3, "")
-    missing = "libcuda-absent.so.1" if "onnxruntime" in backend else f"no engine of {backend}"
-    assert missing in done.stdout and "next:" in done.stdout
-
-
-def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver is said to see an L4; nothing else changes."""
-    seen = lambda: Nvidia(machine().gpus, "580.65.06", "13.0")
-    monkeypatch.setattr(providers, "read_nvidia", seen)
-    monkeypatch.setattr(machine_module, "read_nvidia", seen)
-
-
-@pytest.mark.skipif(bool(read_nvidia().gpus), reason="this machine has a GPU")
-def test_a_missing_library_of_a_provider_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loader's own words; libcuda is what this machine lacks first."""
-    with_gpu(monkeypatch)
-    with pytest.raises(BackendError, match=r"library is missing(.|\n)*lib\w+\.so"):
-        providers.require_provider(providers.CUDA)
-
-
-@pytest.mark.parametrize("found", ["11.4.0", "9.3.0"])
-def test_onnxruntime_needs_tensorrt_10(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
-    with_gpu(monkeypatch)
-    monkeypatch.setattr(providers.metadata, "version", lambda name: found)
-    with pytest.raises(BackendError, match=rf"needs TensorRT 10(.|\n)*TensorRT {found}"):
-        providers.require_provider(providers.TENSORRT)
-
-
-def test_a_provider_that_was_not_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.CPU])
-    with pytest.raises(BackendError, match="this onnxruntime has no CUDA"):
-        providers.require_provider(providers.CUDA)
-
-
-def test_auto_takes_what_may_run(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None
-) -> None:
-    """Engine, then ONNX Runtime on a GPU, then the CPU; no GPU, no engine."""
-    folder, manifest = with_engine(bundle, tmp_path)
-    assert choose("auto", folder, manifest).backend == "auto"  # no GPU here
-    with_gpu(monkeypatch)
-    monkeypatch.setattr(choose_module, "probe_machine", lambda *_: machine())
-    chosen = choose("auto", folder, manifest)
-    assert (chosen.backend, chosen.file) == ("tensorrt_rtx", "model.rtx.plan")
-    assert choose("tensorrt_rtx", folder, manifest) == chosen
-    with pytest.raises(BackendError, match=r"no engine of tensorrt\n(.|\n)*model.rtx.plan"):
-        choose("tensorrt", folder, manifest)
-    turing = machine(gpus=(gpu("T4", (7, 5)),))
-    monkeypatch.setattr(choose_module, "probe_machine", lambda *_: turing)
-    with pytest.raises(BackendError, match=r"model.rtx.plan cannot run here: engine of another"):
-        choose("tensorrt_rtx", folder, manifest)
-    monkeypatch.setattr(choose_module, "require_provider", lambda provider: None)
-    assert choose("auto", folder, manifest).backend == "onnxruntime-cuda"
-
-    def missing(provider: str) -> None:
-        raise BackendError("a library is missing")
-
-    monkeypatch.setattr(choose_module, "require_provider", missing)
-    assert choose("auto", folder, manifest).backend == "auto"
-    assert choose("openvino", folder, manifest).backend == "openvino"
-
-
-def test_binding_of_device_buffers(bundle: Path) -> None:
-    """The GPU session with its buffers on the CPU: same logits, results stay valid, closes."""
-    spec = Manifest.read(bundle).model
-    with opened(bundle, "onnxruntime", threads=1) as session:
-        inputs = [inputs_of(session, i) for i in range(2)]
-        expected = [session.infer(i)["mask_logits"] for i in inputs]
-    path = bundle / "model.onnx"
-    with OrtGpuSession(path, spec, provider=providers.CPU, threads=1) as session:
-        first = session.infer(inputs[0])["mask_logits"]
-        np.testing.assert_array_equal(session.infer(inputs[1])["mask_logits"], expected[1])
-        np.testing.assert_array_equal(first, expected[0])
-    with pytest.raises(BackendError, match="closed"):
-        session.infer(inputs[0])
-
-
-def test_options_of_gpu_providers(tmp_path: Path) -> None:
-    """No TF32 in any; TensorRT may use FP16 only where the bundle does, and falls back to CUDA."""
-    assert _with_options(providers.CUDA, "fp32", None) == [(providers.CUDA, {"use_tf32": "0"})]
-    (name, fp32), (second, _) = _with_options(providers.TENSORRT, "fp32", None)
-    assert (name, second) == (providers.TENSORRT, providers.CUDA)
-    assert fp32 == {"trt_fp16_enable": "False", "trt_int8_enable": "False"}
-    int8 = _with_options(providers.TENSORRT, "int8", tmp_path)[0][1]
-    assert int8["trt_int8_enable"] == int8["trt_engine_cache_enable"] == "True"
 
 
 def test_kernels_are_checked_with_the_options_of_the_sessions() -> None:

@@ -125,8 +125,7 @@ def test_release_is_in_reverse_and_once(full: Fakes, plan: Path) -> None:
 @pytest.mark.parametrize(
     "call",
     ["cudaSetDevice", "cudaStreamCreateWithFlags", "cudaMallocHost", "cudaMalloc",
-     "cudaMemcpyAsync HostToDevice", "cudaStreamBeginCapture", "cudaStreamEndCapture",
-     "cudaGraphInstantiate", "cudaMemcpyAsync DeviceToHost", "cudaStreamSynchronize"],
+     "cudaMemcpyAsync HostToDevice", "cudaMemcpyAsync DeviceToHost", "cudaStreamSynchronize"],
 )  # fmt: skip
 def test_every_cuda_call_that_fails_is_an_error(full: Fakes, plan: Path, call: str) -> None:
     """Named with CUDA's own words; nothing stays allocated after close."""
@@ -141,6 +140,99 @@ def test_every_cuda_call_that_fails_is_an_error(full: Fakes, plan: Path, call: s
     if session is not None:
         session.close()
     assert cuda.memory == {}
+
+
+@pytest.mark.parametrize(
+    "call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "execute"]
+)
+def test_capture_that_fails_costs_only_speed(
+    full: Fakes, plan: Path, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logged once; the plain result is right, also of later runs, and nothing stays allocated."""
+    trt, cuda = full
+    cuda.failing[call] = 2
+    if call == "execute":
+        trt.refused.add("execute while capturing")
+    with opened(plan) as session:
+        for i in range(3):
+            np.testing.assert_array_equal(infer(session, i * X), 2 * i * X)
+        assert cuda.events.count("cudaStreamBeginCapture") == 1
+        assert "cudaGraphLaunch" not in cuda.events
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "no CUDA graph" in record.getMessage()
+    assert cuda.memory == {} and cuda.capturing == {}
+    made = cuda.events.count("cudaGraphInstantiate") if call == "execute" else 0
+    assert cuda.events.count("cudaGraphExecDestroy") == made
+
+
+def test_close_frees_everything_whatever_fails(full: Fakes, plan: Path) -> None:
+    """A stream that cannot be waited for, in one of two threads: the rest is freed, then it is told."""
+    _, cuda = full
+    session = opened(plan)
+    infer(session)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(infer, session).result()
+        cuda.failing["cudaStreamSynchronize"] = 700
+        cuda.events.clear()
+        with pytest.raises(BackendError, match=r"cudaStreamSynchronize: unknown error \(700\)"):
+            session.close()
+    gc.collect()
+    assert cuda.memory == {} and cuda.events.count("cudaStreamDestroy") == 2
+    assert cuda.events.count("context gone") == 2 and cuda.events[-1] == "engine gone"
+    session.close()
+
+
+def test_a_dropped_session_is_freed(
+    full: Fakes, plan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, cuda = full
+    session = opened(plan)
+    infer(session)
+    del session
+    gc.collect()
+    assert cuda.memory == {} and cuda.events[-1] == "engine gone"
+    session = opened(plan)
+    infer(session)
+    cuda.failing["cudaFree"] = 700  # nobody could catch it
+    del session
+    gc.collect()
+    assert "not freed cleanly" in caplog.text and cuda.memory == {}
+
+
+def test_what_an_ended_thread_used_serves_the_next(full: Fakes, plan: Path) -> None:
+    """A hundred threads one after the other: the buffers and the graph of one."""
+    trt, cuda = full
+    with opened(plan) as session:
+        found: list[np.ndarray] = []
+        for i in range(100):
+            work = lambda i: found.append(infer(session, i * X))
+            thread = threading.Thread(target=work, args=(i,))
+            thread.start()
+            thread.join(timeout=30)
+            np.testing.assert_array_equal(found[i], 2 * i * X)
+        assert len(cuda.memory) == 4 and len(trt.configs) == 1
+        assert cuda.events.count("cudaGraphInstantiate") == 1
+        infer(session)  # a living thread keeps its own, beside one that starts now
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(infer, session).result()
+            assert len(cuda.memory) == 8
+    assert cuda.memory == {}
+
+
+def test_weights_of_a_stripped_engine(full: Fakes, plan: Path) -> None:
+    """Taken from the ONNX file before anything else; a refusal is an error with the way out."""
+    trt, cuda = full
+    with opened(plan, refit_from=Path("model.onnx")) as session:
+        infer(session)
+    at = cuda.events.index
+    assert at("deserialize") < at("weights of model.onnx") < at("refit") < at("context")
+    for refused in ("weights", "refit"):
+        trt.refused = {refused}
+        with pytest.raises(BackendError, match=r"weights from model.onnx(.|\n)*--strip-weights"):
+            opened(plan, refit_from=Path("model.onnx"))
+    trt.refused, cuda.events[:] = set(), []
+    opened(plan).close()
+    assert "refit" not in cuda.events
 
 
 def test_launch_that_fails(full: Fakes, plan: Path) -> None:
@@ -225,6 +317,16 @@ def test_rtx_captures_itself_and_keeps_its_kernels(rtx: Fakes, plan: Path, tmp_p
 def test_a_cache_that_cannot_be_written_is_no_obstacle(rtx: Fakes, plan: Path) -> None:
     with opened(plan, "tensorrt_rtx", cache_dir=Path("/proc/nowhere")) as session:
         np.testing.assert_array_equal(infer(session), 2 * X)
+
+
+@pytest.mark.parametrize("given", [None, RuntimeError("lost device"), b""])
+def test_a_cache_that_gives_nothing(rtx: Fakes, plan: Path, tmp_path: Path, given: Any) -> None:
+    with opened(plan, "tensorrt_rtx", cache_dir=tmp_path) as session:
+        infer(session)
+        rtx[0].config.cache.data = given
+    gc.collect()
+    assert rtx[1].memory == {} and rtx[1].events[-1] == "engine gone"
+    assert (tmp_path / "runtime.cache").read_bytes() == b"compiled"
 
 
 def test_rtx_asks_before_it_loads(rtx: Fakes, plan: Path) -> None:
@@ -337,9 +439,12 @@ def test_names_exist_in_the_real_bindings() -> None:
 
 
 FAKES = {
-    "IExecutionContext": FakeContext, "ICudaEngine": FakeEngine,
-    "IRuntimeConfig": FakeRuntimeConfig, "IRuntimeCache": FakeRuntimeCache,
-}  # fmt: skip
+    "IExecutionContext": FakeContext,
+    "ICudaEngine": FakeEngine,
+    "IRuntimeConfig": FakeRuntimeConfig,
+    "IRuntimeCache": FakeRuntimeCache,
+}
+REFIT = {"Refitter": ["refit_cuda_engine"], "OnnxParserRefitter": ["refit_from_file"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("version", ["10.16", "11.4", "rtx1.7"])
@@ -351,6 +456,8 @@ def test_names_exist_in_three_libraries(version: str) -> None:
             continue
         own = {n for n in vars(fake) if not n.startswith("_") and n not in ("cache", "trt")}
         assert own and own <= set(names[real]), (real, own - set(names[real]))
+    for real, used in REFIT.items():
+        assert set(used) <= set(names[real])
     assert {"deserialize_cuda_engine", "engine_host_code_allowed"} <= set(names["Runtime"])
     assert ("get_engine_validity" in names["Runtime"]) == (version == "rtx1.7")
     assert set(_DTYPES) <= set(names["DataType"])
@@ -362,6 +469,8 @@ def test_names_exist_in_the_installed_library() -> None:
     for real, fake in FAKES.items():
         own = {n for n in vars(fake) if not n.startswith("_") and n not in ("cache", "trt")}
         assert not [n for n in own if not hasattr(getattr(trt, real), n)], real
+    for real, used in REFIT.items():
+        assert all(hasattr(getattr(trt, real), name) for name in used), real
     assert hasattr(trt.CudaGraphStrategy, "WHOLE_GRAPH_CAPTURE")
 
 

@@ -18,5 +18,5 @@ set(SAVE_MEDIA_LIBRARIES PNG::PNG JPEG::JPEG ${SAVE_SNDFILE_LIBRARY})
 add_executable(save-infer tools/save_infer.cpp $<TARGET_OBJECTS:save_media> $<TARGET_OBJECTS:save_core>)
 target_include_directories(save-infer PRIVATE include src tools)
 target_link_libraries(save-infer PRIVATE
-    ${SAVE_BACKEND_LIBRARIES} ${SAVE_MEDIA_LIBRARIES} Threads::Threads)
+    ${SAVE_BACKEND_LIBRARIES} ${SAVE_MEDIA_LIBRARIES} nlohmann_json::nlohmann_json Threads::Threads)
 install(TARGETS save-infer)

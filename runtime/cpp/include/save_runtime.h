@@ -4,8 +4,8 @@
  *     save_params params = save_params_default();
  *     save_runtime* runtime = NULL;
  *     if (save_open("bundle/", &params, &runtime) != SAVE_OK) puts(save_last_error());
- *     save_embed(runtime, &sound, 0, embedding);          // once per second of sound
- *     save_mask(runtime, &frame, embedding, mask);        // once per frame
+ *     save_embed_at(runtime, &sound, floor(t), embedding); // once per second of sound
+ *     save_mask(runtime, &frame, embedding, mask);         // once per frame, shown at t
  *     save_close(runtime);
  *
  * Status: every function that can fail returns a save_status; the codes are the exit codes of the
@@ -61,7 +61,7 @@ typedef enum save_detail {
 SAVE_API const char* save_last_error(void);
 /* save_detail of this thread's last failed call. */
 SAVE_API int save_last_detail(void);
-/* "0.1.0" */
+/* Of this library, such as "0.1.0". */
 SAVE_API const char* save_version(void);
 /* Backends compiled into this library, separated by spaces, such as "openvino tensorrt_rtx". */
 SAVE_API const char* save_backends(void);
@@ -74,7 +74,8 @@ typedef struct save_params {
                               CPU backend compiled in. Engines run the model graph on a GPU, the
                               audio graph stays on the CPU. */
     const char* cache_dir; /* where OpenVINO keeps compiled models for a faster start; NULL: nowhere */
-    int threads;           /* of a CPU backend; 0: physical cores this process may use */
+    int threads;           /* of a CPU backend; 0: processors this process may use, at most as many as
+                              the machine has physical cores */
     int verify_files;      /* 1: compare size and sha256 of every file first; 0: only sizes */
     int device;            /* CUDA device of an engine */
 } save_params;
@@ -99,7 +100,8 @@ typedef struct save_frame {
     size_t row_bytes;
 } save_frame;
 
-/* Interleaved samples in [-1,1]; channels are averaged, other rates than 16 kHz resampled. */
+/* Interleaved samples in [-1,1]; channels are averaged, other rates than 16 kHz resampled. Samples
+ * that are not finite are refused where they are heard. */
 typedef struct save_sound {
     const float* samples;
     size_t n_frames; /* samples per channel */
@@ -122,10 +124,16 @@ SAVE_API void save_close(save_runtime* runtime);
 /* Strings are valid until save_close. */
 SAVE_API int save_describe(const save_runtime* runtime, save_info* info);
 
-/* Second `index` of a sound (it starts at 0.96 * index s; completed with silence, the last full
- * second where the sound has ended) -> embedding: SAVE_EMBEDDING_SIZE floats. */
+/* What is heard with frame `index` of AVSBench, whose frames are a second apart -> embedding:
+ * SAVE_EMBEDDING_SIZE floats. The second starts at 0.96 * index s, as VGGish cuts a sound into
+ * examples; past the end it is the last full second; a shorter sound is completed with silence. */
 SAVE_API int save_embed(
     save_runtime* runtime, const save_sound* sound, int index, float* embedding);
+/* The second from start_s on (rounded to a sample at 16 kHz), silent after the end of the sound. For
+ * video: a frame at time t hears start_s = floor(t). Only this second of the sound is read and
+ * resampled, to what resampling all of it gives there, so an hour may be walked through. */
+SAVE_API int save_embed_at(
+    save_runtime* runtime, const save_sound* sound, double start_s, float* embedding);
 /* One frame and an embedding -> logits: res * res floats, sounding where > 0. */
 SAVE_API int save_infer(
     save_runtime* runtime, const save_frame* frame, const float* embedding, float* logits);
@@ -148,6 +156,8 @@ SAVE_API int save_self_test(save_runtime* runtime, save_parity* parity);
 SAVE_API int save_make_image(const save_frame* frame, int res, uint8_t* image);
 /* What the network hears: second `index` of a sound -> waveform of SAVE_WINDOW_SAMPLES floats. */
 SAVE_API int save_make_waveform(const save_sound* sound, int index, float* waveform);
+/* The same for the second from start_s on, as save_embed_at hears it. */
+SAVE_API int save_make_waveform_at(const save_sound* sound, double start_s, float* waveform);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 // save_runtime.hpp: save_runtime.h for C++17, with objects, vectors and exceptions.
 //
 //     save::Runtime runtime("bundle/");
-//     const std::vector<float> heard = runtime.embed({samples, 16000});   // once per second
+//     const std::vector<float> heard = runtime.embed_at({samples, 16000}, 0.0);  // once per second
 //     const std::vector<std::uint8_t> mask = runtime.mask({rgb, width, height}, heard);
 //
 // Everything is inline over the C interface; its rules on threads and memory hold.
@@ -89,11 +89,19 @@ public:
         return found;
     }
 
-    // Second `index` of a sound -> SAVE_EMBEDDING_SIZE floats.
+    // Second `index` of a sound as AVSBench counts them -> SAVE_EMBEDDING_SIZE floats.
     std::vector<float> embed(const Sound& sound, int index = 0) {
         std::vector<float> embedding(SAVE_EMBEDDING_SIZE);
         const save_sound plain = sound.c();
         check(save_embed(runtime_.get(), &plain, index, embedding.data()));
+        return embedding;
+    }
+
+    // The second from start_s on, silent after the end: what a frame of a video at floor(t) hears.
+    std::vector<float> embed_at(const Sound& sound, double start_s) {
+        std::vector<float> embedding(SAVE_EMBEDDING_SIZE);
+        const save_sound plain = sound.c();
+        check(save_embed_at(runtime_.get(), &plain, start_s, embedding.data()));
         return embedding;
     }
 
@@ -149,6 +157,13 @@ inline std::vector<float> make_waveform(const Sound& sound, int index = 0) {
     std::vector<float> waveform(SAVE_WINDOW_SAMPLES);
     const save_sound plain = sound.c();
     check(save_make_waveform(&plain, index, waveform.data()));
+    return waveform;
+}
+
+inline std::vector<float> make_waveform_at(const Sound& sound, double start_s) {
+    std::vector<float> waveform(SAVE_WINDOW_SAMPLES);
+    const save_sound plain = sound.c();
+    check(save_make_waveform_at(&plain, start_s, waveform.data()));
     return waveform;
 }
 

@@ -122,6 +122,18 @@ int save_embed(save_runtime* runtime, const save_sound* sound, int index, float*
     });
 }
 
+int save_embed_at(
+    save_runtime* runtime, const save_sound* sound, double start_s, float* embedding) {
+    return guarded([&] {
+        require(runtime, "runtime");
+        require(sound, "sound");
+        require(embedding, "embedding");
+        std::vector<float> window(SAVE_WINDOW_SAMPLES);
+        save_core::second_at(*sound, start_s, window.data());
+        runtime->pipeline.embed(window.data(), embedding);
+    });
+}
+
 int save_infer(
     save_runtime* runtime, const save_frame* frame, const float* embedding, float* logits) {
     return save_infer_many(runtime, frame, embedding, 1, logits);
@@ -193,6 +205,14 @@ int save_make_waveform(const save_sound* sound, int index, float* waveform) {
         require(sound, "sound");
         require(waveform, "waveform");
         save_core::second(*sound, index, waveform);
+    });
+}
+
+int save_make_waveform_at(const save_sound* sound, double start_s, float* waveform) {
+    return guarded([&] {
+        require(sound, "sound");
+        require(waveform, "waveform");
+        save_core::second_at(*sound, start_s, waveform);
     });
 }
 

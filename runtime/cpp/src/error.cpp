@@ -27,4 +27,12 @@ std::string printable(const std::string& text, std::size_t limit) {
     return text.size() > limit ? shown + "..." : shown;
 }
 
+std::string last_line(const std::string& text) {
+    const std::size_t end = text.find_last_not_of("\r\n ");
+    if (end == std::string::npos) return "";
+    const std::size_t newline = text.rfind('\n', end);
+    const std::size_t start = newline == std::string::npos ? 0 : newline + 1;
+    return text.substr(start, end - start + 1);
+}
+
 }  // namespace save_core

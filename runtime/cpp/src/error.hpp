@@ -25,4 +25,7 @@ private:
 // First `limit` bytes of a text that came from outside, control characters replaced.
 std::string printable(const std::string& text, std::size_t limit = 200);
 
+// Last line that says something; a library's first ones may name its source files.
+std::string last_line(const std::string& text);
+
 }  // namespace save_core

@@ -60,6 +60,7 @@ std::uint64_t file_size(const std::string& path) {
 
 Bytes read_file(const std::string& path, save_detail detail, std::uint64_t limit) {
     Bytes bytes;
+    bytes.reserve(static_cast<std::size_t>(std::min(limit, file_size(path))));
     read_pieces(path, detail, limit, [&](const unsigned char* data, std::size_t size) {
         bytes.insert(bytes.end(), data, data + size);
     });

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "compare.hpp"
 #include "error.hpp"
 #include "files.hpp"
 #include "npy.hpp"
@@ -15,16 +16,6 @@ std::string shown(const char* format, double value) {
     char text[64];
     std::snprintf(text, sizeof text, format, value);
     return text;
-}
-
-// Largest absolute difference; NaN when anything is NaN.
-double difference(const float* a, const float* b, std::size_t n) {
-    double worst = 0.0;
-    for (std::size_t i = 0; i < n; ++i) {
-        const double d = std::fabs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-        if (!(d <= worst)) worst = d;
-    }
-    return worst;
 }
 
 }  // namespace
@@ -49,19 +40,17 @@ void self_test(Pipeline& pipeline, save_parity& found) {
     std::uint64_t inter = 0, united = 0;
     for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
         pipeline.embed(waveform.f32(i), heard.data());
-        const double error = difference(heard.data(), embedding.f32(i), heard.size());
-        double scale = 1.0;
-        for (std::size_t k = 0; k < heard.size(); ++k)
-            scale = std::max(scale, std::fabs(static_cast<double>(embedding.f32(i)[k])));
-        found.embedding_err = std::max(found.embedding_err, error);
-        if (!(error <= golden.embedding_tolerance * scale))
+        const double error = largest_difference(heard.data(), embedding.f32(i), heard.size());
+        const double allowed = golden.embedding_tolerance * scale_of(embedding.f32(i), heard.size());
+        found.embedding_err = std::max(error, found.embedding_err);
+        if (!is_within(error, allowed))
             throw Error(SAVE_DETAIL_PARITY, "audio embedding differs from eager",
                 shown("%.1e", error) + " on golden sample " + std::to_string(i),
-                "at most " + shown("%.1e", golden.embedding_tolerance * scale));
+                "at most " + shown("%.1e", allowed));
         const std::uint8_t* pixels = image.u8(i);
         pipeline.run(&pixels, heard.data(), 1, got.data());
         const float* wanted = logits.f32(i);
-        const double worst = difference(got.data(), wanted, got.size());
+        const double worst = largest_difference(got.data(), wanted, got.size());
         if (!std::isfinite(worst))
             throw Error(SAVE_DETAIL_PARITY, "the backend produced NaN or infinite logits",
                 "golden sample " + std::to_string(i), "finite values", "export with --fp32");

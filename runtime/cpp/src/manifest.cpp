@@ -1,22 +1,21 @@
 #include "manifest.hpp"
 
-#include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "error.hpp"
 #include "files.hpp"
+#include "json.hpp"
 #include "npy.hpp"
 #include "save_runtime.h"
 
 namespace save_core {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr const char* kFormat = "save-deploy-bundle";
 constexpr std::int64_t kFormatVersion = 1;
 constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
+constexpr const char* kGoldenFiles[] = {
+    "image.npy", "waveform.npy", "audio_embedding.npy", "mask_logits.npy"};
 
 // What this library does to frames and sounds; a bundle that asks for anything else is refused.
 constexpr const char* kPreprocessing = R"({
@@ -27,75 +26,24 @@ constexpr const char* kPreprocessing = R"({
     "mask": {"threshold_logit": 0.0, "resize": "bilinear on logits to the frame size"}
 })";
 
-[[noreturn]] void refuse(const std::string& got) {
-    throw Error(SAVE_DETAIL_BUNDLE, "manifest cannot be read", printable(got),
-        "a manifest written by save-export", "copy the bundle again, or export it again");
-}
-
-const Json& field(const Json& object, const char* key) {
-    if (!object.is_object()) refuse(std::string("no object around ") + key);
-    const auto found = object.find(key);
-    if (found == object.end()) refuse(std::string("no ") + key);
-    return *found;
-}
-
-std::string text(const Json& object, const char* key) {
-    const Json& value = field(object, key);
-    if (!value.is_string()) refuse(std::string(key) + " is no text");
-    return value.get<std::string>();
-}
-
-std::int64_t whole(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
-    if (!value.is_number_integer()) refuse(std::string(key) + " is no whole number");
-    // an unsigned number above int64 is out of any range here
-    const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
-    const std::int64_t found = huge ? INT64_MAX : value.get<std::int64_t>();
-    if (found < low || found > high)
-        refuse(std::string(key) + " = " + value.dump() + ", allowed: " + std::to_string(low) +
-               " to " + std::to_string(high));
-    return found;
-}
-
-int count(const Json& object, const char* key, int low, int high) {
-    return static_cast<int>(whole(field(object, key), key, low, high));
-}
-
-double number(const Json& object, const char* key) {
-    const Json& value = field(object, key);
-    if (!value.is_number() || !std::isfinite(value.get<double>()))
-        refuse(std::string(key) + " is no number");
-    return value.get<double>();
-}
-
-std::optional<double> number_or_none(const Json& object, const char* key) {
-    if (field(object, key).is_null()) return std::nullopt;
-    return number(object, key);
-}
-
-const Json& list(const Json& object, const char* key) {
-    const Json& value = field(object, key);
-    if (!value.is_array()) refuse(std::string(key) + " is no list");
-    return value;
-}
-
 // A path below the bundle: relative, without "..".
 void check_name(const std::string& name) {
     const std::filesystem::path path(name);
     bool inside = !name.empty() && !path.is_absolute() && name.find('\\') == std::string::npos &&
                   name.find('\0') == std::string::npos;
     for (const auto& part : path) inside = inside && part != "..";
-    if (!inside) refuse("file name " + name);
+    if (!inside) refuse_json("file name " + name);
 }
 
 std::map<std::string, FileRecord> parse_files(const Json& files) {
-    if (!files.is_object()) refuse("files is no object");
+    if (!files.is_object()) refuse_json("files is no object");
     std::map<std::string, FileRecord> found;
     for (const auto& [name, record] : files.items()) {
         check_name(name);
         const std::string sha256 = text(record, "sha256");
         if (sha256.size() != 64 ||
             sha256.find_first_not_of("0123456789abcdef") != std::string::npos)
-            refuse("sha256 of " + name);
+            refuse_json("sha256 of " + name);
         found[name] = {sha256,
             static_cast<std::uint64_t>(whole(field(record, "size"), "size", 0, INT64_MAX))};
     }
@@ -103,14 +51,14 @@ std::map<std::string, FileRecord> parse_files(const Json& files) {
 }
 
 std::string listed(const Manifest& manifest, const std::string& name) {
-    if (manifest.files.count(name) == 0) refuse("file " + name + " without size and sha256");
+    if (manifest.files.count(name) == 0) refuse_json("file " + name + " without size and sha256");
     return name;
 }
 
 TensorSpec parse_tensor(const Json& values) {
     TensorSpec spec{text(values, "name"), text(values, "dtype"), {}};
     for (const Json& d : list(values, "shape")) spec.shape.push_back(whole(d, "shape", 1, 1 << 20));
-    if (spec.shape.size() > 8) refuse("shape " + shown(spec.shape));
+    if (spec.shape.size() > 8) refuse_json("shape " + shown(spec.shape));
     return spec;
 }
 
@@ -137,9 +85,9 @@ void parse_graphs(Manifest& manifest, const Json& graphs) {
     manifest.model = parse_graph(manifest, field(graphs, "model"));
     manifest.audio = parse_graph(manifest, field(graphs, "audio"));
     if (manifest.model.inputs.empty() || manifest.model.inputs[0].shape.size() != 4)
-        refuse("model graph without an image input");
+        refuse_json("model graph without an image input");
     const std::int64_t batch = manifest.model.inputs[0].shape[0], side = manifest.res;
-    if (batch > 1024) refuse("batch " + std::to_string(batch));
+    if (batch > 1024) refuse_json("batch " + std::to_string(batch));
     manifest.batch = static_cast<int>(batch);
     require(manifest.model.inputs, {{"image", "uint8", {batch, side, side, 3}},
                                        {"audio_embedding", "float32", {batch, SAVE_EMBEDDING_SIZE}}});
@@ -148,26 +96,35 @@ void parse_graphs(Manifest& manifest, const Json& graphs) {
     require(manifest.audio.outputs, {{"audio_embedding", "float32", {1, SAVE_EMBEDDING_SIZE}}});
 }
 
-EngineEntry parse_engine(const Manifest& manifest, const Json& values) {
+EngineEntry parse_engine(const Json& values) {
     EngineEntry entry;
-    entry.file = listed(manifest, text(values, "file"));
+    // not `listed`: an engine that was left out is refused when it is asked for
+    entry.file = text(values, "file");
+    check_name(entry.file);
     entry.library = text(values, "library");
     entry.library_version = text(values, "library_version");
     entry.hardware_compatibility = text(values, "hardware_compatibility");
     entry.os = text(values, "os");
     entry.header = text(values, "header");
+    entry.onnx_sha256 = text(values, "onnx_sha256");
+    entry.gpu = text_or_empty(values, "gpu");
+    entry.onnx_data_sha256 = text_or_empty(values, "onnx_data_sha256");
     for (const Json& target : list(values, "targets")) {
-        if (!target.is_string()) refuse("targets are no texts");
+        if (!target.is_string()) refuse_json("targets are no texts");
         entry.targets.push_back(target.get<std::string>());
     }
-    const Json& compatible = field(values, "version_compatible");
-    if (!compatible.is_boolean()) refuse("version_compatible is no boolean");
-    entry.version_compatible = compatible.get<bool>();
+    entry.version_compatible = flag(values, "version_compatible");
+    entry.engine_bytes = size_or_none(values, "engine_bytes").value_or(0);
+    entry.weights_bytes = size_or_none(values, "weights_bytes").value_or(0);
+    entry.activation_bytes = size_or_none(values, "activation_bytes").value_or(0);
+    const Json& options = object_of(values, "options");
+    entry.strip_weights = !is_absent(options, "strip_weights") && flag(options, "strip_weights");
     return entry;
 }
 
-Golden parse_golden(const Json& values) {
+Golden parse_golden(const Manifest& manifest, const Json& values) {
     const Json& budget = field(values, "budget");
+    for (const char* name : kGoldenFiles) (void)listed(manifest, std::string("golden/") + name);
     return {count(values, "n", 1, 1 << 20), number(values, "audio_embedding_tolerance"),
         number_or_none(budget, "max_abs_err"), number(budget, "min_agreement")};
 }
@@ -189,12 +146,12 @@ std::optional<Conformance> parse_conformance(const Manifest& manifest, const Jso
         pack.cases.push_back({text(row, "name"), listed(manifest, text(row, "frame")),
             listed(manifest, text(row, "sound")), listed(manifest, text(row, "mask")),
             text(row, "image_sha256")});
-    if (pack.cases.empty()) refuse("conformance without cases");
+    if (pack.cases.empty()) refuse_json("conformance without cases");
     return pack;
 }
 
 Manifest parse_checked(const std::string& source) {
-    const Json root = Json::parse(source);
+    const Json root = parse_json(source);
     const std::string format = text(root, "format");
     const Json& version = field(root, "format_version");
     if (format != kFormat || version != kFormatVersion)
@@ -213,10 +170,13 @@ Manifest parse_checked(const std::string& source) {
     manifest.precision = text(field(root, "precision"), "precision");
     manifest.files = parse_files(field(root, "files"));
     parse_graphs(manifest, field(root, "graphs"));
-    manifest.golden = parse_golden(field(root, "golden"));
+    manifest.golden = parse_golden(manifest, field(root, "golden"));
     if (root.contains("engines"))
         for (const Json& row : list(root, "engines"))
-            manifest.engines.push_back(parse_engine(manifest, row));
+            manifest.engines.push_back(parse_engine(row));
+    // a later version of the rules is none of ours: engines are then judged by what is known here
+    if (!is_absent(root, "preflight") && root["preflight"].value("format_version", Json()) == kRulesVersion)
+        manifest.rules = parse_rules(root["preflight"].dump());
     manifest.conformance = parse_conformance(manifest, root);
     return manifest;
 }
@@ -227,7 +187,7 @@ Manifest parse_manifest(const std::string& source, const std::string& path) {
     try {
         return parse_checked(source);
     } catch (const Json::exception& error) {
-        refuse(path + ": " + error.what());
+        refuse_json(path + ": " + error.what());
     }
 }
 
@@ -236,7 +196,7 @@ Manifest read_manifest(const std::string& folder) {
     if (!is_file(path))
         throw Error(SAVE_DETAIL_BUNDLE, "not a bundle", folder + " without " + kManifest,
             "a folder written by save-export", "save-export --res 256 --fp16 -o DIR");
-    if (file_size(path) > kMaxManifestBytes) refuse(path + " is larger than 64 MiB");
+    if (file_size(path) > kMaxManifestBytes) refuse_json(path + " is larger than 64 MiB");
     const Bytes bytes = read_file(path, SAVE_DETAIL_BUNDLE, kMaxManifestBytes);
     return parse_manifest(std::string(bytes.begin(), bytes.end()), path);
 }

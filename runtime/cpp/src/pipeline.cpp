@@ -62,13 +62,20 @@ std::unique_ptr<Session> open_graph(const std::string& backend, const std::strin
 #if defined(SAVE_WITH_ONNXRUNTIME)
     if (backend == "onnxruntime") return open_onnxruntime(path, graph, options);
 #endif
-#if defined(SAVE_WITH_TENSORRT)
-    if (backend == SAVE_TENSORRT_NAME) {
-        const EngineEntry& entry = engine_for(manifest, backend);
-        return open_tensorrt(joined(folder, entry.file), graph, entry, options);
-    }
-#endif
     throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", backend, all_backends());
+}
+
+// The engine that may run here, before the files of the bundle are read through: that takes longest.
+const EngineEntry* chosen_engine(const std::string& backend, const Manifest& manifest,
+    const std::string& folder, const save_params& params) {
+    if (!is_engine(backend)) return nullptr;
+#if defined(SAVE_WITH_TENSORRT)
+    return &choose_engine(
+        manifest, folder, backend, probe_machine(params.device), params.verify_files != 0);
+#else
+    (void)manifest, (void)folder, (void)params;
+    return nullptr;
+#endif
 }
 
 }  // namespace
@@ -82,14 +89,15 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     const std::string asked = params.backend == nullptr ? "auto" : params.backend;
     const std::string backend = chosen_backend(asked);
     const std::string audio_backend = is_engine(backend) ? first_cpu_backend() : backend;
-#if defined(SAVE_WITH_TENSORRT)
-    if (is_engine(backend)) check_tensorrt(engine_for(manifest_, backend), params.device);
-#endif
+    const EngineEntry* engine = chosen_engine(backend, manifest_, folder, params);
     verify_files(manifest_, folder, params.verify_files != 0);
-    check_headers(manifest_, folder);
     const SessionOptions options{threads_, params.device,
         params.cache_dir == nullptr ? "" : params.cache_dir};
-    model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
+#if defined(SAVE_WITH_TENSORRT)
+    if (engine != nullptr)
+        model_ = open_tensorrt(joined(folder, engine->file), manifest_.model, *engine, options);
+#endif
+    if (engine == nullptr) model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
     audio_ = open_graph(audio_backend, folder, manifest_, manifest_.audio, options);
 }
 
@@ -129,21 +137,27 @@ void Pipeline::run(
 }
 
 void Pipeline::infer(const save_frame* frames, const float* embeddings, int n, float* logits) {
-    const std::size_t side = static_cast<std::size_t>(manifest_.res);
-    std::vector<std::vector<std::uint8_t>> resized(static_cast<std::size_t>(n));
-    std::vector<const std::uint8_t*> images;
-    for (std::size_t i = 0; i < resized.size(); ++i) {
-        const save_frame& frame = frames[i];
-        check_frame(frame);
-        const bool fits = frame.width == manifest_.res && frame.height == manifest_.res &&
-                          (frame.row_bytes == 0 || frame.row_bytes == 3 * side);
-        if (!fits) {
-            resized[i].resize(side * side * 3);
-            resize_frame(frame, manifest_.res, resized[i].data());
+    const std::size_t side = static_cast<std::size_t>(manifest_.res), pixels = side * side;
+    const std::size_t total = static_cast<std::size_t>(n), batch = static_cast<std::size_t>(manifest_.batch);
+    std::for_each(frames, frames + total, check_frame);  // before anything is computed
+    // one batch at a time: memory does not grow with n
+    std::vector<std::vector<std::uint8_t>> resized(std::min(batch, total));
+    std::vector<const std::uint8_t*> images(resized.size());
+    for (std::size_t start = 0; start < total; start += batch) {
+        const std::size_t taken = std::min(batch, total - start);
+        for (std::size_t i = 0; i < taken; ++i) {
+            const save_frame& frame = frames[start + i];
+            const bool fits = frame.width == manifest_.res && frame.height == manifest_.res &&
+                              (frame.row_bytes == 0 || frame.row_bytes == 3 * side);
+            if (!fits) {
+                resized[i].resize(pixels * 3);
+                resize_frame(frame, manifest_.res, resized[i].data());
+            }
+            images[i] = fits ? frame.rgb : resized[i].data();
         }
-        images.push_back(fits ? frame.rgb : resized[i].data());
+        run(images.data(), embeddings + start * SAVE_EMBEDDING_SIZE, static_cast<int>(taken),
+            logits + start * pixels);
     }
-    run(images.data(), embeddings, n, logits);
 }
 
 }  // namespace save_core

@@ -4,7 +4,6 @@
 #include <fstream>
 #include <set>
 #include <thread>
-#include <utility>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -40,30 +39,29 @@ const std::vector<std::string>& compiled_backends() {
 #if defined(__linux__)
 namespace {
 
-int read_number(const std::string& path) {
-    int value = -1;
-    std::ifstream(path) >> value;
-    return value;
+// One text per physical core: the logical ones that share it.
+int physical_cores() {
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+        const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+        std::string siblings;  // the second name is that of older kernels
+        for (const char* name : {"core_cpus_list", "thread_siblings_list"})
+            if (siblings.empty()) std::ifstream(folder + name) >> siblings;
+        if (!siblings.empty()) cores.insert(siblings);
+    }
+    return static_cast<int>(cores.size());
 }
 
 }  // namespace
 
 int default_threads() {
-    cpu_set_t allowed;
-    CPU_ZERO(&allowed);
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0)
-        return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-    std::set<std::pair<int, int>> cores;  // (socket, core); -1 where the system does not say
-    int logical = 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-        if (!CPU_ISSET(static_cast<std::size_t>(cpu), &allowed)) continue;
-        ++logical;
-        const std::string topology =
-            "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-        cores.insert({read_number(topology + "physical_package_id"), read_number(topology + "core_id")});
-    }
-    const bool known = cores.count({-1, -1}) == 0;
-    return std::max(1, known ? static_cast<int>(cores.size()) : logical);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
+    const int allowed =
+        known ? CPU_COUNT(&set) : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    const int cores = physical_cores();  // of the machine: 0 where it does not say
+    return std::max(1, cores == 0 ? allowed : std::min(allowed, cores));
 }
 #else
 int default_threads() {

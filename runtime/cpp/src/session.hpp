@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "manifest.hpp"
+#include "preflight.hpp"
 
 namespace save_core {
 
@@ -38,10 +39,12 @@ std::unique_ptr<Session> open_onnxruntime(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,
     const EngineEntry& entry, const SessionOptions& options);
-// Library, system and GPU, without reading the engine file: to be called before open_tensorrt.
-void check_tensorrt(const EngineEntry& entry, int device);
+// What this machine offers an engine on this device; throws nothing for a missing GPU. The entry given
+// to open_tensorrt has passed the preflight.
+Machine probe_machine(int device);
 
-// Physical cores this process may use: hyper-threads slow matrix products down.
+// Logical processors this process may use, at most as many as there are physical cores: hyper-threads
+// slow matrix products down. As runtime/session/base.py counts them.
 int default_threads();
 // Names of the backends compiled in, the preferred CPU backend first.
 const std::vector<std::string>& compiled_backends();

@@ -1,6 +1,7 @@
 // OpenVINO's CPU device, set up as runtime/session/openvino.py does: one stream and float32
 // arithmetic, because its own default on CPUs with bf16 instructions is bf16.
 #include <cstring>
+#include <new>
 #include <openvino/openvino.hpp>
 
 #include "error.hpp"
@@ -19,21 +20,28 @@ ov::Shape shape_of(const TensorSpec& spec) {
     return shape;
 }
 
-// Last line that says something: the first ones name source files of OpenVINO.
-std::string last_line(const std::string& text) {
-    const std::size_t end = text.find_last_not_of("\n ");
-    if (end == std::string::npos) return text;
-    const std::size_t start = text.rfind('\n', end);
-    return text.substr(start == std::string::npos ? 0 : start + 1,
-        end - (start == std::string::npos ? 0 : start));
-}
-
 void check(const ov::Output<const ov::Node>& port, const TensorSpec& spec, const std::string& path) {
     const bool same = port.get_element_type() == element_of(spec) && port.get_partial_shape().is_static() &&
                       port.get_shape() == shape_of(spec);
     if (!same)
         throw Error(SAVE_DETAIL_BUNDLE, "graph does not fit its manifest", path + ": " + spec.name,
             spec.dtype + " as in the manifest", "copy the bundle again, or export it again");
+}
+
+// What OpenVINO throws, as our error; ours and a lack of memory pass.
+template <class F>
+void guarded(const std::string& path, F&& call) {
+    try {
+        call();
+    } catch (const Error&) {
+        throw;
+    } catch (const std::bad_alloc&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw Error(SAVE_DETAIL_BACKEND, "openvino cannot run " + path,
+            printable(last_line(error.what()), 300), "a working graph",
+            "use the backend onnxruntime, or the version of OpenVINO in the manifest");
+    }
 }
 
 class OpenVinoSession final : public Session {
@@ -44,28 +52,25 @@ public:
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY), ov::num_streams(1),
             ov::inference_num_threads(options.threads)};
         if (!options.cache_dir.empty()) config.insert(ov::cache_dir(options.cache_dir));
-        try {
+        guarded(path, [&] {
             model_ = core_.compile_model(path, "CPU", config);
             for (const TensorSpec& input : spec.inputs) check(model_.input(input.name), input, path);
             check(model_.output(spec.outputs[0].name), spec.outputs[0], path);
             request_ = model_.create_infer_request();
             output_ = request_.get_tensor(spec.outputs[0].name);
-        } catch (const std::exception& error) {
-            if (dynamic_cast<const Error*>(&error) != nullptr) throw;
-            throw Error(SAVE_DETAIL_BACKEND, "openvino cannot run " + path,
-                printable(last_line(error.what()), 300), "a compiled model",
-                "use the backend onnxruntime, or the version of OpenVINO in the manifest");
-        }
+        });
     }
 
     void run(const std::vector<const void*>& inputs, float* output) override {
-        for (std::size_t i = 0; i < inputs.size(); ++i) {
-            const TensorSpec& spec = spec_.inputs[i];
-            // OpenVINO does not write to inputs; its interface has no const
-            request_.set_tensor(spec.name,
-                ov::Tensor(element_of(spec), shape_of(spec), const_cast<void*>(inputs[i])));
-        }
-        request_.infer();
+        guarded(spec_.file, [&] {
+            for (std::size_t i = 0; i < inputs.size(); ++i) {
+                const TensorSpec& spec = spec_.inputs[i];
+                // OpenVINO does not write to inputs; its interface has no const
+                request_.set_tensor(spec.name,
+                    ov::Tensor(element_of(spec), shape_of(spec), const_cast<void*>(inputs[i])));
+            }
+            request_.infer();
+        });
         std::memcpy(output, output_.data<float>(), bytes_of(spec_.outputs[0]));
     }
 

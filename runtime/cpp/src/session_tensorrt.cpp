@@ -1,9 +1,11 @@
 // An engine of TensorRT or TensorRT-RTX on one CUDA device. Compiled against the public headers;
-// run up to the missing GPU only: nothing below check_device has been seen on one.
+// run up to the missing GPU only: reading a GPU and everything of the session was not seen on one.
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
 #include <cstring>
+#include <fstream>
+#include <mutex>
 
 #include "error.hpp"
 #include "files.hpp"
@@ -25,34 +27,67 @@ void check(cudaError_t status, const char* what) {
             "look at nvidia-smi; use a CPU backend meanwhile");
 }
 
-// Before anything else: without a driver TensorRT itself only logs and returns null.
-cudaDeviceProp check_device(int device) {
-    int count = 0;
-    const cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0)
-        throw Error(SAVE_DETAIL_DEVICE, "no CUDA device",
-            status == cudaSuccess ? "0 devices" : cudaGetErrorString(status),
-            "an NVIDIA GPU with a driver for CUDA " + std::to_string(CUDART_VERSION / 1000),
-            "install the driver (nvidia-smi must list the GPU), or use a CPU backend");
-    if (device < 0 || device >= count)
-        throw Error(SAVE_DETAIL_DEVICE, "no such CUDA device", std::to_string(device),
-            "0 to " + std::to_string(count - 1), "set save_params.device");
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, device), "CUDA device cannot be used");
-    check(cudaSetDevice(device), "CUDA device cannot be used");
-    return properties;
-}
-
-// Keeps the last error for our own text; the library writes nothing to the console.
-class Logger final : public nvinfer1::ILogger {
+// The caller's own CUDA device comes back when a call of ours is over.
+class OnDevice {
 public:
-    void log(Severity severity, const char* message) noexcept override {
-        if (severity > Severity::kERROR) return;
-        std::strncpy(last_, message, sizeof last_ - 1);
+    explicit OnDevice(int device) {
+        check(cudaGetDevice(&before_), "CUDA device cannot be used");
+        check(cudaSetDevice(device), "CUDA device cannot be used");
     }
-    std::string last() const { return last_[0] == '\0' ? "no message" : last_; }
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+    ~OnDevice() { cudaSetDevice(before_); }
 
 private:
+    int before_ = 0;
+};
+
+std::string cuda_version(int number) {  // 13000 -> 13.0
+    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+// Of the kernel's driver; empty where the system does not say.
+std::string driver_version() {
+    std::string version;
+    std::ifstream("/sys/module/nvidia/version") >> version;
+    return version.find_first_not_of("0123456789.") == std::string::npos ? version : "";
+}
+
+Gpu read_gpu(int device) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "CUDA device cannot be used");
+    Gpu gpu{properties.name, properties.major, properties.minor, properties.totalGlobalMem, {}};
+    const OnDevice on(device);
+    std::size_t free_bytes = 0, total = 0;
+    if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess) gpu.free_bytes = free_bytes;
+    return gpu;
+}
+
+// The one logger of the process, as TensorRT wants it, and never destroyed: the library may log while
+// the program ends. Keeps the last error for our own text; nothing is written to the console.
+class Logger final : public nvinfer1::ILogger {
+public:
+    static Logger& instance() {
+        static Logger& logger = *new Logger;
+        return logger;
+    }
+    void log(Severity severity, const char* message) noexcept override {
+        if (severity > Severity::kERROR || message == nullptr) return;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        std::strncpy(last_, message, sizeof last_ - 1);
+    }
+    void clear() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        last_[0] = '\0';
+    }
+    std::string last() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return last_[0] == '\0' ? "no message" : last_;
+    }
+
+private:
+    Logger() = default;
+    std::mutex mutex_;
     char last_[300] = {};
 };
 
@@ -106,9 +141,12 @@ public:
     TensorRtSession(const std::string& path, const GraphSpec& spec, const EngineEntry& entry,
         const SessionOptions& options)
         : spec_(spec), device_(options.device) {
+        const OnDevice on(device_);
         const Bytes plan = read_file(path, SAVE_DETAIL_BUNDLE);
-        check_header(entry, plan, plan.size());
-        runtime_.reset(nvinfer1::createInferRuntime(logger_));
+        Logger::instance().clear();
+        runtime_.reset(nvinfer1::createInferRuntime(Logger::instance()));
+        // such an engine carries the code of the library that built it, hashed with the bundle
+        if (runtime_ && entry.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
         if (engine_) context_.reset(engine_->createExecutionContext());
         if (!context_) refuse("engine cannot be loaded");
@@ -117,8 +155,21 @@ public:
         bind(spec_.outputs[0]);
     }
 
+    ~TensorRtSession() override {
+        // freed where it was made; a device that is lost by now must not throw here
+        int before = 0;
+        const bool known = cudaGetDevice(&before) == cudaSuccess;
+        cudaSetDevice(device_);
+        buffers_.clear();
+        stream_.reset();
+        context_.reset();
+        engine_.reset();
+        runtime_.reset();
+        if (known) cudaSetDevice(before);
+    }
+
     void run(const std::vector<const void*>& inputs, float* output) override {
-        check(cudaSetDevice(device_), "CUDA device cannot be used");  // per thread
+        const OnDevice on(device_);  // CUDA's choice of a device is per thread
         for (std::size_t i = 0; i < inputs.size(); ++i) buffers_[i]->send(inputs[i], stream_->get());
         if (!context_->enqueueV3(stream_->get())) refuse("engine cannot be run");
         buffers_.back()->fetch(output, stream_->get());
@@ -143,13 +194,12 @@ private:
     }
 
     [[noreturn]] void refuse(const char* what) const {
-        throw Error(SAVE_DETAIL_ENGINE, what, logger_.last(), "an engine for this GPU",
+        throw Error(SAVE_DETAIL_ENGINE, what, Logger::instance().last(), "an engine for this GPU",
             std::string("build the engine again on this machine, for ") + SAVE_TENSORRT_NAME);
     }
 
     GraphSpec spec_;
     int device_;
-    Logger logger_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
@@ -159,10 +209,25 @@ private:
 
 }  // namespace
 
-void check_tensorrt(const EngineEntry& entry, int device) {
-    check_library(entry, library_version(), this_os());
-    const cudaDeviceProp properties = check_device(device);
-    check_target(entry, properties.major, properties.minor);
+Machine probe_machine(int device) {
+    Machine machine;
+    machine.os = this_os();
+    machine.libraries[SAVE_TENSORRT_NAME] = library_version();
+    machine.driver = driver_version();
+    int number = 0, count = 0;
+    if (cudaDriverGetVersion(&number) == cudaSuccess && number > 0) machine.cuda = cuda_version(number);
+    if (cudaRuntimeGetVersion(&number) == cudaSuccess) machine.cuda_runtime = cuda_version(number);
+    // without a driver TensorRT itself only logs and returns null
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess || count == 0)
+        machine.problem = std::string("no CUDA device: ") +
+                          (status == cudaSuccess ? "0 devices" : cudaGetErrorString(status));
+    else if (device < 0 || device >= count)
+        throw Error(SAVE_DETAIL_DEVICE, "no such CUDA device", std::to_string(device),
+            "0 to " + std::to_string(count - 1), "set save_params.device");
+    else
+        machine.gpu = read_gpu(device);
+    return machine;
 }
 
 std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,

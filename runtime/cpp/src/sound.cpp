@@ -15,6 +15,7 @@ namespace {
 // side, and where the pass band ends as a share of the lower of the two Nyquist frequencies.
 constexpr int kZeroCrossings = 6;
 constexpr double kRolloff = 0.99;
+constexpr double kMaxStartS = 1e9;
 constexpr double kPi = 3.14159265358979323846;
 
 struct Rates {
@@ -72,10 +73,10 @@ void check_sound(const save_sound& sound) {
             std::to_string(sound.rate_hz) + " Hz", "1000 to 768000 Hz");
 }
 
-std::vector<float> mono(const save_sound& sound) {
+std::vector<float> mono(const save_sound& sound, std::size_t begin, std::size_t end) {
     const std::size_t channels = static_cast<std::size_t>(sound.n_channels);
-    std::vector<float> mean(sound.n_frames);
-    const float* sample = sound.samples;
+    std::vector<float> mean(end - begin);
+    const float* sample = sound.samples + begin * channels;
     bool finite = true;
     for (float& value : mean) {
         float sum = 0.0F;
@@ -101,19 +102,24 @@ std::size_t resampled_size(std::size_t n, int rate_hz) {
     return std::min(wanted, made);
 }
 
-std::vector<float> resampled(
-    const std::vector<float>& samples, int rate_hz, std::size_t begin, std::size_t count) {
-    const std::size_t size = resampled_size(samples.size(), rate_hz);
-    const std::size_t end = std::min(size, begin + count);
-    std::vector<float> found(end > begin ? end - begin : 0);
-    if (rate_hz == SAVE_SAMPLE_RATE) {
-        std::copy_n(samples.begin() + static_cast<std::ptrdiff_t>(std::min(begin, size)),
-            found.size(), found.begin());
-        return found;
-    }
-    const Rates rates = reduced(rate_hz);
+std::vector<float> resampled(const save_sound& sound, std::size_t begin, std::size_t count) {
+    const std::size_t size = resampled_size(sound.n_frames, sound.rate_hz);
+    begin = std::min(begin, size);
+    const std::size_t end = begin + std::min(size - begin, count);
+    if (begin == end) return {};
+    if (sound.rate_hz == SAVE_SAMPLE_RATE) return mono(sound, begin, end);
+    const Rates rates = reduced(sound.rate_hz);
+    const std::int64_t n = static_cast<std::int64_t>(sound.n_frames);
+    // what the kernels of these outputs reach, and a period more on each side
+    const std::int64_t reach = 2 * rates.from + kZeroCrossings * (rates.from / rates.to + 2) * 2;
+    const std::int64_t low =
+        std::max<std::int64_t>(0, static_cast<std::int64_t>(begin) / rates.to * rates.from - reach);
+    const std::int64_t high =
+        std::min(n, static_cast<std::int64_t>(end) / rates.to * rates.from + reach);
+    const std::vector<float> samples =
+        mono(sound, static_cast<std::size_t>(std::min(low, n)), static_cast<std::size_t>(high));
     std::vector<Kernel> kernels(static_cast<std::size_t>(rates.to));  // made when first needed
-    const std::int64_t n = static_cast<std::int64_t>(samples.size());
+    std::vector<float> found(end - begin);
     for (std::size_t k = 0; k < found.size(); ++k) {
         const std::int64_t index = static_cast<std::int64_t>(begin + k);
         Kernel& kernel = kernels[static_cast<std::size_t>(index % rates.to)];
@@ -122,24 +128,33 @@ std::vector<float> resampled(
         const std::int64_t taps = static_cast<std::int64_t>(kernel.weights.size());
         double sum = 0.0;
         for (std::int64_t i = std::max<std::int64_t>(0, -first); i < std::min(taps, n - first); ++i)
-            sum += static_cast<double>(samples[static_cast<std::size_t>(first + i)]) *
+            sum += static_cast<double>(samples[static_cast<std::size_t>(first + i - low)]) *
                    static_cast<double>(kernel.weights[static_cast<std::size_t>(i)]);
         found[k] = static_cast<float>(sum);
     }
     return found;
 }
 
+void window_at(const save_sound& sound, std::size_t begin, float* window) {
+    const std::vector<float> heard = resampled(sound, begin, SAVE_WINDOW_SAMPLES);
+    std::fill(std::copy(heard.begin(), heard.end(), window), window + SAVE_WINDOW_SAMPLES, 0.0F);
+}
+
 void second(const save_sound& sound, int index, float* window) {
     check_sound(sound);
     if (index < 0)
         throw Error(SAVE_DETAIL_ARGUMENT, "wrong second", std::to_string(index), "0 or more");
-    const std::vector<float> samples = mono(sound);
-    const std::size_t size = resampled_size(samples.size(), sound.rate_hz);
+    const std::size_t size = resampled_size(sound.n_frames, sound.rate_hz);
     const std::size_t last = size > SAVE_WINDOW_SAMPLES ? size - SAVE_WINDOW_SAMPLES : 0;
-    const std::size_t begin = std::min(kStepSamples * static_cast<std::size_t>(index), last);
-    const std::vector<float> heard =
-        resampled(samples, sound.rate_hz, begin, SAVE_WINDOW_SAMPLES);
-    std::fill(std::copy(heard.begin(), heard.end(), window), window + SAVE_WINDOW_SAMPLES, 0.0F);
+    window_at(sound, std::min(kStepSamples * static_cast<std::size_t>(index), last), window);
+}
+
+void second_at(const save_sound& sound, double start_s, float* window) {
+    check_sound(sound);
+    if (!(start_s >= 0.0 && start_s <= kMaxStartS))
+        throw Error(SAVE_DETAIL_ARGUMENT, "wrong start of a second", std::to_string(start_s) + " s",
+            "0 to 1e9 s");
+    window_at(sound, static_cast<std::size_t>(std::llround(start_s * SAVE_SAMPLE_RATE)), window);
 }
 
 }  // namespace save_core

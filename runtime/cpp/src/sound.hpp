@@ -15,17 +15,20 @@ constexpr std::size_t kStepSamples = 15'360;  // 0.96 s, the distance of two exa
 // Throws Error for missing samples, a channel count or rate out of range, NaN and infinity.
 void check_sound(const save_sound& sound);
 
-// Mean of the channels: (n_frames,), at the rate of the sound.
-std::vector<float> mono(const save_sound& sound);
+// Mean of the channels of samples begin .. end, at the rate of the sound. Throws Error when one of
+// them is not finite.
+std::vector<float> mono(const save_sound& sound, std::size_t begin, std::size_t end);
 
 // How many samples n samples at rate_hz become at 16 kHz.
 std::size_t resampled_size(std::size_t n, int rate_hz);
 
-// Samples begin .. begin+count of the sound resampled to 16 kHz.
-std::vector<float> resampled(
-    const std::vector<float>& samples, int rate_hz, std::size_t begin, std::size_t count);
+// Samples begin .. begin+count of the sound at 16 kHz, those of the whole sound resampled bit for bit;
+// only what they need of it is read.
+std::vector<float> resampled(const save_sound& sound, std::size_t begin, std::size_t count);
 
-// Second `index`, 16000 samples into `window`.
+// 16000 samples into `window`: second `index` as AVSBench counts them (data/audio.py: second), and
+// the second from start_s on, silent after the end (runtime/stream.py: of a video).
 void second(const save_sound& sound, int index, float* window);
+void second_at(const save_sound& sound, double start_s, float* window);
 
 }  // namespace save_core

@@ -26,7 +26,10 @@ inline std::string sample_manifest() {
             "budget": {"max_abs_err": 0.001, "min_agreement": 0.9999}},
  "engines": [{"file": "model.rtx.plan", "library": "tensorrt_rtx", "library_version": "1.7.1.116",
    "targets": ["SM86", "SM89"], "hardware_compatibility": "none", "version_compatible": false,
-   "os": "linux-x86_64", "header": "00"}],
+   "os": "linux-x86_64", "gpu": null, "driver": null, "cuda": null,
+   "onnx_sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
+   "onnx_data_sha256": null, "engine_bytes": 5, "activation_bytes": 1048576, "weights_bytes": 1048576, "header": "00",
+   "options": {"strip_weights": false}, "receipt": {}}],
  "conformance": {"waveform": "model.onnx", "audio_embedding": "model.onnx",
    "mask_logits": "model.onnx", "logits_step": 1,
    "tolerances": {"waveform": 1e-5, "audio_embedding": 1e-4, "mask_logits": null,
@@ -34,5 +37,8 @@ inline std::string sample_manifest() {
    "cases": [{"name": "a", "frame": "model.onnx", "sound": "model.onnx", "mask": "model.onnx",
               "image_sha256": ""}]},
  "files": {"model.onnx": )" +
-           record + R"(, "audio.onnx": )" + record + R"(, "model.rtx.plan": )" + record + "}}";
+           record + R"(, "audio.onnx": )" + record + R"(, "model.rtx.plan": )" + record +
+           R"(, "golden/image.npy": )" + record + R"(, "golden/waveform.npy": )" + record +
+           R"(, "golden/audio_embedding.npy": )" + record + R"(, "golden/mask_logits.npy": )" +
+           record + "}}";
 }

@@ -1,4 +1,5 @@
 // A real bundle through the C++ interface. Its folder is in SAVE_TEST_BUNDLE; without it: skipped.
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -37,6 +38,32 @@ void test_damage(const fs::path& bundle) {
     fs::remove_all(copy);
 }
 
+// Four threads of fifty calls share a runtime while another runtime works beside them.
+void test_threads(const char* bundle, save::Runtime& runtime, const save::Frame& frame,
+    const std::vector<float>& heard, const std::vector<std::uint8_t>& mask) {
+    constexpr int kThreads = 4, kCalls = 50;
+    std::atomic<int> wrong{0}, refused{0}, done{0};
+    const auto work = [&](save::Runtime& used, int calls) {
+        const std::vector<float> nothing(SAVE_EMBEDDING_SIZE - 1);
+        for (int i = 0; i < calls; ++i) {
+            wrong += used.mask(frame, heard) != mask;
+            try {
+                (void)used.mask(frame, nothing);  // an error belongs to its thread
+            } catch (const save::Error&) {
+                ++refused;
+            }
+            ++done;
+        }
+    };
+    std::vector<std::thread> threads;
+    for (int i = 0; i < kThreads; ++i) threads.emplace_back([&] { work(runtime, kCalls); });
+    save::Runtime second(bundle);
+    std::thread beside([&] { work(second, kCalls); });
+    for (std::thread& thread : threads) thread.join();
+    beside.join();
+    CHECK(wrong == 0 && done == (kThreads + 1) * kCalls && refused == done);
+}
+
 }  // namespace
 
 int main() {
@@ -66,6 +93,8 @@ int main() {
     CHECK(mask.size() == 90 * 120);
     CHECK(logits.size() == static_cast<std::size_t>(info.res) * static_cast<std::size_t>(info.res));
     CHECK(runtime.embed({tone, 16'000}, 1) != heard);
+    CHECK(runtime.embed_at({tone, 16'000}, 0.0) == heard);
+    CHECK(runtime.embed_at({tone, 16'000}, 1.0) != runtime.embed({tone, 16'000}, 1));
 
     // several frames at once give what single ones give; an embedding belongs to its frame
     const std::vector<float> silence(16'000, 0.0F);
@@ -82,13 +111,7 @@ int main() {
     }
     CHECK(worst < 1e-4);
 
-    // one runtime, two threads
-    std::vector<std::uint8_t> other;
-    std::thread thread([&] { other = runtime.mask(frame, heard); });
-    const std::vector<std::uint8_t> again = runtime.mask(frame, heard);
-    thread.join();
-    CHECK(other == mask && again == mask);
-
+    test_threads(bundle, runtime, frame, heard, mask);
     try {
         (void)runtime.mask({rgb, 121, 90}, heard);
         CHECK(!"accepted");

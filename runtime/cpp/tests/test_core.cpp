@@ -1,9 +1,12 @@
 // Hashing, arrays, resizing, resampling: against published values, Pillow 13.0 and torchaudio 2.11.
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
 
 #include "check.hpp"
+#include "compare.hpp"
+#include "error.hpp"
 #include "npy.hpp"
 #include "resize.hpp"
 #include "sha256.hpp"
@@ -105,10 +108,11 @@ void test_resample() {
     const std::size_t places[] = {0, 1, 5, 10, 17};
     for (const Case& one : cases) {
         CHECK(resampled_size(sound.size(), one.rate_hz) == one.size);
-        const std::vector<float> found = resampled(sound, one.rate_hz, 0, 1000);
+        const save_sound given{sound.data(), sound.size(), 1, one.rate_hz};
+        const std::vector<float> found = resampled(given, 0, 1000);
         CHECK(found.size() == one.size);
         for (std::size_t k = 0; k < 5; ++k) CHECK(std::fabs(found[places[k]] - one.at[k]) < 1e-6F);
-        const std::vector<float> part = resampled(sound, one.rate_hz, 10, 3);
+        const std::vector<float> part = resampled(given, 10, 3);
         CHECK(part.size() == 3 && part[0] == found[10]);
     }
 }
@@ -130,6 +134,69 @@ void test_second() {
     CHECK_THROWS(second({stereo.data(), 9, 0, 8000}, 0, window.data()), SAVE_DETAIL_DATA, "channels");
     CHECK_THROWS(second({nullptr, 9, 1, 8000}, 0, window.data()), SAVE_DETAIL_DATA, "without samples");
     CHECK_THROWS(second({&stereo[0], 3, 2, 8000}, -1, window.data()), SAVE_DETAIL_ARGUMENT, "-1");
+}
+
+// A piece of a long sound is what resampling all of it gives there, and the rest is not looked at.
+void test_ranges() {
+    for (const int rate_hz : {1'000, 8'000, 11'025, 16'000, 22'050, 44'100, 44'101, 48'000, 96'000}) {
+        std::vector<float> sound(static_cast<std::size_t>(4 * rate_hz + 17));
+        for (std::size_t i = 0; i < sound.size(); ++i)
+            sound[i] = static_cast<float>(i * i % 977) / 977.0F - 0.5F;
+        const save_sound given{sound.data(), sound.size(), 1, rate_hz};
+        const std::vector<float> whole = resampled(given, 0, sound.size() * 16);
+        CHECK(whole.size() == resampled_size(sound.size(), rate_hz));
+        for (const std::size_t begin : {0, 1, 5'000, 16'000, 31'999, 63'000}) {
+            const std::vector<float> part = resampled(given, begin, 700);
+            const auto at = whole.begin() + static_cast<std::ptrdiff_t>(begin);
+            CHECK(part.size() == std::min<std::size_t>(700, whole.size() - begin));
+            CHECK(std::equal(part.begin(), part.end(), at));
+        }
+        CHECK(resampled(given, whole.size(), 9).empty() && resampled(given, SIZE_MAX, 9).empty());
+    }
+    std::vector<float> sound(10 * 48'000, 0.25F);
+    sound.back() = NAN;
+    std::vector<float> window(SAVE_WINDOW_SAMPLES);
+    second_at({sound.data(), sound.size(), 1, 48'000}, 3.0, window.data());
+    CHECK(std::fabs(window[8'000] - 0.25F) < 1e-3F);
+    CHECK_THROWS(second_at({sound.data(), sound.size(), 1, 48'000}, 9.5, window.data()),
+        SAVE_DETAIL_DATA, "NaN");
+}
+
+void test_second_at() {
+    std::vector<float> sound;
+    for (int i = 0; i < 40'000; ++i) sound.push_back(static_cast<float>(i + 1));
+    const save_sound given{sound.data(), sound.size(), 1, 16'000};
+    std::vector<float> window(SAVE_WINDOW_SAMPLES);
+    second_at(given, 1.0, window.data());
+    CHECK(window[0] == 16'001.0F && window[15'999] == 32'000.0F);
+    second_at(given, 0.5, window.data());
+    CHECK(window[0] == 8'001.0F);
+    second_at(given, 2.0, window.data());  // half of it is there
+    CHECK(window[0] == 32'001.0F && window[7'999] == 40'000.0F && window[8'000] == 0.0F);
+    second_at(given, 3.0, window.data());
+    CHECK(std::count(window.begin(), window.end(), 0.0F) == SAVE_WINDOW_SAMPLES);
+    for (const double wrong : {-0.1, static_cast<double>(NAN), static_cast<double>(INFINITY), 2e9})
+        CHECK_THROWS(second_at(given, wrong, window.data()), SAVE_DETAIL_ARGUMENT, "wrong start");
+}
+
+void test_compare() {
+    const std::vector<float> zeros(3, 0.0F);
+    const auto largest = [&](std::vector<float> values) {
+        return largest_difference(values.data(), zeros.data(), values.size());
+    };
+    CHECK(largest({0.5F, -2.0F, 0.1F}) == 2.0);
+    CHECK(std::isnan(largest({0.5F, NAN, 0.1F})));
+    CHECK(!std::isfinite(largest({INFINITY, NAN, 0.1F})));
+    CHECK(!std::isfinite(largest({0.1F, 0.2F, -INFINITY})));
+    const std::vector<float> infinite(1, INFINITY);  // equal, and nothing to agree on
+    CHECK(!is_within(largest_difference(infinite.data(), infinite.data(), 1), HUGE_VAL));
+    CHECK(is_within(1.0, 1.0) && !is_within(1.1, 1.0) && !is_within(HUGE_VAL, HUGE_VAL));
+    CHECK(scale_of(zeros.data(), 3) == 1.0);
+}
+
+void test_last_line() {
+    CHECK(last_line("only") == "only" && last_line("a\nlast one\n\n ") == "last one");
+    CHECK(last_line("ab\ncd") == "cd" && last_line("\n").empty() && last_line("x\r\n") == "x");
 }
 
 void test_npy() {
@@ -166,6 +233,10 @@ int main() {
     test_resize_logits();
     test_resample();
     test_second();
+    test_ranges();
+    test_second_at();
+    test_compare();
+    test_last_line();
     test_npy();
     return failures == 0 ? 0 : 1;
 }

@@ -3,7 +3,7 @@
 
 #include "check.hpp"
 #include "manifest.hpp"
-#include "preflight.hpp"
+#include "rules.hpp"
 #include "sample_manifest.hpp"
 
 using namespace save_core;
@@ -41,11 +41,14 @@ void test_manifest() {
         {"\"model.onnx\": {\"sha256\"", "\"../model.onnx\": {\"sha256\"", "file name ../model.onnx"},
         {"\"model.onnx\": {\"sha256\"", "\"/model.onnx\": {\"sha256\"", "file name /model.onnx"},
         {"\"model.onnx\": {\"sha256\"", "\"m.onnx\": {\"sha256\"", "without size and sha256"},
-        {"2cf24dba", "2CF24DBA", "sha256 of"},
+        {"{\"sha256\": \"2cf2", "{\"sha256\": \"2CF2", "sha256 of"},
         {"\"size\": 5", "\"size\": -5", "size = -5"},
         {"\"max_abs_err\": 0.001", "\"max_abs_err\": \"x\"", "no number"},
         {"{\"format\"", "[\"format\"", "manifest cannot be read"},
         {"\"targets\": [\"SM86\"", "\"targets\": [86", "no texts"},
+        {"\"strip_weights\": false", "\"strip_weights\": 0", "no boolean"},
+        {"\"engine_bytes\": 5", "\"engine_bytes\": 5.5", "no whole number"},
+        {"\"golden/image.npy\"", "\"golden/picture.npy\"", "golden/image.npy without size"},
     };
     for (const auto& one : broken)
         CHECK_THROWS(parse_manifest(with(one.from, one.to), "m"), SAVE_DETAIL_BUNDLE, one.part);
@@ -54,63 +57,35 @@ void test_manifest() {
     CHECK_THROWS(read_manifest("no/such/folder"), SAVE_DETAIL_BUNDLE, "not a bundle");
 }
 
-Bytes engine_bytes() {
-    Bytes bytes(100, 7);
-    const std::string magic = "vtrt";
-    std::copy(magic.begin(), magic.end(), bytes.begin());
-    std::copy(magic.begin(), magic.end(), bytes.begin() + 28);
-    for (std::size_t i = 16; i < 24; ++i) bytes[i] = 0;
-    bytes[16] = 100;
-    bytes[24] = 1, bytes[25] = 7, bytes[26] = 1, bytes[27] = 116;
-    return bytes;
+void test_rules() {
+    const Rules& rules = own_rules();
+    CHECK(rules.libraries.at("tensorrt_rtx").header->targets.at("SM121") == 32);
+    CHECK(!rules.libraries.at("tensorrt").header && rules.memory_factor >= 1);
+    const std::string own = R"("preflight": {"format_version": 1, "libraries": {}, "driver": {},
+        "hardware_compatibility": {"none": "listed"}, "memory": {"factor": 2, "extra_bytes": 3}}, )";
+    const auto with_rules = [&](const std::string& text) {
+        return parse_manifest(with("\"golden\"", text + "\"golden\""), "m").rules;
+    };
+    CHECK(!with_rules("") && !with_rules("\"preflight\": {\"format_version\": 2}, "));
+    CHECK(with_rules(own)->memory_extra_bytes == 3);
+    CHECK_THROWS(with_rules("\"preflight\": {\"format_version\": 1}, "), SAVE_DETAIL_BUNDLE, "libraries");
 }
 
-std::string hex32(const Bytes& bytes) {
-    std::string text;
-    for (std::size_t i = 0; i < 32; ++i) {
-        char two[3];
-        std::snprintf(two, sizeof two, "%02x", bytes[i]);
-        text += two;
-    }
-    return text;
-}
-
-void test_preflight() {
-    const Manifest manifest = parse_manifest(sample_manifest(), "m");
-    EngineEntry entry = manifest.engines[0];
-    const Bytes good = engine_bytes();
-    entry.header = hex32(good);
-    check_header(entry, good, 100);
-    CHECK_THROWS(check_header(entry, good, 99), SAVE_DETAIL_BUNDLE, "100 bytes");
-    CHECK_THROWS(check_header(entry, Bytes(good.begin(), good.begin() + 9), 9), SAVE_DETAIL_BUNDLE,
-        "9 bytes");
-    Bytes other = good;
-    other[26] = 2;
-    CHECK_THROWS(check_header(entry, other, 100), SAVE_DETAIL_BUNDLE, "begins");
-    entry.header = hex32(other);
-    CHECK_THROWS(check_header(entry, other, 100), SAVE_DETAIL_BUNDLE, "built with version 1.7.2.116");
-    other[0] = 'x';
-    entry.header = hex32(other);
-    CHECK_THROWS(check_header(entry, other, 100), SAVE_DETAIL_BUNDLE, "no engine of TensorRT-RTX");
-
-    check_library(entry, "1.7.1.116", "linux-x86_64");
-    CHECK_THROWS(check_library(entry, "1.7.2.1", "linux-x86_64"), SAVE_DETAIL_ENGINE, "another version");
-    CHECK_THROWS(check_library(entry, "1.7.1.116", "linux-aarch64"), SAVE_DETAIL_ENGINE, "another system");
-    entry.version_compatible = true;
-    check_library(entry, "1.8.0.0", "linux-x86_64");
-    CHECK_THROWS(check_library(entry, "2.0.0.0", "linux-x86_64"), SAVE_DETAIL_ENGINE, "another version");
-    check_target(entry, 8, 9);
-    CHECK_THROWS(check_target(entry, 9, 0), SAVE_DETAIL_ENGINE, "SM90");
-    entry.hardware_compatibility = "ampere_plus";
-    check_target(entry, 9, 0);
-    CHECK_THROWS(check_target(entry, 7, 5), SAVE_DETAIL_ENGINE, "SM75");
-    CHECK_THROWS(engine_for(manifest, "tensorrt"), SAVE_DETAIL_ENGINE, "without an engine for tensorrt");
+// Closed brackets: the parser itself is content with them.
+void test_depth() {
+    const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
+    for (const char* key : {"\"preprocessing\": ", "\"format_version\": ", "\"preflight\": "})
+        CHECK_THROWS(parse_manifest(with("\"config\":", key + deep + ", \"config\":"), "m"),
+            SAVE_DETAIL_BUNDLE, "deeper than 64");
+    const std::string allowed = std::string(60, '[') + std::string(60, ']');
+    (void)parse_manifest(with("\"config\":", "\"more\": " + allowed + ", \"config\":"), "m");
 }
 
 }  // namespace
 
 int main() {
     test_manifest();
-    test_preflight();
+    test_rules();
+    test_depth();
     return failures == 0 ? 0 : 1;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "compare.hpp"
 #include "error.hpp"
 #include "files.hpp"
 #include "image_file.hpp"
@@ -32,15 +33,12 @@ std::string shown(double value) {
     return text;
 }
 
-// Adds the largest difference to `worst`; throws when it is above the tolerance or NaN.
+// Adds the largest difference to `worst`; throws when it is above the tolerance or not finite.
 void compare(const save_core::ConformanceCase& item, const char* what, const std::vector<float>& got,
     const float* wanted, double tolerance, double& worst) {
-    double largest = 0.0;
-    for (std::size_t i = 0; i < got.size(); ++i) {
-        const double d = std::fabs(static_cast<double>(got[i]) - static_cast<double>(wanted[i]));
-        if (!(d <= largest)) largest = d;
-    }
-    if (!(largest <= tolerance)) differs(item, what, shown(largest), "at most " + shown(tolerance));
+    const double largest = save_core::largest_difference(got.data(), wanted, got.size());
+    if (!save_core::is_within(largest, tolerance))
+        differs(item, what, shown(largest), "at most " + shown(tolerance));
     worst = std::max(worst, largest);
 }
 
@@ -50,13 +48,6 @@ std::vector<float> sampled(const std::vector<float>& logits, std::size_t side, s
     for (std::size_t y = 0; y < side; y += step)
         for (std::size_t x = 0; x < side; x += step) found.push_back(logits[y * side + x]);
     return found;
-}
-
-double largest_of(const float* values, std::size_t n) {
-    double largest = 0.0;
-    for (std::size_t i = 0; i < n; ++i)
-        largest = std::max(largest, std::fabs(static_cast<double>(values[i])));
-    return largest;
 }
 
 }  // namespace
@@ -96,7 +87,7 @@ Conformed check_conformance(
         compare(item, "waveform", window, waveform.f32(i), pack.waveform_tolerance,
             found.waveform_err);
         save::check(save_embed(runtime, &plain, 0, heard.data()));
-        const double scale = std::max(1.0, largest_of(embedding.f32(i), heard.size()));
+        const double scale = save_core::scale_of(embedding.f32(i), heard.size());
         compare(item, "audio embedding", heard, embedding.f32(i), pack.embedding_tolerance * scale,
             found.embedding_err);
 

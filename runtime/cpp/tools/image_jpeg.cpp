@@ -1,6 +1,8 @@
 // libjpeg reports errors by a call that must not return: longjmp, past frames without destructors.
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
+#include <limits>
 
 #include <jpeglib.h>
 
@@ -41,6 +43,17 @@ bool read_header(jpeg_decompress_struct* jpeg, Handler* handler, const unsigned 
     jpeg_mem_src(jpeg, data, size);
     jpeg_read_header(jpeg, TRUE);
     return true;
+}
+
+// A progressive file is decoded into memory as a whole, 128 bytes a block of at least one bit in the
+// file: a header that promises more than its file can hold gets no memory for it.
+constexpr std::size_t kMemoryFloor = 16 << 20;
+constexpr std::size_t kMemoryPerByte = 2 * 8 * 128;
+
+void limit_memory(jpeg_decompress_struct* jpeg, std::size_t file_bytes) {
+    const std::size_t most = std::numeric_limits<long>::max() / kMemoryPerByte;
+    jpeg->mem->max_memory_to_use =
+        static_cast<long>(kMemoryFloor + kMemoryPerByte * std::min(file_bytes, most - kMemoryFloor));
 }
 
 bool start(jpeg_decompress_struct* jpeg, Handler* handler) {
@@ -89,6 +102,7 @@ Image decode_jpeg(const save_core::Bytes& bytes, const std::string& name) {
     if (jpeg.jpeg_color_space == JCS_CMYK || jpeg.jpeg_color_space == JCS_YCCK)
         throw Error(SAVE_DETAIL_DATA, "image of print colours (CMYK)", name, "RGB or gray",
             "convert the image to RGB");
+    limit_memory(&jpeg, bytes.size());
     if (!start(&jpeg, &decoder.handler)) refuse_image(name, decoder.handler.text);
     if (jpeg.output_components != 3) refuse_image(name, "not 3 channels");
     Image image{width, height, {}};

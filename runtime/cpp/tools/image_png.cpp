@@ -134,7 +134,8 @@ Image decode_png(const Bytes& bytes, const std::string& name, bool gray) {
     const int width = static_cast<int>(header.width), height = static_cast<int>(header.height);
     save_core::check_size(width, height, SAVE_DETAIL_DATA, "image of a size that cannot be used");
     const bool is_gray = (header.color & (PNG_COLOR_MASK_COLOR | PNG_COLOR_MASK_PALETTE)) == 0;
-    if (is_gray && header.bits == 16)
+    // Pillow keeps such values in 16 bits and clips them later; with alpha it keeps the upper 8 bits
+    if (header.color == PNG_COLOR_TYPE_GRAY && header.bits == 16)
         throw Error(SAVE_DETAIL_DATA, "image of 16-bit gray values", name, "8 bits per channel",
             "convert the image to 8 bits");
     if (gray && !is_gray) refuse_image(name, "not a gray picture");

@@ -1,4 +1,5 @@
 // save-infer: verify, run and bench a bundle without Python. Exit codes as those of save-deploy.
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -7,6 +8,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include "conformance.hpp"
 #include "error.hpp"
@@ -175,6 +178,11 @@ void run(const Arguments& arguments) {
         100.0 * static_cast<double>(sounding) / static_cast<double>(mask.size()));
 }
 
+// A text of the manifest as JSON.
+std::string quoted(const char* text) {
+    return nlohmann::json(text).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+}
+
 void print_list(const char* name, const std::vector<double>& values, const char* end) {
     std::printf("  \"%s\": [", name);
     for (std::size_t i = 0; i < values.size(); ++i)
@@ -219,22 +227,22 @@ void bench(const Arguments& arguments) {
         audio_ms.push_back(end - middle);
     }
     std::printf("{\n  \"version\": \"%s\", \"backend\": \"%s\", \"audio_backend\": \"%s\",\n"
-                "  \"threads\": %d, \"batch\": %d, \"res\": %d, \"precision\": \"%s\",\n",
+                "  \"threads\": %d, \"batch\": %d, \"res\": %d, \"precision\": %s,\n",
         save_version(), info.backend, info.audio_backend, info.threads, info.batch, info.res,
-        info.precision);
+        quoted(info.precision).c_str());
     print_list("model_ms", model_ms, ",");
     print_list("audio_ms", audio_ms, "");
     std::printf("}\n");
 }
 
-int command(int argc, char** argv) {
+void command(int argc, char** argv) {
     if (argc == 2 && std::strcmp(argv[1], "--help") == 0) {
         std::fputs(kUsage, stdout);
-        return 0;
+        return;
     }
     if (argc == 2 && std::strcmp(argv[1], "--version") == 0) {
         std::printf("save-infer %s (%s)\n", save_version(), save_backends());
-        return 0;
+        return;
     }
     const Arguments arguments = parse(argc, argv);
     const std::string verb = arguments.names.empty() ? "" : arguments.names[0];
@@ -242,14 +250,22 @@ int command(int argc, char** argv) {
     else if (verb == "run") run(arguments);
     else if (verb == "bench") bench(arguments);
     else misused(verb.empty() ? "no verb" : "verb " + verb);
-    return 0;
+}
+
+// A full disk or a closed pipe shows when the text really leaves.
+void flush_output() {
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+        throw Error(SAVE_DETAIL_DATA, "output cannot be written", std::strerror(errno), "",
+            "look at what stdout leads to");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
     try {
-        return command(argc, argv);
+        command(argc, argv);
+        flush_output();
+        return SAVE_OK;
     } catch (const save::Error& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return error.status();

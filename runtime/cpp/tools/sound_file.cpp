@@ -46,7 +46,8 @@ sf_count_t memory_seek(sf_count_t offset, int whence, void* user) {
 sf_count_t memory_read(void* place, sf_count_t size, void* user) {
     auto* memory = static_cast<Memory*>(user);
     const sf_count_t got = std::clamp<sf_count_t>(memory_size(user) - memory->at, 0, size);
-    std::memcpy(place, memory->bytes->data() + memory->at, static_cast<std::size_t>(got));
+    // an empty file has no data at all, not even a place
+    if (got > 0) std::memcpy(place, memory->bytes->data() + memory->at, static_cast<std::size_t>(got));
     memory->at += got;
     return got;
 }
@@ -99,9 +100,8 @@ SoundFile decode_sound(const Bytes& bytes, const std::string& name) {
 
 bool is_silent(const SoundFile& sound) {
     save_core::check_sound(sound.view());
-    const std::vector<float> mean = save_core::mono(sound.view());
     const std::vector<float> heard = save_core::resampled(
-        mean, sound.rate_hz, 0, save_core::resampled_size(mean.size(), sound.rate_hz));
+        sound.view(), 0, save_core::resampled_size(sound.n_frames(), sound.rate_hz));
     double power = 0.0;
     for (const float value : heard) power += static_cast<double>(value) * static_cast<double>(value);
     return std::sqrt(power / static_cast<double>(heard.size())) < kSilence;

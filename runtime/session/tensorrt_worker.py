@@ -1,0 +1,181 @@
+"""What one thread needs to run an engine, and the file of kernels compiled for this GPU.
+
+Not run on a GPU yet: the sequence of calls was run against fakes of both libraries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from save_deploy.errors import BackendError
+from save_deploy.runtime.session.cuda import Cuda
+from save_deploy.runtime.session.device import DeviceArray, device_input
+from save_deploy.specs import Arrays, GraphSpec, TensorSpec
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """What one thread needs: stream, buffers on both sides, context, CUDA graph."""
+
+    def __init__(
+        self, cuda: Cuda, new_context: Callable[[], Any], spec: GraphSpec, capture: bool
+    ) -> None:
+        self._cuda, self._spec, self._capture = cuda, spec, capture
+        self._lock, self._graph, self._context = threading.Lock(), None, None
+        self._host: Arrays = {}
+        self._pointers: dict[str, int] = {}
+        with ExitStack() as stack:  # frees in reverse order, also when half of it failed
+            self._stream = cuda.new_stream()
+            stack.callback(cuda.destroy_stream, self._stream)
+            for tensor in (*spec.inputs, *spec.outputs):
+                self._allocate(tensor, stack)
+            self._context = new_context()
+            stack.callback(self._drop_context)
+            for name, pointer in self._pointers.items():
+                self._require(self._context.set_tensor_address(name, pointer), f"address of {name}")
+            self._stack = stack.pop_all()
+
+    def exclusive(self, call: Callable[[Worker], Any]) -> Any:
+        """Run a call unless closed; close() waits for it."""
+        with self._lock:
+            if self._context is None:
+                raise closed()
+            return call(self)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        for tensor in self._spec.inputs:
+            host = self._host[tensor.name]
+            np.copyto(host, inputs[tensor.name])
+            self._cuda.to_device(
+                self._pointers[tensor.name], host.ctypes.data, host.nbytes, self._stream
+            )
+        self._execute()
+        outputs = [(t.name, self._host[t.name]) for t in self._spec.outputs]
+        for name, host in outputs:
+            self._cuda.to_host(host.ctypes.data, self._pointers[name], host.nbytes, self._stream)
+        self._cuda.synchronize(self._stream)
+        return {name: host.copy() for name, host in outputs}
+
+    def infer_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
+        given = [device_input(inputs, t, self._cuda, int(self._stream)) for t in self._spec.inputs]
+        for tensor, array in zip(self._spec.inputs, given, strict=True):
+            # the graph reads fixed addresses; a copy on the device costs microseconds
+            n_bytes = self._host[tensor.name].nbytes
+            target = self._pointers[tensor.name]
+            self._cuda.on_device(target, array.pointer, n_bytes, self._stream)
+        self._execute()
+        self._cuda.synchronize(self._stream)
+        return {
+            t.name: DeviceArray(self._pointers[t.name], t.shape, t.dtype)
+            for t in self._spec.outputs
+        }
+
+    def close(self) -> None:
+        """Free everything, also where a call of it fails; then raise the BackendError."""
+        with self._lock:
+            if self._context is not None:
+                try:
+                    self._cuda.synchronize(self._stream)
+                finally:
+                    self._stack.close()
+
+    def _allocate(self, tensor: TensorSpec, stack: ExitStack) -> None:
+        pointer, host = self._cuda.pinned(tensor.shape, tensor.dtype)
+        stack.callback(self._cuda.free_pinned, pointer)
+        self._host[tensor.name] = host
+        self._pointers[tensor.name] = self._cuda.allocate(host.nbytes)
+        stack.callback(self._cuda.free, self._pointers[tensor.name])
+
+    def _execute(self) -> None:
+        if self._graph is not None:
+            self._cuda.launch(self._graph, self._stream)
+            return
+        self._enqueue()
+        if self._capture:  # after a plain run, which does what may not be captured
+            self._cuda.synchronize(self._stream)
+            self._record()
+
+    def _record(self) -> None:
+        """One run into a CUDA graph. A failure is logged and costs speed alone: runs stay plain, and
+        what the plain run before computed is still there."""
+        graph = None
+        try:
+            self._cuda.begin_capture(self._stream)
+            try:
+                self._enqueue()
+            finally:  # a stream left capturing could do nothing else
+                graph = self._cuda.end_capture(self._stream)
+        except BackendError as error:
+            _log.warning("no CUDA graph, every run is launched by itself: %s", error.got)
+            self._capture = False
+            if graph is not None:
+                self._cuda.destroy_graph(graph)
+            return
+        self._stack.callback(self._cuda.destroy_graph, graph)
+        self._graph = graph
+
+    def _enqueue(self) -> None:
+        done = self._context and self._context.execute_async_v3(int(self._stream))
+        self._require(done, "execution")
+
+    def _require(self, done: Any, what: str) -> None:
+        if not done:
+            raise BackendError(
+                f"the engine refuses: {what}", got="no success", expected="an accepted call",
+                hint="save-deploy doctor BUNDLE",
+            )  # fmt: skip
+
+    def _drop_context(self) -> None:
+        self._context = None
+
+
+class RuntimeCache:
+    """TensorRT-RTX compiles kernels on the GPU at the first run; kept in a file, the next start is
+    fast. The library itself rejects the file of another GPU, driver or version: then it is new."""
+
+    def __init__(self, config: Any, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / "runtime.cache"
+        self._cache, self._saved = config.create_runtime_cache(), b""
+        if self._path is not None:
+            with contextlib.suppress(OSError):  # none yet
+                data = self._path.read_bytes()
+                if self._cache.deserialize(data):
+                    self._saved = data
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Write what changed; raises nothing. A library that gives nothing, or a folder that cannot be
+        written, only costs the next start its time."""
+        if self._path is None:
+            return
+        try:
+            given = self._cache.serialize()
+            data = b"" if given is None else bytes(given)
+        except Exception as error:  # whatever the library raises
+            _log.warning("compiled kernels were not kept: %r", error)
+            return
+        if data in (b"", self._saved):
+            return
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, self._path)
+            self._saved = data
+        except OSError as error:
+            _log.warning("compiled kernels were not kept: %s", error)
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def closed() -> BackendError:
+    return BackendError("session is closed", hint="open the bundle again")

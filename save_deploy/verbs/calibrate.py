@@ -1,0 +1,84 @@
+"""Verb that measures ranges alone: calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from save_deploy.verbs.options import (
+    CalibData,
+    CalibMethod,
+    CalibPairs,
+    CalibSplit,
+    Checkpoint,
+    Sam,
+    SkipBad,
+    Smooth,
+    Threads,
+)
+
+
+def calibrate(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    calib_data: CalibData = None,
+    calib_split: CalibSplit = "train",
+    calib_pairs: CalibPairs = 64,
+    calib_method: CalibMethod = None,
+    smooth: Smooth = True,
+    skip_bad: SkipBad = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path(
+        "calibration.json"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Measure the ranges that --int8 and --fp8 need, into a table that can be read and reused."""
+    import time
+
+    from save_deploy.export.options import CalibrationOptions
+    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
+    from save_deploy.progress import Stages
+    from save_deploy.runtime.timing import peak_memory_mib
+
+    options = CalibrationOptions(
+        data=calib_data,
+        split=calib_split,
+        pairs=calib_pairs,
+        method=calib_method,
+        smooth=smooth,
+        skip_bad=skip_bad,
+    )
+    started = time.monotonic()
+    stages = Stages(CALIBRATE_STAGES)
+    try:
+        table = calibrate_checkpoint(
+            checkpoint, sam, res, options, out, force=force, threads=threads, on_stage=stages
+        )
+    finally:
+        stages.finish()
+    data = table.data
+    print(f"{len(table.tensors)} tensors on {data['pairs']} pairs of {data['source']}")
+    for what, counts in data["strata"].items():
+        shown = ", ".join(f"{k or 'none'} {n}" for k, n in list(counts.items())[:8])
+        print(f"  {what}: {shown}{', ...' if len(counts) > 8 else ''}")
+    for missing in data["not_stratified"]:
+        print(f"  not stratified by {missing}")
+    print_skipped(data)
+    print(
+        f"default method {table.method}; {len(table.smoothing)} norms smoothed, "
+        f"{len(table.means)} biases corrected"
+    )
+    print(
+        f"{time.monotonic() - started:.0f} s, peak memory {peak_memory_mib():.0f} MiB"
+    )  # not in the table: the same command must write the same file
+    print(f"table: {out}   (save-export --int8 --calibration-table {out})")
+
+
+def print_skipped(data: dict[str, Any]) -> None:
+    """Clips that calibration passed over, and why; data: of its table."""
+    for name, why in data.get("skipped", {}).items():
+        print(f"skipped {name}: {why}")

@@ -1,0 +1,108 @@
+"""The verdict on 8 bits from made-up timings, and which graphs a table is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from save_deploy.export import entries as module
+from save_deploy.export.entries import choose_entries
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.prove import Entry, Proved
+from save_deploy.export.quantize.verdict import verdict, weakest_blocks
+from save_deploy.metrics.latency import LatencyResult, speedup_range
+from save_deploy.metrics.parity import ParityResult
+from save_deploy.metrics.segmentation import score_videos
+from save_deploy.runtime.compare import Row
+from save_deploy.runtime.kernels import KernelCheck
+
+OPTIONS = ExportOptions(precision="int8")
+CHECK = KernelCheck("onnxruntime", 27, 27, (), {"i8": 27})
+SCORE = score_videos([(np.ones((1, 4, 4), np.float32), np.ones((1, 4, 4), bool))])
+
+
+def noisy(ms: float, noise: float, n: int = 20, seed: int = 0) -> LatencyResult:
+    rng = np.random.default_rng(seed)
+    return LatencyResult(tuple(ms * (1 + noise * rng.standard_normal(n))))
+
+
+def row(precision: str, taken: LatencyResult, backend: str = "onnxruntime") -> Row:
+    parity = None if backend == "eager" else ParityResult(0.1, 0.99, 0.001, 20.0, 1)
+    return Row(backend, precision, 1.0, taken, 2.0, SCORE, parity)
+
+
+def speed_line(
+    fp32: LatencyResult, int8: LatencyResult, *, interleaved: bool = True, low: bool = False
+) -> str:
+    rows = [row("fp32", fp32, "eager"), row("fp32", fp32), row("fp16", fp32), row("int8", int8)]
+    entries = [Entry("onnxruntime", p, Path("x"), low) for p in ("fp32", "fp16")]
+    proved = Proved(rows, [], {}, interleaved)
+    return verdict(proved, entries, [CHECK], [20.0], None, OPTIONS)[0]
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(
+    ("int8_ms", "noise", "told"),
+    [
+        (50.0, 0.05, "2."),
+        (99.0, 0.05, "about as fast as fp32 ("),
+        (101.0, 0.05, "about as fast as fp32 ("),
+        (99.0, 0.0005, "1.01 x fp32"),
+        (150.0, 0.05, "NOT faster than fp32: 0.6"),
+    ],
+)
+def test_faster_only_beyond_the_noise(
+    int8_ms: float, noise: float, told: str, interleaved: bool
+) -> None:
+    line = speed_line(
+        noisy(100, noise), noisy(int8_ms, noise, seed=1), interleaved=interleaved
+    )  # fmt: skip
+    assert line.startswith(told) or (told == "2." and line.startswith("1.9")), line
+
+
+def test_runs_of_different_lengths_are_compared_by_quartiles() -> None:
+    low, high = speedup_range(noisy(100, 0.1, 9), noisy(50, 0.1, 30, seed=2), interleaved=False)
+    assert 1.5 < low < 2 < high < 2.6
+
+
+def test_a_mapped_float_graph_is_told() -> None:
+    line = speed_line(noisy(100, 0.01), noisy(50, 0.01, seed=1), interleaved=False, low=True)
+    assert "fp32 ran with its weights mapped" in line
+
+
+def test_what_was_not_measured_is_told() -> None:
+    taken = noisy(100, 0.01)
+    rows = [row("fp32", taken, "eager"), row("int8", taken, "openvino"), row("int8", taken)]
+    checks = [KernelCheck(b, 27, 27, (), {}) for b in ("openvino", "onnxruntime")]
+    lines = verdict(Proved(rows, [], {}, False), [], checks, [], None, OPTIONS)
+    assert all("faster than float there was not measured" in line for line in lines[:2])
+    assert lines[2].startswith(
+        "not measured: FP32 on onnxruntime, FP32 on openvino, the FP16 graph, signal to noise"
+    )
+    assert lines[3].startswith("masks agree")
+
+
+def test_weakest_blocks() -> None:
+    assert weakest_blocks([30.0, None, 12.34, 40.0, 25.0]) == (
+        "least signal to noise: block 2 12.3 dB, block 4 25.0 dB, block 0 30.0 dB"
+    )
+    assert weakest_blocks([]) == weakest_blocks([None]) == ""
+
+
+def test_entries_of_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A float graph that does not fit runs on ONNX Runtime alone, mapped; the 8-bit one fits."""
+    monkeypatch.setattr(module, "available_backends", lambda: ("openvino", "onnxruntime"))
+    monkeypatch.setattr(module, "fits", lambda path: path.name == "model.onnx")
+    compared = [("fp32", tmp_path / "fp32.onnx")]
+    found = choose_entries(OPTIONS, compared, tmp_path, large=True)
+    assert [(e.backend, e.precision, e.low_memory) for e in found] == [
+        ("onnxruntime", "fp32", True),
+        ("openvino", "int8", False),
+        ("onnxruntime", "int8", False),
+    ]
+    monkeypatch.setattr(module, "fits", lambda path: True)
+    assert len(choose_entries(OPTIONS, compared, tmp_path, large=True)) == 4
+    half = choose_entries(ExportOptions(precision="fp16"), [], tmp_path, large=True)
+    assert [(e.backend, e.low_memory) for e in half] == [("onnxruntime", True)]
