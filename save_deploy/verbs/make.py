@@ -266,7 +266,6 @@ def merge(
     ] = None,
 ) -> None:
     """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
-
     from save_deploy.checkpoints import load_model
     from save_deploy.export.merge import forms_for
     from save_deploy.export.merge import merge as run_merge

@@ -321,7 +321,7 @@ def test_calibrate_interrupted_and_resumed(tmp_path: Path) -> None:
     assert process.returncode == 130 and "the same command goes on from there" in stderr
     assert not (tmp_path / "t.json").exists() and list(states.glob("*.npz"))
     done = subprocess.run([*CLI, *args], cwd=tmp_path, capture_output=True, text=True, env=env,
-                          timeout=300)  # fmt: skip
+                          timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert CalibrationTable.read(tmp_path / "t.json").data["pairs"] == 160
     assert not list(states.glob("*.npz"))
