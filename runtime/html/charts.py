@@ -23,6 +23,9 @@ from save_deploy.runtime.html.svg import (
 
 MAX_DOTS = 250  # samples drawn per row; percentiles are those of all
 _LOG_ABOVE = 6.0  # slowest over fastest median from which the axis is logarithmic
+_FAR = (
+    2.0  # a sample so many times over every p90 does not stretch the axis: it is counted at its end
+)
 PARTS = ("preprocess", "audio", "model", "postprocess")
 
 Ids = Mapping[str, int]  # row name -> colour
@@ -40,7 +43,8 @@ def _latency(rows: Sequence[ReportRow], ids: Ids, width: int) -> str:
     medians = [row.latency.p50_ms for row in rows]
     log = max(medians) > _LOG_ABOVE * min(medians)
     low = min(everything) * 0.9 if log else 0.0
-    x = Scale(low, max(everything) * 1.04, left, right, log)
+    usual = _FAR * max(row.latency.percentile(90) for row in rows)
+    x = Scale(low, min(max(everything) * 1.04, usual), left, right, log)
     body = _x_axis(x, top, bottom, f"ms a call{', logarithmic' if log else ''}", width)
     for i, row in enumerate(rows):
         body += _lane(row, ids[row.name], x, top + i * lane)
@@ -66,10 +70,14 @@ def _lane(row: ReportRow, index: int, x: Scale, top: float) -> list[str]:
         f'<circle cx="{x(s):.1f}" cy="{middle + half * 0.8 * _jitter(i):.1f}" r="2" '
         f'class="dot {tone}"/>'
         for i, s in shown_samples(taken)
+        if s <= x.high
     ]
     body.append(line(x(p50), middle - half - 2, x(p50), middle + half + 2, f"median {tone}"))
     for at, style in ((p90, "p90"), (p99, "p99")):
-        body.append(line(x(at), middle - half, x(at), middle + half, f"tail {style} {tone}"))
+        if at <= x.high:
+            body.append(line(x(at), middle - half, x(at), middle + half, f"tail {style} {tone}"))
+    if beyond := sum(s > x.high for s in taken.samples_ms):
+        body.append(text(x.end, middle + 4, f"{beyond} beyond \u203a", anchor="end", style="value"))
     return [*body, "</g>"]
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from save_deploy.runtime.html import ReportFrame
-from save_deploy.runtime.html.charts import MAX_DOTS, shorten, shown_samples
+from save_deploy.runtime.html.charts import MAX_DOTS, latency, shorten, shown_samples
 from save_deploy.runtime.html.frames import (
     MAX_SIDE,
     compared,
@@ -143,3 +143,15 @@ def contrast(a: str, b: str) -> float:
 
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_one_far_sample_does_not_squeeze_the_chart() -> None:
+    """It is counted at the end of the axis; the others keep their room."""
+    rows = list(sample_report().rows)
+    first = rows[0]
+    assert "beyond" not in latency(rows, {row.name: i for i, row in enumerate(rows)})
+    usual = 20 * first.latency.samples_ms  # so many that the far one is above p90
+    slow = replace(first.latency, samples_ms=(*usual, 100 * first.latency.p50_ms))
+    rows = [replace(first, latency=slow), *rows[1:]]
+    drawn = latency(rows, {row.name: i for i, row in enumerate(rows)})
+    assert "1 beyond" in drawn
