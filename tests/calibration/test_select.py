@@ -178,6 +178,7 @@ def test_dict_is_json() -> None:
     shown = json.loads(json.dumps(found.to_dict()))
     assert list(shown) == [
         "source", "split", "pairs", "sha256", "names", "pair_sha256", "strata", "not_stratified",
+        "skipped",
     ]  # fmt: skip
     assert shown["pairs"] == 32 and len(shown["names"]) == len(shown["pair_sha256"]) == 32
     assert shown["sha256"] == found.pairs.sha256 and shown["strata"] == found.strata

@@ -92,6 +92,7 @@ def test_rounds(
     )  # fmt: skip
     by_name = {o.contender.name: o for o in result.outcomes}
     assert "missing.onnx" in by_name.pop("missing (onnxruntime)").failed
+    assert not [o.failed for o in by_name.values() if o.failed]
     calls = 3 if resident else 6
     assert all(o.latency and len(o.latency.samples_ms) == calls for o in by_name.values())
     assert steps.count("eager (torch)") == steps.count("merged (openvino)") == 3
