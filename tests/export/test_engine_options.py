@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,3 +187,32 @@ def test_auto_builds_nothing_that_cannot_run_here(monkeypatch: pytest.MonkeyPatc
     assert library.engine_for("auto") == ""
     seen = replace(seen, gpus=(Gpu("NVIDIA L4", (8, 9), 24 << 30, None),))
     assert library.choose("auto") == "tensorrt_rtx" and library.engine_for("auto") == "rtx"
+
+
+def test_engine_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be built is refused before the export begins; auto without a GPU builds none."""
+    monkeypatch.setattr(library, "read_nvidia", Nvidia)
+    monkeypatch.setattr(library, "has_driver", lambda: False)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: object())
+    assert library.engine_for("none") == library.engine_for("auto") == ""
+    assert library.engine_for("rtx") == "rtx"
+    with pytest.raises(ExportError, match="unknown engine"):
+        library.engine_for("abacus")
+    with pytest.raises(BackendError, match="builds on the GPU it is for"):
+        library.engine_for("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("engine", "code"),
+    [
+        ("abacus", 1),
+        pytest.param(
+            "tensorrt", 3, marks=pytest.mark.skipif(library.has_driver(), reason="a GPU is here")
+        ),
+    ],
+)
+def test_export_refuses_an_engine_at_once(tmp_path: Path, engine: str, code: int) -> None:
+    command = [sys.executable, "-m", "save_deploy", "export", "--engine", engine, "-o", "bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code and "expected" in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
