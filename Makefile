@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/save-export --res 256 --fp16 -o out/save_vit_t_256_fp16 --force
 
-# Install with the test tools, then lint, type-check and run every test this machine can run.
+# Install with the test tools, then lint, type-check and run every test this machine can run, two files
+# at a time (one with large models needs up to 8 GB).
 test: $(VENV)/.installed-test
 	$(MAKE) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -17,12 +17,30 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
 from torch import Tensor, nn
 
 from save_deploy.errors import ExportError
 
 OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
 EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
+# What a trace has to spare. The exporter's own list also looks for slices that make up a split, in time
+# that grows with the square of the nodes: half a minute for vit_b, and our graphs have none.
+_RULES = (
+    rules.no_op_cast_rule,
+    rules.cast_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.remove_optional_bias_from_conv_rule,
+)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 KEPT_METADATA = "module"
 
@@ -41,12 +59,14 @@ def graph_from_module(
             input_names=list(inputs),
             output_names=[output],
             verbose=False,
+            optimize=False,
         )
     if program is None:
         raise ExportError(
             "torch.onnx.export returned no graph", hint="report this with your versions"
         )
     model = program.model
+    _simplify(model)
     _name_nodes(model.graph)
     model.producer_name = "save-deploy"
     return model
@@ -94,6 +114,21 @@ def release_graph(model: ir.Model) -> None:
 def operator_counts(model: ir.Model) -> dict[str, int]:
     """Operator type -> how many, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants, leave out what does nothing, share what is equal; in place."""
+    for _ in range(2):  # folding may show that a reshape does nothing, and the other way round
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewriter.rewrite(model, _RULES)
+    for step in (
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        step(model)
 
 
 def _name_nodes(graph: ir.Graph) -> None:

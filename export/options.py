@@ -20,6 +20,7 @@ PRECISIONS = {
     "fp8": ("fp32", "fp8"),
     "fp8_fp16": ("fp16", "fp8"),
 }
+SEARCH_COSTS = {"time": "ms", "work": "GMAC"}
 STAGES = ("load", "golden", "merge", "precision", "trace", "write", "prove")
 QUANTIZED_STAGES = (
     "load", "golden", "merge", "calibrate", "precision", "trace", "search", "write", "prove",
@@ -49,17 +50,24 @@ class CalibrationOptions:
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """Which products stay in float. max_drop: M_J points that may be lost on `clips` clips of `data`'s
-    val split (None: all products are quantized); reuse: a bundle whose choice is taken."""
+    val split (None: all products are quantized); cost: what is minimised, `time` as measured here or
+    `work`, multiplications with 8-bit ones counted half (None: what suits the target); reuse: a bundle
+    whose choice is taken."""
 
     max_drop: float | None = None
     data: str | None = None
     clips: int = 40
+    cost: str | None = None
     reuse: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise SaveDeployError(
                 "--max-drop out of range", got=f"{self.max_drop:g}", expected="0 to 100 M_J points"
+            )
+        if self.cost not in (None, *SEARCH_COSTS):
+            raise SaveDeployError(
+                "unknown --search-cost", got=self.cost, expected=" or ".join(SEARCH_COSTS)
             )
         if self.max_drop is not None and self.reuse is not None:
             raise SaveDeployError(
@@ -113,6 +121,11 @@ class ExportOptions:
     def quantized(self) -> str:
         """int8, fp8, or empty."""
         return PRECISIONS[self.precision][1]
+
+    @property
+    def search_cost(self) -> str:
+        """What a search minimises: the time of CPU kernels says nothing of an engine's."""
+        return self.search.cost or ("work" if self.target == "tensorrt" else "time")
 
     @property
     def stages(self) -> tuple[str, ...]:

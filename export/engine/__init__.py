@@ -6,7 +6,7 @@ result.receipt.fused, result.receipt.kernels_by_type
 
 from save_deploy.export.engine.add import EnginePlan, add_engine, plan_engine
 from save_deploy.export.engine.build import BuildResult, build_engine
-from save_deploy.export.engine.library import engine_for
+from save_deploy.export.engine.library import engine_for, why_no_engine
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, Receipt, failures
 
@@ -21,4 +21,5 @@ __all__ = [
     "engine_for",
     "failures",
     "plan_engine",
+    "why_no_engine",
 ]

@@ -103,6 +103,14 @@ def engine_for(asked: str) -> str:
     return "rtx" if rtx and gpus[0].target in RTX_TARGETS else ""
 
 
+def why_no_engine(asked: str) -> str:
+    """Why auto builds none for the GPU that is here, and the cure; "" where it does or none is."""
+    gpus = read_nvidia().gpus
+    if asked != "auto" or not gpus or engine_for(asked):
+        return ""
+    return f"none for {gpus[0].name} ({gpus[0].target}): {_INSTALL['tensorrt']}, then save-build"
+
+
 def version_of(module: str) -> str:
     """Version of an installed library. Raises BackendError for one that is too old or broken."""
     return str(import_library(module).__version__)

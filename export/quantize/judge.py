@@ -176,18 +176,18 @@ def _search_section(found: SearchResult, drawn: bool) -> str:
         f"## Precision search (budget {found.max_drop:g} M_J points, {found.frames} frames of "
         f"{found.data}, {found.backend})",
         "",
-        "| | M_J | M_F | agreement | expected ms |",
+        f"| | M_J | M_F | agreement | expected {found.cost_unit} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, score, ms in (
+    for name, score, cost in (
         ("eager", found.eager, ""),
-        ("all quantized", found.full, f"{found.p50_ms['quantized']:.1f}"),
-        ("chosen", found.chosen, f"{found.expected_ms:.1f}"),
+        ("all quantized", found.full, f"{found.cost['quantized']:.4g}"),
+        ("chosen", found.chosen, f"{found.expected:.4g}"),
     ):
         lines.append(
-            f"| {name} | {score.m_j:.2f} | {score.m_f:.3f} | {score.agreement:.4f} | {ms} |"
+            f"| {name} | {score.m_j:.2f} | {score.m_f:.3f} | {score.agreement:.4f} | {cost} |"
         )
-    saved = ", ".join(f"{branch} {ms:.2f} ms" for branch, ms in found.saved_ms.items())
+    saved = ", ".join(f"{b} {saved:.3g} {found.cost_unit}" for b, saved in found.saved.items())
     kept = ", ".join(found.float_units) or "none"
     lines += ["", f"A quantized unit saves: {saved}. In float: {kept}."]
     if found.slower:

@@ -29,7 +29,7 @@ def plot_sensitivity(found: SearchResult, path: Path) -> bool:
             [100 * (1 - s.agreement) for s in own],
             width=0.25,
             color=_COLOURS[branch],
-            label=f"{branch} (saves {found.saved_ms[branch]:.2f} ms)",
+            label=f"{branch} (saves {found.saved[branch]:.3g} {found.cost_unit})",
         )
         for bar, s in zip(bars, own, strict=True):
             if s.unit in found.float_units:

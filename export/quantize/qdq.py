@@ -6,6 +6,7 @@ find it: a Q moved further up leaves ONNX Runtime's products in float.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,18 @@ def insert_qdq(
             done.append(str(node.name))
     drop_unused_weights(model)
     return tuple(done)
+
+
+def count_work(model: ir.Model, products: Sequence[EncoderProduct]) -> dict[str, int]:
+    """Multiply-accumulates of one call in the products of every unit of a float32 graph."""
+    work = {p.unit: 0 for p in products}
+    nodes = [n for n in model.graph if n.op_type == "MatMul"]
+    for product in products:
+        for node in (n for n in nodes if product.owns(module_of(n))):
+            weight, out = _weight(node), node.outputs[0].shape
+            if weight is not None and out is not None:
+                work[product.unit] += math.prod(int(d) for d in out.numpy()) * weight.shape[0]
+    return work
 
 
 def _weight(node: ir.Node) -> ir.TensorProtocol | None:

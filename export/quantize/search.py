@@ -1,7 +1,8 @@
 """Precision search: the cheapest choice of {8 bits, float} per block and branch within a budget of M_J.
 
-Judged on masks of a validation set, with the time that each branch really saves. Evaluations are kept
-in a file: an interrupted search, or one with another budget, does none of them twice.
+Judged on masks of a validation set, with the time that each branch really saves, or with the work it
+saves where the engine will run elsewhere. Evaluations are kept in a file: an interrupted search, or one
+with another budget, does none of them twice.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """saved_ms: what one unit of a branch saves when it is quantized; p50_ms: of all quantized and of
-    all float; evaluations: made by this run; reused: taken from earlier ones."""
+    """saved: what one unit of a branch saves when it is quantized; cost: of all quantized and of all
+    float; both in cost_unit, ms or GMAC. evaluations: made by this run; reused: taken from earlier
+    ones."""
 
     max_drop: float
     data: str
@@ -48,24 +50,25 @@ class SearchResult:
     float_units: tuple[str, ...]
     units: int
     sensitivity: tuple[Sensitivity, ...]
-    saved_ms: dict[str, float]
-    p50_ms: dict[str, float]
+    cost_unit: str
+    saved: dict[str, float]
+    cost: dict[str, float]
     evaluations: int
     reused: int
 
     @property
-    def expected_ms(self) -> float:
-        """Of the chosen assignment: all quantized, and what its float units no longer save."""
-        lost = sum(self.saved_ms[branch_of(unit)] for unit in self.float_units)
-        return self.p50_ms["quantized"] + lost
+    def expected(self) -> float:
+        """Cost of the chosen assignment: all quantized, and what its float units no longer save."""
+        lost = sum(self.saved[branch_of(unit)] for unit in self.float_units)
+        return self.cost["quantized"] + lost
 
     @property
     def slower(self) -> tuple[str, ...]:
         """Branches that 8 bits make no faster here: always float."""
-        return tuple(branch for branch, ms in self.saved_ms.items() if ms <= 0)
+        return tuple(branch for branch, saved in self.saved.items() if saved <= 0)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "expected_ms": self.expected_ms}
+        return {**asdict(self), "expected": self.expected}
 
 
 class Evaluations:
@@ -118,7 +121,7 @@ def branch_of(unit: str) -> str:
 
 
 def most_steps(n_units: int) -> int:
-    """How often on_step is called at most: all and each alone, the timing, the start, the middles
+    """How often on_step is called at most: all and each alone, the costs, the start, the middles
     and the end of the bisection, units that go back."""
     bisection = 2 + math.ceil(math.log2(max(2, n_units)))
     return 1 + n_units + 1 + bisection + MAX_RETURNS
@@ -127,17 +130,17 @@ def most_steps(n_units: int) -> int:
 def search(
     units: Iterable[str], max_drop: float, eager: Scored, *,
     evaluate: Callable[[frozenset[str]], Scored],
-    time_choices: Callable[[Mapping[str, frozenset[str]]], Mapping[str, float]],
+    costs: Callable[[Mapping[str, frozenset[str]]], Mapping[str, float]],
     known: Evaluations,
     on_step: Callable[[str], object] = lambda _: None,
-    data: str = "", clips: int = 0, frames: int = 0, backend: str = "",
+    data: str = "", clips: int = 0, frames: int = 0, backend: str = "", cost_unit: str = "ms",
 ) -> SearchResult:  # fmt: skip
-    """Float units such that M_J loses at most max_drop against eager, for the least time.
+    """Float units such that M_J loses at most max_drop against eager, for the least cost.
 
-    evaluate(float units) scores a choice, time_choices(name -> float units) gives p50 in ms of several,
-    interleaved. A branch that 8 bits make no faster stays in float. Units of the others are taken out
-    of 8 bits in the order of harm per saved millisecond; how many is found by bisection, then the ones
-    that are not needed go back. on_step: after each different choice, and after the timing.
+    evaluate(float units) scores a choice, costs(name -> float units) gives the cost of several in
+    cost_unit. A branch that 8 bits make no cheaper stays in float. Units of the others are taken out
+    of 8 bits in the order of harm per saved cost; how many is found by bisection, then the ones
+    that are not needed go back. on_step: after each different choice, and after the costs.
     Raises ParityError when not even all in float is within max_drop.
     """
     units = tuple(units)
@@ -162,12 +165,12 @@ def search(
     choices = {"quantized": frozenset[str](), "float": everything}
     branches = [b for b in BRANCHES if any(branch_of(u) == b for u in units)]
     choices |= {b: frozenset(u for u in units if branch_of(u) == b) for b in branches}
-    p50_ms = known.get("p50_ms", lambda: dict(time_choices(choices)))
-    on_step("speed of each branch")
-    saved_ms = {b: (p50_ms[b] - p50_ms["quantized"]) / len(choices[b]) for b in branches}
+    cost = known.get(f"cost in {cost_unit}", lambda: dict(costs(choices)))
+    on_step("cost of each branch")
+    saved = {b: (cost[b] - cost["quantized"]) / len(choices[b]) for b in branches}
 
-    slower = [u for u in units if saved_ms[branch_of(u)] <= 0]
-    order = _order([u for u in units if u not in slower], alone, saved_ms)
+    slower = [u for u in units if saved[branch_of(u)] <= 0]
+    order = _order([u for u in units if u not in slower], alone, saved)
     floats = _cut(order, lambda k: drop(slower + order[:k]) <= max_drop)
     if drop(slower + floats) > max_drop:
         raise ParityError(
@@ -190,19 +193,20 @@ def search(
         float_units=tuple(u for u in units if u in chosen),
         units=len(units),
         sensitivity=sensitivity,
-        saved_ms=saved_ms,
-        p50_ms={name: p50_ms[name] for name in ("quantized", "float")},
+        cost_unit=cost_unit,
+        saved=saved,
+        cost={name: cost[name] for name in ("quantized", "float")},
         evaluations=known.made,
         reused=known.reused,
     )
 
 
 def _order(
-    units: Iterable[str], alone: Mapping[str, Scored], saved_ms: Mapping[str, float]
+    units: Iterable[str], alone: Mapping[str, Scored], saved: Mapping[str, float]
 ) -> list[str]:
-    """Most harm for the least time (> 0) first. Agreement tells more than M_J, which may rise by
+    """Most harm for the least cost (> 0) first. Agreement tells more than M_J, which may rise by
     chance."""
-    harm = {u: (1 - alone[u].agreement + 1e-6) / saved_ms[branch_of(u)] for u in units}
+    harm = {u: (1 - alone[u].agreement + 1e-6) / saved[branch_of(u)] for u in units}
     return sorted(harm, key=lambda u: -harm[u])
 
 

@@ -28,11 +28,12 @@ from save_deploy.errors import DataError, SaveDeployError
 from save_deploy.export.atomic import check_file_target
 from save_deploy.export.merge import DeployModel, forms_for
 from save_deploy.export.onnx_export import save_graph
-from save_deploy.export.options import CalibrationOptions, ExportOptions
+from save_deploy.export.options import SEARCH_COSTS, CalibrationOptions, ExportOptions
 from save_deploy.export.precision import PrecisionPlan
 from save_deploy.export.quantize.calibrate import DEFAULT_METHOD, calibrate, model_entry
 from save_deploy.export.quantize.plan import Choice, QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.products import find_products
+from save_deploy.export.quantize.qdq import count_work
 from save_deploy.export.quantize.search import (
     Evaluations,
     SearchResult,
@@ -193,13 +194,14 @@ def search_precision(
         options.search.max_drop,
         validation.eager,
         evaluate=trial.evaluate,
-        time_choices=trial.time,
+        costs=trial.costs,
         known=known,
         on_step=advance,
         data=f"{name} val",
         clips=len(validation.sizes),
         frames=sum(validation.sizes),
         backend=trial.backend,
+        cost_unit=SEARCH_COSTS[options.search_cost],
     )
     return replace(plan, float_units=found.float_units, chosen_by="search"), found
 
@@ -245,7 +247,12 @@ class _Trial:
         with self._open(floats, "choice") as pipeline:
             return self.validation.score(pipeline)
 
-    def time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+    def costs(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        """Of several choices of float units: p50 in ms, interleaved, or GMAC."""
+        if self.options.search_cost == "work":
+            work = count_work(ir.load(self.graph), self.plan.products)
+            gmac = lambda floats: sum(n if u in floats else n / 2 for u, n in work.items()) / 1e9
+            return {name: gmac(floats) for name, floats in choices.items()}
         if self.graph.with_name(
             f"{self.graph.name}.data"
         ).exists():  # gigabytes: one after the other

@@ -18,6 +18,7 @@ FLOATS = ("fp32", "fp16")
 FP8_NOTE = (
     "FP8 has no CPU kernels: times here are of an emulation. It is for NVIDIA GPUs from SM89 on."
 )
+NO_DOT_PRODUCT = "this CPU has no 8-bit dot product (VNNI or AMX)"
 MAPPED = "ran with its weights mapped from the file for want of memory, which is slower"
 
 
@@ -27,7 +28,7 @@ def verdict(
 ) -> tuple[str, ...]:  # fmt: skip
     """Speed on each backend, then what was not measured, then accuracy."""
     return (
-        *_speed(proved, entries, kernels, options),
+        *_speed(proved, entries, kernels, found, options),
         *_missing(proved, sqnr, options),
         _accuracy(proved.rows, found, options),
     )
@@ -41,12 +42,13 @@ def weakest_blocks(sqnr: Sequence[float | None]) -> str:
 
 
 def _speed(
-    proved: Proved, entries: Sequence[Entry], kernels: Sequence[KernelCheck], options: ExportOptions
-) -> list[str]:
+    proved: Proved, entries: Sequence[Entry], kernels: Sequence[KernelCheck],
+    found: SearchResult | None, options: ExportOptions,
+) -> list[str]:  # fmt: skip
     if options.quantized == "fp8":
         return [FP8_NOTE]
     if not kernels:
-        return ["nothing is quantized: the budget allows no product in 8 bits"]
+        return [_nothing(found)]
     mapped = {(e.backend, e.precision) for e in entries if e.low_memory}
     lines = []
     for check in kernels:
@@ -86,11 +88,28 @@ def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: 
     return text
 
 
+def _nothing(found: SearchResult | None) -> str:
+    """Why no product is in 8 bits."""
+    if found is None:
+        return "nothing is quantized, as in the bundle whose choice is repeated"
+    reasons = []
+    if found.slower:
+        cpu = "" if has_int8_dot_product() else f"; {NO_DOT_PRODUCT}"
+        reasons.append(f"8 bits make no {' or '.join(found.slower)} faster on {found.backend}{cpu}")
+    if len(found.slower) < len(found.saved):
+        of = "of the others " if found.slower else ""
+        reasons.append(f"the budget of {found.max_drop:g} M_J points allows none {of}in 8 bits")
+    text = f"nothing is quantized: {', and '.join(reasons)}"
+    if found.slower:
+        text += ". For an engine on another machine search with --search-cost work"
+    return text
+
+
 def _why_slow(check: KernelCheck) -> str:
     if check.not_int8:
         return f"ran in float: {', '.join(check.not_int8[:SHOWN])}"
     if not has_int8_dot_product():
-        return "this CPU has no 8-bit dot product (VNNI or AMX)"
+        return NO_DOT_PRODUCT
     return "the graph is too small for 8-bit products to pay for their conversions"
 
 

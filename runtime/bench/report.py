@@ -49,7 +49,7 @@ def cells(result: BenchResult, outcome: Outcome) -> list[str]:
     contender, taken = outcome.contender, outcome.latency
     if taken is None:
         empty = [""] * (len(columns(result)) - 3)
-        return [contender.graph, contender.backend, outcome.failed, *empty]
+        return [contender.graph, contender.backend, "failed", *empty]
     number = lambda value, form: "" if value is None else format(value, form)
     floor = result.floor_of(contender)
     error = "reference" if contender.graph == "eager" else number(outcome.max_rel_err, ".0e")
@@ -93,6 +93,11 @@ def footnote(result: BenchResult) -> list[str]:
             f"{_rates(result.gemm_int8)} GOP/s): floor {result.floor_int8_ms:.1f} ms, though a part of "
             "their work stays in float"
         )
+    lines += [
+        f"{o.contender.graph} failed on {o.contender.backend}: {o.failed}"
+        for o in result.outcomes
+        if o.failed
+    ]
     if any(o.contender.graph == "int8" for o in result.outcomes):
         lines.append(
             "int8 here has min-max ranges without smoothing or bias correction: its time is a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from save_deploy.errors import BackendError
 from save_deploy.runtime.session.base import BufferedSession, default_threads
 from save_deploy.runtime.session.providers import CPU, PROVIDERS, require_provider
 from save_deploy.specs import Arrays, GraphSpec
+
+PRECISE = "session.x64quantprecision"
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -79,7 +82,7 @@ def session_options(threads: int, *, low_memory: bool = False) -> Any:
         options.add_session_config_entry("session.disable_prepacking", "1")
     # without VNNI two 8-bit products are added in 16 bits, which saturates: masks get lost without a
     # word; so slower kernels there (no effect on processors that have it)
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(PRECISE, "1")
     # threads otherwise spin on after a run, which slows whatever the application does next
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
@@ -92,10 +95,23 @@ def _open(
 
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    make = partial(
+        ort.InferenceSession,
+        str(path),
+        options,
+        providers=list(providers),
+        disabled_optimizers=disabled,
+    )
     try:
-        session = ort.InferenceSession(
-            str(path), options, providers=list(providers), disabled_optimizers=disabled
-        )
+        try:
+            session = make()
+        except Exception as error:
+            if "AddInitializedOrtValue" not in str(error):
+                raise
+            # its precise kernels want weights of another sign, and one that two products share is
+            # converted twice, which fails (our graphs share none; those of other tools may)
+            options.add_session_config_entry(PRECISE, "0")
+            session = make()
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise BackendError(
             f"onnxruntime cannot run {path.name} on {provider}",

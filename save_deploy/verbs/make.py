@@ -145,6 +145,14 @@ def export(
         ),
     ] = None,
     search_clips: Annotated[int, typer.Option(min=4, help="Clips of it.")] = 40,
+    search_cost: Annotated[
+        str | None,
+        typer.Option(
+            help="What the search makes small: time, measured here, or work, multiplications with "
+            "8-bit ones counted half. Default: time, for --target tensorrt work.",
+            show_default=False,
+        ),
+    ] = None,
     precision_from: Annotated[
         Path | None,
         typer.Option(
@@ -153,7 +161,7 @@ def export(
     ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
-    from save_deploy.export.engine import engine_for
+    from save_deploy.export.engine import engine_for, why_no_engine
     from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
     from save_deploy.export.run import export_bundle
     from save_deploy.progress import Stages
@@ -188,7 +196,11 @@ def export(
             skip_bad=skip_bad,
         ),
         search=SearchOptions(
-            max_drop=max_drop, data=search_data, clips=search_clips, reuse=precision_from
+            max_drop=max_drop,
+            data=search_data,
+            clips=search_clips,
+            cost=search_cost,
+            reuse=precision_from,
         ),
     )
     if dry_run:
@@ -214,7 +226,9 @@ def export(
     )
     if result.plan is not None:
         kept = ", ".join(i.module for i in result.plan.islands) or "none"
-        print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}")
+        scaled = len(result.plan.scaled)
+        scores = f"; scores of {scaled} attentions computed as q / 2^n" if scaled else ""
+        print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}{scores}")
     for line in result.lines:
         print(f"{options.precision}: {line}")
     if skip_bad and options.quantized:
@@ -225,6 +239,8 @@ def export(
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
     if library:
         _add_engine(result.folder, library)
+    elif why := why_no_engine(engine):
+        print(f"engine: {why} {result.folder}")
 
 
 def _add_engine(bundle: Path, library: str) -> None:

@@ -14,7 +14,11 @@ _MEASURING = {
     "smooth": "--smooth/--no-smooth",
 }
 _READING = {"calibration_table": "--calibration-table", "precision_from": "--precision-from"}
-_SEARCH = {"search_data": "--search-data", "search_clips": "--search-clips"}
+_SEARCH = {
+    "search_data": "--search-data",
+    "search_clips": "--search-clips",
+    "search_cost": "--search-cost",
+}
 _EIGHT_BITS = {
     **_MEASURING, **_READING, **_SEARCH, "calib_method": "--calib-method", "max_drop": "--max-drop",
 }  # fmt: skip

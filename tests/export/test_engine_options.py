@@ -185,8 +185,11 @@ def test_auto_builds_nothing_that_cannot_run_here(monkeypatch: pytest.MonkeyPatc
     assert "pip install tensorrt" in caught.value.hint and "--for" in caught.value.hint
     assert library.choose("auto", targets=True) == library.choose("rtx") == "tensorrt_rtx"
     assert library.engine_for("auto") == ""
+    why = library.why_no_engine("auto")
+    assert "H100 (SM90): pip install tensorrt" in why and library.why_no_engine("none") == ""
     seen = replace(seen, gpus=(Gpu("NVIDIA L4", (8, 9), 24 << 30, None),))
     assert library.choose("auto") == "tensorrt_rtx" and library.engine_for("auto") == "rtx"
+    assert library.why_no_engine("auto") == ""
 
 
 def test_engine_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:

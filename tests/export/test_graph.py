@@ -13,7 +13,13 @@ from onnx.reference import ReferenceEvaluator
 
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.merge import DeployModel
-from save_deploy.export.onnx_export import OPSET, graph_from_module, module_of, save_graph
+from save_deploy.export.onnx_export import (
+    OPSET,
+    graph_from_module,
+    module_of,
+    operator_counts,
+    save_graph,
+)
 from save_deploy.export.precision import (
     FP16_MAX,
     HEADROOM,
@@ -73,6 +79,16 @@ def run(path: Path, model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.n
 def eager(model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
     with torch.inference_mode():
         return model.forward_embedding(*example)[0].numpy()
+
+
+def test_simplified_like_the_exporter_does(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+    """Its own, slower list of rules leaves the same operators."""
+    with torch.no_grad():
+        program = torch.onnx.export(
+            DeployModel(model).eval(), example, dynamo=True, opset_version=OPSET, verbose=False
+        )
+    assert program is not None
+    assert operator_counts(traced(model, example)) == operator_counts(program.model)
 
 
 def test_interface_is_the_spec(fp32: Path, model: SaveModel) -> None:

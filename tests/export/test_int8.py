@@ -142,7 +142,7 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
         **tiny,
         precision="int8",
         out=tmp_path / "s",
-        search=SearchOptions(max_drop=0.0, clips=4),
+        search=SearchOptions(max_drop=0.0, clips=4, cost="work"),
     )
     result = export_bundle(searched)
     manifest = Manifest.read(tmp_path / "s")
@@ -153,6 +153,8 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
     assert not [p for p in said["products"] if p.rpartition(".")[0] in said["float_units"]]
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert len(report["search"]["sensitivity"]) == 3 * manifest.config.depth
+    assert report["search"]["cost_unit"] == "GMAC"
+    assert report["search"]["cost"]["float"] == 2 * report["search"]["cost"]["quantized"] > 0
     assert "Precision search" in (tmp_path / "s" / "report.md").read_text()
 
     reused = {k: v for k, v in tiny.items() if k != "calibration"}

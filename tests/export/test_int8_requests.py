@@ -43,6 +43,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--no-smooth"], "an option of quantization without it"),
         (["--search-clips", "40"], "an option of quantization without it"),
         (["--int8", "--search-clips", "40"], "an option of the precision search without it"),
+        (["--int8", "--search-cost", "work"], "an option of the precision search without it"),
+        (["--int8", "--max-drop", "1", "--search-cost", "money"], "unknown --search-cost"),
         (["--int8", "--search-data", "scenes"], "an option of the precision search without it"),
         (["--int8", "--calibration-table", "t", "--calib-data", "scenes"], "read and measured"),
         (["--int8", "--calibration-table", "t", "--calib-pairs", "64"], "read and measured"),

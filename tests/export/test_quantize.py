@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch.utils.flop_counter import FlopCounterMode
 
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import ExportError
@@ -19,6 +20,7 @@ from save_deploy.export.merge import DeployModel, Forms, forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import FORMATS, find_products, insert_qdq, quantize_weight
+from save_deploy.export.quantize.qdq import count_work
 from save_deploy.export.quantize.weights import scale_of, to_format
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
@@ -97,6 +99,19 @@ def test_products_of_a_block(deploy: DeployModel) -> None:
     ]  # fmt: skip
     assert len(products) == 6 * TINY["depth"]
     assert products[0].norm == "blocks.0.norm1" and products[2].norm == "blocks.0.norm2"
+
+
+def test_work_of_a_unit(deploy: DeployModel, pair, files) -> None:  # type: ignore[no-untyped-def]
+    """Against PyTorch's own count, by module."""
+    products = find_products(deploy)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        deploy(*pair)
+    counts = counter.get_flop_counts()
+    expected = {p.unit: 0 for p in products}
+    for product in products:
+        expected[product.unit] += sum(counts[f"DeployModel.{product.name}"].values()) // 2
+    assert count_work(ir.load(files["fp32"]), products) == expected
+    assert len(set(expected.values())) == 3
 
 
 def test_every_product_and_nothing_else_is_quantized(files, deploy) -> None:  # type: ignore[no-untyped-def]

@@ -49,7 +49,7 @@ def run(
     machine = Machine(saves)
     steps: list[str] = []
     found = search(
-        UNITS, budget, EAGER, evaluate=machine.evaluate, time_choices=machine.time,
+        UNITS, budget, EAGER, evaluate=machine.evaluate, costs=machine.time,
         known=Evaluations(path), on_step=steps.append,
     )  # fmt: skip
     assert len(UNITS) < len(steps) <= most_steps(len(UNITS))
@@ -82,7 +82,7 @@ def test_within_budget_and_near_the_optimum(budget: float) -> None:
         assert lost(without) > budget
     best = min(cost(c) for c in choices() if lost(c) <= budget + 1e-9)
     assert cost(found.float_units) <= best + max(SAVES.values())
-    assert found.expected_ms == pytest.approx(20 + cost(found.float_units))
+    assert found.expected == pytest.approx(20 + cost(found.float_units))
 
 
 def test_nothing_stays_in_float_when_all_fits() -> None:
@@ -93,8 +93,8 @@ def test_nothing_stays_in_float_when_all_fits() -> None:
 def test_what_is_measured(tmp_path: Path) -> None:
     found, _ = run(0.5)
     assert {s.unit: round(s.m_j_drop, 6) for s in found.sensitivity} == HARM
-    assert found.saved_ms == pytest.approx(SAVES)
-    assert found.p50_ms == {"quantized": 20, "float": 20 + 3 * sum(SAVES.values())}
+    assert found.saved == pytest.approx(SAVES)
+    assert found.cost == {"quantized": 20, "float": 20 + 3 * sum(SAVES.values())}
     pytest.importorskip("matplotlib")
     assert plot_sensitivity(found, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
@@ -122,9 +122,9 @@ def test_interrupted_search_goes_on(tmp_path: Path) -> None:
         return machine.evaluate(floats)
 
     with pytest.raises(KeyboardInterrupt):
-        search(UNITS, 0.5, EAGER, evaluate=until_the_sixth, time_choices=machine.time,
+        search(UNITS, 0.5, EAGER, evaluate=until_the_sixth, costs=machine.time,
                known=Evaluations(path))  # fmt: skip
-    found = search(UNITS, 0.5, EAGER, evaluate=whole.evaluate, time_choices=whole.time,
+    found = search(UNITS, 0.5, EAGER, evaluate=whole.evaluate, costs=whole.time,
                    known=Evaluations(path))  # fmt: skip
     assert not set(machine.calls) & set(whole.calls)
     assert found.float_units == run(0.5)[0].float_units
@@ -145,7 +145,7 @@ def test_a_branch_that_is_slower_in_8_bits_stays_in_float(slow: str, budget: flo
     assert lost(found.float_units) <= budget + 1e-9
     best = min(cost(c, saves) for c in choices() if lost(c) <= budget + 1e-9)
     assert cost(found.float_units, saves) <= best + (2.0 if budget < 3 else 1e-9)
-    assert found.expected_ms == pytest.approx(20 + cost(found.float_units, saves))
+    assert found.expected == pytest.approx(20 + cost(found.float_units, saves))
     assert found.full.m_j == pytest.approx(75 - lost(()))  # still measured, for the report
 
 
@@ -163,7 +163,7 @@ def test_an_impossible_budget_is_an_error() -> None:
         return Scored(found.m_j - 0.25, found.m_f, found.agreement)
 
     with pytest.raises(ParityError, match=r"0\.25 points(.|\n)*at most 0\.1") as caught:
-        search(UNITS, 0.1, EAGER, evaluate=worse, time_choices=machine.time,
+        search(UNITS, 0.1, EAGER, evaluate=worse, costs=machine.time,
                known=Evaluations(None))  # fmt: skip
     assert caught.value.exit_code == 2 and frozenset(UNITS) in machine.calls
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from save_deploy.export import entries as module
 from save_deploy.export.entries import choose_entries
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Entry, Proved
+from save_deploy.export.quantize.search import SearchResult
+from save_deploy.export.quantize.validation import Scored
 from save_deploy.export.quantize.verdict import verdict, weakest_blocks
 from save_deploy.metrics.latency import LatencyResult, speedup_range
 from save_deploy.metrics.parity import ParityResult
@@ -70,6 +73,41 @@ def test_runs_of_different_lengths_are_compared_by_quartiles() -> None:
 def test_a_mapped_float_graph_is_told() -> None:
     line = speed_line(noisy(100, 0.01), noisy(50, 0.01, seed=1), interleaved=False, low=True)
     assert "fp32 ran with its weights mapped" in line
+
+
+SEARCH = SearchResult(
+    max_drop=0.5, data="stamps val", clips=4, frames=20, backend="openvino",
+    eager=Scored(75, 0.9, 1), full=Scored(75, 0.9, 1), chosen=Scored(75, 0.9, 1),
+    float_units=("blocks.0.attn", "blocks.0.mlp"), units=2, sensitivity=(), cost_unit="ms",
+    saved={"attn": 1.0, "mlp": 2.0}, cost={"quantized": 10, "float": 13}, evaluations=1, reused=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("saved", "told", "untold"),
+    [
+        ({"attn": 1.0, "mlp": 2.0}, ["budget of 0.5 M_J points allows none in 8 bits"], "faster"),
+        (
+            {"attn": -1.0, "mlp": 0.0},
+            ["8 bits make no attn or mlp faster on openvino", "no 8-bit dot", "--search-cost work"],
+            "budget",
+        ),
+        (
+            {"attn": -1.0, "mlp": 2.0},
+            ["no attn faster on openvino", "budget of 0.5 M_J points allows none of the others"],
+            "mlp",
+        ),
+    ],
+)
+def test_why_nothing_is_quantized(
+    saved: dict[str, float], told: list[str], untold: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("save_deploy.export.quantize.verdict.has_int8_dot_product", lambda: False)
+    taken = noisy(100, 0.01)
+    proved = Proved([row("fp32", taken, "eager"), row("int8", taken)], [], {}, True)
+    found = replace(SEARCH, saved=saved)
+    line = verdict(proved, [], [], [20.0], found, OPTIONS)[0]
+    assert all(words in line for words in told) and untold not in line
 
 
 def test_what_was_not_measured_is_told() -> None:

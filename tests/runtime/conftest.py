@@ -5,8 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
+from save_deploy.manifest import FileRecord, Manifest, sha256_of
+from save_deploy.runtime.comparison import Budget, Comparison, run_comparison
+from tests.calibration.samples import write_s4
+from tests.runtime.compare import options
 from tests.runtime.cpp import BUILD, INSTALL, SOURCE, cmake, openvino_dir
 
 
@@ -23,3 +30,51 @@ def build() -> Path:
     built = cmake("--build", BUILD, "-j", "2")
     assert built.returncode == 0, built.stdout + built.stderr
     return BUILD
+
+
+@pytest.fixture(scope="module")
+def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of model.onnx changed, hashes made right again: intact, and wrong."""
+    folder = tmp_path_factory.mktemp("altered") / "altered"
+    shutil.copytree(bundle, folder)
+    model = onnx.load(folder / "model.onnx")
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim >= 2 and np.issubdtype(values.dtype, np.floating) and values.size > 1000:
+            noise = np.random.default_rng(0).normal(size=values.shape) * values.std()
+            changed = (values + 0.3 * noise).astype(values.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    onnx.save(model, folder / "model.onnx")
+    manifest = Manifest.read(folder)
+    path = folder / "model.onnx"
+    manifest.files["model.onnx"] = FileRecord(sha256_of(path), path.stat().st_size)
+    manifest.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in checkpoint at another resolution, in FP32."""
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
+
+    folder = tmp_path_factory.mktemp("small") / "small"
+    export_bundle(
+        ExportOptions(precision="fp32", res=224, out=folder, n_golden=2, rounds=3, threads=1)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_s4(tmp_path_factory.mktemp("s4"), {"dog": 1}, test=2)
+
+
+@pytest.fixture(scope="module")
+def found(bundle: Path, other: Path, s4: Path) -> Comparison:
+    """Two bundles, two datasets of two clips, the default backend."""
+    asked = options(
+        (bundle, other), data=("scenes", str(s4)), clips=2, frames=3,
+        budget=Budget(max_drop=0.5, min_agreement=0.9),
+    )  # fmt: skip
+    return run_comparison(asked)

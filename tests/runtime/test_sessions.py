@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import psutil
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, DataError
@@ -20,10 +22,10 @@ from save_deploy.runtime.session import (
 )
 from save_deploy.runtime.session.base import BufferedSession
 from save_deploy.runtime.session.openvino import cpu_config
-from save_deploy.runtime.session.ort import session_options
+from save_deploy.runtime.session.ort import OrtSession, session_options
 from save_deploy.runtime.stream import stream
 from save_deploy.runtime.verify import verify_bundle
-from save_deploy.specs import Arrays
+from save_deploy.specs import Arrays, GraphSpec, TensorSpec
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -215,3 +217,32 @@ def test_kernels_are_checked_with_the_options_of_the_sessions() -> None:
     assert ours.get_session_config_entry("session.force_spinning_stop") == "1"
     assert cpu_config(3)["INFERENCE_NUM_THREADS"] == 3
     assert cpu_config(3)["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_an_8_bit_weight_that_two_products_share(tmp_path: Path) -> None:
+    """ONNX Runtime's precise kernels refuse it (without VNNI): it runs on the others."""
+    rng = np.random.default_rng(0)
+    weight, zero = rng.integers(-9, 10, (64, 64), dtype=np.int8), np.int8(0)
+    constants = {"w": weight, "step": np.float32(0.5), "one": np.float32(1), "zero": zero}
+    nodes = []
+    for i, name in enumerate(("x", "y1")):
+        scales = ("step", "one")[i]
+        nodes += [
+            helper.make_node("QuantizeLinear", [name, "step", "zero"], [f"{name}.q"]),
+            helper.make_node("DequantizeLinear", [f"{name}.q", "step", "zero"], [f"{name}.d"]),
+            helper.make_node("DequantizeLinear", ["w", scales, "zero"], [f"{name}.w"]),
+            helper.make_node("MatMul", [f"{name}.d", f"{name}.w"], [f"y{i + 1}"]),
+        ]
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, (4, 64))
+    stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "shared", [value("x")], [value("y2")], stored)
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "m.onnx")
+    spec = GraphSpec(
+        (TensorSpec("x", "float32", (4, 64), ""),), (TensorSpec("y2", "float32", (4, 64), ""),)
+    )
+    x = rng.random((4, 64), dtype=np.float32)
+    step = lambda a: np.clip(np.rint(a * 2), -128, 127) / 2
+    expected = step(step(x) @ (weight * 0.5)) @ weight
+    with OrtSession(tmp_path / "m.onnx", spec) as session:
+        np.testing.assert_allclose(session.infer({"x": x})["y2"], expected, atol=1e-3)
