@@ -61,9 +61,9 @@ def fp32(model: SaveModel, example, tmp_path_factory) -> Path:  # type: ignore[n
 
 
 @pytest.fixture(scope="module")
-def fp16(model: SaveModel, example, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+def fp16(model: SaveModel, example, fp32: Path, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("fp16") / "model.onnx"
-    graph = traced(model, example)
+    graph = ir.load(fp32)
     to_fp16(graph, plan_fp16(DeployModel(model).eval(), [example]))
     drop_unused_weights(graph)
     save_graph(graph, path)
@@ -81,14 +81,14 @@ def eager(model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
         return model.forward_embedding(*example)[0].numpy()
 
 
-def test_simplified_like_the_exporter_does(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
+def test_simplified_like_the_exporter_does(model: SaveModel, example, fp32: Path) -> None:  # type: ignore[no-untyped-def]
     """Its own, slower list of rules leaves the same operators."""
     with torch.no_grad():
         program = torch.onnx.export(
             DeployModel(model).eval(), example, dynamo=True, opset_version=OPSET, verbose=False
         )
     assert program is not None
-    assert operator_counts(traced(model, example)) == operator_counts(program.model)
+    assert operator_counts(ir.load(fp32)) == operator_counts(program.model)
 
 
 def test_interface_is_the_spec(fp32: Path, model: SaveModel) -> None:
@@ -119,8 +119,8 @@ def test_structure(precision: str, request: pytest.FixtureRequest) -> None:
     assert norms == 3 * 3 + 2 + 2 * 4 + 1 + 1
 
 
-def test_nodes_carry_our_names(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
-    graph = traced(model, example).graph
+def test_nodes_carry_our_names(model: SaveModel, fp32: Path) -> None:
+    graph = ir.load(fp32).graph
     names = [str(node.name) for node in graph]
     assert len(set(names)) == len(names)
     modules = dict(DeployModel(model).named_modules())
@@ -226,10 +226,10 @@ def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) 
     assert not np.isfinite(run_typed(without, "naive.onnx")).all()
 
 
-def test_external_data(model: SaveModel, example, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_external_data(model: SaveModel, example, fp32: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Large weights go to exactly one file beside the graph, readable by everybody."""
     monkeypatch.setattr("save_deploy.export.onnx_export.EXTERNAL_ABOVE_BYTES", 1000)
-    files = save_graph(traced(model, example), tmp_path / "model.onnx")
+    files = save_graph(ir.load(fp32), tmp_path / "model.onnx")
     assert [f.name for f in files] == ["model.onnx", "model.onnx.data"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert all(f.stat().st_mode & 0o777 == 0o644 for f in files)

@@ -59,7 +59,7 @@ def files(deploy, pair, amax, tmp_path_factory) -> dict[str, Path]:  # type: ign
     """fp32, int8, fp8 and int8 with FP16 float parts."""
     folder, found = tmp_path_factory.mktemp("quantized"), {}
     for name in ("fp32", "int8", "fp8", "int8_fp16"):
-        graph = traced(deploy, pair)
+        graph = ir.load(found["fp32"]) if found else traced(deploy, pair)
         if name != "fp32":
             insert_qdq(graph, find_products(deploy), amax, fmt=name.partition("_")[0])
         if name == "int8_fp16":
@@ -201,11 +201,11 @@ def test_int8_and_fp16_share_their_integers(files) -> None:  # type: ignore[no-u
     assert onnx.TensorProto.FLOAT16 in kinds
 
 
-def test_equal_biases_are_corrected_apart(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
+def test_equal_biases_are_corrected_apart(deploy, files, amax) -> None:  # type: ignore[no-untyped-def]
     """One constant of the graph may be the bias of several products, whose corrections differ."""
     names = ["blocks.0.mlp.lin2", "blocks.1.mlp.lin2"]
     products = [p for p in find_products(deploy) if p.name in names]
-    graph = traced(deploy, pair)
+    graph = ir.load(files["fp32"])
     adds = [
         next(iter(n.outputs[0].uses())).node
         for n in graph.graph
@@ -244,14 +244,14 @@ def test_scale_is_an_fp16_number_that_never_overflows(fmt) -> None:  # type: ign
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
-def test_a_range_no_scale_holds(fmt, deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
+def test_a_range_no_scale_holds(fmt, deploy, files, amax) -> None:  # type: ignore[no-untyped-def]
     """The largest FP16 number is the largest scale: above it a tensor is refused, not infinite."""
     assert scale_of(65504.0 * fmt.levels, fmt) == 65504
     with pytest.raises(ExportError, match="too large"):
         scale_of(65510.0 * fmt.levels, fmt)
     wide = {**amax, "blocks.1.mlp.lin2": 3e7}
     with pytest.raises(ExportError, match=r"blocks\.1\.mlp\.lin2 is too large for 8 bits"):
-        insert_qdq(traced(deploy, pair), find_products(deploy), wide, fmt=fmt.name)
+        insert_qdq(ir.load(files["fp32"]), find_products(deploy), wide, fmt=fmt.name)
     weight = np.full((4, 3), 4e7, np.float32)
     with pytest.raises(ExportError, match="the weight of here is too large"):
         quantize_weight(weight, fmt, name="the weight of here")

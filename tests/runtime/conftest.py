@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from onnx import numpy_helper
 
 from save_deploy.manifest import FileRecord, Manifest, sha256_of
 from save_deploy.runtime.comparison import Budget, Comparison, run_comparison
+from save_deploy.runtime.preflight.engine import last_error_logger
 from tests.calibration.samples import write_s4
 from tests.runtime.compare import options
 from tests.runtime.cpp import BUILD, INSTALL, SOURCE, cmake, openvino_dir
+from tests.runtime.fake_gpu import Fakes, install
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +81,22 @@ def found(bundle: Path, other: Path, s4: Path) -> Comparison:
         budget=Budget(max_drop=0.5, min_agreement=0.9),
     )  # fmt: skip
     return run_comparison(asked)
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
+    yield install(monkeypatch, "tensorrt")
+    last_error_logger.cache_clear()
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
+    yield install(monkeypatch, "tensorrt_rtx")
+    last_error_logger.cache_clear()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "model.plan"
+    path.write_bytes(b"an engine")
+    return path

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from save_deploy.runtime.preflight.engine import last_error_logger
+from save_deploy.runtime.session.tensorrt import TensorRtSession
 from save_deploy.specs import GraphSpec, TensorSpec
 
 SPEC = GraphSpec(
@@ -295,3 +297,15 @@ def install(monkeypatch: pytest.MonkeyPatch, library: str) -> tuple[FakeTensorRt
     monkeypatch.setitem(sys.modules, library, trt)
     last_error_logger.cache_clear()
     return trt, cuda
+
+
+X = np.array([[1, 2, 3, 4]], np.float32)
+Fakes = tuple[FakeTensorRt, FakeCudaRuntime]
+
+
+def opened(path: Path, library: str = "tensorrt", **options: Any) -> TensorRtSession:
+    return TensorRtSession(path, SPEC, library=library, **options)
+
+
+def infer(session: TensorRtSession, x: np.ndarray = X) -> np.ndarray:
+    return session.infer({"x": x})["y"]
