@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +27,15 @@ def build() -> Path:
     pytest.importorskip("openvino", reason=INSTALL)
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip(INSTALL)
-    configured = cmake("-S", SOURCE, "--preset", "ci", openvino_dir())
-    if configured.returncode != 0 and "apt-get install" in configured.stderr:
-        pytest.skip(f"{' '.join(configured.stderr.split())}")
-    assert configured.returncode == 0, configured.stderr
-    built = cmake("--build", BUILD, "-j", "2")
-    assert built.returncode == 0, built.stdout + built.stderr
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be building it
+        configured = cmake("-S", SOURCE, "--preset", "ci", openvino_dir())
+        if configured.returncode != 0 and "apt-get install" in configured.stderr:
+            pytest.skip(f"{' '.join(configured.stderr.split())}")
+        assert configured.returncode == 0, configured.stderr
+        built = cmake("--build", BUILD, "-j", "2")
+        assert built.returncode == 0, built.stdout + built.stderr
     return BUILD
 
 

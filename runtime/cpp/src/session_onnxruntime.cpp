@@ -50,6 +50,8 @@ public:
         check(api_->SetInterOpNumThreads(made, 1), what);
         // threads otherwise spin on after a run, which slows whatever the application does next
         check(api_->AddSessionConfigEntry(made, "session.force_spinning_stop", "1"), what);
+        // without VNNI two 8-bit products are added in 16 bits, which saturates; as in Python
+        check(api_->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), what);
         OrtSession* session = nullptr;
         check(api_->CreateSession(env, path.c_str(), made, &session), what);
         session_.reset(session);
