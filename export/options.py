@@ -65,7 +65,7 @@ class SearchOptions:
             raise SaveDeployError(
                 "--max-drop out of range", got=f"{self.max_drop:g}", expected="0 to 100 M_J points"
             )
-        if self.cost not in (None, *SEARCH_COSTS):
+        if self.cost is not None and self.cost not in SEARCH_COSTS:
             raise SaveDeployError(
                 "unknown --search-cost", got=self.cost, expected=" or ".join(SEARCH_COSTS)
             )

@@ -71,7 +71,7 @@ def count_work(model: ir.Model, products: Sequence[EncoderProduct]) -> dict[str,
         for node in (n for n in nodes if product.owns(module_of(n))):
             weight, out = _weight(node), node.outputs[0].shape
             if weight is not None and out is not None:
-                work[product.unit] += math.prod(int(d) for d in out.numpy()) * weight.shape[0]
+                work[product.unit] += math.prod(out.numpy()) * int(weight.numpy().shape[0])
     return work
 
 
