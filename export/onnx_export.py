@@ -27,7 +27,7 @@ from save_deploy.errors import ExportError
 OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
 EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
 # What a trace has to spare. The exporter's own list also looks for slices that make up a split, in time
-# that grows with the square of the nodes: half a minute for vit_b, and our graphs have none.
+# that grows with the square of the nodes: nine seconds for vit_t, and our graphs have none.
 _RULES = (
     rules.no_op_cast_rule,
     rules.cast_cast_rule,
