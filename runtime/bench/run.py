@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,10 @@ class _Worker:
         try:
             kind, value = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            kind, value = "failed", "its process ended (out of memory?)"
+            self.process.join(timeout=10)
+            code = self.process.exitcode
+            why = "killed, out of memory?" if code == -signal.SIGKILL else f"exit code {code}"
+            kind, value = "failed", f"its process ended ({why})"
         if kind == wanted:
             return value
         self.failed = value
