@@ -29,6 +29,10 @@ EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one fi
 # What a trace has to spare. The exporter's own list also looks for slices that make up a split, in time
 # that grows with the square of the nodes: nine seconds for vit_t, and our graphs have none.
 _RULES = (
+    rules.add_0_rule,
+    rules.sub_0_rule,
+    rules.mul_by_1_rule,
+    rules.div_by_1_rule,
     rules.no_op_cast_rule,
     rules.cast_cast_rule,
     rules.no_op_expand_rule,
