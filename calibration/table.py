@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.calibration.table_check import FORMAT, FORMAT_VERSION, REMEDY, check_table
 from save_deploy.errors import DataError, ExportError
 
-FORMAT = "save-deploy-calibration"
-FORMAT_VERSION = 1
-MAX_EXPONENT = 16  # of a smoothing scale, either way
 DIGITS = 6  # significant, of every float: a table in memory equals the same one read back
-MODEL = {"name": str, "res": int, "sha256": str}
-DATA = {
-    "source": str,
-    "pairs": int,
-    "batches": int,
-    "sha256": str,
-    "names": list,
-    "pair_sha256": list,
-    "strata": dict,
-    "not_stratified": list,
-}
-WORDS = {
-    str: "a string",
-    int: "a whole number",
-    list: "a list",
-    dict: "an object",
-    object: "a value",
-}
-REMEDY = "save-calibrate writes a new table"
 
 
 @dataclass(frozen=True)
@@ -88,8 +64,8 @@ class CalibrationTable:
     """Ranges of one model on one set of pairs; floats are kept to 6 significant digits, keys in
     natural order (blocks.2 before blocks.10)."""
 
-    model: dict[str, Any]  # MODEL
-    data: dict[str, Any]  # DATA
+    model: dict[str, Any]  # keys: table_check.MODEL
+    data: dict[str, Any]  # keys: table_check.DATA
     method: str  # the default; every tensor has it
     tensors: dict[str, TensorRange]  # by the product whose input it is: blocks.3.attn.qkv
     smoothing: dict[str, Smoothing]  # by norm: blocks.3.norm1
@@ -173,7 +149,7 @@ class CalibrationTable:
     def write(self, path: Path) -> None:
         """Whole or not at all. Raises DataError for what read() would refuse, ExportError when the
         file cannot be written."""
-        _check(self.to_dict(), "the calibration table to write")
+        check_table(self.to_dict(), "the calibration table to write")
         partial = path.with_name(path.name + ".partial")
         try:
             try:
@@ -205,7 +181,7 @@ class CalibrationTable:
             raise DataError(
                 f"{path} is not JSON", got=str(error), expected="a calibration table", hint=REMEDY
             ) from error
-        _check(values, str(path))
+        check_table(values, str(path))
         return cls(
             model=values["model"],
             data=values["data"],
@@ -220,76 +196,6 @@ class CalibrationTable:
             means=values["means"],
             versions=values["versions"],
         )
-
-
-def _check(values: Any, origin: str) -> None:
-    """Raises DataError at the first thing that is not as CalibrationTable says."""
-
-    def want(fine: bool, where: str, got: Any, expected: str) -> None:
-        if not fine:
-            shown = got if isinstance(got, str) else repr(got)
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            raise DataError(f"{origin}: {where}", got=shown, expected=expected, hint=REMEDY)
-
-    def keys(value: Any, where: str, kinds: Mapping[str, type]) -> None:
-        want(isinstance(value, dict), where, value, WORDS[dict])
-        missing = sorted(set(kinds) - set(value))
-        want(not missing, f"{where} lacks keys", ", ".join(missing), ", ".join(kinds))
-        for key, kind in kinds.items():
-            fine = isinstance(value[key], kind) and not isinstance(value[key], bool)
-            want(fine, f"{where}.{key}", value[key], WORDS[kind])
-
-    def vector(values: Any, where: str, least: float = -math.inf) -> None:
-        want(isinstance(values, list) and values != [], where, values, "a list of numbers")
-        for channel, value in enumerate(values):
-            number(value, f"{where}[{channel}]", least)
-
-    def number(value: Any, where: str, least: float = -math.inf) -> None:
-        expected = "a finite number" + (f" above {least:g}" if math.isfinite(least) else "")
-        want(_finite(value) and value > least, where, value, expected)
-
-    want(isinstance(values, dict), "not a calibration table", values, WORDS[dict])
-    for key, wanted in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
-        found = values.get(key)
-        same = type(found) is type(wanted) and found == wanted
-        want(same, f"another {key}", found, str(wanted))
-    kinds = {f.name: str if f.name == "method" else dict for f in fields(CalibrationTable)}
-    keys(values, "the table", kinds)
-    keys(values["model"], "model", MODEL)
-    keys(values["data"], "data", DATA)
-    method = values["method"]
-    for name, entry in values["tensors"].items():
-        keys(entry, name, {"amax": dict, "histogram": dict})
-        want(method in entry["amax"], f"{name} lacks the default method", entry["amax"], method)
-        sampled = entry.get("sampled", False)
-        want(isinstance(sampled, bool), f"{name}.sampled", sampled, "true or false")
-        for key, value in entry["amax"].items():
-            number(value, f"{name}.amax.{key}", 0)
-        for key, value in entry["histogram"].items():
-            number(value, f"{name}.histogram.{key}")
-    for name, entry in values["smoothing"].items():
-        keys(entry, name, {"alpha": object, "exponents": list})
-        alpha = entry["alpha"]
-        want(_finite(alpha) and 0 <= alpha <= 1, f"{name}.alpha", alpha, "a number in [0, 1]")
-        for channel, value in enumerate(entry["exponents"]):
-            whole = type(value) is int and abs(value) <= MAX_EXPONENT
-            expected = f"a whole number from -{MAX_EXPONENT} to {MAX_EXPONENT}"
-            want(whole, f"{name}.exponents[{channel}]", value, expected)
-        want(entry["exponents"] != [], f"{name}.exponents", [], "a whole number per channel")
-    for name, means in values["means"].items():
-        vector(means, f"means of {name}")
-    for name, version in values["versions"].items():
-        want(isinstance(version, str), f"versions.{name}", version, WORDS[str])
-    try:
-        json.dumps(values, allow_nan=False)
-    except ValueError as error:
-        want(False, "not every number is finite", str(error), "JSON, which knows no NaN")
-
-
-def _finite(value: Any) -> bool:
-    """A JSON number that fits a float; NaN compares false."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
 
 
 def _round(value: float) -> float:

@@ -91,27 +91,10 @@ def session_options(threads: int, *, low_memory: bool = False) -> Any:
 def _open(
     path: Path, options: Any, provider: str, providers: Providers, disabled: list[str] | None
 ) -> Any:
-    import onnxruntime as ort
-
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    make = partial(
-        ort.InferenceSession,
-        str(path),
-        options,
-        providers=list(providers),
-        disabled_optimizers=disabled,
-    )
     try:
-        try:
-            session = make()
-        except Exception as error:
-            if "AddInitializedOrtValue" not in str(error):
-                raise
-            # its precise kernels want weights of another sign, and one that two products share is
-            # converted twice, which fails (our graphs share none; those of other tools may)
-            options.add_session_config_entry(PRECISE, "0")
-            session = make()
+        session = _load(path, options, providers, disabled)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise BackendError(
             f"onnxruntime cannot run {path.name} on {provider}",
@@ -128,3 +111,24 @@ def _open(
             hint="install the provider's libraries, or use the CPU",
         )
     return session
+
+
+def _load(path: Path, options: Any, providers: Providers, disabled: list[str] | None) -> Any:
+    """With precise 8-bit kernels where the graph allows them: they want weights of another sign, and
+    one that two products share would be converted twice (our graphs share none; others may)."""
+    import onnxruntime as ort
+
+    load = partial(
+        ort.InferenceSession,
+        str(path),
+        options,
+        providers=list(providers),
+        disabled_optimizers=disabled,
+    )
+    try:
+        return load()
+    except Exception as error:
+        if "AddInitializedOrtValue" not in str(error):
+            raise
+    options.add_session_config_entry(PRECISE, "0")
+    return load()

@@ -9,26 +9,26 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from save_deploy.checkpoints.native import save_checkpoint
-from save_deploy.data.compose import Actor, Staging
-from save_deploy.data.open import generated_actors, open_dataset
+from save_deploy.data.compose import Staging
+from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset
 from save_deploy.data.tolerant import Tolerant
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.segmentation import Score, protocol
 from save_deploy.model.save import SaveModel
 from save_deploy.training.batches import Batch, MixedSamples, batches
+from save_deploy.training.determinism import determinism
 from save_deploy.training.distributed import Team, team
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.options import TrainConfig
@@ -38,7 +38,9 @@ from save_deploy.training.parameters import (
     nothing_to_train,
     trainable_parameters,
 )
-from save_deploy.training.sound import sound_batch, warm_up_sound
+from save_deploy.training.schedule import learning_rate
+from save_deploy.training.sound import heard_actors, sound_batch, warm_up_sound
+from save_deploy.training.state import read_state, write_state
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
 
@@ -56,15 +58,6 @@ class Progress:
     extra: dict[str, float] = field(default_factory=dict)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then cosine to final_lr_ratio."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    floor = config.final_lr_ratio
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
 def train(
     model: SaveModel,
     config: TrainConfig,
@@ -80,7 +73,7 @@ def train(
     Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad).
     Interrupted runs continue with resume=True.
     """
-    with team(config.device) as here, _determinism(config.deterministic):
+    with team(config.device) as here, determinism(config.deterministic):
         return _Run(model, config, out_dir, here, on_sound, resume).steps(on_step, on_skip)
 
 
@@ -115,7 +108,7 @@ class _Run:
             self._load()
         elif config.sound_steps:
             self._listen(on_sound)
-        self.actors = _heard(config) if config.sound_batch else []
+        self.actors = heard_actors(config.data) if config.sound_batch else []
         self.step = here.wrap(
             TrainStep(
                 model,
@@ -228,10 +221,7 @@ class _Run:
             self.here.device.type, dtype=torch.bfloat16, enabled=config.savings.amp
         ):
             score = evaluate(
-                self.model,
-                self.val_clips,
-                protocol=protocol(config.metrics),
-                among=self.here,
+                self.model, self.val_clips, protocol=protocol(config.metrics), among=self.here
             )
         report.score = score
         better = score.m_j > self.best
@@ -291,72 +281,19 @@ class _Run:
         warm_up_sound(
             self.model.audio_encoder,
             self.aux.sound,
-            _heard(config),
+            heard_actors(config.data),
             steps=config.sound_steps,
             seed=config.seed,
             on_step=on_step,
         )
 
     def _save(self, step: int) -> None:
-        partial = self.state_path.with_suffix(".partial")
-        state = {
-            "model": self._own_weights(),
-            "aux": self.aux.state_dict() if self.aux else {},
-            "optimizer": self.optimizer.state_dict(),
-            "train_config": json.dumps(dataclasses.asdict(self.config)),
-            "step": step,
-            "best": self.best,
-        }
-        torch.save(state, partial)
-        os.replace(partial, self.state_path)
+        write_state(
+            self.state_path, self.model, self.aux, self.optimizer, config=self.config, step=step,
+            best=self.best,
+        )  # fmt: skip
 
     def _load(self) -> None:
-        try:
-            state = torch.load(self.state_path, weights_only=True, map_location="cpu")
-            self.model.load_state_dict(state["model"], strict=not self.config.freeze_sam)
-            if self.aux is not None:
-                self.aux.load_state_dict(state["aux"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise SaveDeployError(
-                "the run cannot be continued with these options",
-                got=f"{self.state_path}: {str(error).splitlines()[0]}",
-                expected="the model and options it was started with",
-                hint="choose another --out, or leave --resume out",
-            ) from error
-        self.first_step, self.best = int(state["step"]), float(state["best"])
-
-    def _own_weights(self) -> dict[str, Tensor]:
-        """What a resumed run cannot get elsewhere: frozen weights come from SAM again."""
-        state = self.model.state_dict()
-        if not self.config.freeze_sam:
-            return state
-        learned = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        return {name: value for name, value in state.items() if name in learned}
-
-
-def _heard(config: TrainConfig) -> list[Actor]:
-    """The objects whose sounds are mixed for hearing alone."""
-    actors = [a for name in config.data for a in generated_actors(name)]
-    if not actors:
-        raise SaveDeployError(
-            "the sound warm-up needs generated data",
-            got=", ".join(config.data),
-            expected="scenes or stamps in --data",
+        self.first_step, self.best = read_state(
+            self.state_path, self.model, self.aux, self.optimizer, config=self.config
         )
-    return actors
-
-
-@contextlib.contextmanager
-def _determinism(wanted: bool) -> Iterator[None]:
-    """The same numbers from the same seed; on GPUs some kernels get slower."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

@@ -6,7 +6,7 @@ examples than seeing an object, and a second of sound costs a hundredth of a fra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,8 +15,24 @@ from torch import Tensor
 
 from save_deploy.data.compose import Actor, choose_actors, mix_sounds, scene_rng
 from save_deploy.data.log_mel import log_mel_examples
+from save_deploy.data.open import generated_actors
+from save_deploy.errors import SaveDeployError
 from save_deploy.model.audio_encoder import AudioEncoder
 from save_deploy.training.losses import sound_class_loss
+
+
+def heard_actors(data: Iterable[str]) -> list[Actor]:
+    """The objects of these sources whose sounds are mixed for hearing alone.
+
+    Raises SaveDeployError when none of them is generated."""
+    actors = [actor for name in data for actor in generated_actors(name)]
+    if not actors:
+        raise SaveDeployError(
+            "the sound warm-up needs generated data",
+            got=", ".join(data),
+            expected="scenes or stamps in --data",
+        )
+    return actors
 
 
 def sound_example(

@@ -1,0 +1,74 @@
+"""last.pt: all that an interrupted run needs to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from save_deploy.errors import SaveDeployError
+from save_deploy.training.options import TrainConfig
+
+
+def write_state(
+    path: Path,
+    model: nn.Module,
+    aux: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: TrainConfig,
+    step: int,
+    best: float,
+) -> None:
+    """Whole or not at all; frozen weights are left out, they come from SAM again."""
+    partial = path.with_suffix(".partial")
+    state = {
+        "model": _own_weights(model, freeze_sam=config.freeze_sam),
+        "aux": aux.state_dict() if aux else {},
+        "optimizer": optimizer.state_dict(),
+        "train_config": json.dumps(dataclasses.asdict(config)),
+        "step": step,
+        "best": best,
+    }
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def read_state(
+    path: Path,
+    model: nn.Module,
+    aux: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    *,
+    config: TrainConfig,
+) -> tuple[int, float]:
+    """Into model, aux and optimizer -> the next step, and the best M_J so far.
+
+    Raises SaveDeployError when the file is of another model or other options.
+    """
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"], strict=not config.freeze_sam)
+        if aux is not None:
+            aux.load_state_dict(state["aux"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"]), float(state["best"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise SaveDeployError(
+            "the run cannot be continued with these options",
+            got=f"{path}: {str(error).splitlines()[0]}",
+            expected="the model and options it was started with",
+            hint="choose another --out, or leave --resume out",
+        ) from error
+
+
+def _own_weights(model: nn.Module, *, freeze_sam: bool) -> dict[str, Tensor]:
+    state = model.state_dict()
+    if not freeze_sam:
+        return state
+    learned = {n for n, p in model.named_parameters() if p.requires_grad}
+    return {name: value for name, value in state.items() if name in learned}
