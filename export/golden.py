@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,12 @@ class Golden:
     eager_latency: LatencyResult
 
 
-def run_golden(pipeline: SavePipeline, pairs: Pairs) -> Golden:
-    """The eager model on the pairs. Raises ExportError when it gives NaN or infinite values."""
+def run_golden(
+    pipeline: SavePipeline, pairs: Pairs, on_pair: Callable[..., object] = lambda **_: None
+) -> Golden:
+    """The eager model on the pairs; on_pair(n=...) is told how many are done.
+
+    Raises ExportError when it gives NaN or infinite values."""
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     logits, samples, batch = [], [], pipeline.batch
     for start in range(0, len(pairs), batch):
@@ -34,6 +39,7 @@ def run_golden(pipeline: SavePipeline, pairs: Pairs) -> Golden:
         begin = time.perf_counter()
         logits.append(pipeline.run(pairs.image[chosen], embeddings[chosen]))
         samples.append((time.perf_counter() - begin) * 1000)
+        on_pair(n=len(pairs.image[chosen]))
     latency = LatencyResult(tuple(samples), batch)
     golden = Golden(pairs, embeddings, np.concatenate(logits), latency)
     if not (np.isfinite(golden.mask_logits).all() and np.isfinite(golden.audio_embedding).all()):

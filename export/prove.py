@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,9 +49,11 @@ class Proved:
 def prove_entries(
     config: SaveConfig, golden: Golden, eager: SavePipeline | None, eager_mb: float,
     entries: list[Entry], folder: Path, *, batch: int, rounds: int, threads: int | None,
+    on_entry: Callable[[str], object] = lambda _: None,
 ) -> Proved:  # fmt: skip
     """eager None: the model is too large for two to be held; it was timed before, and the entries
-    are opened, timed and closed one after the other."""
+    are opened, timed and closed one after the other. on_entry(name) is called behind each of them, or
+    behind its masks."""
     chosen = np.arange(batch) % len(golden.pairs)
     inputs: Arrays = {
         "image": golden.pairs.image[chosen],
@@ -70,9 +73,12 @@ def prove_entries(
             pipeline.close()
             del pipeline, calls
             gc.collect()
+            on_entry(_name(entry))
     else:
         pipelines = [_open(config, entry, folder, batch, threads) for entry in entries]
-        logits = [predict_golden(pipeline, golden.pairs) for pipeline in pipelines]
+        for entry, pipeline in zip(entries, pipelines, strict=True):
+            logits.append(predict_golden(pipeline, golden.pairs))
+            on_entry(_name(entry))
         calls = {"eager": partial(eager.model.infer, inputs)}
         for entry, pipeline in zip(entries, pipelines, strict=True):
             calls[_name(entry)] = partial(pipeline.model.infer, inputs)

@@ -42,6 +42,7 @@ from save_deploy.export.quantize.stage import (
 )
 from save_deploy.manifest import Manifest, record_files, sha256_of
 from save_deploy.model.save import SaveModel
+from save_deploy.progress import countdown
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.report import footnote, write_report
@@ -91,12 +92,14 @@ def export_bundle(
     golden = run_golden(
         eager_pipeline(model, batch=options.batch),
         collect_pairs(clips, options.n_golden, res=config.res),
+        countdown(on_stage, "golden", f"{options.data}, eager model", options.n_golden),
     )
 
     if large:
         page_out(model)
     on_stage("merge", "exact rewrites, each compared in float64")
-    deploy, proof = merge(model, forms)
+    on_block = countdown(on_stage, "merge", "blocks compared", config.depth)
+    deploy, proof = merge(model, forms, on_block=on_block)
     table = None
     if options.quantized:
         table = obtain_table(model, deploy, options, golden.pairs, on_stage=on_stage)
@@ -185,6 +188,7 @@ def export_bundle(
         proved = prove_entries(
             config, golden, eager, eager_mb, entries, folder,
             batch=options.batch, rounds=options.rounds, threads=options.threads,
+            on_entry=countdown(on_stage, "prove", "graphs", len(entries)),
         )  # fmt: skip
         rows = proved.rows
         precision: dict[str, Any] = plan.to_dict() if plan else {"precision": "fp32"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -61,7 +62,10 @@ class _AsSam(nn.Module):
 
 
 def prove_blocks(
-    blocks: list[Block], config: SaveConfig, forms: Forms
+    blocks: list[Block],
+    config: SaveConfig,
+    forms: Forms,
+    on_block: Callable[[], object] = lambda: None,
 ) -> tuple[list[RewriteProof], tuple[float, ...]]:
     """-> one proof per rewrite inside blocks, and the worst difference of every block with all of them.
 
@@ -92,6 +96,7 @@ def prove_blocks(
             rewritten = deploy_adapter(eager, config.grid, forms)
             adapter_diffs.append(relative_difference(eager(tokens), rewritten(tokens)))
         per_block.append(max(worst, adapter_diffs[-1]))
+        on_block()
     proofs = []
     part = "" if config.grid <= FULL_GRID else f", {PROOF_HEADS} heads of each (memory)"
     kinds = " and ".join(str(i) for i in sorted(first_of_kind.values()))

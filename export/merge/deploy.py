@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -101,25 +102,29 @@ class FrameModel(nn.Module):
         return self.model.forward_embedding(frames, audio_embedding)
 
 
-def merge(model: SaveModel, forms: Forms | None = None) -> tuple[DeployModel, MergeProof]:
+def merge(
+    model: SaveModel, forms: Forms | None = None, *, on_block: Callable[[], object] = lambda: None
+) -> tuple[DeployModel, MergeProof]:
     """Merge an eager model in eval mode; the deploy model shares its weights where unchanged.
 
     Every part that was rewritten is rebuilt from a float64 copy and compared with its eager original,
-    so the proof is about the algebra, not about rounding.
+    so the proof is about the algebra, not about rounding. on_block() is called after every block.
     """
     deploy = DeployModel(model, forms).eval().requires_grad_(False)
-    return deploy, prove(model, deploy)
+    return deploy, prove(model, deploy, on_block)
 
 
 @torch.inference_mode()
-def prove(model: SaveModel, deploy: DeployModel) -> MergeProof:
+def prove(
+    model: SaveModel, deploy: DeployModel, on_block: Callable[[], object] = lambda: None
+) -> MergeProof:
     """Compare every rewrite of `deploy` with its eager part."""
     config, forms = model.config, deploy.forms
     rewrites = []
     if isinstance(deploy.patch_embed, DeployPatchEmbed):
         rewrites.append(prove_normalise(model, deploy.patch_embed))
     blocks = [cast(Block, block) for block in model.image_encoder.blocks]
-    in_blocks, per_block = prove_blocks(blocks, config, forms)
+    in_blocks, per_block = prove_blocks(blocks, config, forms, on_block)
     rewrites += in_blocks
     if deploy.head is None:
         rewrites.append(prove_decoder(model, deploy.neck, deploy.mask_decoder))

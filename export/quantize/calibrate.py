@@ -53,6 +53,7 @@ def calibrate(
     method: str = DEFAULT_METHOD, smooth: bool = True, state: Path | None = None,
     kept: Path | None = None,
     on_pair: Callable[..., object] = lambda *_, **__: None,
+    on_tensor: Callable[..., object] = lambda *_, **__: None,
 ) -> CalibrationTable:  # fmt: skip
     """Ranges of every encoder product by every method, smoothing and means, from one pass.
 
@@ -60,7 +61,8 @@ def calibrate(
     pass is taken up from; it is deleted at the end. Where it cannot be written the pass goes on
     without, and says so on stderr. kept: a folder where the finished table is put, and taken from when
     all is the same: what comes after it may be interrupted, and goes on with the same digits.
-    on_pair(text, n=...) is told how many pairs are done.
+    on_pair(text, n=...) is told how many pairs are done; on_tensor() that ranges, smoothing and bias
+    correction of one product's input are.
     Raises DataError for a tensor that is NaN, infinite, or zero throughout, ExportError for one too
     large for a scale.
     """
@@ -90,7 +92,7 @@ def calibrate(
         on_pair(n=1)
 
     observe(deploy, observer, _inputs(model, selection, observer.seen), on_pair=after_pair)
-    table = _table(deploy, products, observer, entry, data, method, smooth)
+    table = _table(deploy, products, observer, entry, data, method, smooth, on_tensor)
     if finished is not None:
         with contextlib.suppress(ExportError):  # a full disk: measured again the next time
             table.write(finished)
@@ -149,6 +151,7 @@ def _inputs(model: SaveModel, selection: Selection, first: int) -> Iterator[tupl
 def _table(
     deploy: DeployModel, products: tuple[EncoderProduct, ...], observer: Observer,
     entry: dict[str, Any], data: dict[str, Any], method: str, smooth: bool,
+    on_tensor: Callable[..., object],
 ) -> CalibrationTable:  # fmt: skip
     tensors: dict[str, TensorRange] = {}
     smoothing: dict[str, Smoothing] = {}
@@ -175,6 +178,7 @@ def _table(
                 ):
                     means[product.name] = tuple(mean)
         tensors[product.name] = measured
+        on_tensor()
     return CalibrationTable(
         model=entry,
         data={**data, "batches": data["pairs"]},

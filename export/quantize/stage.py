@@ -109,6 +109,9 @@ def measure_table(
         state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
         kept=writable(cache),
         on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
+        on_tensor=countdown(
+            on_stage, "calibrate", "smoothing and bias correction", len(find_products(deploy))
+        ),
     )
 
 
