@@ -78,18 +78,29 @@ def inputs() -> Callable[[SaveModel, int], tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def kept_traces() -> Iterator[None]:
+    """From the first export of this process on, equal modules are traced once."""
+    from save_deploy.export import run
+    from tests.export.traced import traced_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "graph_from_module", traced_once(run.graph_from_module))
+        yield
+
+
+@pytest.fixture(scope="session")
+def bundle(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An FP16 bundle of the built-in checkpoint, exported once."""
     from save_deploy.export.options import ExportOptions
     from save_deploy.export.run import export_bundle
 
     target = tmp_path_factory.mktemp("bundles") / "demo"
     export_bundle(ExportOptions(precision="fp16", out=target, n_golden=4, rounds=3))
-    yield target
+    return target
 
 
 @pytest.fixture(scope="session")
-def bundle_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_fp32(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in FP32."""
     from save_deploy.export.options import ExportOptions
     from save_deploy.export.run import export_bundle
@@ -100,7 +111,7 @@ def bundle_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle_int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_int8(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An INT8 bundle of it at the smallest resolution, every product of its encoder in 8 bits."""
     from save_deploy.export.options import CalibrationOptions, ExportOptions
     from save_deploy.export.run import export_bundle

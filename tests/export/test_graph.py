@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.merge import DeployModel
+from save_deploy.export.merge import DeployModel, forms_for
 from save_deploy.export.merge.deploy import FrameModel
 from save_deploy.export.onnx_export import (
     OPSET,
@@ -34,6 +35,7 @@ from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.session import OrtSession
 from save_deploy.specs import audio_spec, model_spec
+from tests.export.traced import traced_once
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +259,30 @@ def test_audio_graph_equals_eager(model: SaveModel, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = model.audio_encoder(torch.from_numpy(log_mel_examples(wave[0])[:1])).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_modules_give_equal_graphs(
+    model: SaveModel, example: tuple[torch.Tensor, ...], fp32: Path, tmp_path: Path
+) -> None:
+    """Byte for byte, which is why other tests may keep a trace; and nothing but equal ones are."""
+    save_graph(traced(model, example), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == fp32.read_bytes()
+    calls = []
+
+    def trace(module: torch.nn.Module, *args: object, **names: object) -> ir.Model:
+        calls.append(module)
+        return ir.load(fp32)
+
+    once = traced_once(trace)
+    names = {"inputs": ["image", "audio_embedding"], "output": "mask_logits"}
+    same = DeployModel(model).eval()
+    assert once(same, example, **names) is not once(deepcopy(same), example, **names)
+    assert len(calls) == 1
+    weight, attribute = deepcopy(same), deepcopy(same)
+    next(weight.parameters()).data.view(-1)[3] += 1e-3
+    attribute.blocks[0].attn.side += 1
+    for other in (weight, attribute, DeployModel(model, forms_for("tensorrt", res=64)).eval()):
+        once(other, example, **names)
+        assert calls[-1] is other
+    once(same, (example[0].repeat(2, 1, 1, 1), example[1]), **names)
+    assert len(calls) == 5

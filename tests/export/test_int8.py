@@ -40,7 +40,7 @@ PAIRS = CalibrationOptions(pairs=32)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def own_cache(kept_traces: None, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -60,7 +60,7 @@ def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in checkpoint at another resolution, in FP32."""
     from save_deploy.export.options import ExportOptions
     from save_deploy.export.run import export_bundle
