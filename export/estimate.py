@@ -11,8 +11,7 @@ import torch
 from save_deploy.checkpoints import builtin_path, read_header
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.merge import DeployModel
-from save_deploy.export.merge.deploy import FrameModel
+from save_deploy.export.merge.deploy import DeployModel, FrameModel
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.products import find_products

@@ -8,7 +8,7 @@ from pathlib import Path
 from save_deploy.calibration.histogram import METHODS
 from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
-from save_deploy.export.merge import Forms, forms_for
+from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.metrics.parity import ParityBudget
 
 # float type of everything that is not quantized, and the format of the products that are
@@ -105,6 +105,7 @@ class ExportOptions:
                 "unknown precision", got=self.precision, expected=", ".join(PRECISIONS)
             )
         check_resolution(self.res)
+        _ = self.forms  # refuses unknown targets and rewrites
         if self.calibration.table is not None and self.search.reuse is not None:
             raise SaveDeployError(
                 "two sources of ranges",

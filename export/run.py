@@ -22,7 +22,8 @@ from save_deploy.export.conformance import write_conformance
 from save_deploy.export.entries import choose_entries
 from save_deploy.export.golden import run_golden, write_golden
 from save_deploy.export.memory import free_weights, page_out
-from save_deploy.export.merge import DeployModel, MergeProof, merge
+from save_deploy.export.merge.deploy import DeployModel, merge
+from save_deploy.export.merge.proof import MergeProof
 from save_deploy.export.onnx_export import (
     graph_from_module,
     operator_counts,

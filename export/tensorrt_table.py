@@ -78,7 +78,8 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
     import onnx_ir as ir
     import torch
 
-    from save_deploy.export.merge import DeployModel, forms_for
+    from save_deploy.export.merge.deploy import DeployModel
+    from save_deploy.export.merge.forms import forms_for
     from save_deploy.export.onnx_export import graph_from_module, save_graph
     from save_deploy.export.precision import (
         FP32_OPS,

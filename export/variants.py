@@ -17,9 +17,8 @@ from torch import nn
 from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.config import AUDIO_DIM
 from save_deploy.errors import SaveDeployError
-from save_deploy.export.merge import DeployModel, Forms, forms_for
-from save_deploy.export.merge.deploy import FrameModel
-from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS
+from save_deploy.export.merge.deploy import DeployModel, FrameModel
+from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS, Forms, forms_for
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.onnx_export import OPSET, graph_from_module, save_graph
 from save_deploy.export.quantize.contenders import (

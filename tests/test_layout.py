@@ -103,6 +103,7 @@ def test_no_file_is_too_long() -> None:
         "calibration.pairs",
         "calibration.select",
         "calibration.table",
+        "export.options",
         "runtime.kernels",
         "cli",
         "verbs.make",

@@ -23,8 +23,8 @@ from save_deploy.calibration.observe import Observer, observe
 from save_deploy.calibration.select import Selection
 from save_deploy.calibration.table import CalibrationTable, Smoothing, TensorRange
 from save_deploy.errors import DataError, ExportError
-from save_deploy.export.merge import DeployModel
 from save_deploy.export.merge.block import DeployBlock
+from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.quantize.products import EncoderProduct, find_products
 from save_deploy.export.quantize.smooth import WORTH, can_smooth, choose_smoothing, product_error
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of

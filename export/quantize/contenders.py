@@ -11,7 +11,8 @@ import torch
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import MIN_PAIRS, select_pairs
-from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.quantize.products import find_products
 from save_deploy.export.quantize.qdq import insert_qdq

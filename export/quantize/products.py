@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from save_deploy.export.merge import DeployModel
+from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.product import GatheredProducts, Product
 
 BRANCHES = ("attn", "mlp", "adapter")

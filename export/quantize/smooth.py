@@ -19,9 +19,9 @@ from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.table import Smoothing
 from save_deploy.calibration.table_check import MAX_EXPONENT
 from save_deploy.errors import ExportError
-from save_deploy.export.merge import DeployModel
 from save_deploy.export.merge.adapter import DeployAdapter
 from save_deploy.export.merge.block import DeployBlock
+from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.product import Product
 from save_deploy.export.merge.proof import RewriteProof, count_parameters, relative_difference
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of, to_format

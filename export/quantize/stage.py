@@ -26,7 +26,8 @@ from save_deploy.config import check_resolution
 from save_deploy.data.find import resolve
 from save_deploy.errors import DataError, SaveDeployError
 from save_deploy.export.atomic import check_file_target
-from save_deploy.export.merge import DeployModel, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.onnx_export import save_graph
 from save_deploy.export.options import SEARCH_COSTS, CalibrationOptions, ExportOptions
 from save_deploy.export.precision import PrecisionPlan

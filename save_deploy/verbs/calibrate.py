@@ -39,11 +39,10 @@ def calibrate(
     """Measure the ranges that --int8 and --fp8 need, into a table that can be read and reused."""
     import time
 
+    from save_deploy.config import check_resolution
     from save_deploy.export.options import CalibrationOptions
-    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
-    from save_deploy.progress import Stages
-    from save_deploy.runtime.timing import peak_memory_mib
 
+    check_resolution(res)
     options = CalibrationOptions(
         data=calib_data,
         split=calib_split,
@@ -52,6 +51,11 @@ def calibrate(
         smooth=smooth,
         skip_bad=skip_bad,
     )
+    # behind what can be said at once: importing torch takes seconds
+    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
+    from save_deploy.progress import Stages
+    from save_deploy.runtime.timing import peak_memory_mib
+
     started = time.monotonic()
     stages = Stages(CALIBRATE_STAGES)
     try:

@@ -145,7 +145,6 @@ def train(
     """Train SAVE or a system it is compared with: from scratch, on a frozen SAM (--sam), or as a row
     of the paper (--recipe). Several GPUs: torchrun --nproc-per-node N -m save_deploy train ..."""
     from save_deploy.training.options import Savings, TrainConfig
-    from save_deploy.training.start import initial_model
 
     savings = Savings(amp=amp, checkpoint_blocks=checkpointing, moments=moments)
     if recipe is not None:
@@ -198,6 +197,8 @@ def train(
         size = SaveConfig.of_system(system or "save", preset or "vit_t", res=res)
         print_estimate(size, savings, batch // accumulate, freeze_sam=preset not in (None, "vit_t"))
         return
+    from save_deploy.training.start import initial_model  # torch: behind what can be said at once
+
     model = initial_model(
         preset or "vit_t", system=system, res=res, init=init, sam=sam, vggish=vggish, seed=seed
     )

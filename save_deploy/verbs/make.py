@@ -161,11 +161,9 @@ def export(
     ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
+    from save_deploy.export.atomic import check_target
     from save_deploy.export.engine import engine_for, why_no_engine
     from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
-    from save_deploy.export.run import export_bundle
-    from save_deploy.progress import Stages
-    from save_deploy.runtime.report import print_table
 
     refuse_unused(ctx)
     library = engine_for(engine)
@@ -208,6 +206,12 @@ def export(
 
         print_estimate(estimate(options), options)
         return
+    check_target(options.folder, force=force)
+    # behind all that can be said at once: importing torch takes seconds
+    from save_deploy.export.run import export_bundle
+    from save_deploy.progress import Stages
+    from save_deploy.runtime.report import print_table
+
     stages = Stages(options.stages)
     try:
         result = export_bundle(options, on_stage=stages)
@@ -282,12 +286,13 @@ def merge(
     ] = None,
 ) -> None:
     """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
-    from save_deploy.checkpoints import load_model
-    from save_deploy.export.merge import forms_for
-    from save_deploy.export.merge import merge as run_merge
-    from save_deploy.export.merge.table import print_proof
+    from save_deploy.export.merge.forms import forms_for
 
     forms = forms_for(target, res=res).without(*(no_merge or ()))
+    from save_deploy.checkpoints import load_model
+    from save_deploy.export.merge.deploy import merge as run_merge
+    from save_deploy.export.merge.table import print_proof
+
     _, found = run_merge(load_model(checkpoint, res=res, sam=sam), forms)
     print_proof(found, blocks=proof)
     if json_out is not None:

@@ -210,6 +210,11 @@ def bench(
     import tempfile
     from dataclasses import replace
 
+    from save_deploy.runtime.bench.contender import bundle_graphs, parse_contenders, split_names
+
+    names = split_names(what)
+    bundles = bundle_graphs(names)
+    # behind what can be said at once: importing torch takes seconds
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
     from save_deploy.export.variants import (
@@ -220,14 +225,11 @@ def bench(
     )
     from save_deploy.progress import progress
     from save_deploy.runtime.bench import run_bench
-    from save_deploy.runtime.bench.contender import bundle_graphs, parse_contenders, split_names
     from save_deploy.runtime.bench.report import print_result, write_result
     from save_deploy.runtime.bench.run import yardsticks_of
     from save_deploy.runtime.session import available_backends
 
-    names = split_names(what)
     chosen = _backends(backends) if backends else available_backends()
-    bundles = bundle_graphs(names)
     config = None
     if preset is not None:
         if checkpoint is not None:

@@ -9,7 +9,8 @@ import torch
 
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import DataError
-from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms
 from save_deploy.export.quantize import find_products
 from tests.conftest import make_tiny
 

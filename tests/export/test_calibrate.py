@@ -16,7 +16,8 @@ from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import Selection
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.errors import DataError, ExportError
-from save_deploy.export.merge import DeployModel, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.quantize import calibrate as module
 from save_deploy.export.quantize import find_products

@@ -23,7 +23,8 @@ from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.graph import content_hash, read_graph
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
-from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import find_products, insert_qdq

@@ -24,7 +24,8 @@ from save_deploy.export import tensorrt_table
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, Receipt, failures
-from save_deploy.export.merge import DeployModel, Forms, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
 from save_deploy.export.quantize import find_products, insert_qdq

@@ -23,7 +23,8 @@ from save_deploy.checkpoints import load_model
 from save_deploy.data.open import open_dataset
 from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.options import BuildOptions
-from save_deploy.export.merge import DeployModel, Forms, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import (
     FP16_MAX,

@@ -13,8 +13,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.merge import DeployModel, forms_for
-from save_deploy.export.merge.deploy import FrameModel
+from save_deploy.export.merge.deploy import DeployModel, FrameModel
+from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.onnx_export import (
     OPSET,
     graph_from_module,

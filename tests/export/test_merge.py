@@ -9,12 +9,13 @@ import torch
 
 from save_deploy.config import SaveConfig
 from save_deploy.errors import SaveDeployError
-from save_deploy.export.merge import REWRITES, DeployModel, Forms, forms_for, merge
 from save_deploy.export.merge.adapter import DeployAdapter
 from save_deploy.export.merge.attention import DeployAttention
 from save_deploy.export.merge.audio import DeployAudio
 from save_deploy.export.merge.block import DeployBlock
 from save_deploy.export.merge.decoder import DeployHead, EagerHead
+from save_deploy.export.merge.deploy import DeployModel, merge
+from save_deploy.export.merge.forms import REWRITES, Forms, forms_for
 from save_deploy.export.merge.proof import in_double, relative_difference
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel

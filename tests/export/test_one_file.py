@@ -12,7 +12,8 @@ import torch
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
-from save_deploy.export.merge import DeployModel, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import find_products, insert_qdq

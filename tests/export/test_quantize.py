@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import ExportError
-from save_deploy.export.merge import DeployModel, Forms, forms_for
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import FORMATS, find_products, insert_qdq, quantize_weight

@@ -50,23 +50,44 @@ def test_main_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["export", "--res", "300"], "unsupported resolution"),
         (["export", "missing.safetensors"], "checkpoint not found"),
-        (["export", "-o", "/proc/nowhere/b"], "not writable"),
         (["export", "--data", "nothing"], "no dataset in this folder"),
-        (["export", "--nonsense"], "No such option"),
-        (["export", "--no-merge", "magic"], "unknown rewrite"),
-        (["export", "--target", "abacus"], "unknown target"),
-        (["merge", "--no-merge", "magic"], "unknown rewrite"),
-        (["bench", "--what", "magic"], "unknown contender"),
-        (["compare", "nothing"], "not a bundle"),
         (["eval", "--sound", "loud", "--clips", "1"], "unknown sound"),
-        (["train", "--data", "scenes=much"], "unreadable data mixture"),
     ],
 )
 def test_user_errors(tmp_path: Path, args: list[str], message: str) -> None:
     """Exit 1, one message, no traceback, nothing written."""
     done = run(*args, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["export", "--res", "300"], "unsupported resolution"),
+        (["export", "-o", "/proc/nowhere/b"], "not writable"),
+        (["export", "--nonsense"], "No such option"),
+        (["export", "--no-merge", "magic"], "unknown rewrite"),
+        (["export", "--target", "abacus"], "unknown target"),
+        (["export", "--engine", "steam"], "unknown engine"),
+        (["merge", "--no-merge", "magic"], "unknown rewrite"),
+        (["calibrate", "--res", "300"], "unsupported resolution"),
+        (["bench", "--what", "magic"], "unknown contender"),
+        (["compare", "nothing"], "not a bundle"),
+        (["train", "--data", "scenes=much"], "unreadable data mixture"),
+    ],
+)
+def test_user_errors_are_told_at_once(tmp_path: Path, args: list[str], message: str) -> None:
+    """The same, without the seconds that importing torch takes."""
+    code = (
+        f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {args!r}; "
+        "from save_deploy.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert leftovers(tmp_path) == []

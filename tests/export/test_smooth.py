@@ -11,7 +11,8 @@ import torch
 from save_deploy.calibration.channels import MAX_ROWS, Channels
 from save_deploy.calibration.table import Smoothing
 from save_deploy.errors import ExportError
-from save_deploy.export.merge import DeployModel, Forms
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms
 from save_deploy.export.quantize.smooth import (
     apply_smoothing,
     can_smooth,

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from save_deploy.export.merge import forms_for
+from save_deploy.export.merge.forms import forms_for
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import parity
 from save_deploy.runtime.preflight import Machine
