@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -88,15 +89,29 @@ def kept_traces() -> Iterator[None]:
         yield
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A bundle that all test processes of a run share; the first one to want it makes it."""
+    base = factory.getbasetemp()
+    place = (base.parent if worker else base) / "bundles"
+    place.mkdir(exist_ok=True)
+    with (place / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / name).exists():
+            make(place / name)
+    return place / name
+
+
 @pytest.fixture(scope="session")
 def bundle(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An FP16 bundle of the built-in checkpoint, exported once."""
+    """An FP16 bundle of the built-in checkpoint."""
     from save_deploy.export.options import ExportOptions
     from save_deploy.export.run import export_bundle
 
-    target = tmp_path_factory.mktemp("bundles") / "demo"
-    export_bundle(ExportOptions(precision="fp16", out=target, n_golden=4, rounds=3))
-    return target
+    return made_once(
+        tmp_path_factory,
+        "demo",
+        lambda out: export_bundle(ExportOptions(precision="fp16", out=out, n_golden=4, rounds=3)),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -105,9 +120,11 @@ def bundle_fp32(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> 
     from save_deploy.export.options import ExportOptions
     from save_deploy.export.run import export_bundle
 
-    target = tmp_path_factory.mktemp("bundles") / "fp32"
-    export_bundle(ExportOptions(precision="fp32", out=target, n_golden=2, rounds=3))
-    return target
+    return made_once(
+        tmp_path_factory,
+        "fp32",
+        lambda out: export_bundle(ExportOptions(precision="fp32", out=out, n_golden=2, rounds=3)),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -116,16 +133,17 @@ def bundle_int8(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> 
     from save_deploy.export.options import CalibrationOptions, ExportOptions
     from save_deploy.export.run import export_bundle
 
-    target = tmp_path_factory.mktemp("bundles") / "int8"
-    options = ExportOptions(
-        precision="int8", res=224, n_golden=2, rounds=3, out=target,
-        calibration=CalibrationOptions(pairs=32),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        result = export_bundle(options)
-    assert any("54 of 54 products ran 8-bit kernels" in line for line in result.lines)
-    return target
+    def make(out: Path) -> None:
+        options = ExportOptions(
+            precision="int8", res=224, n_golden=2, rounds=3, out=out,
+            calibration=CalibrationOptions(pairs=32),
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+            result = export_bundle(options)
+        assert any("54 of 54 products ran 8-bit kernels" in line for line in result.lines)
+
+    return made_once(tmp_path_factory, "int8", make)
 
 
 def has_stamps() -> bool:

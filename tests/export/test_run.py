@@ -93,7 +93,7 @@ def test_user_errors_are_told_at_once(tmp_path: Path, args: list[str], message: 
     assert leftovers(tmp_path) == []
 
 
-def test_over_budget_leaves_nothing(tmp_path: Path) -> None:
+def test_over_budget_leaves_nothing(kept_traces: None, tmp_path: Path) -> None:
     """Exit code 2 when parity is over budget: here a budget nothing can meet."""
     options = ExportOptions(
         precision="fp16", out=tmp_path / "b", n_golden=2, rounds=3, max_abs_err=1e-9
