@@ -89,61 +89,46 @@ def kept_traces() -> Iterator[None]:
         yield
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+def exported_once(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
     """A bundle that all test processes of a run share; the first one to want it makes it."""
+    from save_deploy.export.options import ExportOptions
+    from save_deploy.export.run import export_bundle
+
     base = factory.getbasetemp()
     place = (base.parent if worker else base) / "bundles"
     place.mkdir(exist_ok=True)
-    with (place / f"{name}.lock").open("w") as lock:
+    with (place / f"{name}.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / name).exists():
-            make(place / name)
+            patch.setenv("SAVE_DEPLOY_CACHE", str(factory.mktemp("cache")))
+            export_bundle(ExportOptions(out=place / name, rounds=3, **options))
     return place / name
 
 
 @pytest.fixture(scope="session")
 def bundle(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An FP16 bundle of the built-in checkpoint."""
-    from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
-
-    return made_once(
-        tmp_path_factory,
-        "demo",
-        lambda out: export_bundle(ExportOptions(precision="fp16", out=out, n_golden=4, rounds=3)),
-    )
+    return exported_once(tmp_path_factory, "demo", precision="fp16", n_golden=4)
 
 
 @pytest.fixture(scope="session")
 def bundle_fp32(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in FP32."""
-    from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
-
-    return made_once(
-        tmp_path_factory,
-        "fp32",
-        lambda out: export_bundle(ExportOptions(precision="fp32", out=out, n_golden=2, rounds=3)),
-    )
+    return exported_once(tmp_path_factory, "fp32", precision="fp32", n_golden=2)
 
 
 @pytest.fixture(scope="session")
 def bundle_int8(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An INT8 bundle of it at the smallest resolution, every product of its encoder in 8 bits."""
-    from save_deploy.export.options import CalibrationOptions, ExportOptions
-    from save_deploy.export.run import export_bundle
+    from save_deploy.export.options import CalibrationOptions
 
-    def make(out: Path) -> None:
-        options = ExportOptions(
-            precision="int8", res=224, n_golden=2, rounds=3, out=out,
-            calibration=CalibrationOptions(pairs=32),
-        )  # fmt: skip
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
-            result = export_bundle(options)
-        assert any("54 of 54 products ran 8-bit kernels" in line for line in result.lines)
-
-    return made_once(tmp_path_factory, "int8", make)
+    pairs = CalibrationOptions(pairs=32)
+    folder = exported_once(
+        tmp_path_factory, "int8", precision="int8", res=224, n_golden=2, calibration=pairs
+    )
+    report = (folder / "report.md").read_text()
+    assert "54 of 54 products ran 8-bit kernels" in report
+    return folder
 
 
 def has_stamps() -> bool:

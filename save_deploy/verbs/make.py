@@ -207,7 +207,7 @@ def export(
         print_estimate(estimate(options), options)
         return
     check_target(options.folder, force=force)
-    # behind all that can be said at once: importing torch takes seconds
+    # behind what can be said at once: importing torch takes seconds
     from save_deploy.export.run import export_bundle
     from save_deploy.progress import Stages
     from save_deploy.runtime.report import print_table
@@ -289,6 +289,7 @@ def merge(
     from save_deploy.export.merge.forms import forms_for
 
     forms = forms_for(target, res=res).without(*(no_merge or ()))
+    # behind what can be said at once: importing torch takes seconds
     from save_deploy.checkpoints import load_model
     from save_deploy.export.merge.deploy import merge as run_merge
     from save_deploy.export.merge.table import print_proof

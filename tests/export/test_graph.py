@@ -276,13 +276,18 @@ def test_equal_modules_give_equal_graphs(
     once = traced_once(trace)
     names = {"inputs": ["image", "audio_embedding"], "output": "mask_logits"}
     same = DeployModel(model).eval()
-    assert once(same, example, **names) is not once(deepcopy(same), example, **names)
-    assert len(calls) == 1
-    weight, attribute = deepcopy(same), deepcopy(same)
+    once(same, example, **names)
+    kept = once(deepcopy(same), example, **names)
+    assert len(calls) == 1 and operator_counts(kept) == operator_counts(ir.load(fp32))
+    weight, attribute, buffer = deepcopy(same), deepcopy(same), deepcopy(same)
     next(weight.parameters()).data.view(-1)[3] += 1e-3
     attribute.blocks[0].attn.side += 1
-    for other in (weight, attribute, DeployModel(model, forms_for("tensorrt", res=64)).eval()):
+    buffer.register_buffer("extra", torch.ones(1), persistent=False)
+    forms = DeployModel(model, forms_for("tensorrt", res=64)).eval()
+    for other in (weight, attribute, buffer, forms):
         once(other, example, **names)
         assert calls[-1] is other
     once(same, (example[0].repeat(2, 1, 1, 1), example[1]), **names)
-    assert len(calls) == 5
+    assert len(calls) == 6
+    kept.graph.name = "changed"
+    assert once(same, example, **names).graph.name != "changed"

@@ -338,5 +338,6 @@ def test_calibrate_interrupted_and_resumed(tmp_path: Path) -> None:
     done = subprocess.run([*CLI, *args], cwd=tmp_path, capture_output=True, text=True, env=env,
                           timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "smoothing and bias correction 36/36" in done.stderr
     assert CalibrationTable.read(tmp_path / "t.json").data["pairs"] == 160
     assert not list(states.glob("*.npz"))

@@ -41,6 +41,8 @@ def test_main_job(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == ["save_vit_t_224_fp32"]
     for text in ("eager", "onnxruntime", "mask agreement", "exact rewrites"):
         assert text in done.stdout
+    for part in ("eager model 2/2", "blocks compared 6/6", "prove: graphs "):
+        assert part in done.stderr
     verified = run("verify", "save_vit_t_224_fp32", cwd=tmp_path)
     assert verified.returncode == 0 and "files intact" in verified.stdout
     again = run("export", "--res", "224", cwd=tmp_path)

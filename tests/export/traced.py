@@ -19,7 +19,8 @@ def module_key(module: nn.Module, example: Sequence[Tensor], **names: object) ->
     for name, part in module.named_modules():
         plain = {k: v for k, v in sorted(vars(part).items()) if not k.startswith("_")}
         digest.update(f"{name} {type(part).__qualname__} {plain!r}".encode())
-    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+    # not state_dict: buffers that no checkpoint holds are part of the graph too
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().numpy().tobytes())
     for tensor in example:
