@@ -16,7 +16,6 @@ from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.config import SaveConfig
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import ParityError
-from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.conformance import write_conformance
 from save_deploy.export.entries import choose_entries
@@ -41,6 +40,8 @@ from save_deploy.export.quantize.stage import (
     plan_quantization,
     search_precision,
 )
+from save_deploy.files import check_folder_target, new_folder
+from save_deploy.machine import versions
 from save_deploy.manifest import Manifest, record_files, sha256_of
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown
@@ -48,7 +49,6 @@ from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.report import footnote, write_report
 from save_deploy.runtime.session import as_batch
-from save_deploy.runtime.timing import versions
 from save_deploy.specs import audio_spec, model_spec
 
 # Above this the eager model and a session are not held in memory together: eager is timed before.
@@ -79,7 +79,7 @@ def export_bundle(
     forms = options.forms
     if options.quantized == "fp8":
         require_fp8_backend()  # not after an hour
-    check_target(options.folder, force=options.force)
+    check_folder_target(options.folder, force=options.force)
     torch.set_num_threads(options.threads or torch.get_num_threads())
 
     on_stage("load", str(options.checkpoint or "built-in vit_t"))
@@ -125,7 +125,7 @@ def export_bundle(
 
     if large:
         page_out(model)
-    with new_folder(options.folder) as folder:
+    with new_folder(options.folder, what="the bundle") as folder:
         # before any weights are given back: the merged model shares them with the eager one
         reference = eager_pipeline(model, batch=options.batch)
         conformance = write_conformance(folder, reference, options.budget, few=large)

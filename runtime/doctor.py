@@ -7,19 +7,18 @@ process of its own that may print and crash as it likes. torch is not imported.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from save_deploy.errors import BackendError
+from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
 from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight import (
     Machine,
@@ -34,11 +33,6 @@ from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_
 from save_deploy.runtime.session.providers import PROVIDERS, require_provider
 
 _TRIAL_TIMEOUT_S = 60
-# packages as installed, whatever they import as
-_PACKAGES = (
-    "torch", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu12",
-    "tensorrt-rtx-cu13", "cuda-bindings", "numpy",
-)  # fmt: skip
 # y = Relu(x) on one float, opset 17
 _ONE_NODE = (
     "08083a350a0c0a0178120179220452656c7512036f6e655a0f0a0178120a0a08080112040a0208"
@@ -115,19 +109,19 @@ def examine(bundle: Path | None = None) -> Examination:
     answers: tuple[Answer, ...] = ()
     if bundle is not None and manifest is not None:
         answers = tuple(_answers(bundle, manifest, machine, trials))
-    packages = {name: v for name in _PACKAGES if (v := _version(name))}
+    packages = {n: v for n, v in versions().items() if n != "python"}
     return Examination(_computer(), machine, packages, trials, answers)
 
 
 def run_trials() -> tuple[Trial, ...]:
     """Every provider of the installed onnxruntime, and OpenVINO where it is installed."""
     names = []
-    if _version("onnxruntime-gpu") or _version("onnxruntime"):
+    if version("onnxruntime-gpu") or version("onnxruntime"):
         import onnxruntime
 
         names = onnxruntime.get_available_providers()
     started = [(name, name, _start(_TRY_PROVIDER, name)) for name in names]
-    if _version("openvino"):
+    if version("openvino"):
         started.append(("OpenVINO CPU", "CPU", _start(_TRY_OPENVINO)))
     return tuple(_result(name, wanted, process) for name, wanted, process in started)
 
@@ -189,7 +183,7 @@ def _answers(
 
 
 def _cpu_answer(backend: str, bundle: Path, trial: Trial | None) -> Answer:
-    available, found = psutil.virtual_memory().available, []
+    available, found = available_bytes(), []
     # ONNX Runtime can leave the weights in the file when packed copies do not fit
     fast, small = cpu_bytes(bundle / GRAPH), graph_bytes(bundle / GRAPH)
     memory = small if backend == "onnxruntime" and fast > available else fast
@@ -213,29 +207,12 @@ def _provider_refusals(provider: str) -> Iterable[Refusal]:
 
 def _computer() -> dict[str, Any]:
     memory = psutil.virtual_memory()
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
-        "threads_allowed": allowed,
+        "threads_allowed": allowed_cores(),
         "memory_bytes": memory.total,
-        "memory_available_bytes": memory.available,
+        "memory_available_bytes": available_bytes(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from save_deploy.machine import describe as machine
+from save_deploy.machine import peak_memory_mib, versions
 from save_deploy.runtime.compare import Row
-from save_deploy.runtime.timing import machine, peak_memory_mib, versions
 
 COLUMNS = (
     "backend",

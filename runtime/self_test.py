@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import ParityError
+from save_deploy.files import cache_folder
 from save_deploy.manifest import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
 from save_deploy.runtime.session.choose import Choice
-from save_deploy.runtime.session.open import cache_root, writable
 
 FOLDER = "self_test"
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def run_self_test(
 
 def verdict_file(manifest: Manifest, choice: Choice) -> Path | None:
     """Where the verdict of a GPU backend is kept; None for CPUs, and in read-only places."""
-    folder = writable(cache_root() / FOLDER) if choice.machine is not None else None
+    folder = cache_folder(FOLDER) if choice.machine is not None else None
     if folder is None:
         return None
     text = json.dumps(_key(manifest, choice), sort_keys=True)

@@ -13,6 +13,7 @@ import typer
 
 from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
+from save_deploy.progress import listen_for_interrupts
 from save_deploy.verbs import (
     calibrate,
     checkpoints,
@@ -104,7 +105,7 @@ def _single(name: str) -> typer.Typer:
 
 def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
-    interrupt.listen()
+    listen_for_interrupts()
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False)

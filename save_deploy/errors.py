@@ -3,7 +3,8 @@
 SaveDeployError            exit 1, usage or input
 ├── CheckpointError        a weight file that cannot be read or does not fit
 ├── DataError              an image, a sound or a dataset folder that cannot be used
-├── ExportError            the bundle cannot be written
+├── ExportError            the bundle cannot be made
+├── OutputError            a file or folder that cannot or may not be written
 ├── BundleError            a bundle that is incomplete, altered or of another version
 ├── ParityError            exit 2, accuracy or parity over budget
 └── BackendError           exit 3, what was required is not on this machine
@@ -36,7 +37,11 @@ class DataError(SaveDeployError):
 
 
 class ExportError(SaveDeployError):
-    """The bundle cannot be made or written."""
+    """The bundle cannot be made."""
+
+
+class OutputError(SaveDeployError):
+    """A file or folder that cannot or may not be written."""
 
 
 class BundleError(SaveDeployError):

@@ -1,13 +1,59 @@
-"""Progress of long work: a bar with an ETA on a terminal, plain lines in a log."""
+"""Progress of long work, and Ctrl-C: a bar with an ETA on a terminal, plain lines in a log.
+
+Python prints and drops a KeyboardInterrupt that is raised inside a callback or a destructor, and
+libraries have many of both. So the signal handler also stores the request, and long work asks for it
+between stages and before anything is put in its place.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 
-from save_deploy import interrupt
+_interrupted = False
+
+
+class Resumable(KeyboardInterrupt):
+    """Interrupted, with finished work kept on disk: the same command resumes there."""
+
+
+def listen_for_interrupts() -> None:
+    """Handle SIGINT (unless the shell ignores it, as for background jobs), SIGTERM and SIGHUP."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(hangup, _interrupt)
+
+
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt that was requested, if one was."""
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def resumable(kept: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turn an interrupt into Resumable when kept() says that finished work is on disk."""
+    try:
+        yield
+    except Resumable:
+        raise
+    except KeyboardInterrupt:
+        if kept():
+            raise Resumable from None
+        raise
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -93,7 +139,7 @@ class Stages:
         self.rich = sys.stderr.isatty()
 
     def __call__(self, stage: str, detail: str) -> None:
-        interrupt.raise_if_wished()
+        raise_if_interrupted()
         seconds = time.monotonic() - self.started
         number = f"{self.names.index(stage) + 1}/{len(self.names)}"
         line = f"[{number} {seconds:5.1f} s] {stage}: {detail}"

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from save_deploy.config import SaveConfig
+from save_deploy.machine import read_nvidia
 from save_deploy.model.save import SaveModel
-from save_deploy.runtime.preflight.nvidia import read_nvidia
 
 TINY: dict[str, Any] = dict(
     name="vit_t",

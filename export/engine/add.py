@@ -15,13 +15,14 @@ from typing import Any
 
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.engine import cache, library
-from save_deploy.export.engine.build import BuildResult, build_engine, partial_folder
+from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.graph import GraphFacts, external_files, read_graph
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
+from save_deploy.files import partial_folder
+from save_deploy.machine import read_nvidia
 from save_deploy.manifest import MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.runtime.preflight.machine import system_name
-from save_deploy.runtime.preflight.nvidia import read_nvidia
 from save_deploy.runtime.preflight.rules import rules
 
 FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}

@@ -5,29 +5,25 @@ Nothing appears at the target until the engine is complete.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import selectors
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from save_deploy import interrupt
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine import library, messages
 from save_deploy.export.engine.graph import GraphFacts, read_graph
 from save_deploy.export.engine.layers import STAGE, BuildLog, Kernel, read_inspector, read_log
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Receipt, make_receipt
+from save_deploy.files import partial_folder
+from save_deploy.progress import raise_if_interrupted
 
 _TICK_S = 0.5
 _SAY_EVERY_S = 5.0
@@ -63,14 +59,14 @@ def build_engine(
     module = library.choose(options.library, targets=bool(options.targets))
     facts = read_graph(onnx)
     options = options.fitted(module, facts, driver=library.has_driver())
-    with partial_folder(out.absolute()) as folder:
+    with partial_folder(out.absolute(), what="the engine") as folder:
         answer, log = _run_worker(module, onnx, folder, options, on_line)
         if answer["errors"]:
             raise messages.parser_error(answer["errors"], facts, onnx.name)
         if not answer.get("built"):
             raise messages.builder_error(log.errors, onnx.name)
         result = _result(out, folder, module, options, facts, answer, log)
-        interrupt.raise_if_wished()
+        raise_if_interrupted()
         os.chmod(folder / "engine", 0o644)
         os.replace(folder / "engine", out)
     return result
@@ -99,27 +95,6 @@ def _result(
     )
     targets = options.targets or ((device["capability"],) if device else ())
     return BuildResult(out, module, answer["version"], targets, device, receipt, log.kernels)
-
-
-@contextlib.contextmanager
-def partial_folder(target: Path) -> Iterator[Path]:
-    """A hidden folder beside `target`, removed at the end; those of killed processes go first."""
-    prefix = f".{target.name}.partial-"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for old in target.parent.glob(f"{prefix}*"):
-            pid = old.name.removeprefix(prefix).split("-")[0]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
-                shutil.rmtree(old, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
-        yield folder
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_worker(
@@ -169,7 +144,7 @@ def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) ->
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
-            interrupt.raise_if_wished()
+            raise_if_interrupted()
             if selector.select(_TICK_S):
                 piece = os.read(process.stdout.fileno(), 65536)
                 if not piece:
@@ -183,12 +158,3 @@ def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) ->
             elif time.monotonic() - shown > _SAY_EVERY_S:
                 shown = time.monotonic()
                 on_line(f"{stage} {shown - started:.0f} s")
-
-
-def _unwritable(error: OSError) -> ExportError:
-    return ExportError(
-        "the engine cannot be written",
-        got=str(error),
-        expected="a writable folder with enough space",
-        hint="free some space, or choose another folder",
-    )

@@ -21,14 +21,14 @@ from typing import Any
 
 import psutil
 
-from save_deploy import interrupt
 from save_deploy.errors import ExportError
-from save_deploy.export.engine.build import BuildResult, partial_folder
+from save_deploy.export.engine.build import BuildResult
 from save_deploy.export.engine.graph import content_hash
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Receipt
+from save_deploy.files import cache_root, partial_folder
 from save_deploy.manifest import sha256_of
-from save_deploy.runtime.session.open import cache_root
+from save_deploy.progress import raise_if_interrupted
 
 _POLL_S = 0.1
 # Raise it when what a build or its receipt says changes: older entries are built again.
@@ -113,7 +113,7 @@ def get_or_build(
             result = build(made / "engine")
             (made / "entry.json").write_text(json.dumps(_described(result, made / "engine")))
             shutil.copyfile(made / "engine", out)  # before others can remove it
-            interrupt.raise_if_wished()
+            raise_if_interrupted()
             os.replace(made, place)
         return replace(result, engine=out), False
 
@@ -203,7 +203,7 @@ def _locked(key: str, on_line: Callable[[str], None] | None) -> Iterator[None]:
                 if not said:
                     on_line("waiting: another process is building this engine")
                 said = True
-                interrupt.raise_if_wished()
+                raise_if_interrupted()
                 time.sleep(_POLL_S)
         yield
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine.targets import RTX_TARGETS
-from save_deploy.runtime.preflight.nvidia import Gpu, read_nvidia
+from save_deploy.machine import Gpu, read_nvidia
 
 ENGINES = ("auto", "none", "tensorrt", "rtx")  # what `save-export --engine` takes
 OLDEST = (10, 8)

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.engine import library as facade
 from save_deploy.export.engine.layers import LISTING, STAGE
-from save_deploy.runtime.preflight.nvidia import read_nvidia
+from save_deploy.machine import read_nvidia
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +29,9 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.quantize.products import EncoderProduct, find_products
 from save_deploy.export.quantize.smooth import WORTH, can_smooth, choose_smoothing, product_error
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
+from save_deploy.machine import versions
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.runtime.session.open import writable
-from save_deploy.runtime.timing import versions
 
 DEFAULT_METHOD = "minmax"
 SAVE_EVERY_S = 5.0
@@ -121,7 +121,7 @@ class _Saver:
         if self.path is None or start - self.written < self.pause:
             return
         try:
-            if writable(self.path.parent) is None:
+            if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(f"{self.path.parent} cannot be written to")
             self.observer.save(self.path, self.key)
             interrupt.keep()

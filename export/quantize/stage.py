@@ -25,7 +25,6 @@ from save_deploy.checkpoints import load_model
 from save_deploy.config import check_resolution
 from save_deploy.data.find import resolve
 from save_deploy.errors import DataError, SaveDeployError
-from save_deploy.export.atomic import check_file_target
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.onnx_export import save_graph
@@ -43,6 +42,9 @@ from save_deploy.export.quantize.search import (
     search,
 )
 from save_deploy.export.quantize.validation import Scored, Validation, make_validation
+from save_deploy.files import cache_folder, cache_root, check_file_target
+from save_deploy.machine import describe as machine
+from save_deploy.machine import versions
 from save_deploy.manifest import sha256_of
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown
@@ -54,8 +56,7 @@ from save_deploy.runtime.session import (
     default_threads,
     open_session,
 )
-from save_deploy.runtime.session.open import cache_root, writable
-from save_deploy.runtime.timing import machine, time_interleaved, versions
+from save_deploy.runtime.timing import time_interleaved
 from save_deploy.specs import model_spec
 
 OnStage = Callable[[str, str], None]
@@ -108,7 +109,7 @@ def measure_table(
         method=options.method or DEFAULT_METHOD,
         smooth=options.smooth,
         state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
-        kept=writable(cache),
+        kept=cache_folder("calibration"),
         on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
         on_tensor=countdown(
             on_stage, "calibrate", "smoothing and bias correction", len(find_products(deploy))
@@ -189,7 +190,7 @@ def search_precision(
         on_clip=countdown(on_stage, "search", f"eager on val of {name}", options.search.clips),
     )  # fmt: skip
     trial = _Trial(model, graph, plan, validation, options)
-    cache = writable(cache_root() / "search")
+    cache = cache_folder("search")
     known = Evaluations(cache and cache / f"{_search_key(graph, plan, trial, options)}.json")
     units = units_of(plan.products)
     advance = countdown(on_stage, "search", "choices", most_steps(len(units)))

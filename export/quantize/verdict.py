@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Entry, Proved
 from save_deploy.export.quantize.search import SearchResult
+from save_deploy.machine import has_int8_dot_product
 from save_deploy.metrics.latency import speedup, speedup_range
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.kernels import KernelCheck
@@ -111,15 +111,6 @@ def _why_slow(check: KernelCheck) -> str:
     if not has_int8_dot_product():
         return NO_DOT_PRODUCT
     return "the graph is too small for 8-bit products to pay for their conversions"
-
-
-def has_int8_dot_product() -> bool:
-    """Of the CPU, as Linux lists it; True where that cannot be read."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
-    return any(f in flags for f in ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
 
 
 def _missing(

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from save_deploy.machine import describe as machine
+from save_deploy.machine import versions
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.runtime.bench.contender import Outcome
 from save_deploy.runtime.bench.run import BenchResult, gflops
 from save_deploy.runtime.session import default_threads
-from save_deploy.runtime.timing import machine, versions
 
 # what others are measured against, on which backend (None: their own)
 REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}

@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from save_deploy import interrupt
 from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import SaveDeployError
+from save_deploy.machine import describe as machine
+from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.margin import flips
-from save_deploy.runtime.comparison.gpu import describe_gpus
+from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.comparison.row import Row
 from save_deploy.runtime.comparison.run import Comparison
 from save_deploy.runtime.comparison.table import cells, columns
@@ -23,7 +24,6 @@ from save_deploy.runtime.pictures import comparison_strip
 from save_deploy.runtime.report import row_values
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.session.open import ENGINE_BACKENDS
-from save_deploy.runtime.timing import machine, versions
 
 PICTURES = "worst_*.png"
 
@@ -45,7 +45,7 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
             names = _write(Path(partial), found)
-            interrupt.raise_if_wished()
+            raise_if_interrupted()
             for old in folder.glob(PICTURES):
                 if old.name not in names:
                     old.unlink()
@@ -94,7 +94,7 @@ def page(found: Comparison) -> Report:
 
 def machine_values(threads: int | None) -> dict[str, object]:
     """What a timing must be read with: processor, memory, threads, GPUs where there are any."""
-    gpus = describe_gpus()
+    gpus = read_nvidia().lines()
     found = {**machine(), "threads": threads or default_threads()}
     return {**found, **({"gpu": "; ".join(gpus)} if gpus else {})}
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-from save_deploy import interrupt
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import Clip, ClipDataset, Sample
 from save_deploy.data.tolerant import Tolerant, iter_clips
 from save_deploy.metrics.latency import speedup
-from save_deploy.progress import countdown
+from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.comparison.accuracy import Accuracy, measure_accuracy
 from save_deploy.runtime.comparison.budget import check_rows
 from save_deploy.runtime.comparison.entries import Entry, Pool, fit_together
@@ -105,7 +104,7 @@ def _run_group(
     frames: list[ReportFrame] = []
     with Pool(resident=fit_together(group.entries, group.config)) as pool:
         for name, clips in datasets.items():
-            interrupt.raise_if_wished()
+            raise_if_interrupted()
             label = with_dataset(group, name)
             n_steps = len(clips) * len(group.entries)
             results[label], worst = measure_accuracy(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from save_deploy.runtime.preflight.nvidia import Gpu, read_nvidia
+from save_deploy.machine import Gpu, read_nvidia
 
 __all__ = ["CUDA_BINDINGS", "LIBRARIES", "Gpu", "Machine", "probe_machine", "system_name"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import psutil
 
 from save_deploy.errors import BackendError
+from save_deploy.files import cache_folder
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
 from save_deploy.runtime.session.ort import OrtSession
@@ -19,7 +19,6 @@ CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 GPU_BACKENDS = (*PROVIDERS.values(), *ENGINE_BACKENDS)
 BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
-ENV_CACHE = "SAVE_DEPLOY_CACHE"
 # Compiled models over this are not cached: it would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
 # Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
@@ -113,20 +112,5 @@ def graph_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in (path, data) if p.is_file())
 
 
-def cache_root() -> Path:
-    """Where compiled models are kept: $SAVE_DEPLOY_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(ENV_CACHE) or Path(base) / "save-deploy")
-
-
 def _cache(kind: str, sha256: str | None) -> Path | None:
-    return None if sha256 is None else writable(cache_root() / kind / sha256[:16])
-
-
-def writable(folder: Path) -> Path | None:
-    """The folder, made if need be; None where nothing may be written (read-only containers)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+    return None if sha256 is None else cache_folder(kind, sha256[:16])

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from save_deploy.errors import BackendError
-from save_deploy.runtime.preflight.nvidia import CUDA_LIBRARY, read_nvidia
+from save_deploy.machine import CUDA_LIBRARY, read_nvidia
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

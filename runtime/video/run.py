@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from save_deploy import interrupt
 from save_deploy.data.audio import Waveform, is_silent
 from save_deploy.errors import DataError
+from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.pictures import MASK, Colour
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.stream import Listener
@@ -106,14 +106,14 @@ class VideoRun:
                         totals.add(masked)
                         for sink in sinks:
                             sink.add(masked)
-                        interrupt.raise_if_wished()
+                        raise_if_interrupted()
                         on_frame()
                 result = totals.result(self._notes(sinks, totals, pipeline))
                 for sink in sinks:
                     if isinstance(sink, Record):
                         sink.total = result.to_dict()
                     sink.finish()
-                interrupt.raise_if_wished()
+                raise_if_interrupted()
                 for sink in sinks:
                     sink.keep()
         except BaseException:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.recipes.fields import Fields, read_toml
+from save_deploy.fields import Fields, read_toml
 from save_deploy.recipes.notes import notes_on
 from save_deploy.recipes.recipe import DATASETS, PaperScore, Recipe, built_in_recipes, read_score
 
@@ -146,14 +146,14 @@ class OtherRow:
 @cache
 def other_rows() -> tuple[OtherRow, ...]:
     """The methods the paper only compares with, in its order."""
-    file = Fields(read_toml(OTHERS), OTHERS)
+    file = read_toml(OTHERS, what="recipe")
     rows = [_other(fields) for fields in file.tables("row")]
     file.done()
     return tuple(rows)
 
 
 def _other(fields: Fields) -> OtherRow:
-    table, row = fields.text("table"), fields.text("row")
+    table, row = fields.string("table"), fields.string("row")
     paper = {d: read_score(fields.table(d)) for d in DATASETS if d in fields.values}
     fields.done(DATASETS)
     return OtherRow(table, row, paper)

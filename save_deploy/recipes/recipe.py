@@ -17,8 +17,8 @@ from typing import Any
 
 from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import Fields, near, read_toml
 from save_deploy.metrics.segmentation import PROTOCOLS
-from save_deploy.recipes.fields import Fields, near, read_toml
 from save_deploy.systems import SYSTEMS
 
 ROWS = Path(__file__).parent / "rows"
@@ -134,14 +134,14 @@ def built_in_recipes() -> tuple[Recipe, ...]:
 
 
 def _read(path: Path) -> Recipe:
-    fields = Fields(read_toml(path), path)
-    table, row, title = fields.text("table"), fields.text("row"), fields.text("title")
-    system, backbone = fields.text("system", SYSTEMS), fields.text("backbone", PRESETS)
+    fields = read_toml(path, what="recipe", hint="recipe names have no .toml")
+    table, row, title = fields.string("table"), fields.string("row"), fields.string("title")
+    system, backbone = fields.string("system", SYSTEMS), fields.string("backbone", PRESETS)
     res = _resolution(fields, None)
-    metrics = fields.text("metrics", PROTOCOLS, default="avsbench")
-    mask = fields.text("mask", ("model", "oracle"), default="model")
+    metrics = fields.string("metrics", PROTOCOLS, default="avsbench")
+    mask = fields.string("mask", ("model", "oracle"), default="model")
     tests = fields.table("test")
-    test = {d: tests.text(d, ("train", "val", "test")) for d in DATASETS if d in tests.values}
+    test = {d: tests.string(d, ("train", "val", "test")) for d in DATASETS if d in tests.values}
     tests.done(DATASETS)
     if not test:
         raise fields.error("test", got="nothing", expected='e.g. s4 = "test"')
@@ -173,28 +173,28 @@ def _read(path: Path) -> Recipe:
 
 def _stage(fields: Fields, res: int, test: dict[str, str]) -> Stage:
     lr = fields.number("lr", 1e-12, 1.0)
-    schedule = fields.text("schedule", ("cosine", "constant"))
+    schedule = fields.string("schedule", ("cosine", "constant"))
     stage = Stage(
-        dataset=fields.text("dataset", TRAINABLE),
-        towards=fields.texts("towards", test),
+        dataset=fields.string("dataset", TRAINABLE),
+        towards=fields.strings("towards", test, low=1),
         res=_resolution(fields, res),
-        epochs=fields.whole("epochs"),
-        item=fields.text("item", ("frame", "video")),
-        batch=fields.whole("batch"),
-        gpus=fields.whole("gpus"),
+        epochs=fields.integer("epochs", low=1),
+        item=fields.string("item", ("frame", "video")),
+        batch=fields.integer("batch", low=1),
+        gpus=fields.integer("gpus", low=1),
         lr=lr,
         schedule=schedule,
         final_lr=lr if schedule == "constant" else fields.number("final_lr", 0.0, lr),
-        warmup_steps=fields.whole("warmup_steps", low=0),
+        warmup_steps=fields.integer("warmup_steps"),
         weight_decay=fields.number("weight_decay", 0.0, 1.0),
-        loss=fields.text("loss", ("bce+iou", "bce")),
+        loss=fields.string("loss", ("bce+iou", "bce")),
     )
     fields.done()
     return stage
 
 
 def _resolution(fields: Fields, default: int | None) -> int:
-    res = fields.whole("res") if default is None else fields.whole("res", default)
+    res = fields.integer("res", low=1) if default is None else fields.integer("res", default, low=1)
     if res not in RESOLUTIONS:
         raise fields.error("res", got=str(res), expected=", ".join(map(str, RESOLUTIONS)))
     return res

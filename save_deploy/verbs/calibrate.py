@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from save_deploy.machine import peak_memory_mib
 from save_deploy.verbs.options import (
     CalibData,
     CalibMethod,
@@ -54,7 +55,6 @@ def calibrate(
     # behind what can be said at once: importing torch takes seconds
     from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
     from save_deploy.progress import Stages
-    from save_deploy.runtime.timing import peak_memory_mib
 
     started = time.monotonic()
     stages = Stages(CALIBRATE_STAGES)

@@ -161,9 +161,9 @@ def export(
     ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
-    from save_deploy.export.atomic import check_target
     from save_deploy.export.engine import engine_for, why_no_engine
     from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
+    from save_deploy.files import check_folder_target
 
     refuse_unused(ctx)
     library = engine_for(engine)
@@ -206,7 +206,7 @@ def export(
 
         print_estimate(estimate(options), options)
         return
-    check_target(options.folder, force=force)
+    check_folder_target(options.folder, force=force)
     # behind what can be said at once: importing torch takes seconds
     from save_deploy.export.run import export_bundle
     from save_deploy.progress import Stages

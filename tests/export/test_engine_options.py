@@ -14,7 +14,7 @@ from save_deploy.export.engine import library
 from save_deploy.export.engine.graph import GraphFacts, Product
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.targets import capability_of, resolve
-from save_deploy.runtime.preflight.nvidia import Gpu, Nvidia
+from save_deploy.machine import Gpu, Nvidia
 
 
 def facts(*dtypes: str, fp8: bool = False) -> GraphFacts:

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from save_deploy import interrupt
+from save_deploy import progress
 from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, ExportError, ParityError
-from save_deploy.export.atomic import check_target, new_folder
 from save_deploy.export.estimate import estimate
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize import judge
 from save_deploy.export.run import export_bundle
+from save_deploy.files import check_folder_target, new_folder
 
 CLI = [sys.executable, "-m", "save_deploy"]
 
@@ -156,11 +156,11 @@ def test_an_interrupt_that_was_lost_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python forgets a KeyboardInterrupt raised in a destructor; nothing must be published then."""
-    monkeypatch.setattr(interrupt, "_wished", False)
+    monkeypatch.setattr(progress, "_interrupted", False)
 
     class Swallows:
         def __del__(self) -> None:
-            interrupt._stop(signal.SIGINT, None)
+            progress._interrupt(signal.SIGINT, None)
 
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "b") as folder:
         (folder / "manifest.json").write_text("{}")
@@ -193,7 +193,7 @@ def test_full_disk_is_an_error_not_a_traceback(tmp_path: Path) -> None:
 def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(ExportError, match="not a bundle"):
-        check_target(tmp_path / "photos", force=True)
+        check_folder_target(tmp_path / "photos", force=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -201,7 +201,7 @@ def test_unwritable_parent(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(ExportError, match="not writable"):
-            check_target(tmp_path / "b", force=False)
+            check_folder_target(tmp_path / "b", force=False)
     finally:
         tmp_path.chmod(0o700)
 

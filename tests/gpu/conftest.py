@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from save_deploy.machine import read_nvidia
 from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight import Machine, probe_machine
-from save_deploy.runtime.preflight.nvidia import read_nvidia
 from save_deploy.runtime.preflight.rules import rules
 from save_deploy.specs import GraphSpec
 

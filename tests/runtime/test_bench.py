@@ -20,6 +20,7 @@ from save_deploy.export.variants import (
     write_gemm_graph,
     write_variants,
 )
+from save_deploy.machine import peak_memory_mib
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.bench import Contender, Subject, run_bench
 from save_deploy.runtime.bench import run as bench_run
@@ -41,7 +42,6 @@ from save_deploy.runtime.bench.report import (
 from save_deploy.runtime.bench.run import BenchResult, yardsticks_of
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import open_session
-from save_deploy.runtime.timing import peak_memory_mib
 from save_deploy.verbs.measure import bench
 from tests.conftest import TINY
 

@@ -20,7 +20,6 @@ from save_deploy.metrics.segmentation import score_videos
 from save_deploy.runtime.comparison import (
     Budget,
     Comparison,
-    gpu,
     run_comparison,
 )
 from save_deploy.runtime.comparison.budget import check_rows, require
@@ -195,21 +194,6 @@ def test_sections_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
     assert "m: Precision search, budget 0.5 M_J points" in found
     plain = [s.title for s in bundle_sections(bundle, Manifest.read(bundle))]
     assert plain[0].startswith("Merge") and not any("alibration" in title for title in plain)
-
-
-def test_gpus(tmp_path: Path) -> None:
-    assert gpu.describe_gpus(str(tmp_path / "none")) == []
-    script = tmp_path / "nvidia-smi"
-    script.write_text(
-        "#!/bin/sh\necho 'A GPU, 580.65, 24564 MiB, 2520 MHz, 3105 MHz, 10501 MHz, Enabled'\n"
-    )
-    script.chmod(0o755)
-    assert gpu.describe_gpus(str(script)) == [
-        "A GPU, driver 580.65, 24564 MiB, SM 2520 MHz, of at most 3105 MHz, memory 10501 MHz, "
-        "persistence Enabled"
-    ]
-    script.write_text("#!/bin/sh\nexit 9\n")
-    assert gpu.describe_gpus(str(script)) == []
 
 
 def test_skipped_clips_are_named(bundle: Path, s4: Path, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from save_deploy.errors import BackendError, BundleError, SaveDeployError
+from save_deploy.machine import read_nvidia
 from save_deploy.runtime import doctor as doctor_module
 from save_deploy.runtime.doctor import Trial, examine, run_trials
-from save_deploy.runtime.preflight.nvidia import read_nvidia
 from save_deploy.verbs.doctor import doctor
 from tests.runtime.engines import gpu, machine, with_engine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from save_deploy.runtime.preflight.nvidia import read_nvidia
+from save_deploy.machine import read_nvidia
 from tests.gpu.report import Collector, Row, write_report
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from save_deploy import machine as nvidia_module
+from save_deploy.machine import read_from, read_nvidia
 from save_deploy.runtime.preflight import machine as machine_module
-from save_deploy.runtime.preflight import nvidia as nvidia_module
 from save_deploy.runtime.preflight import probe_machine
-from save_deploy.runtime.preflight.nvidia import read_from, read_nvidia
 
 
 class FakeLibcuda:

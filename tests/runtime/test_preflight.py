@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from save_deploy.errors import BackendError, BundleError
+from save_deploy.machine import read_nvidia
 from save_deploy.manifest import FileRecord
 from save_deploy.runtime.preflight import (
     Machine,
@@ -21,7 +22,6 @@ from save_deploy.runtime.preflight import (
     refusal_error,
 )
 from save_deploy.runtime.preflight import engine as engine_module
-from save_deploy.runtime.preflight.nvidia import read_nvidia
 from save_deploy.runtime.preflight.rules import rules
 from tests.runtime.engines import (
     HAS_RTX,

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from save_deploy.errors import BackendError, BundleError
+from save_deploy.machine import Nvidia, read_nvidia
 from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.preflight import machine as machine_module
-from save_deploy.runtime.preflight.nvidia import Nvidia, read_nvidia
 from save_deploy.runtime.session import choose as choose_module
 from save_deploy.runtime.session import (
     providers,
@@ -39,7 +39,7 @@ GPU = ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "tensorrt_rtx"]
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there is one: the driver is not found."""
-    from save_deploy.runtime.preflight import nvidia
+    from save_deploy import machine as nvidia
 
     monkeypatch.setattr(nvidia, "CUDA_LIBRARY", "libcuda-absent.so.1")
 
@@ -50,7 +50,7 @@ def test_asking_for_a_gpu_says_what_is_missing(bundle: Path, backend: str) -> No
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from save_deploy.errors import BackendError\n"
-        "from save_deploy.runtime.preflight import nvidia\n"
+        "from save_deploy import machine as nvidia\n"
         "from save_deploy.runtime.pipeline import load\n"
         "nvidia.CUDA_LIBRARY = 'libcuda-absent.so.1'\n"
         "try:\n"

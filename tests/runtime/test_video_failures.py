@@ -152,11 +152,11 @@ CHILD = """
 import sys, time, resource
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from save_deploy import interrupt
 from save_deploy.errors import DataError
+from save_deploy.progress import listen_for_interrupts
 from save_deploy.runtime.video import RunOptions, VideoRun
 from tests.runtime.films import Ears
-interrupt.listen()
+listen_for_interrupts()
 {before}
 folder = Path(sys.argv[1]).parent
 options = RunOptions(video=Path(sys.argv[1]), out=folder / "o.mp4", {masks}record=folder / "o.json")

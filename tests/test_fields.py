@@ -1,0 +1,83 @@
+"""Typed reading of files: every error names the file and the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from save_deploy.errors import BundleError, SaveDeployError
+from save_deploy.fields import Fields, parse_json, read_json, read_safetensors_header, read_toml
+
+
+def fields(text: str) -> Fields:
+    return parse_json(text, "manifest m.json", error=BundleError, hint="export again")
+
+
+def test_values_of_the_right_kind() -> None:
+    f = fields(
+        '{"s": "a", "i": 3, "n": 2, "b": true, "l": ["x"], "v": [1, 2.5], "t": {"k": 1}, "r": [{}]}'
+    )
+    assert f.string("s", ("a", "b")) == "a" and f.integer("i", low=1, high=3) == 3
+    assert f.number("n", 0, 2) == 2.0 and f.boolean("b") is True
+    assert f.strings("l") == ("x",) and f.numbers("v") == (1.0, 2.5)
+    assert f.table("t").integer("k") == 1 and len(f.tables("r")) == 1
+    assert f.integer("missing", 7) == 7
+    f.done()
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "message"),
+    [
+        ('{"k": true}', lambda f: f.integer("k"), "k\n  got:      True\n  expected: an integer"),
+        ('{"k": 1.0}', lambda f: f.integer("k"), "expected: an integer"),
+        ('{"k": "1"}', lambda f: f.number("k"), "expected: a number"),
+        ('{"k": 1e999}', lambda f: f.number("k"), "expected: a number"),
+        ('{"k": 9}', lambda f: f.integer("k", low=1, high=8), "expected: 1 to 8"),
+        ('{"k": -1}', lambda f: f.integer("k"), "expected: at least 0"),
+        ('{"k": 1' + "0" * 4000 + "}", lambda f: f.integer("k"), "an integer of"),
+        ('{"k": null}', lambda f: f.string("k"), "expected: a string"),
+        ("{}", lambda f: f.string("k"), "got:      nothing"),
+        ('{"k": "fp61"}', lambda f: f.string("k", ("fp16", "int8")), "expected: fp16"),
+        ('{"k": ["a", 1]}', lambda f: f.strings("k"), r"k\[1\]"),
+        ('{"k": [1, NaN]}', lambda f: f.numbers("k"), "NaN is not a JSON number"),
+        ('{"k": [1]}', lambda f: f.tables("k"), r"k\[0\]"),
+        ('{"k": {"deep": []}}', lambda f: f.table("k").boolean("deep"), "k.deep"),
+        ("[]", lambda f: f, "expected: a table"),
+        ("[" * 100_000, lambda f: f, "nested too deeply|is not JSON"),
+        ('{"kex": 1}', lambda f: (f.integer("key", 0), f.done()), "unknown key kex"),
+    ],
+)
+def test_refusals_name_file_and_key(text: str, read, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BundleError, match=message) as caught:
+        read(fields(text))
+    assert "m.json" in str(caught.value) and "next:     export again" in str(caught.value)
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with pytest.raises(SaveDeployError, match="no such table"):
+        read_json(path, what="table")
+    path.write_bytes(b'\xef\xbb\xbf{"k": 1}')
+    assert read_json(path, what="table").integer("k") == 1  # a byte order mark is no fault
+    path.write_bytes(b'{"k": "\xff"}')
+    with pytest.raises(SaveDeployError, match="cannot read table"):
+        read_json(path, what="table")
+    path.write_text("k = 1\n[t]\nv = 0.5\n")
+    assert read_toml(path, what="recipe").table("t").number("v") == 0.5
+    path.write_text("k = ")
+    with pytest.raises(SaveDeployError, match="is not TOML"):
+        read_toml(path, what="recipe")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x01", b"\xff" * 16, (9).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"[]"],
+)
+def test_safetensors_header_is_bounded(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SaveDeployError, match="safetensors"):
+        read_safetensors_header(path)
+    path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert read_safetensors_header(path).values == {}
