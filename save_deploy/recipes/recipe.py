@@ -134,7 +134,9 @@ def built_in_recipes() -> tuple[Recipe, ...]:
 
 
 def _read(path: Path) -> Recipe:
-    fields = read_toml(path, what="recipe", hint="recipe names have no .toml")
+    fields = read_toml(
+        path, what="recipe", hint="save-deploy recipes: the built-in ones, named without .toml"
+    )
     table, row, title = fields.string("table"), fields.string("row"), fields.string("title")
     system, backbone = fields.string("system", SYSTEMS), fields.string("backbone", PRESETS)
     res = _resolution(fields, None)

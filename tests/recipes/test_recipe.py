@@ -94,7 +94,7 @@ BAD = {
     "unknown dataset": ('dataset = "s4"', 'dataset = "s5"', "stage[0].dataset"),
     "training on unseen classes": ('dataset = "s4"', 'dataset = "v3_unseen"', "stage[0].dataset"),
     "towards nothing": ('towards = ["s4"]', "towards = []", "stage[0].towards"),
-    "towards what is not tested": ('towards = ["s4"]', 'towards = ["ms3"]', "stage[0].towards"),
+    "towards what is not tested": ('towards = ["s4"]', 'towards = ["ms3"]', "stage[0].towards[0]"),
     "unknown split": ('s4 = "test"', 's4 = "tset"', "test.s4"),
     "unknown test": ('s4 = "test"', 's4 = "test"\ns5 = "test"', "test.s5"),
     "no test": ('[test]\ns4 = "test"', "[test]", "test"),
@@ -137,7 +137,7 @@ def test_not_toml(tmp_path: Path, content: bytes) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(SaveDeployError, match="no such recipe file"):
+    with pytest.raises(SaveDeployError, match="no such recipe"):
         load_recipe(tmp_path / "none.toml")
     with pytest.raises(SaveDeployError, match="cannot read"):
         (tmp_path / "folder.toml").mkdir()
