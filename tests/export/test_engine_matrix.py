@@ -20,7 +20,6 @@ from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.checkpoints import load_model
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import ExportError
-from save_deploy.export import tensorrt_table
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, Receipt, failures
@@ -32,6 +31,7 @@ from save_deploy.export.quantize import find_products, insert_qdq
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
 from save_deploy.specs import model_spec
+from tests.benchmarks import tensorrt_table
 
 pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')
 ATTENTIONS = 6 + 7  # of the encoder's blocks and of the decoder

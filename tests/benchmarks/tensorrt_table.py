@@ -1,8 +1,9 @@
-"""What TensorRT-RTX makes of a model: the eager model exported as it is against the merged one.
+"""The table of docs/tensorrt.md: engines that TensorRT-RTX builds from the eager and the merged model.
 
-python -m save_deploy.export.tensorrt_table --preset vit_b --res 256
+python -m tests.benchmarks.tensorrt_table --preset vit_b --res 256
 
-Builds without a GPU, for SM86. Nothing is run: kernels of products are chosen on the target GPU.
+Run from the repository root. Builds without a GPU, for SM86 (FP8: SM89). Nothing is timed: the target
+GPU chooses the kernels of matrix products when it first loads an engine.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ import typer
 
 GRAPHS = ("naive", "merged")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-HEADS = ("model", "px", "graph", "precision", "kernels", "fused attention", "8-bit products",
+HEADS = ("model", "px", "graph", "precision", "kernels", "fused attention", "INT8/FP8 products",
          "activations MB", "engine MB", "build s", "build GB", "export s", "export GB")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Built:
-    """One line of the table. error: what the builder said instead; layout: kernels that only move."""
+    """One line of the table. error: the builder's message when it builds nothing, else "".
+
+    layout: kernels that only copy tensors to another layout. _mb: 10^6 bytes, _gb: 10^9 bytes, _s:
+    seconds. graph: one of GRAPHS, precision: one of PRECISIONS.
+    """
 
     model: str
     res: int
@@ -36,8 +41,8 @@ class Built:
     kernels: int = 0
     fused: int = 0
     attentions: int = 0
-    quantised: int = 0
-    quantised_asked: int = 0
+    quantized: int = 0
+    quantized_asked: int = 0
     casts: int = 0
     layout: int = 0
     activation_mb: float = 0.0
@@ -55,16 +60,16 @@ class Built:
         head = (self.model, str(self.res), self.graph, self.precision)
         if self.error:
             return (*head, f"does not build: {self.error}", *[""] * (len(HEADS) - len(head) - 1))
-        eight = f"{self.quantised}/{self.quantised_asked}" if self.quantised_asked else "-"
+        quantized = f"{self.quantized}/{self.quantized_asked}" if self.quantized_asked else "-"
         return (
-            *head, str(self.kernels), f"{self.fused}/{self.attentions}", eight,
+            *head, str(self.kernels), f"{self.fused}/{self.attentions}", quantized,
             f"{self.activation_mb:.1f}", f"{self.engine_mb:.1f}", f"{self.build_s:.1f}",
             f"{self.build_gb:.2f}", f"{self.export_s:.0f}", f"{self.export_gb:.1f}",
         )  # fmt: skip
 
 
 def measure(preset: str, res: int, graph: str, precision: str, target: str = "SM86") -> Built:
-    """Export and build, each in a process of its own, which gives its memory back."""
+    """Export and build, each in its own process: all its memory is freed when it ends."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -74,7 +79,10 @@ def measure(preset: str, res: int, graph: str, precision: str, target: str = "SM
 
 
 def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dict[str, Any]:
-    """Write the graph -> seconds and gigabytes it took. preset: of random weights, or `built-in`."""
+    """Write the graph to path -> export_s (seconds) and export_gb (peak memory of this process).
+
+    preset: a preset of SaveConfig with random weights, or `built-in` for the shipped checkpoint.
+    """
     import onnx_ir as ir
     import torch
 
@@ -108,7 +116,7 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
         products = find_products(deploy)
         ranges = {p.name: 4.0 for p in products}  # kernels do not depend on them
         insert_qdq(traced, products, ranges, fmt=precision)
-    if precision != "fp32":  # the eager model as .half() would be, ours with its FP32 softmax
+    if precision != "fp32":  # eager: all FP16, as .half() makes it; merged: softmax in FP32
         plan = PrecisionPlan("fp16", FP32_OPS if graph == "merged" else (), (), 0, {})
         if preset == "built-in" and graph == "merged":
             plan = _measured_plan(model, deploy)
@@ -135,7 +143,7 @@ def _model(preset: str, res: int) -> Any:
 
 
 def _eager(model: Any) -> Any:
-    """The eager model from a frame on, its uint8 cast first: TensorRT transposes no uint8."""
+    """The eager model from frame to mask. Casts uint8 first: TensorRT cannot transpose uint8."""
     import torch
 
     from save_deploy.export.merge.deploy import FrameModel
@@ -148,7 +156,7 @@ def _eager(model: Any) -> Any:
 
 
 def _measured_plan(model: Any, deploy: Any) -> Any:
-    """FP32 islands and scaled scores of the built-in checkpoint, from its own scenes."""
+    """FP32 modules and scaled scores of the built-in checkpoint, measured on four drawn scenes."""
     import torch
 
     from save_deploy.calibration.pairs import collect_pairs
@@ -169,7 +177,7 @@ def _measured_plan(model: Any, deploy: Any) -> Any:
 
 
 def _to_bf16(path: Path) -> None:
-    """Every FP16 type of a file becomes BF16."""
+    """Change every FP16 weight, cast and value of an ONNX file to BF16, in place."""
     import ml_dtypes
     import numpy as np
     import onnx
@@ -191,6 +199,7 @@ def _to_bf16(path: Path) -> None:
 
 
 def _build(made: Built, path: Path, target: str) -> Built:
+    """Build the engine of the graph at path -> made with the counts of its receipt, or its error."""
     from save_deploy.errors import SaveDeployError
     from save_deploy.export.engine.build import build_engine
     from save_deploy.export.engine.options import BuildOptions
@@ -207,8 +216,8 @@ def _build(made: Built, path: Path, target: str) -> Built:
             "kernels": receipt.n_kernels,
             "fused": receipt.fused,
             "attentions": receipt.attentions,
-            "quantised": receipt.quantised,
-            "quantised_asked": receipt.quantised_asked,
+            "quantized": receipt.quantised,
+            "quantized_asked": receipt.quantised_asked,
             "casts": receipt.casts,
             "layout": receipt.layout_copies,
             "activation_mb": (receipt.activation_bytes or 0) / 1e6,
@@ -226,16 +235,16 @@ def main(
     res: Annotated[list[int], typer.Option(help="224, 256 or 1024.")],
     graph: Annotated[list[str], typer.Option(help=" or ".join(GRAPHS))] = list(GRAPHS),  # noqa: B006
     precision: Annotated[list[str], typer.Option(help=", ".join(PRECISIONS))] = ["fp16"],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Also append every line here, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also append each line here, as JSON.")] = None,
 ) -> None:
-    """Print the table in Markdown, a line as soon as it is built."""
+    """Print the table in Markdown. Each line appears as soon as its engine is built."""
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     for name in preset:
         for size in res:
             for number in precision:
                 for form in graph:
                     if form == "naive" and number in ("int8", "fp8"):
-                        continue  # its products have no names
+                        continue  # Q/DQ needs the module names of the merged model
                     made = measure(name, size, form, number)
                     print(f"| {' | '.join(made.cells)} |", flush=True)
                     if out is not None:
