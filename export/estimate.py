@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from save_deploy.bundle import WINDOW_SAMPLES
 from save_deploy.checkpoints import builtin_path, read_header
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.export.audio_graph import DeployAudioEncoder
@@ -18,7 +19,6 @@ from save_deploy.export.quantize.products import find_products
 from save_deploy.export.run import low_memory, score_bytes
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.session.open import PACKED_FACTOR
-from save_deploy.specs import WINDOW_SAMPLES
 
 BYTES = {"fp32": 4, "fp16": 2}
 GIB = 2**30

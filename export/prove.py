@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.bundle import Arrays, audio_spec, model_spec
 from save_deploy.config import SaveConfig
 from save_deploy.export.golden import Golden, predict_golden
 from save_deploy.metrics.latency import LatencyResult, speedup
@@ -20,7 +21,6 @@ from save_deploy.runtime.compare import Row
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import open_session
 from save_deploy.runtime.timing import time_interleaved
-from save_deploy.specs import Arrays, audio_spec, model_spec
 
 MIN_ROUNDS = 8  # of a call of seconds; 20 seconds are its budget
 

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from save_deploy.bundle import Manifest, audio_spec, model_spec, record_files, sha256_of
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.config import SaveConfig
@@ -42,14 +43,12 @@ from save_deploy.export.quantize.stage import (
 )
 from save_deploy.files import check_folder_target, new_folder
 from save_deploy.machine import versions
-from save_deploy.manifest import Manifest, record_files, sha256_of
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.report import footnote, write_report
 from save_deploy.runtime.session import as_batch
-from save_deploy.specs import audio_spec, model_spec
 
 # Above this the eager model and a session are not held in memory together: eager is timed before.
 LARGE_BYTES = 2_000_000_000

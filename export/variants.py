@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from save_deploy.bundle import GraphSpec, model_spec
 from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.config import AUDIO_DIM
 from save_deploy.errors import SaveDeployError
@@ -29,7 +30,6 @@ from save_deploy.export.quantize.contenders import (
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
 from save_deploy.export.run import score_bytes
 from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
-from save_deploy.specs import GraphSpec, model_spec
 
 _CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
 

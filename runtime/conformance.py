@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from save_deploy.bundle import Manifest
 from save_deploy.data.audio import read_waveform, second
 from save_deploy.data.transforms import read_frame, resize_frame
 from save_deploy.errors import BundleError, ParityError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import SavePipeline
 
 FOLDER = "conformance"

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
+from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
 from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight import (
     Machine,
     Refusal,

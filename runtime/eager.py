@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from save_deploy.bundle import Arrays, GraphSpec, audio_spec, model_spec
 from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.specs import Arrays, GraphSpec, audio_spec, model_spec
 
 
 class EagerSession:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.bundle import Arrays
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.session.openvino import INSTALL, cpu_config
 from save_deploy.runtime.session.ort import session_options
-from save_deploy.specs import Arrays
 
 NOT_FOUND = "not found"
 # ONNX Runtime's operators that multiply 8-bit integers; every other product multiplies floats

@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from save_deploy.bundle import Arrays, GraphSpec, Manifest
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight.engine import GRAPH
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
-from save_deploy.specs import Arrays, GraphSpec
 
 
 class SavePipeline:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from save_deploy.manifest import Manifest
+from save_deploy.bundle import Manifest
 
 _SCRIPT = '''"""Compare the backends of a save-deploy bundle on its golden samples with Polygraphy.
 
@@ -36,7 +36,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
-from save_deploy.manifest import Manifest
+from save_deploy.bundle import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter
 from save_deploy.runtime.preflight import probe_machine
 from save_deploy.runtime.session import open_session

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from save_deploy.bundle import Manifest, sha256_of
 from save_deploy.checkpoints import builtin_path as builtin_path
 from save_deploy.checkpoints import load_model
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BundleError, CheckpointError
-from save_deploy.manifest import Manifest, sha256_of
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, bundle_mb
 from save_deploy.runtime.eager import eager_pipeline

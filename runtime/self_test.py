@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.bundle import Manifest
 from save_deploy.errors import ParityError
 from save_deploy.files import cache_folder
-from save_deploy.manifest import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
 from save_deploy.runtime.session.choose import Choice
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.bundle import WINDOW_SAMPLES
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Frame, Mask
 from save_deploy.errors import DataError
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.specs import WINDOW_SAMPLES
 
 # A whole waveform (n,), its seconds in order, or second -> what is heard in it. 16 kHz mono, [-1,1].
 SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform]

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from save_deploy.manifest import Manifest
+from save_deploy.bundle import Manifest
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.runtime.conformance import Conformed, check_conformance
 from save_deploy.runtime.pipeline import load

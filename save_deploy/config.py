@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import Fields
 from save_deploy.systems import LATE_BLOCKS, SYSTEMS, system
 
 RESOLUTIONS = (224, 256, 1024)
@@ -37,6 +38,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_scale": ("none", "1/N"),
     "window_pad": ("materialise", "exact_skip"),
 }
+# Upper bounds of integers read from a file: nothing is built from a number that makes no sense
+_LARGEST = {"res": 8192, "depth": 256, "audio_layers": 64}
+_MAX_WIDTH = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,26 +156,23 @@ class SaveConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SaveConfig:
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise SaveDeployError(
-                "unknown configuration fields",
-                got=", ".join(unknown),
-                hint="update save-deploy: the file is newer",
-            )
-        tuples: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    def from_fields(cls, fields: Fields) -> SaveConfig:
+        """Inverse of to_dict, from a file. Raises the error type of `fields`, naming file and key, for
+        a wrong type, a number out of range, an unknown key, and switches that exclude each other."""
+        values = {
+            f.name: take_switch(fields, f.name)
+            for f in dataclasses.fields(cls)
+            if f.name in fields or f.default is dataclasses.MISSING
         }
-        return cls(**tuples)
+        fields.done(f.name for f in dataclasses.fields(cls))
+        try:
+            return cls(**values)
+        except SaveDeployError as error:
+            text = f"{error.what}: {error.got}"
+            raise fields.error("", got=text, expected=error.expected) from None
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> SaveConfig:
-        return cls.from_dict(json.loads(text))
 
     @classmethod
     def preset(cls, name: str, *, res: int = 256, **changes: Any) -> SaveConfig:
@@ -190,6 +191,22 @@ class SaveConfig:
         if switches.get("image_adapter") == "bottleneck" and backbone in PRESETS:
             switches["image_adapter_start"] = PRESETS[backbone]["depth"] - LATE_BLOCKS
         return cls.preset(backbone, res=res, **{**switches, "system": name, **changes})
+
+
+def take_switch(fields: Fields, name: str) -> Any:
+    """The value of one SaveConfig field in a file, of the type and in the range it has there."""
+    high = _LARGEST.get(name, _MAX_WIDTH)
+    match SaveConfig.__annotations__[name]:  # text, as annotations are not evaluated here
+        case "int":
+            return fields.integer(name, low=0 if name == "image_adapter_start" else 1, high=high)
+        case "float":
+            return fields.number(name, 1e-12, 16.0)
+        case "bool":
+            return fields.boolean(name)
+        case "str":
+            return fields.string(name, _CHOICES.get(name, ()))
+        case _:
+            return fields.integers(name, bottom=0, top=high)
 
 
 # SPEC 1.1 for b/l/h; vit_t is the small one that trains on two CPU cores.

@@ -103,10 +103,10 @@ def test_it_scores_and_keeps_its_name(system: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_export_with_parity(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real exporter on a small model: within 1e-3 of eager and the same masks."""
+    from save_deploy.bundle import model_spec
     from save_deploy.export.merge.deploy import merge
     from save_deploy.export.onnx_export import graph_from_module, save_graph
     from save_deploy.runtime.session import open_session
-    from save_deploy.specs import model_spec
 
     model = tiny(system)
     deploy, proof = merge(model)

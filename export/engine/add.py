@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from save_deploy.bundle import MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.engine import cache, library
 from save_deploy.export.engine.build import BuildResult, build_engine
@@ -21,7 +22,6 @@ from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
 from save_deploy.files import partial_folder
 from save_deploy.machine import read_nvidia
-from save_deploy.manifest import MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.runtime.preflight.machine import system_name
 from save_deploy.runtime.preflight.rules import rules
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import psutil
 
+from save_deploy.bundle import sha256_of
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.build import BuildResult
 from save_deploy.export.engine.graph import content_hash
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Receipt
 from save_deploy.files import cache_root, partial_folder
-from save_deploy.manifest import sha256_of
 from save_deploy.progress import raise_if_interrupted
 
 _POLL_S = 0.1

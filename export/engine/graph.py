@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from save_deploy.bundle import sha256_of
 from save_deploy.errors import ExportError
-from save_deploy.manifest import sha256_of
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 # Between an attention's two products and its softmax; nothing else is crossed.

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from save_deploy.bundle import Arrays
 from save_deploy.export.onnx_export import KEPT_METADATA
 from save_deploy.metrics.margin import sqnr_db
-from save_deploy.specs import Arrays
 
 
 def block_sqnr(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from save_deploy.bundle import Arrays, model_spec
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import MIN_PAIRS, select_pairs
@@ -18,7 +19,6 @@ from save_deploy.export.quantize.products import find_products
 from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.specs import Arrays, model_spec
 
 DATA = "scenes"  # speed does not depend on it, nor on how many
 N_INPUTS = 8

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.bundle import Arrays
 from save_deploy.errors import BackendError
 from save_deploy.export.golden import Golden
 from save_deploy.export.options import ExportOptions
@@ -22,7 +23,6 @@ from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.pictures import WorstFrame, write_worst
 from save_deploy.runtime.session import available_backends, default_threads
 from save_deploy.runtime.session.openvino import INSTALL
-from save_deploy.specs import Arrays
 
 SHOWN = 4  # worst frames
 SQNR_FRAMES = 4

@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from save_deploy.bundle import Manifest
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.errors import BundleError
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize.products import EncoderProduct
 from save_deploy.export.quantize.qdq import insert_qdq
-from save_deploy.manifest import Manifest
 
 TABLE_FILE = "calibration.json"
 

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from save_deploy.bundle import model_spec, sha256_of
 from save_deploy.calibration.overlap import (
     refuse_overlap,
     refuse_test_clips,
@@ -45,7 +46,6 @@ from save_deploy.export.quantize.validation import Scored, Validation, make_vali
 from save_deploy.files import cache_folder, cache_root, check_file_target
 from save_deploy.machine import describe as machine
 from save_deploy.machine import versions
-from save_deploy.manifest import sha256_of
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown
 from save_deploy.runtime.eager import eager_pipeline
@@ -57,7 +57,6 @@ from save_deploy.runtime.session import (
     open_session,
 )
 from save_deploy.runtime.timing import time_interleaved
-from save_deploy.specs import model_spec
 
 OnStage = Callable[[str, str], None]
 CALIBRATE_STAGES = ("load", "merge", "calibrate")

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from save_deploy.bundle import GraphSpec, Manifest, TensorSpec
 from save_deploy.errors import SaveDeployError
-from save_deploy.manifest import Manifest
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.specs import GraphSpec, TensorSpec
 
 GEMM, GEMM_INT8 = "gemm", "gemm-int8"
 GEMM_SIDE = 2048

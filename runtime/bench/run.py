@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from save_deploy.bundle import Arrays
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.bench.contender import (
     GEMM,
@@ -26,7 +27,6 @@ from save_deploy.runtime.bench.contender import (
     Subject,
 )
 from save_deploy.runtime.bench.worker import work
-from save_deploy.specs import Arrays
 
 # A loaded FP32 model takes its weights, most of them packed again, and its libraries.
 _RESIDENT_FACTOR, _LIBRARIES_BYTES, _SHARE = 1.6, 6e8, 0.75

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.bundle import Arrays
 from save_deploy.errors import SaveDeployError
 from save_deploy.machine import peak_memory_mib
 from save_deploy.runtime.bench.contender import GEMM_SIDE, GEMM_SPEC, Contender, Subject
 from save_deploy.runtime.session import default_threads, open_session
-from save_deploy.specs import Arrays
 
 Call = Callable[[Arrays], NDArray[np.float32]]
 OVERHEAD_CALLS = 200

@@ -11,8 +11,8 @@ from typing import Self
 
 import psutil
 
+from save_deploy.bundle import Manifest
 from save_deploy.config import SaveConfig
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import GPU_BACKENDS
 from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from save_deploy.bundle import Manifest
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, Entry, bundle_mb
 from save_deploy.runtime.comparison.options import ALL, CompareOptions
 from save_deploy.runtime.pipeline import load

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from save_deploy.manifest import Manifest
+from save_deploy.bundle import Manifest
 from save_deploy.runtime.html.data import Figure, Section, Table
 
 SENSITIVITY = "sensitivity.png"

@@ -12,6 +12,7 @@ from itertools import cycle
 import numpy as np
 from PIL import Image
 
+from save_deploy.bundle import Arrays
 from save_deploy.data.sample import Clip, Sample
 from save_deploy.data.transforms import resize_frame
 from save_deploy.metrics.latency import LatencyResult
@@ -19,7 +20,6 @@ from save_deploy.runtime.comparison.entries import Entry, Pool
 from save_deploy.runtime.html.data import TimeSplit
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.timing import time_interleaved
-from save_deploy.specs import Arrays
 
 STEADY = 0.1  # interquartile range over the median, of every entry
 BUDGET_S = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from save_deploy.manifest import FileRecord
+from save_deploy.bundle import FileRecord
 from save_deploy.runtime.preflight.files import check_file
 from save_deploy.runtime.preflight.machine import Machine
 from save_deploy.runtime.preflight.rules import Entry, Refusal, check, malformed

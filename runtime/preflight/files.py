@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from save_deploy.manifest import FileRecord, sha256_of
+from save_deploy.bundle import FileRecord, sha256_of
 from save_deploy.runtime.preflight.rules import Entry, Refusal, library_rules, malformed
 
 _COPY = "copy the bundle again, or build the engine again"

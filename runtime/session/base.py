@@ -10,8 +10,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 import psutil
 
+from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
-from save_deploy.specs import Arrays, GraphSpec
 
 
 class Session(Protocol):

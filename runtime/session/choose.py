@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight import (
     Machine,
     Refusal,

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.bundle import TensorSpec
 from save_deploy.errors import DataError
 from save_deploy.runtime.session.cuda import LEGACY_STREAM, Cuda
-from save_deploy.specs import TensorSpec
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import psutil
 
+from save_deploy.bundle import GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.files import cache_folder
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
 from save_deploy.runtime.session.ort import OrtSession
 from save_deploy.runtime.session.providers import PROVIDERS
-from save_deploy.specs import GraphSpec
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.base import BufferedSession, default_threads
-from save_deploy.specs import Arrays, GraphSpec
 
 INSTALL = 'pip install "save-deploy[openvino]"'
 

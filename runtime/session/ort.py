@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.base import BufferedSession, default_threads
 from save_deploy.runtime.session.providers import CPU, PROVIDERS, require_provider
-from save_deploy.specs import Arrays, GraphSpec
 
 PRECISE = "session.x64quantprecision"
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray, device_input
 from save_deploy.runtime.session.ort import OrtSession, Providers
 from save_deploy.runtime.session.providers import CPU, CUDA, TENSORRT
-from save_deploy.specs import Arrays, GraphSpec
 
 
 class OrtGpuSession(OrtSession):

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.runtime.preflight.engine import engine_validity, last_error_logger
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray
 from save_deploy.runtime.session.tensorrt_worker import RuntimeCache, Worker, closed
-from save_deploy.specs import Arrays, GraphSpec
 
 RTX = "tensorrt_rtx"
 _DTYPES = {

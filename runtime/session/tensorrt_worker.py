@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.errors import BackendError
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray, device_input
-from save_deploy.specs import Arrays, GraphSpec, TensorSpec
 
 _log = logging.getLogger(__name__)
 

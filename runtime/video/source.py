@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from save_deploy.bundle import WINDOW_SAMPLES
 from save_deploy.data.audio import Waveform
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.transforms import Frame
@@ -31,7 +32,6 @@ from save_deploy.data.video import (
     start_of,
 )
 from save_deploy.errors import DataError
-from save_deploy.specs import WINDOW_SAMPLES
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from save_deploy.checkpoints.foreign import Layout, identify
 from save_deploy.checkpoints.load import PTH_SUFFIXES
-from save_deploy.checkpoints.native import FORMAT
+from save_deploy.checkpoints.native import is_native, open_safetensors, read_metadata, read_notes
 from save_deploy.checkpoints.pth import is_safetensors, open_pth
 from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
-from save_deploy.errors import CheckpointError, SaveDeployError
+from save_deploy.errors import SaveDeployError
 from save_deploy.model.save import SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam, group_of
 
@@ -92,29 +90,12 @@ def inspect_checkpoint(path: Path) -> Inspection:
 
 
 def _inspect_safetensors(path: Path) -> Inspection:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            slices = ((key, file.get_slice(key)) for key in file.keys())
-            tensors = {k: _Tensor(tuple(s.get_shape()), s.get_dtype()) for k, s in slices}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            "checkpoint cannot be read",
-            got=f"{path}: {error}",
-            expected="a complete safetensors file",
-            hint="copy it again: it looks truncated or is not a safetensors file",
-        ) from error
-    if metadata.get("format") != FORMAT:
+    with open_safetensors(path) as (file, metadata):
+        slices = ((key, file.get_slice(key)) for key in file.keys())
+        tensors = {k: _Tensor(tuple(s.get_shape()), s.get_dtype()) for k, s in slices}
+    if not is_native(metadata):
         return _foreign(path, tensors, dropped=(), wrapped="safetensors")
-    try:
-        config = SaveConfig.from_json(metadata["config"])
-        kind, notes = metadata["kind"], json.loads(metadata.get("notes", "{}"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            "checkpoint header is damaged",
-            got=f"{path}: {type(error).__name__}: {error}",
-            expected="config, kind and notes as save-train writes them",
-        ) from error
+    config, kind = read_metadata(metadata)
     wanted = {
         key
         for key in _names(config)
@@ -128,10 +109,10 @@ def _inspect_safetensors(path: Path) -> Inspection:
         backbone=config.name,
         res=config.res,
         parts=_parts(((k, t) for k, t in tensors.items()), config.system, config.depth),
-        format_version=metadata.get("format_version"),
+        format_version=metadata.string("format_version"),
         kind=kind,
         config=switches(config),
-        notes=notes,
+        notes=read_notes(metadata),
         unused=tuple(k for k in tensors if k not in wanted),
         missing=tuple(sorted(wanted - tensors.keys())),
         next=f"save-export {path} --res {_res(config.res)}"

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
+from save_deploy.fields import Fields, parse_json
+from save_deploy.files import new_file
 from save_deploy.model.save import SaveModel
 from save_deploy.systems import comes_with_sam
 
 FORMAT = "save-deploy"
 FORMAT_VERSION = "1"
+KINDS = ("full", "adapter")
 
 
 def save_checkpoint(
@@ -52,29 +55,27 @@ def save_checkpoint(
         "config": config.to_json(),
         "notes": json.dumps(notes or {}, sort_keys=True),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, str(partial), metadata=metadata)
-    os.chmod(partial, 0o644)  # safetensors writes 0600, unreadable for other users
-    os.replace(partial, path)
+    with new_file(path, what="the checkpoint") as partial:
+        save_file(tensors, str(partial), metadata=metadata)
+        os.chmod(partial, 0o644)  # safetensors writes 0600, unreadable for other users
 
 
 def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
     """-> float32 tensors by key, the configuration, and the kind (full or adapter)."""
-    with _opened(path) as (file, metadata):
-        state = {key: file.get_tensor(key).float() for key in file.keys()}
-    return state, SaveConfig.from_json(metadata["config"]), metadata["kind"]
+    with open_safetensors(path) as (file, metadata):
+        config, kind = read_metadata(metadata)
+        return {key: file.get_tensor(key).float() for key in file.keys()}, config, kind
 
 
 def read_header(path: Path) -> tuple[SaveConfig, str]:
     """-> the configuration and the kind, without reading a weight. Raises CheckpointError."""
-    with _opened(path) as (_, metadata):
-        return SaveConfig.from_json(metadata["config"]), metadata["kind"]
+    with open_safetensors(path) as (_, metadata):
+        return read_metadata(metadata)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The open file and its checked header."""
+def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
+    """Yield the open file and the text entries of its header. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(
             "checkpoint not found",
@@ -84,9 +85,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         )
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_header(path, metadata)
-            yield file, metadata
+            entries = file.metadata() or {}
+            yield file, Fields(entries, f"header of {path}", error=CheckpointError)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             "checkpoint cannot be read",
@@ -96,25 +96,36 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         ) from error
 
 
-def read_notes(path: Path) -> dict[str, Any]:
-    """What the training run wrote into the header (data, steps, scores)."""
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-    notes: dict[str, Any] = json.loads(metadata.get("notes", "{}"))
-    return notes
+def is_native(metadata: Fields) -> bool:
+    """True for the header of a checkpoint that save_checkpoint wrote."""
+    return bool(metadata.values.get("format") == FORMAT)
 
 
-def _check_header(path: Path, metadata: dict[str, str]) -> None:
-    if metadata.get("format") != FORMAT:
+def read_metadata(metadata: Fields) -> tuple[SaveConfig, str]:
+    """-> the configuration and the kind. Raises CheckpointError for a header that is not ours, and
+    for a wrong value in it."""
+    if not is_native(metadata):
         raise CheckpointError(
             "not a save-deploy checkpoint",
-            got=f"{path} without a configuration in its header",
+            got=f"no configuration in the {metadata.origin}",
             expected="a file written by save-train",
         )
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if (version := metadata.string("format_version", default="none")) != FORMAT_VERSION:
         raise CheckpointError(
             "checkpoint of another format version",
-            got=metadata.get("format_version", "none"),
+            got=f"{version} in the {metadata.origin}",
             expected=FORMAT_VERSION,
             hint="update save-deploy",
         )
+    return SaveConfig.from_fields(_json(metadata, "config")), metadata.string("kind", KINDS)
+
+
+def read_notes(metadata: Fields) -> dict[str, Any]:
+    """What the training run left in the header: data, steps, scores."""
+    return _json(metadata, "notes").values if "notes" in metadata else {}
+
+
+def _json(metadata: Fields, key: str) -> Fields:
+    """A header entry that holds an object as JSON."""
+    origin = f"{metadata.origin}: {key}"
+    return parse_json(metadata.string(key), origin, error=CheckpointError)

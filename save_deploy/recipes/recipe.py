@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
+from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig, take_switch
 from save_deploy.errors import SaveDeployError
 from save_deploy.fields import Fields, near, read_toml
 from save_deploy.metrics.segmentation import PROTOCOLS
@@ -161,9 +161,7 @@ def _read(path: Path) -> Recipe:
         res=res,
         metrics=metrics,
         mask=mask,
-        switches=_switches(
-            fields.table("switches", {}), SaveConfig.of_system(system, backbone, res=res)
-        ),
+        switches=_switches(fields.table("switches", {})),
         stages=stages,
         test=test,
         paper=paper,
@@ -209,16 +207,11 @@ def read_score(fields: Fields) -> PaperScore:
     return score
 
 
-def _switches(fields: Fields, config: SaveConfig) -> dict[str, Any]:
-    """Fields of SaveConfig, each of the type that it has there."""
-    chosen: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        if field.name in fields.values and field.name not in _CHOSEN_BY_ROW:
-            usual = getattr(config, field.name)
-            kind = list if isinstance(usual, tuple) else type(usual)
-            value = fields.take(field.name, kind)
-            chosen[field.name] = tuple(value) if kind is list else value
-    fields.done(f.name for f in dataclasses.fields(config))
+def _switches(fields: Fields) -> dict[str, Any]:
+    """Fields of SaveConfig that a row sets, each of the type and in the range it has there."""
+    known = [f.name for f in dataclasses.fields(SaveConfig) if f.name not in _CHOSEN_BY_ROW]
+    chosen = {name: take_switch(fields, name) for name in known if name in fields}
+    fields.done(known)
     return chosen
 
 

@@ -128,7 +128,7 @@ def inspect_bundle(
     ] = False,
 ) -> None:
     """Show what is in a bundle: files, precision, and what its engines were really built of."""
-    from save_deploy.manifest import Manifest
+    from save_deploy.bundle import Manifest
 
     manifest = Manifest.read(bundle)
     manifest.verify(bundle)

@@ -86,6 +86,7 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
     import onnx_ir as ir
     import torch
 
+    from save_deploy.bundle import model_spec
     from save_deploy.export.merge.deploy import DeployModel
     from save_deploy.export.merge.forms import forms_for
     from save_deploy.export.onnx_export import graph_from_module, save_graph
@@ -96,7 +97,6 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
         to_fp16,
     )
     from save_deploy.export.quantize import find_products, insert_qdq
-    from save_deploy.specs import model_spec
 
     started = time.monotonic()
     torch.set_num_threads(1)

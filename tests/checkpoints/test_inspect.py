@@ -136,10 +136,30 @@ def test_broken_files(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "p.pth")
     with pytest.raises(CheckpointError, match="not found"):
         inspect_checkpoint(tmp_path / "none.pth")
-    header = {"format": "save-deploy", "kind": "full", "config": "{"}
-    save_file({"a": torch.zeros(1)}, tmp_path / "h.safetensors", header)
-    with pytest.raises(CheckpointError, match="header is damaged"):
-        inspect_checkpoint(tmp_path / "h.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": "{"}, "config is not JSON"),
+        ({"config": "[]"}, "config"),
+        ({"config": '{"depth": 1000000000}'}, "config: name"),
+        ({"kind": "half"}, "kind"),
+        ({"notes": "[1"}, "notes is not JSON"),
+        ({"format_version": "2"}, "another format version"),
+    ],
+)
+def test_damaged_headers(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    """Each names the file and the entry of its header."""
+    path = tmp_path / "h.safetensors"
+    header = {"format": "save-deploy", "format_version": "1", "kind": "full", "notes": "{}"}
+    header["config"] = SaveConfig.preset("vit_t").to_json()
+    save_file({"a": torch.zeros(1)}, path, header)
+    assert inspect_checkpoint(path).backbone == "vit_t"
+    save_file({"a": torch.zeros(1)}, path, header | changes)
+    with pytest.raises(CheckpointError, match=rf"(?s){message}") as caught:
+        inspect_checkpoint(path)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read there")

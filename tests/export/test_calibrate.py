@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from save_deploy.bundle import model_spec
 from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import METHODS, Histogram
 from save_deploy.calibration.pairs import Pairs
@@ -28,7 +29,6 @@ from save_deploy.metrics.margin import sqnr_db
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import OrtSession
-from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 
 FORMS = forms_for("portable").quantizable()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from save_deploy.bundle import model_spec
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine import library, messages
 from save_deploy.export.engine.build import BuildResult, build_engine
@@ -29,7 +30,6 @@ from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize import find_products, insert_qdq
 from save_deploy.runtime.preflight.engine import last_error_logger
-from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 
 RTX = pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')

@@ -18,12 +18,11 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from save_deploy.bundle import FileRecord, Manifest, audio_spec, model_spec, record_files, sha256_of
 from save_deploy.errors import BundleError, ExportError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
-from save_deploy.manifest import FileRecord, Manifest, record_files, sha256_of
 from save_deploy.runtime.preflight import engine_refusals, probe_machine
 from save_deploy.runtime.preflight.rules import rules
-from save_deploy.specs import audio_spec, model_spec
 from save_deploy.verbs import engine as verbs
 from tests.conftest import make_tiny
 from tests.export.test_engine_build import attention_graph

@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from save_deploy.bundle import model_spec
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.checkpoints import load_model
 from save_deploy.data.open import open_dataset
@@ -30,7 +31,6 @@ from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, pla
 from save_deploy.export.quantize import find_products, insert_qdq
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
-from save_deploy.specs import model_spec
 from tests.benchmarks import tensorrt_table
 
 pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')

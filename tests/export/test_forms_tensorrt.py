@@ -18,6 +18,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from save_deploy.bundle import model_spec
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.checkpoints import load_model
 from save_deploy.data.open import open_dataset
@@ -39,7 +40,6 @@ from save_deploy.export.quantize import find_products, insert_qdq
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
-from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 
 needs_rtx = pytest.mark.skipif(

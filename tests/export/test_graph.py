@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from save_deploy.bundle import audio_spec, model_spec
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.merge.deploy import DeployModel, FrameModel
 from save_deploy.export.merge.forms import forms_for
@@ -34,7 +35,6 @@ from save_deploy.export.precision import (
 from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.session import OrtSession
-from save_deploy.specs import audio_spec, model_spec
 from tests.export.traced import traced_once
 
 

@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from save_deploy.bundle import Manifest, model_spec, sha256_of
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import save_checkpoint
 from save_deploy.errors import BundleError, ParityError
@@ -27,10 +28,8 @@ from save_deploy.export.quantize.plan import Choice
 from save_deploy.export.quantize.stage import calibrate_checkpoint
 from save_deploy.export.quantize.validation import Validation
 from save_deploy.export.run import export_bundle
-from save_deploy.manifest import Manifest, sha256_of
 from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.runtime.session import available_backends, open_session
-from save_deploy.specs import model_spec
 from tests.conftest import make_tiny
 from tests.export.test_run import CLI, leftovers
 

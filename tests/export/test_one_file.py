@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 
+from save_deploy.bundle import Arrays, model_spec
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
@@ -20,7 +21,6 @@ from save_deploy.export.quantize import find_products, insert_qdq
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import OrtSession
-from save_deploy.specs import Arrays, model_spec
 from tests.conftest import TINY, make_tiny
 
 PER_BLOCK = {"tensorrt": 6, "portable": 9}  # products; joined forms have fewer

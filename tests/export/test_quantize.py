@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch.utils.flop_counter import FlopCounterMode
 
+from save_deploy.bundle import model_spec
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import ExportError
 from save_deploy.export.merge.deploy import DeployModel
@@ -26,7 +27,6 @@ from save_deploy.export.quantize.weights import scale_of, to_format
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import OrtSession
-from save_deploy.specs import model_spec
 from tests.conftest import TINY, make_tiny
 
 FORMS = Forms(windows="real_queries", adapter="matmul")

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
+from save_deploy.bundle import GraphSpec, Manifest
 from save_deploy.machine import read_nvidia
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.preflight import Machine, probe_machine
 from save_deploy.runtime.preflight.rules import rules
-from save_deploy.specs import GraphSpec
 
 SHORT = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 

@@ -14,13 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from save_deploy.manifest import Manifest
+from save_deploy.bundle import Arrays, GraphSpec, Manifest
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.preflight import Machine, engine_refusals, engine_validity
 from save_deploy.runtime.self_test import golden_parity
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.tensorrt import TensorRtSession
-from save_deploy.specs import Arrays, GraphSpec
 from tests.gpu.conftest import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]

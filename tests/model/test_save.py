@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from segment_anything.modeling.mask_decoder import MaskDecoder as SamMaskDecoder
 from torch import nn
 
-from save_deploy.errors import SaveDeployError
+from save_deploy.config import SaveConfig
+from save_deploy.errors import CheckpointError, SaveDeployError
+from save_deploy.fields import Fields, parse_json
 from save_deploy.model.adapters import AudioAdapters
 
 
@@ -132,6 +136,34 @@ def test_bad_configurations_are_refused(tiny, changes, message) -> None:  # type
 
 def test_config_round_trip(tiny) -> None:  # type: ignore[no-untyped-def]
     config = tiny().config
-    assert type(config).from_json(config.to_json()) == config
-    with pytest.raises(SaveDeployError, match="unknown configuration fields"):
-        type(config).from_dict({**config.to_dict(), "novelty": 1})
+    assert SaveConfig.from_fields(parse_json(config.to_json(), "configuration")) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("novelty", 1),
+        ("depth", 1 << 20),
+        ("num_heads", 0),
+        ("res", 256.0),
+        ("res", True),
+        ("image_adapter_ratio", "big"),
+        ("image_adapter_skip", 1),
+        ("audio_mode", "loud"),
+        ("global_blocks", [1, "a"]),
+        ("global_blocks", [-1]),
+        ("audio_channels", 64),
+    ],
+)
+def test_config_from_a_file_is_checked(tiny, key: str, value: object) -> None:  # type: ignore[no-untyped-def]
+    config = tiny().config
+    values = json.loads(config.to_json()) | {key: value}
+    with pytest.raises(CheckpointError, match=rf"^c\.json: (unknown key )?{key}"):
+        SaveConfig.from_fields(Fields(values, "c.json", error=CheckpointError))
+
+
+def test_config_from_a_file_must_make_sense(tiny) -> None:  # type: ignore[no-untyped-def]
+    """What __post_init__ refuses is refused with the name of the file."""
+    values = json.loads(tiny().config.to_json()) | {"num_heads": 7}
+    with pytest.raises(CheckpointError, match=r"c\.json(.|\n)*heads"):
+        SaveConfig.from_fields(Fields(values, "c.json", error=CheckpointError))

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from save_deploy.manifest import FileRecord, Manifest, sha256_of
+from save_deploy.bundle import FileRecord, Manifest, sha256_of
 from save_deploy.runtime.comparison import Budget, Comparison, run_comparison
 from save_deploy.runtime.preflight.engine import last_error_logger
 from tests.calibration.samples import write_s4

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from save_deploy.manifest import FileRecord, Manifest
+from save_deploy.bundle import FileRecord, Manifest
 from save_deploy.runtime.preflight import Gpu, Machine
 
 ONE_NODE = bytes.fromhex(  # y = Relu(x) on one float

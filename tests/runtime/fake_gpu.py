@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from save_deploy.bundle import GraphSpec, TensorSpec
 from save_deploy.runtime.preflight.engine import last_error_logger
 from save_deploy.runtime.session.tensorrt import TensorRtSession
-from save_deploy.specs import GraphSpec, TensorSpec
 
 SPEC = GraphSpec(
     inputs=(TensorSpec("x", "float32", (1, 4), "four numbers"),),

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from save_deploy.bundle import Manifest
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, BundleError, DataError, ParityError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.compare import compare
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.reference import open_with_reference
@@ -114,10 +114,10 @@ def test_altered_and_missing_files(copy: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "a table"),
         ('{"format": "x", "format_version": 1}', "another format"),
-        ('{"format": "save-deploy-bundle", "format_version": 1}', "cannot be read"),
+        ('{"format": "save-deploy-bundle", "format_version": 1}', "config"),
     ],
 )
 def test_bad_manifest(copy: Path, text: str, message: str) -> None:
@@ -128,7 +128,7 @@ def test_bad_manifest(copy: Path, text: str, message: str) -> None:
 
 def test_golden_test_fails_on_other_outputs(copy: Path) -> None:
     """Twin of test_verify: golden logits moved by one pixel, hashes made right again."""
-    from save_deploy.manifest import FileRecord, sha256_of
+    from save_deploy.bundle import FileRecord, sha256_of
 
     path = copy / "golden" / "mask_logits.npy"
     np.save(path, np.roll(np.load(path), 3, axis=2))

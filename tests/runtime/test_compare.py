@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from save_deploy.bundle import Manifest, sha256_of
 from save_deploy.data.open import open_dataset
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import resize_mask
 from save_deploy.errors import BackendError, BundleError, CheckpointError, SaveDeployError
-from save_deploy.manifest import Manifest, sha256_of
 from save_deploy.metrics.interval import bootstrap_interval
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from save_deploy.bundle import FileRecord, Manifest
 from save_deploy.errors import SaveDeployError
-from save_deploy.manifest import FileRecord, Manifest
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos

@@ -19,10 +19,10 @@ from onnx import numpy_helper
 from PIL import Image
 
 import save_deploy
+from save_deploy.bundle import MANIFEST, Manifest, record_files
 from save_deploy.data.audio import read_waveform
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import read_frame, resize_frame
-from save_deploy.manifest import MANIFEST, Manifest, record_files
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
 from tests.runtime.cpp import ROOT, SOURCE, Library, cmake, infer, openvino_dir

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from save_deploy.manifest import FileRecord, Manifest
+from save_deploy.bundle import FileRecord, Manifest
 from save_deploy.runtime.preflight import Machine, engine_refusals
 from save_deploy.runtime.preflight.rules import rules
 from tests.runtime.cpp import infer

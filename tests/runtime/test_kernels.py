@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from save_deploy.bundle import Arrays
 from save_deploy.errors import BackendError
 from save_deploy.runtime.kernels import _belongs, _check, _Executed, executed_kernels
-from save_deploy.specs import Arrays
 
 SIDE = 16
 PRODUCT, PLAIN = "lin/matmul", "lin/matmul_2"

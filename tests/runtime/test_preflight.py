@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from save_deploy.bundle import FileRecord
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.machine import read_nvidia
-from save_deploy.manifest import FileRecord
 from save_deploy.runtime.preflight import (
     Machine,
     check,

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from save_deploy.bundle import Arrays, GraphSpec, Manifest
 from save_deploy.errors import ParityError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime import pipeline as pipeline_module
 from save_deploy.runtime import self_test as self_test_module
 from save_deploy.runtime.pipeline import SavePipeline, load
@@ -25,7 +25,6 @@ from save_deploy.runtime.preflight import Machine
 from save_deploy.runtime.self_test import golden_parity
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session import choose as choose_module
-from save_deploy.specs import Arrays, GraphSpec
 from tests.runtime.engines import machine, record_of, with_engine, write_wav
 
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from save_deploy.bundle import Arrays, GraphSpec, Manifest, TensorSpec
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, DataError
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import (
     available_backends,
@@ -25,7 +25,6 @@ from save_deploy.runtime.session.openvino import cpu_config
 from save_deploy.runtime.session.ort import OrtSession, session_options
 from save_deploy.runtime.stream import stream
 from save_deploy.runtime.verify import verify_bundle
-from save_deploy.specs import Arrays, GraphSpec, TensorSpec
 
 BACKENDS = ["onnxruntime", "openvino"]
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.machine import Nvidia, read_nvidia
-from save_deploy.manifest import Manifest
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.preflight import machine as machine_module
 from save_deploy.runtime.session import choose as choose_module

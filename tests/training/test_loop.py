@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from save_deploy.checkpoints.native import read_native, read_notes
+from save_deploy.checkpoints.inspect import inspect_checkpoint
+from save_deploy.checkpoints.native import read_native
 from save_deploy.errors import SaveDeployError
 from save_deploy.training.curve import plot_curve
 from save_deploy.training.evaluate import evaluate
@@ -35,7 +36,7 @@ def test_loss_falls(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
     config = dataclasses.replace(CONFIG, steps=30, batch_size=4, eval_every=30, save_every=30)
     best = train(model(tiny), config, tmp_path, on_step=lambda p: losses.append(p.loss))
     assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
-    assert best.is_file() and read_notes(best)["step"] == 30
+    assert best.is_file() and inspect_checkpoint(best).notes["step"] == 30
     rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 30 and 0 <= rows[-1]["m_j"] <= 100
     picture = plot_curve(tmp_path)

@@ -1,4 +1,4 @@
-// manifest.json: the only contract of a bundle (save_deploy/manifest.py writes it).
+// manifest.json: the only contract of a bundle (save_deploy/bundle.py writes it).
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,384 @@
+"""What a bundle is: the inputs and outputs of its graphs, and manifest.json, its only contract.
+
+A bundle is a folder: manifest.json, model.onnx [+ model.onnx.data], audio.onnx, golden/*.npy,
+conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.config import AUDIO_DIM, SaveConfig
+from save_deploy.errors import BundleError, DataError, SaveDeployError
+from save_deploy.fields import Fields, read_json
+from save_deploy.files import write_text
+from save_deploy.precision import Precision
+
+FORMAT = "save-deploy-bundle"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WINDOW_SAMPLES = 16_000  # one second at 16 kHz
+MAX_BATCH = 1024  # frames per call of a graph
+Arrays = dict[str, NDArray[Any]]
+
+# Preprocessing as data: what a client in any language has to do to a frame and a sound.
+PREPROCESSING: dict[str, Any] = {
+    "frame": {
+        "color": "RGB",
+        "dtype": "uint8",
+        "layout": "NHWC",
+        "resize": "square",
+        "interpolation": "bilinear_antialias",
+        "normalisation": "in the graph",
+    },
+    "sound": {
+        "sample_rate_hz": 16000,
+        "channels": "mean",
+        "window_samples": 16000,
+        "window_step_s": 0.96,
+        "short": "completed with silence",
+    },
+    "mask": {"threshold_logit": 0.0, "resize": "bilinear on logits to the frame size"},
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph: name, numpy dtype, fixed shape, what it holds."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Inputs and outputs of one graph. No other place names an input or a shape."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def check_inputs(self, arrays: Arrays) -> None:
+        """Raise DataError unless names, dtypes and shapes are exactly these."""
+        wanted = {spec.name: spec for spec in self.inputs}
+        if set(arrays) != set(wanted):
+            raise DataError(
+                "wrong input names",
+                got=", ".join(sorted(arrays)),
+                expected=", ".join(sorted(wanted)),
+            )
+        for name, spec in wanted.items():
+            array = arrays[name]
+            if array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
+                raise DataError(
+                    f"wrong input {name}",
+                    got=f"{array.dtype} {tuple(array.shape)}",
+                    expected=f"{spec.dtype} {spec.shape} ({spec.meaning})",
+                )
+
+
+def model_spec(config: SaveConfig, batch: int = 1) -> GraphSpec:
+    """model.onnx: frames and the embeddings of their seconds of sound -> mask logits."""
+    side = config.res
+    return GraphSpec(
+        inputs=(
+            TensorSpec(
+                "image", "uint8", (batch, side, side, 3), "RGB, 0..255, resized to a square"
+            ),
+            TensorSpec("audio_embedding", "float32", (batch, AUDIO_DIM), "output of audio.onnx"),
+        ),
+        outputs=(
+            TensorSpec("mask_logits", "float32", (batch, 1, side, side), "sounding where > 0"),
+        ),
+    )
+
+
+def audio_spec(batch: int = 1) -> GraphSpec:
+    """audio.onnx: one second of sound -> its embedding."""
+    return GraphSpec(
+        inputs=(TensorSpec("waveform", "float32", (batch, WINDOW_SAMPLES), "16 kHz mono, -1..1"),),
+        outputs=(TensorSpec("audio_embedding", "float32", (batch, AUDIO_DIM), "VGGish features"),),
+    )
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and sha256 of one file of the bundle."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a runtime needs to know; `files` covers all files but the manifest itself."""
+
+    config: SaveConfig
+    precision: dict[str, Any]
+    model: GraphSpec
+    audio: GraphSpec
+    files: dict[str, FileRecord]
+    golden: dict[str, Any]
+    merge: dict[str, Any]
+    source: dict[str, Any]
+    versions: dict[str, str]
+    # one entry per engine file: library, version, targets, receipt (export/engine/)
+    engines: tuple[dict[str, Any], ...] = ()
+    # rules about engines that earlier versions wrote for clients in other languages
+    preflight: dict[str, Any] = field(default_factory=dict)
+    # inputs that every client must turn into the same tensors (export/conformance.py)
+    conformance: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """manifest.json in the folder, atomically. Raises OutputError."""
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_dict(),
+            "precision": self.precision,
+            "graphs": {
+                "model": {"file": "model.onnx", **self.model.to_dict()},
+                "audio": {"file": "audio.onnx", **self.audio.to_dict()},
+            },
+            "preprocessing": PREPROCESSING,
+            "golden": self.golden,
+            "merge": self.merge,
+            "source": self.source,
+            "versions": self.versions,
+            "engines": list(self.engines),
+            **({"preflight": self.preflight} if self.preflight else {}),
+            "conformance": self.conformance,
+            "files": {name: asdict(record) for name, record in sorted(self.files.items())},
+        }
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        write_text(folder / MANIFEST, text, what="the manifest")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises BundleError, naming file and key, for a folder without a manifest, one of another
+        format version, and a value of a wrong type or out of range. Unknown keys are allowed."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise BundleError(
+                "not a bundle",
+                got=f"{folder} without {MANIFEST}",
+                expected="a folder written by save-export",
+                hint="save-export --res 256 --fp16 -o DIR",
+            )
+        fields = read_json(
+            path,
+            what="manifest",
+            error=BundleError,
+            hint="copy the bundle again, or export it again",
+        )
+        _check_format(fields)
+        config = SaveConfig.from_fields(fields.table("config"))
+        model, audio = _read_graphs(fields.table("graphs"), config)
+        return cls(
+            config=config,
+            precision=_read_precision(fields.table("precision")),
+            model=model,
+            audio=audio,
+            files={name: _read_record(name, row) for name, row in fields.each_table("files")},
+            golden=_read_golden(fields.table("golden")),
+            merge=_read_merge(fields.table("merge")),
+            source=_read_source(fields.table("source")),
+            versions=_read_versions(fields.table("versions")),
+            engines=tuple(_read_engine(row) for row in fields.tables("engines")),
+            preflight=fields.table("preflight", {}).values,
+            conformance=_read_conformance(fields.table("conformance", {})),
+        )
+
+    def verify(self, folder: Path) -> None:
+        """Compare size and sha256 of every file. Raises BundleError naming the first that differs."""
+        for name, record in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise BundleError(
+                    "bundle is incomplete",
+                    got=f"no {name} in {folder}",
+                    expected="all files of the manifest",
+                )
+            size = path.stat().st_size
+            if size != record.size or sha256_of(path) != record.sha256:
+                raise BundleError(
+                    "bundle file was altered",
+                    got=f"{name} ({size} bytes)",
+                    expected=f"{record.size} bytes, sha256 {record.sha256[:12]}...",
+                    hint="copy the bundle again, or export it again",
+                )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Every file below a folder but the manifest, by its path relative to it."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256_of(path), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _check_format(fields: Fields) -> None:
+    name, version = fields.string("format"), fields.integer("format_version")
+    if (name, version) != (FORMAT, FORMAT_VERSION):
+        raise BundleError(
+            "bundle of another format",
+            got=f"{name} version {version}",
+            expected=f"{FORMAT} version {FORMAT_VERSION}",
+            hint="export again with this version of save-deploy",
+        )
+
+
+def _read_graphs(fields: Fields, config: SaveConfig) -> tuple[GraphSpec, GraphSpec]:
+    """(model.onnx, audio.onnx), refused unless they have the interface of this config."""
+    model, audio = fields.table("model"), fields.table("audio")
+    inputs = _tensors(model, "inputs")
+    batch = inputs[0][2][0] if inputs and inputs[0][2] else 1
+    if batch > MAX_BATCH:
+        raise model.error("inputs", got=f"a batch of {batch}", expected=f"at most {MAX_BATCH}")
+    specs = model_spec(config, batch), audio_spec()
+    for graph, spec in zip((model, audio), specs, strict=True):
+        for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
+            wanted = [(t.name, t.dtype, t.shape) for t in tensors]
+            if (found := _tensors(graph, key)) != wanted:
+                raise graph.error(key, got=_listed(found), expected=_listed(wanted))
+    return specs
+
+
+def _tensors(fields: Fields, key: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, dtype, shape) of each tensor."""
+    return [
+        (row.string("name"), row.string("dtype"), row.integers("shape", bottom=1, top=1 << 20))
+        for row in fields.tables(key)
+    ]
+
+
+def _listed(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in tensors) or "nothing"
+
+
+def _read_record(name: str, fields: Fields) -> FileRecord:
+    if not _is_inside(name):
+        raise fields.error("", got=name, expected="a file name below the bundle, without ..")
+    return FileRecord(_hash(fields, "sha256"), fields.integer("size"))
+
+
+def _read_precision(fields: Fields) -> dict[str, Any]:
+    text = fields.string("precision")
+    try:
+        Precision.parse(text)
+    except SaveDeployError as error:
+        raise fields.error("precision", got=error.got, expected=error.expected) from None
+    return fields.values
+
+
+def _read_golden(fields: Fields) -> dict[str, Any]:
+    """Empty where a bundle has no golden samples."""
+    if fields.values:
+        fields.integer("n", low=1, high=1 << 20)
+        fields.number("audio_embedding_tolerance", 0.0)
+        _strings(fields, "names")
+        budget = fields.table("budget")
+        _if_present(budget, "max_abs_err", lambda key: budget.number(key, 0.0))
+        budget.number("min_agreement", 0.0, 1.0)
+        if set(budget.values) != {"max_abs_err", "min_agreement"}:
+            got = ", ".join(budget.values)
+            raise budget.error("", got=got, expected="max_abs_err, min_agreement")
+    return fields.values
+
+
+def _read_merge(fields: Fields) -> dict[str, Any]:
+    for row in fields.tables("rewrites"):
+        row.string("name")
+    return fields.values
+
+
+def _read_source(fields: Fields) -> dict[str, Any]:
+    for row in fields.tables("files"):
+        row.string("name")
+        _hash(row, "sha256")
+        row.integer("size")
+    return fields.values
+
+
+def _read_versions(fields: Fields) -> dict[str, str]:
+    return {name: fields.string(name) for name in fields.values}
+
+
+def _read_engine(fields: Fields) -> dict[str, Any]:
+    """One engine entry. What a library needs beyond its file is checked where it is opened."""
+    _path(fields, "file")
+    for key in ("library", "library_version", "hardware_compatibility", "os", "gpu", "driver",
+                "cuda", "onnx_sha256", "onnx_data_sha256", "header"):  # fmt: skip
+        _if_present(fields, key, fields.string)
+    for key in ("engine_bytes", "activation_bytes", "weights_bytes"):
+        _if_present(fields, key, fields.integer)
+    _if_present(fields, "version_compatible", fields.boolean)
+    _if_present(fields, "options", lambda key: fields.table(key).boolean("strip_weights", False))
+    _if_present(fields, "receipt", fields.table)
+    _strings(fields, "targets")
+    return fields.values
+
+
+def _read_conformance(fields: Fields) -> dict[str, Any]:
+    """Empty where a bundle has no conformance samples."""
+    if fields.values:
+        for key in ("waveform", "audio_embedding", "mask_logits"):
+            _path(fields, key)
+        fields.integer("logits_step", low=1, high=1 << 13)
+        fields.table("tolerances")
+        for row in fields.tables("cases"):
+            row.string("name")
+            for key in ("frame", "sound", "mask"):
+                _path(row, key)
+            _hash(row, "image_sha256")
+    return fields.values
+
+
+def _if_present(fields: Fields, key: str, read: Callable[[str], object]) -> None:
+    """Check a key that may be missing or null."""
+    if fields.values.get(key) is not None:
+        read(key)
+
+
+def _strings(fields: Fields, key: str) -> None:
+    _if_present(fields, key, fields.strings)
+
+
+def _hash(fields: Fields, key: str) -> str:
+    text = fields.string(key)
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise fields.error(key, got=text[:80], expected="a sha256, 64 hex digits")
+    return text
+
+
+def _path(fields: Fields, key: str) -> None:
+    name = fields.string(key)
+    if not _is_inside(name):
+        raise fields.error(key, got=name[:80], expected="a file name below the bundle, without ..")
+
+
+def _is_inside(name: str) -> bool:
+    """True for a relative path that stays below its folder, on every system."""
+    path = PurePosixPath(name)
+    unsafe = ".." in path.parts or path.is_absolute() or not path.parts
+    return not unsafe and not re.search(r"[\\:\0]", name)
