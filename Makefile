@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check cpp fmt clean
+.PHONY: demo test fast check dist cpp fmt clean
 
 # Install, then turn the built-in checkpoint into an FP16 bundle and print the comparison.
 demo: $(VENV)/.installed
@@ -14,11 +14,20 @@ test: $(VENV)/.installed-test
 	$(MAKE) check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
 
+# The fast part of the tests, for daily work.
+fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m fast
+
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf $(VENV)/typed && $(BIN)/pip install --quiet --no-deps --target $(VENV)/typed .
 	cd $(VENV)/typed && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p save_deploy
+
+# Wheels and sdist of save-deploy and of its built-in checkpoint, in dist/.
+dist: $(VENV)/.installed-test
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist save_deploy/assets
 
 # Build and test the C++ runtime in build/cpp; BUNDLE=DIR also runs what wants a bundle. In CI (which
 # sets CI) warnings are errors: a compiler nobody tried must not fail a user's build.
@@ -35,13 +44,13 @@ fmt: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build dist *.egg-info
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet -e .
+	$(BIN)/pip install --quiet -e ".[export]"
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip

@@ -45,7 +45,7 @@ class Conformed:
 
 
 def check_conformance(bundle: Path, pipeline: SavePipeline) -> Conformed:
-    """Every case of the pack: files -> tensors -> mask. Resampling needs torchaudio.
+    """Every case of the pack: files -> tensors -> mask.
 
     Raises ParityError naming the first case and stage that differs, BundleError without a pack.
     """
@@ -138,5 +138,5 @@ def _differs(name: str, what: str, got: Any, expected: Any) -> None:
         f"{what} differs from the conformance pack",
         got=f"{name}: {got}",
         expected=str(expected),
-        hint="the versions of pillow and torchaudio in this environment may differ",
+        hint="the version of pillow in this environment may differ",
     )

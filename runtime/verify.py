@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from save_deploy.runtime.self_test import golden_parity
 @dataclass(frozen=True)
 class Verified:
     """Parity on the golden samples, the backend that ran, seconds from opening to first mask, and how
-    frames and sounds are prepared here (None: no pack, or no torchaudio to resample with)."""
+    frames and sounds are prepared here (None: no pack)."""
 
     parity: ParityResult
     backend: str
@@ -38,6 +37,5 @@ def verify_bundle(folder: Path, *, backend: str = "auto", threads: int | None = 
             hint="export again on this machine, or with --fp32",
             on_first=lambda: first.append(time.perf_counter() - started),
         )
-        able = bool(manifest.conformance) and importlib.util.find_spec("torchaudio") is not None
-        conformed = check_conformance(folder, pipeline) if able else None
+        conformed = check_conformance(folder, pipeline) if manifest.conformance else None
         return Verified(parity, pipeline.backend, first[0], conformed)

@@ -13,6 +13,7 @@ import typer
 
 from save_deploy import __version__, interrupt
 from save_deploy.errors import SaveDeployError
+from save_deploy.extras import named_extras
 from save_deploy.progress import listen_for_interrupts
 from save_deploy.verbs import (
     calibrate,
@@ -108,7 +109,8 @@ def _run(app: typer.Typer) -> None:
     listen_for_interrupts()
     command = typer.main.get_command(app)
     try:
-        code = command.main(standalone_mode=False)
+        with named_extras():
+            code = command.main(standalone_mode=False)
     except SaveDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -9,6 +9,7 @@ import psutil
 
 from save_deploy.bundle import GraphSpec
 from save_deploy.errors import BackendError
+from save_deploy.extras import install_line
 from save_deploy.files import cache_folder
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
@@ -72,11 +73,24 @@ def open_session(
     if low_memory is None:
         low_memory = not fits(path)
     if backend == "auto":
-        backend = available_backends()[0] if not low_memory else "onnxruntime"
+        backend = _cpu_backend(low_memory)
     if backend == "openvino":
         cache = _cache("openvino", sha256) if size <= _CACHED_BYTES else None
         return OpenVinoSession(path, spec, threads=threads, cache_dir=cache)
     return OrtSession(path, spec, threads=threads, low_memory=low_memory)
+
+
+def _cpu_backend(low_memory: bool) -> str:
+    """The CPU backend of `auto`. low_memory: ONNX Runtime, which keeps weights mapped, where installed."""
+    found = available_backends()
+    if not found:
+        raise BackendError(
+            "no backend is installed",
+            got="neither onnxruntime nor openvino",
+            expected="one of them",
+            hint=f"{install_line('cpu')}, or {install_line('openvino')}",
+        )
+    return "onnxruntime" if low_memory and "onnxruntime" in found else found[0]
 
 
 def _open_gpu(

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from save_deploy.errors import BackendError
+from save_deploy.extras import named_extras
 from save_deploy.machine import CUDA_LIBRARY, read_nvidia
 
 CPU = "CPUExecutionProvider"
@@ -23,6 +24,7 @@ TENSORRT_MAJOR = 10
 _CURE = "--backend onnxruntime runs on the CPU"
 
 
+@named_extras()
 def require_provider(provider: str) -> None:
     """Raise BackendError naming the first thing that is missing; nothing is printed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from save_deploy.checkpoints.positions import resize_positions
 from save_deploy.checkpoints.pth import read_pth
 from save_deploy.checkpoints.sam import read_sam, read_vggish
 from save_deploy.config import SaveConfig, check_resolution
-from save_deploy.errors import CheckpointError
+from save_deploy.errors import BackendError, CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam
 from save_deploy.systems import system as check_system
@@ -38,8 +39,23 @@ _ALONE = {
 
 
 def builtin_path() -> Path:
-    """The checkpoint that comes with the package (vit_t at 256 px; see MODEL_CARD.md beside it)."""
-    return Path(__file__).parents[1] / "assets" / "save_vit_t_256.safetensors"
+    """The built-in checkpoint: vit_t at 256 px, described in MODEL_CARD.md beside it.
+
+    In a clone it lies in save_deploy/assets. Wheels leave it to the package save-deploy-checkpoint,
+    because running a bundle needs no weights. Raises BackendError where neither is there.
+    """
+    package = importlib.util.find_spec("save_deploy_checkpoint")
+    folders = [Path(__file__).parents[1] / "assets"]
+    folders += map(Path, (package and package.submodule_search_locations) or ())
+    for path in (folder / "save_vit_t_256.safetensors" for folder in folders):
+        if path.is_file():
+            return path
+    raise BackendError(
+        "the built-in checkpoint is not installed",
+        got="no package save-deploy-checkpoint",
+        expected="that package, or a checkpoint of your own",
+        hint="pip install ./save_deploy/assets   (in a clone of the repository)",
+    )
 
 
 def load_model(

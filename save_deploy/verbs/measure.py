@@ -157,7 +157,7 @@ def verify(
         f"first mask after {result.first_mask_s:.2f} s"
     )
     if (pack := result.conformed) is None:
-        print("conformance pack: not run (none in the bundle, or no torchaudio to resample with)")
+        print("conformance pack: not run (none in the bundle)")
     else:
         print(
             f"conformance pack: {pack.n_cases} files as prepared by the exporter, logits within "

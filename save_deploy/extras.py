@@ -1,0 +1,56 @@
+"""Optional packages: the extra of save-deploy that installs each, and the error when one is missing.
+
+Goes in: an import that fails. Comes out: a BackendError with the one line that installs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from save_deploy.errors import BackendError
+
+# Top-level module -> the smallest extra in pyproject.toml that holds it.
+EXTRA_OF = {
+    "onnxruntime": "cpu",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+    "cuda": "cuda",
+    "torch": "export",
+    "torchvision": "export",
+    "torchaudio": "export",
+    "segment_anything": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "ml_dtypes": "export",
+    "safetensors": "export",
+    "matplotlib": "train",
+    "polygraphy": "polygraphy",
+}
+
+
+def install_line(extra: str) -> str:
+    return f'pip install "save-deploy[{extra}]"'
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Turn the missing import of an optional package into a BackendError (exit 3) with its install line.
+
+    A block or a decorator. Any other missing module is a bug of ours and keeps its traceback.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = EXTRA_OF.get(package)
+        if extra is None:
+            raise
+        raise BackendError(
+            f"{package} is not installed",
+            got=str(error),
+            expected=f"the packages of save-deploy[{extra}]",
+            hint=install_line(extra),
+        ) from error
