@@ -37,7 +37,7 @@ def install_line(extra: str) -> str:
 
 @contextmanager
 def named_extras() -> Iterator[None]:
-    """Turn the missing import of an optional package into a BackendError (exit 3) with its install line.
+    """Turn the missing import of an optional package into a BackendError (exit 3).
 
     A block or a decorator. Any other missing module is a bug of ours and keeps its traceback.
     """

@@ -81,7 +81,7 @@ def open_session(
 
 
 def _cpu_backend(low_memory: bool) -> str:
-    """The CPU backend of `auto`. low_memory: ONNX Runtime, which keeps weights mapped, where installed."""
+    """CPU backend of `auto`. low_memory: ONNX Runtime where installed, which keeps weights mapped."""
     found = available_backends()
     if not found:
         raise BackendError(
