@@ -7,8 +7,7 @@ from pathlib import Path
 
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Entry
-from save_deploy.export.quantize.judge import require_fp8_backend
-from save_deploy.export.quantize.verdict import FLOATS
+from save_deploy.export.quantize.explain import FLOATS, require_fp8_backend
 from save_deploy.runtime.session import available_backends
 from save_deploy.runtime.session.open import fits
 
@@ -23,19 +22,20 @@ def choose_entries(
     table, but for ONNX Runtime, whose weights may stay mapped.
     """
     backends = sorted(available_backends(), reverse=True)
-    if options.quantized == "fp8":
+    if options.precision.quantized == "fp8":
         backends = require_fp8_backend()
-    elif large and not options.quantized:
+    elif large and not options.precision.quantized:
         backends = ["onnxruntime"]
+    own, quantized = str(options.precision), options.precision.quantized
     entries = []
-    for precision, path in (*compared, (options.precision, folder / "model.onnx")):
+    for precision, path in (*compared, (own, folder / "model.onnx")):
         asked, low_memory = backends, False
-        if precision != options.precision and not options.quantized:
+        if precision != own and not quantized:
             asked = ["onnxruntime"]
         if large:
-            fitting = not options.quantized or fits(path)
+            fitting = not quantized or fits(path)
             asked = [b for b in asked if fitting or b == "onnxruntime"] or asked
             # mapped weights keep products in 8 bits from their kernels
-            low_memory = precision in FLOATS and not (options.quantized and fitting)
+            low_memory = precision in FLOATS and not (quantized and fitting)
         entries += [Entry(backend, precision, path, low_memory) for backend in asked]
     return entries

@@ -12,11 +12,11 @@ from save_deploy.bundle import WINDOW_SAMPLES
 from save_deploy.checkpoints import builtin_path, read_header
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.memory import is_large, score_bytes
 from save_deploy.export.merge.deploy import DeployModel, FrameModel
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.options import ExportOptions
-from save_deploy.export.quantize.products import find_products
-from save_deploy.export.run import low_memory, score_bytes
+from save_deploy.export.quantize.sites import find_sites
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.session.open import PACKED_FACTOR
 
@@ -75,10 +75,10 @@ def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
     """One byte per weight of a quantized product, all others in the float type."""
     total = sum(p.numel() for p in deploy.parameters())
     eight_bit = 0
-    if options.quantized:
-        modules = [deploy.get_submodule(p.name) for p in find_products(deploy)]
+    if options.precision.quantized:
+        modules = [deploy.get_submodule(p.name) for p in find_sites(deploy)]
         eight_bit = sum(p.numel() for m in modules for p in m.parameters() if p.ndim > 1)
-    return eight_bit + (total - eight_bit) * BYTES[options.floats]
+    return eight_bit + (total - eight_bit) * BYTES[options.precision.floats]
 
 
 def peak_bytes(
@@ -92,8 +92,8 @@ def peak_bytes(
     1024 px 12.7 / 12.4.
     """
     activations = 3 * options.batch * score_bytes(config)
-    if low_memory(config, eager_bytes):
-        session = int(PACKED_FACTOR * graph_bytes) if options.quantized else 0
+    if is_large(config, eager_bytes):
+        session = int(PACKED_FACTOR * graph_bytes) if options.precision.quantized else 0
         return LIBRARIES_BYTES + max(int(1.06 * eager_bytes), session) + activations
     return LIBRARIES_BYTES + eager_bytes + 3 * graph_bytes + activations
 

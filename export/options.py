@@ -10,16 +10,8 @@ from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.metrics.parity import ParityBudget
+from save_deploy.precision import Precision
 
-# float type of everything that is not quantized, and the format of the products that are
-PRECISIONS = {
-    "fp32": ("fp32", ""),
-    "fp16": ("fp16", ""),
-    "int8": ("fp32", "int8"),
-    "int8_fp16": ("fp16", "int8"),
-    "fp8": ("fp32", "fp8"),
-    "fp8_fp16": ("fp16", "fp8"),
-}
 SEARCH_COSTS = {"time": "ms", "work": "GMAC"}
 STAGES = ("load", "golden", "merge", "precision", "trace", "write", "prove")
 QUANTIZED_STAGES = (
@@ -84,7 +76,7 @@ class ExportOptions:
     checkpoint: Path | None = None
     sam: Path | None = None
     res: int = 256
-    precision: str = "fp32"
+    precision: Precision = field(default_factory=Precision)
     batch: int = 1
     target: str = "portable"
     without: tuple[str, ...] = ()
@@ -100,10 +92,8 @@ class ExportOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise SaveDeployError(
-                "unknown precision", got=self.precision, expected=", ".join(PRECISIONS)
-            )
+        if not isinstance(self.precision, Precision):  # its text, as in "int8_fp16"
+            object.__setattr__(self, "precision", Precision.parse(self.precision))
         check_resolution(self.res)
         _ = self.forms  # refuses unknown targets and rewrites
         if self.calibration.table is not None and self.search.reuse is not None:
@@ -114,14 +104,9 @@ class ExportOptions:
             )
 
     @property
-    def floats(self) -> str:
-        """fp32 or fp16: type of what is not quantized."""
-        return PRECISIONS[self.precision][0]
-
-    @property
-    def quantized(self) -> str:
-        """int8, fp8, or empty."""
-        return PRECISIONS[self.precision][1]
+    def measures_ranges(self) -> bool:
+        """False when ranges are read from a table or a bundle."""
+        return self.calibration.table is None and self.search.reuse is None
 
     @property
     def search_cost(self) -> str:
@@ -130,7 +115,7 @@ class ExportOptions:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return QUANTIZED_STAGES if self.quantized else STAGES
+        return QUANTIZED_STAGES if self.precision.quantized else STAGES
 
     @property
     def folder(self) -> Path:
@@ -141,7 +126,7 @@ class ExportOptions:
     @property
     def forms(self) -> Forms:
         forms = forms_for(self.target, res=self.res)
-        if self.quantized:
+        if self.precision.quantized:
             forms = forms.quantizable()
         return forms.without(*self.without)
 

@@ -37,9 +37,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Proved:
-    """Rows of the table, eager first; logits (N,S,S) of every entry, in their order; the inputs that
-    were timed; interleaved: whether samples of one round were taken together."""
+    """entries: the graphs, the bundle's own last; rows: of the table, eager first; logits: (N,S,S) per
+    entry; inputs: those of the timed calls; interleaved: all entries were timed in every round."""
 
+    entries: list[Entry]
     rows: list[Row]
     logits: list[NDArray[np.float32]]
     inputs: Arrays
@@ -108,7 +109,7 @@ def prove_entries(
     for entry, predicted in zip(entries, logits, strict=True):
         size = _size_mb(folder, entry.path)
         rows.append(row(entry.backend, entry.precision, size, latency[_name(entry)], predicted))
-    return Proved(rows, logits, inputs, interleaved=eager is not None)
+    return Proved(entries, rows, logits, inputs, interleaved=eager is not None)
 
 
 def _open(

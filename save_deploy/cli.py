@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from save_deploy import __version__, interrupt
+from save_deploy import __version__
 from save_deploy.errors import SaveDeployError
 from save_deploy.extras import named_extras
-from save_deploy.progress import listen_for_interrupts
+from save_deploy.progress import Resumable, listen_for_interrupts
 from save_deploy.verbs import (
     calibrate,
     checkpoints,
@@ -108,12 +108,24 @@ def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
     listen_for_interrupts()
     command = typer.main.get_command(app)
+    invoke = command.invoke
+
+    def invoke_or_stop(context: Any) -> Any:  # Typer would drop a KeyboardInterrupt's class
+        try:
+            return invoke(context)
+        except KeyboardInterrupt as interrupt:
+            raise _Stopped(isinstance(interrupt, Resumable)) from None
+
+    command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
         with named_extras():
             code = command.main(standalone_mode=False)
     except SaveDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except _Stopped as stopped:
+        _say_interrupted(resumable=stopped.resumable)
+        sys.exit(INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
         _say_interrupted()
         sys.exit(INTERRUPTED)
@@ -127,9 +139,16 @@ def _run(app: typer.Typer) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say_interrupted() -> None:
-    goes_on = "; the same command goes on from there" if interrupt.has_kept() else ""
-    print(f"\ninterrupted; nothing half written was left{goes_on}", file=sys.stderr)
+class _Stopped(Exception):
+    """Interrupted inside a verb."""
+
+    def __init__(self, resumable: bool) -> None:
+        self.resumable = resumable
+
+
+def _say_interrupted(*, resumable: bool = False) -> None:
+    again = "; run the same command again to resume" if resumable else ""
+    print(f"\ninterrupted; nothing half written was left{again}", file=sys.stderr)
 
 
 def main() -> None:

@@ -137,10 +137,10 @@ class Fields:
             if default is _MISSING:
                 raise self.error(key, got="nothing", expected=_WORDS[kind])
             return default
-        value: Any = self.values[key]
+        value = self.values[key]
         if kind is float and type(value) is int and abs(value) < 2**1000:
             value = float(value)
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (type(value) is float and not math.isfinite(value)):
             raise self.error(key, got=shown(value), expected=_WORDS[kind])
         return value
 

@@ -81,18 +81,18 @@ def inputs() -> Callable[[SaveModel, int], tuple[torch.Tensor, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def kept_traces() -> Iterator[None]:
     """From the first export of this process on, equal modules are traced once."""
-    from save_deploy.export import run
+    from save_deploy.export import graph
     from tests.export.traced import traced_once
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "graph_from_module", traced_once(run.graph_from_module))
+        patch.setattr(graph, "graph_from_module", traced_once(graph.graph_from_module))
         yield
 
 
 def exported_once(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
     """A bundle that all test processes of a run share; the first one to want it makes it."""
+    from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
 
     base = factory.getbasetemp()
     place = (base.parent if worker else base) / "bundles"
@@ -101,7 +101,7 @@ def exported_once(factory: pytest.TempPathFactory, name: str, **options: Any) ->
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (place / name).exists():
             patch.setenv("SAVE_DEPLOY_CACHE", str(factory.mktemp("cache")))
-            export_bundle(ExportOptions(out=place / name, rounds=3, **options))
+            export(ExportOptions(out=place / name, rounds=3, **options))
     return place / name
 
 
@@ -127,7 +127,7 @@ def bundle_int8(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> 
         tmp_path_factory, "int8", precision="int8", res=224, n_golden=2, calibration=pairs
     )
     report = (folder / "report.md").read_text()
-    assert "54 of 54 products ran 8-bit kernels" in report
+    assert "54 of 54 MatMuls ran INT8 kernels" in report
     return folder
 
 

@@ -104,8 +104,9 @@ def test_it_scores_and_keeps_its_name(system: str, tmp_path: Path) -> None:
 def test_export_with_parity(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real exporter on a small model: within 1e-3 of eager and the same masks."""
     from save_deploy.bundle import model_spec
+    from save_deploy.export.graph import save_graph
     from save_deploy.export.merge.deploy import merge
-    from save_deploy.export.onnx_export import graph_from_module, save_graph
+    from save_deploy.export.trace import graph_from_module
     from save_deploy.runtime.session import open_session
 
     model = tiny(system)

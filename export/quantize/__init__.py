@@ -1,7 +1,7 @@
 """Quantize: a float graph and a calibration table -> explicit Q/DQ, INT8 or FP8."""
 
-from save_deploy.export.quantize.products import EncoderProduct, find_products
 from save_deploy.export.quantize.qdq import insert_qdq
+from save_deploy.export.quantize.sites import MatMulSite, find_sites
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight
 
-__all__ = ["FORMATS", "EncoderProduct", "find_products", "insert_qdq", "quantize_weight"]
+__all__ = ["FORMATS", "MatMulSite", "find_sites", "insert_qdq", "quantize_weight"]

@@ -1,4 +1,4 @@
-"""Model and pairs -> calibration table, in one pass that can be taken up again."""
+"""Model and pairs -> calibration table, in one pass that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,123 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from save_deploy import __version__, interrupt
+from save_deploy import __version__
 from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import METHODS, Histogram
 from save_deploy.calibration.observe import Observer, observe
-from save_deploy.calibration.select import Selection
+from save_deploy.calibration.overlap import refuse_overlap, refuse_test_clips, refuse_test_names
+from save_deploy.calibration.pairs import Pairs
+from save_deploy.calibration.select import Selection, select_pairs
 from save_deploy.calibration.table import CalibrationTable, Smoothing, TensorRange
-from save_deploy.errors import DataError, ExportError
+from save_deploy.checkpoints import load_model
+from save_deploy.config import check_resolution
+from save_deploy.errors import DataError, ExportError, OutputError
 from save_deploy.export.merge.block import DeployBlock
 from save_deploy.export.merge.deploy import DeployModel
-from save_deploy.export.quantize.products import EncoderProduct, find_products
+from save_deploy.export.merge.forms import forms_for
+from save_deploy.export.options import CalibrationOptions, ExportOptions
+from save_deploy.export.quantize.plan import ReusedChoice
+from save_deploy.export.quantize.sites import MatMulSite, find_sites
 from save_deploy.export.quantize.smooth import WORTH, can_smooth, choose_smoothing, product_error
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
+from save_deploy.files import cache_folder, cache_root, check_file_target
 from save_deploy.machine import versions
 from save_deploy.model.save import SaveModel
+from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.eager import eager_pipeline
 
+OnStage = Callable[[str, str], None]
+CALIBRATE_STAGES = ("load", "merge", "calibrate")
 DEFAULT_METHOD = "minmax"
 SAVE_EVERY_S = 5.0
 _CORRECTED = ("attn.proj", "mlp.lin1", "mlp.lin2")  # their bias stands right behind the product
+
+
+def calibrate_checkpoint(
+    checkpoint: Path | None, sam: Path | None, res: int, options: CalibrationOptions, out: Path, *,
+    force: bool = False, threads: int | None = None, on_stage: OnStage = lambda *_: None,
+) -> CalibrationTable:  # fmt: skip
+    """The table of a checkpoint, measured and written."""
+    check_file_target(out, force=force)
+    check_resolution(res)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    on_stage("load", str(checkpoint or "built-in vit_t"))
+    model = load_model(checkpoint, res=res, sam=sam)
+    on_stage("merge", "")
+    forms = forms_for("portable", res=res).quantizable()
+    deploy = DeployModel(model, forms).eval().requires_grad_(False)
+    table = measure_table(model, deploy, options, "scenes", on_stage=on_stage)
+    table.write(out)
+    return table
+
+
+def measure_table(
+    model: SaveModel, deploy: DeployModel, options: CalibrationOptions, data: str, *,
+    golden: Pairs | None = None, on_stage: OnStage = lambda *_: None,
+) -> CalibrationTable:  # fmt: skip
+    """Select pairs, refuse what accuracy is measured on, and run them. data: when options name none.
+
+    An interrupted pass is taken up again by the same call; a finished one is not repeated.
+    """
+    name = options.data or data
+    res = model.config.res
+    advance = countdown(on_stage, "calibrate", f"looking at clips of {name}", 3 * options.pairs)
+    selection = select_pairs(
+        name, options.pairs, res=res, split=options.split, skip_bad=options.skip_bad,
+        on_clip=advance,
+    )  # fmt: skip
+    refuse_test_clips(name, selection)
+    refuse_test_names(selection.pairs.names, data, "calibration")
+    if golden is not None:
+        refuse_overlap(selection, golden, "the golden samples")
+    cache = cache_root() / "calibration"
+    return calibrate(
+        model,
+        deploy,
+        selection,
+        method=options.method or DEFAULT_METHOD,
+        smooth=options.smooth,
+        state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
+        kept=cache_folder("calibration"),
+        on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
+        on_tensor=countdown(
+            on_stage, "calibrate", "smoothing and bias correction", len(find_sites(deploy))
+        ),
+    )
+
+
+def obtain_table(
+    model: SaveModel, deploy: DeployModel, options: ExportOptions, golden: Pairs, *,
+    on_stage: OnStage,
+) -> CalibrationTable:  # fmt: skip
+    """The table named by the options, checked against model and golden samples, or a measured one."""
+    if options.measures_ranges:
+        on_stage("calibrate", "choosing pairs")
+        return measure_table(
+            model, deploy, options.calibration, options.data, golden=golden, on_stage=on_stage
+        )
+    on_stage("calibrate", f"ranges of {options.calibration.table or options.search.reuse}")
+    if options.calibration.table is not None:
+        table = CalibrationTable.read(options.calibration.table)
+    else:
+        assert options.search.reuse is not None
+        table = ReusedChoice.read(options.search.reuse).table
+    entry = model_entry(model)
+    table.require_model(entry["sha256"], name=entry["name"], res=entry["res"])
+    refuse_test_names(
+        table.data["names"], options.data, "the calibration table",
+        hint="another --data, or a table of other pairs",
+    )  # fmt: skip
+    seen = set(table.data["pair_sha256"])
+    for name, digest in zip(golden.names, golden.pair_sha256, strict=True):
+        if digest in seen:
+            raise DataError(
+                "the calibration table overlaps the golden samples",
+                got=name,
+                expected="golden samples that ranges were not measured on",
+                hint="another --data, or a table of other pairs",
+            )
+    return table
 
 
 def model_entry(model: SaveModel) -> dict[str, Any]:
@@ -57,10 +155,10 @@ def calibrate(
 ) -> CalibrationTable:  # fmt: skip
     """Ranges of every encoder product by every method, smoothing and means, from one pass.
 
-    deploy: the merged model, not smoothed, in Forms.quantizable(). state: a file that an interrupted
-    pass is taken up from; it is deleted at the end. Where it cannot be written the pass goes on
-    without, and says so on stderr. kept: a folder where the finished table is put, and taken from when
-    all is the same: what comes after it may be interrupted, and goes on with the same digits.
+    deploy: the merged model, not smoothed, in Forms.quantizable(). state: file that an interrupted pass
+    resumes from, deleted at the end; where it cannot be written the pass continues without, with a
+    line on stderr. kept: cache folder. The same model, data and options load the table instead of
+    measuring again, to the digit. Interrupted, it raises Resumable where something was kept.
     on_pair(text, n=...) is told how many pairs are done; on_tensor() that ranges, smoothing and bias
     correction of one product's input are.
     Raises DataError for a tensor that is NaN, infinite, or zero throughout, ExportError for one too
@@ -74,30 +172,28 @@ def calibrate(
         parts = (key, json.dumps(data, sort_keys=True), method, str(smooth), __version__)
         finished = kept / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
         if (table := _read(finished)) is not None:
-            interrupt.keep()
             on_pair("measured by an earlier run", n=len(selection.pairs))
             return table
-    products = find_products(deploy)
+    products = find_sites(deploy)
     linears = [p.name for p in products if p.branch != "adapter"]
     observer = Observer(
         deploy, [p.name for p in products], channels=linears, n_pairs=len(selection.pairs)
     )
-    if state is not None and observer.resume(state, key):
-        interrupt.keep()
-        on_pair(n=observer.seen)
     saver = _Saver(observer, state, key)
+    if saver.kept:
+        on_pair(n=observer.seen)
 
     def after_pair() -> None:
         saver()
         on_pair(n=1)
 
-    observe(deploy, observer, _inputs(model, selection, observer.seen), on_pair=after_pair)
-    table = _table(deploy, products, observer, entry, data, method, smooth, on_tensor)
-    if finished is not None:
-        with contextlib.suppress(ExportError):  # a full disk: measured again the next time
-            table.write(finished)
-            interrupt.keep()
-    saver.done()
+    with resumable(lambda: saver.kept):
+        observe(deploy, observer, _inputs(model, selection, observer.seen), on_pair=after_pair)
+        table = _table(deploy, products, observer, entry, data, method, smooth, on_tensor)
+        if finished is not None:
+            with contextlib.suppress(OutputError, ExportError):  # a full disk: measured again
+                table.write(finished)
+        saver.done()
     return table
 
 
@@ -115,6 +211,7 @@ class _Saver:
     def __init__(self, observer: Observer, path: Path | None, key: str) -> None:
         self.observer, self.path, self.key = observer, path, key
         self.written, self.pause = time.monotonic(), SAVE_EVERY_S
+        self.kept = path is not None and observer.resume(path, key)
 
     def __call__(self) -> None:
         start = time.monotonic()
@@ -124,7 +221,7 @@ class _Saver:
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(f"{self.path.parent} cannot be written to")
             self.observer.save(self.path, self.key)
-            interrupt.keep()
+            self.kept = True
         except OSError as error:  # a read-only cache, a full disk: only resuming needs the file
             why = error.strerror or error
             print(f"\nan interrupted calibration could not be resumed: {why}", file=sys.stderr)
@@ -149,7 +246,7 @@ def _inputs(model: SaveModel, selection: Selection, first: int) -> Iterator[tupl
 
 
 def _table(
-    deploy: DeployModel, products: tuple[EncoderProduct, ...], observer: Observer,
+    deploy: DeployModel, products: tuple[MatMulSite, ...], observer: Observer,
     entry: dict[str, Any], data: dict[str, Any], method: str, smooth: bool,
     on_tensor: Callable[..., object],
 ) -> CalibrationTable:  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from save_deploy.bundle import Manifest
 from save_deploy.calibration.table import CalibrationTable
-from save_deploy.errors import BundleError
-from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
-from save_deploy.export.quantize.products import EncoderProduct
+from save_deploy.errors import BundleError, SaveDeployError
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.qdq import insert_qdq
+from save_deploy.export.quantize.sites import MatMulSite, find_sites
 
 TABLE_FILE = "calibration.json"
 
@@ -22,19 +23,18 @@ TABLE_FILE = "calibration.json"
 @dataclass(frozen=True)
 class QuantPlan:
     """fmt: int8 or fp8; float_units: `blocks.3.mlp` ..., left in float; chosen_by: all, search, or the
-    name of the bundle whose choice it is; floats: the plan of the float parts when they are FP16."""
+    name of the bundle whose choice it is."""
 
     fmt: str
     table: CalibrationTable
-    products: tuple[EncoderProduct, ...]
+    sites: tuple[MatMulSite, ...]
     method: str
     float_units: tuple[str, ...] = ()
     chosen_by: str = "all"
-    floats: PrecisionPlan | None = None
 
     @property
-    def quantized(self) -> tuple[EncoderProduct, ...]:
-        return tuple(p for p in self.products if p.unit not in self.float_units)
+    def quantized(self) -> tuple[MatMulSite, ...]:
+        return tuple(p for p in self.sites if p.unit not in self.float_units)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the manifest, but for what was found by running it."""
@@ -61,7 +61,7 @@ class QuantPlan:
 def quantize_graph(
     graph: ir.Model, plan: QuantPlan, *, memo: dict[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """Q/DQ into a float32 graph, in place, then its float parts typed -> names of the MatMul nodes.
+    """Insert Q/DQ pairs into a float32 graph, in place -> names of the quantized MatMul nodes.
 
     memo: keeps rounded weights for another call with the same graph. Raises DataError when the table
     lacks a product.
@@ -69,19 +69,43 @@ def quantize_graph(
     chosen = plan.quantized
     amax = {p.name: plan.table.amax(p.name, plan.method) for p in chosen}
     nodes = insert_qdq(graph, chosen, amax, fmt=plan.fmt, means=plan.table.means, memo=memo)
-    if plan.floats is not None:
-        to_fp16(graph, plan.floats)
-        drop_unused_weights(graph)
     return nodes
 
 
-def units_of(products: Sequence[EncoderProduct]) -> tuple[str, ...]:
+def units_of(products: Sequence[MatMulSite]) -> tuple[str, ...]:
     """Without repetition, in their order."""
     return tuple(dict.fromkeys(p.unit for p in products))
 
 
+def plan_quantization(
+    deploy: DeployModel, table: CalibrationTable, options: ExportOptions
+) -> QuantPlan:
+    """Every MatMul site quantized, or the choice of a reused bundle."""
+    sites = find_sites(deploy)
+    if not sites:
+        raise SaveDeployError(
+            "nothing to quantize",
+            got="an encoder without constant MatMuls",
+            expected="attention and MLP",
+        )
+    reuse = options.search.reuse
+    reused = ReusedChoice.read(reuse) if reuse else None
+    plan = QuantPlan(
+        fmt=options.precision.quantized or "",
+        table=table,
+        sites=sites,
+        method=options.calibration.method or (reused.method if reused else table.method),
+    )
+    for site in sites:
+        table.amax(site.name, plan.method)  # of another kind of model: refused before tracing
+    if reused is None:
+        return plan
+    reused.require_units(sites)
+    return replace(plan, float_units=reused.float_units, chosen_by=reused.name)
+
+
 @dataclass(frozen=True)
-class Choice:
+class ReusedChoice:
     """What another bundle says of its precision: the units it leaves in float, its ranges, and by which
     method they are read."""
 
@@ -91,7 +115,7 @@ class Choice:
     table: CalibrationTable
 
     @classmethod
-    def read(cls, bundle: Path) -> Choice:
+    def read(cls, bundle: Path) -> ReusedChoice:
         """Raises BundleError when it has none to give, or its table is not the one it was made with."""
         precision = Manifest.read(bundle).precision
         try:
@@ -114,7 +138,7 @@ class Choice:
             )
         return cls(bundle.name, floats, method, table)
 
-    def require_units(self, products: Sequence[EncoderProduct]) -> None:
+    def require_units(self, products: Sequence[MatMulSite]) -> None:
         """Raises BundleError when it names units that this model has not."""
         unknown = sorted(set(self.float_units) - set(units_of(products)))
         if unknown:

@@ -15,14 +15,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from save_deploy.errors import ExportError
-from save_deploy.export.onnx_export import module_of, set_module
-from save_deploy.export.precision import drop_unused_weights
-from save_deploy.export.quantize.products import EncoderProduct
+from save_deploy.export.fp16 import drop_unused_weights
+from save_deploy.export.quantize.sites import MatMulSite
 from save_deploy.export.quantize.weights import FORMATS, Format, quantize_weight, scale_of
+from save_deploy.export.trace import module_of, set_module
 
 
 def insert_qdq(
-    model: ir.Model, products: Sequence[EncoderProduct], amax: Mapping[str, float], *,
+    model: ir.Model, products: Sequence[MatMulSite], amax: Mapping[str, float], *,
     fmt: str = "int8", means: Mapping[str, Sequence[float]] | None = None,
     memo: dict[str, Any] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
@@ -63,7 +63,7 @@ def insert_qdq(
     return tuple(done)
 
 
-def count_work(model: ir.Model, products: Sequence[EncoderProduct]) -> dict[str, int]:
+def count_work(model: ir.Model, products: Sequence[MatMulSite]) -> dict[str, int]:
     """Multiply-accumulates of one call in the products of every unit of a float32 graph."""
     work = {p.unit: 0 for p in products}
     nodes = [n for n in model.graph if n.op_type == "MatMul"]

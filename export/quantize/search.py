@@ -10,15 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from save_deploy import interrupt
+from save_deploy.bundle import sha256_of
+from save_deploy.calibration.select import is_generated
+from save_deploy.calibration.videos import is_videos
+from save_deploy.data.find import resolve
 from save_deploy.errors import ParityError
-from save_deploy.export.quantize.validation import Scored
+from save_deploy.export.fp16 import Fp16Plan
+from save_deploy.export.options import SEARCH_COSTS, ExportOptions
+from save_deploy.export.quantize.plan import QuantPlan, units_of
+from save_deploy.export.quantize.trial import Scored, Trial, make_validation
+from save_deploy.files import cache_folder, keep_in_cache
+from save_deploy.machine import describe, versions
+from save_deploy.model.save import SaveModel
+from save_deploy.progress import countdown, resumable
+from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.session import default_threads
 
 MAX_RETURNS = 8  # float units that are tried in 8 bits again after the cut was found
 BRANCHES = ("attn", "mlp", "adapter")
@@ -71,11 +82,75 @@ class SearchResult:
         return {**asdict(self), "expected": self.expected}
 
 
+def search_precision(
+    model: SaveModel, graph: Path, plan: QuantPlan, fp16: Fp16Plan | None, options: ExportOptions, *,
+    on_stage: Callable[[str, str], None],
+) -> tuple[QuantPlan, SearchResult]:  # fmt: skip
+    """The cheapest plan within options.search.max_drop.
+
+    graph: the traced float32 graph; fp16: the plan of the float parts when they are FP16. Interrupted,
+    it raises Resumable where evaluations were kept.
+    """
+    assert options.search.max_drop is not None
+    on_stage("search", "the eager model on validation clips")
+    name = options.search.data or _searchable(options.calibration.data, options.data)
+    validation = make_validation(
+        eager_pipeline(model, batch=options.batch), name, options.search.clips, plan.table,
+        on_clip=countdown(on_stage, "search", f"eager on val of {name}", options.search.clips),
+    )  # fmt: skip
+    trial = Trial(model, graph, plan, fp16, validation, options)
+    cache = cache_folder("search")
+    known = Evaluations(cache and cache / f"{_search_key(graph, plan, trial, options)}.json")
+    units = units_of(plan.sites)
+    advance = countdown(on_stage, "search", "choices", most_steps(len(units)))
+    with resumable(lambda: known.kept):
+        found = search(
+            units,
+            options.search.max_drop,
+            validation.eager,
+            evaluate=trial.evaluate,
+            costs=trial.costs,
+            known=known,
+            on_step=advance,
+            data=f"{name} val",
+            clips=len(validation.sizes),
+            frames=sum(validation.sizes),
+            backend=trial.backend,
+            cost_unit=SEARCH_COSTS[options.search_cost],
+        )
+    return replace(plan, float_units=found.float_units, chosen_by="search"), found
+
+
+def _search_key(graph: Path, plan: QuantPlan, trial: Trial, options: ExportOptions) -> str:
+    """Masks and times depend on all of it; the graph is one of a batch, the table one of a model."""
+    return evaluations_key(
+        sha256_of(graph),
+        plan.table.sha256,
+        plan.method,
+        plan.fmt,
+        json.dumps(trial.fp16 and trial.fp16.to_dict(), sort_keys=True),
+        trial.validation.sha256,
+        trial.backend,
+        json.dumps(versions()),  # save-deploy, and the backend under the name of its package
+        str(options.threads or default_threads()),
+        str(describe()["cpu"]),
+    )
+
+
+def _searchable(calibration: str | None, data: str) -> str:
+    """The dataset a search uses when none is named: where pairs came from, if it has a val split."""
+    if calibration is None or is_videos(calibration):
+        return data
+    if is_generated(calibration) or "val" in resolve(calibration).splits:
+        return calibration
+    return data
+
+
 class Evaluations:
     """Scores by assignment, and timings, in a JSON file that is written after each."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.made = path, 0
+        self.path, self.made, self.kept = path, 0, False
         self.values: dict[str, Any] = {}
         self._asked: set[str] = set()
         if path is not None and path.is_file():
@@ -96,18 +171,14 @@ class Evaluations:
     def get(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key in self.values:
             self._asked.add(key)
-            if self.path is not None:
-                interrupt.keep()
+            self.kept = self.path is not None
             return self.values[key]
         self.values[key] = make()
         self._asked.add(key)
         self.made += 1
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(self.values, indent=1) + "\n")
-            os.replace(partial, self.path)
-            interrupt.keep()
+            text = json.dumps(self.values, indent=1) + "\n"
+            self.kept = keep_in_cache(self.path, lambda partial: partial.write_text(text))
         return self.values[key]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import ExportError
-from save_deploy.export.precision import FP16_MAX
+from save_deploy.export.fp16 import FP16_MAX
 
 # Shares of a channel's largest weight at which it may be clipped; the one of least squared error wins.
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import ParityError
+from save_deploy.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,12 @@ class ParityBudget:
     min_agreement: float
 
     @classmethod
-    def for_precision(cls, precision: str) -> ParityBudget:
-        """fp32: another order of summation. fp16: single logits are free, masks agree. 8 bits
-        (int8_fp16, fp8 ...): masks agree but for their edges."""
-        if precision == "fp32":
+    def for_precision(cls, precision: Precision) -> ParityBudget:
+        """FP32: another order of summation. FP16: single logits may differ, masks agree. INT8 and FP8:
+        masks agree except at their edges."""
+        if precision == Precision("fp32"):
             return cls(max_abs_err=1e-3, min_agreement=0.9999)
-        eight_bit = precision.startswith(("int8", "fp8"))
-        return cls(max_abs_err=None, min_agreement=0.97 if eight_bit else 0.995)
+        return cls(max_abs_err=None, min_agreement=0.97 if precision.quantized else 0.995)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def calibrate(
         skip_bad=skip_bad,
     )
     # behind what can be said at once: importing torch takes seconds
-    from save_deploy.export.quantize.stage import CALIBRATE_STAGES, calibrate_checkpoint
+    from save_deploy.export.quantize.calibrate import CALIBRATE_STAGES, calibrate_checkpoint
     from save_deploy.progress import Stages
 
     started = time.monotonic()

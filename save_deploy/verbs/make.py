@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from save_deploy import interrupt
 from save_deploy.errors import ParityError, SaveDeployError
+from save_deploy.precision import Precision
 from save_deploy.verbs.options import (
     CalibData,
     CalibMethod,
@@ -208,18 +208,17 @@ def export(
         return
     check_folder_target(options.folder, force=force)
     # behind what can be said at once: importing torch takes seconds
-    from save_deploy.export.run import export_bundle
+    from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages
     from save_deploy.runtime.report import print_table
 
     stages = Stages(options.stages)
     try:
-        result = export_bundle(options, on_stage=stages)
+        result = run_export(options, on_stage=stages)
     finally:
         stages.finish()
-    interrupt.keep(False)  # the bundle is whole: there is nothing to go on with
     print_table(result.rows, f"{result.folder}", result.note)
-    if options.precision == "fp16":
+    if str(options.precision) == "fp16":
         print(
             "FP16 is meant for GPUs: CPU backends compute it in FP32, with casts or converted weights."
         )
@@ -228,14 +227,14 @@ def export(
         f"merge: {len(proof.rewrites)} exact rewrites, max difference {proof.max_rel_diff:.0e} in "
         f"float64, {proof.macs_before / 1e9:.3g} -> {proof.macs_after / 1e9:.3g} GMAC a frame"
     )
-    if result.plan is not None:
-        kept = ", ".join(i.module for i in result.plan.islands) or "none"
-        scaled = len(result.plan.scaled)
+    if result.fp16 is not None:
+        kept = ", ".join(i.module for i in result.fp16.fp32_modules) or "none"
+        scaled = len(result.fp16.scaled)
         scores = f"; scores of {scaled} attentions computed as q / 2^n" if scaled else ""
-        print(f"kept in FP32: every {', '.join(result.plan.fp32_ops)}; modules: {kept}{scores}")
+        print(f"kept in FP32: every {', '.join(result.fp16.fp32_ops)}; modules: {kept}{scores}")
     for line in result.lines:
         print(f"{options.precision}: {line}")
-    if skip_bad and options.quantized:
+    if skip_bad and options.precision.quantized:
         from save_deploy.export.quantize.plan import TABLE_FILE
         from save_deploy.verbs.calibrate import print_skipped
 
@@ -260,15 +259,14 @@ def _add_engine(bundle: Path, library: str) -> None:
     print_engine(entry, Receipt.from_dict(entry["receipt"]))
 
 
-def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> str:
-    """A key of export/options.py's PRECISIONS."""
+def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> Precision:
     if int8 and fp8:
         raise SaveDeployError("two formats", got="--int8 and --fp8", expected="one of them")
     if not (int8 or fp8):
-        return "fp16" if fp16 else "fp32"
+        return Precision("fp16" if fp16 else "fp32")
     if fp16 is None:
         fp16 = target == "tensorrt"  # it fuses attention in FP16 only
-    return ("int8" if int8 else "fp8") + ("_fp16" if fp16 else "")
+    return Precision("fp16" if fp16 else "fp32", "int8" if int8 else "fp8")
 
 
 def merge(

@@ -217,7 +217,7 @@ def bench(
     # behind what can be said at once: importing torch takes seconds
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
-    from save_deploy.export.variants import (
+    from save_deploy.export.bench_graphs import (
         example_inputs,
         write_empty_graph,
         write_gemm_graph,

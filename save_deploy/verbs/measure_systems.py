@@ -16,8 +16,8 @@ def measure_system(
     from save_deploy.checkpoints import load_model
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
+    from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
     from save_deploy.training.systems_table import scene_batch, try_score, try_step
 
     with tempfile.TemporaryDirectory(prefix="save-systems-") as folder:
@@ -27,7 +27,7 @@ def measure_system(
             checkpoint=path, res=res, n_golden=2, out=Path(folder) / "bundle", rounds=rounds,
             threads=threads,
         )  # fmt: skip
-        eager, graph = export_bundle(options).rows[:2]
+        eager, graph = export(options).rows[:2]
         logits = np.load(options.folder / "golden" / "mask_logits.npy")
         model = load_model(path)
         scores = try_score(model)

@@ -87,16 +87,17 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
     import torch
 
     from save_deploy.bundle import model_spec
-    from save_deploy.export.merge.deploy import DeployModel
-    from save_deploy.export.merge.forms import forms_for
-    from save_deploy.export.onnx_export import graph_from_module, save_graph
-    from save_deploy.export.precision import (
+    from save_deploy.export.fp16 import (
         FP32_OPS,
-        PrecisionPlan,
+        Fp16Plan,
         drop_unused_weights,
         to_fp16,
     )
-    from save_deploy.export.quantize import find_products, insert_qdq
+    from save_deploy.export.graph import save_graph
+    from save_deploy.export.merge.deploy import DeployModel
+    from save_deploy.export.merge.forms import forms_for
+    from save_deploy.export.quantize import find_sites, insert_qdq
+    from save_deploy.export.trace import graph_from_module
 
     started = time.monotonic()
     torch.set_num_threads(1)
@@ -113,11 +114,11 @@ def export(preset: str, res: int, graph: str, precision: str, path: Path) -> dic
     traced: ir.Model = graph_from_module(deploy, example, inputs=names, output="mask_logits")
     if precision in ("int8", "fp8"):
         assert isinstance(deploy, DeployModel)
-        products = find_products(deploy)
+        products = find_sites(deploy)
         ranges = {p.name: 4.0 for p in products}  # kernels do not depend on them
         insert_qdq(traced, products, ranges, fmt=precision)
     if precision != "fp32":  # eager: all FP16, as .half() makes it; merged: softmax in FP32
-        plan = PrecisionPlan("fp16", FP32_OPS if graph == "merged" else (), (), 0, {})
+        plan = Fp16Plan("fp16", FP32_OPS if graph == "merged" else (), (), 0, {})
         if preset == "built-in" and graph == "merged":
             plan = _measured_plan(model, deploy)
         to_fp16(traced, plan)
@@ -161,7 +162,7 @@ def _measured_plan(model: Any, deploy: Any) -> Any:
 
     from save_deploy.calibration.pairs import collect_pairs
     from save_deploy.data.open import open_dataset
-    from save_deploy.export.precision import plan_fp16
+    from save_deploy.export.fp16 import plan_fp16
     from save_deploy.runtime.eager import eager_pipeline
     from save_deploy.runtime.session import as_batch
 

@@ -11,7 +11,7 @@ from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import DataError
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms
-from save_deploy.export.quantize import find_products
+from save_deploy.export.quantize import find_sites
 from tests.conftest import make_tiny
 
 
@@ -28,7 +28,7 @@ def pairs() -> list[tuple[torch.Tensor, ...]]:
 
 
 def names(deploy: DeployModel) -> list[str]:
-    return [p.name for p in find_products(deploy)]
+    return [p.name for p in find_sites(deploy)]
 
 
 def test_maxima_equal_the_blocks_own_values(deploy, pairs) -> None:  # type: ignore[no-untyped-def]

@@ -17,14 +17,15 @@ from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import Selection
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.errors import DataError, ExportError
+from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import forms_for
-from save_deploy.export.onnx_export import graph_from_module, save_graph
 from save_deploy.export.quantize import calibrate as module
-from save_deploy.export.quantize import find_products
+from save_deploy.export.quantize import find_sites
 from save_deploy.export.quantize.calibrate import calibrate, model_entry
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.export.trace import graph_from_module
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
@@ -69,7 +70,7 @@ def table() -> CalibrationTable:
 
 
 def test_every_product_has_a_range(table: CalibrationTable) -> None:
-    names = [p.name for p in find_products(deployed(make_tiny()))]
+    names = [p.name for p in find_sites(deployed(make_tiny()))]
     assert sorted(table.tensors) == sorted(names)
     for found in table.tensors.values():
         assert set(found.amax) == set(METHODS)
@@ -130,7 +131,7 @@ def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool
     sound = torch.rand(1, 128, generator=torch.Generator().manual_seed(1))
     names = [s.name for s in model_spec(model.config).inputs]
     graph = graph_from_module(deploy, (image, sound), inputs=names, output="mask_logits")
-    plan = QuantPlan("int8", found, find_products(deploy), "minmax")
+    plan = QuantPlan("int8", found, find_sites(deploy), "minmax")
     assert len(quantize_graph(graph, plan)) == 9 * model.config.depth
     save_graph(graph, tmp_path / "m.onnx")
     with torch.inference_mode():
@@ -147,7 +148,7 @@ def test_float_units_stay_float(table: CalibrationTable) -> None:
     image, sound = torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, 128)
     names = [s.name for s in model_spec(deploy.config).inputs]
     graph = graph_from_module(deploy, (image, sound), inputs=names, output="mask_logits")
-    products = find_products(deploy)
+    products = find_sites(deploy)
     floats = ("blocks.1.mlp", "blocks.2.adapter")
     assert set(floats) < set(units_of(products))
     nodes = quantize_graph(graph, QuantPlan("int8", table, products, "minmax", floats))

@@ -15,9 +15,8 @@ from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import DataError
 from save_deploy.export.options import CalibrationOptions, ExportOptions
 from save_deploy.export.quantize import stage
-from save_deploy.export.quantize.calibrate import calibrate
-from save_deploy.export.quantize.stage import measure_table, obtain_table
-from save_deploy.export.quantize.validation import make_validation
+from save_deploy.export.quantize.calibrate import calibrate, measure_table, obtain_table
+from save_deploy.export.quantize.trial import make_validation
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.verbs.calibrate import calibrate as calibrate_verb
 from tests.calibration.samples import write_clip, write_s4

@@ -24,11 +24,12 @@ from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.graph import content_hash, read_graph
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
+from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
+from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms
-from save_deploy.export.onnx_export import graph_from_module, save_graph
-from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
-from save_deploy.export.quantize import find_products, insert_qdq
+from save_deploy.export.quantize import find_sites, insert_qdq
+from save_deploy.export.trace import graph_from_module
 from save_deploy.runtime.preflight.engine import last_error_logger
 from tests.conftest import make_tiny
 
@@ -50,8 +51,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("fp16", "int8"):
         graph = ir.load(found["fp32"])
         if name == "int8":
-            insert_qdq(graph, find_products(deploy), {p.name: 4.0 for p in find_products(deploy)})
-        to_fp16(graph, PrecisionPlan("fp16", ("Softmax",), (), 1, {}))
+            insert_qdq(graph, find_sites(deploy), {p.name: 4.0 for p in find_sites(deploy)})
+        to_fp16(graph, Fp16Plan("fp16", ("Softmax",), (), 1, {}))
         drop_unused_weights(graph)
         save_graph(graph, found[name])
     return found

@@ -24,11 +24,12 @@ from save_deploy.errors import ExportError
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, Receipt, failures
+from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, plan_fp16, to_fp16
+from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
-from save_deploy.export.onnx_export import graph_from_module, save_graph
-from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, plan_fp16, to_fp16
-from save_deploy.export.quantize import find_products, insert_qdq
+from save_deploy.export.quantize import find_sites, insert_qdq
+from save_deploy.export.trace import graph_from_module
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
 from tests.benchmarks import tensorrt_table
@@ -61,7 +62,7 @@ Graphs = Callable[[int, str], Path]
 
 
 @pytest.fixture(scope="module")
-def plan() -> PrecisionPlan:
+def plan() -> Fp16Plan:
     """FP16 of the built-in model as measured at 256 px: names of modules are those of every size."""
     model = load_model(None, res=256)
     pairs = collect_pairs(open_dataset("scenes", split="val"), 2, res=256)
@@ -74,7 +75,7 @@ def plan() -> PrecisionPlan:
 
 
 @pytest.fixture(scope="module")
-def graphs(plan: PrecisionPlan, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+def graphs(plan: Fp16Plan, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     """graphs(res, precision): traced once per size and form in FP32, then typed."""
     folder = tmp_path_factory.mktemp("graphs")
 
@@ -85,7 +86,7 @@ def graphs(plan: PrecisionPlan, tmp_path_factory: pytest.TempPathFactory) -> Gra
         example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
         names = [s.name for s in spec.inputs]
         save_graph(graph_from_module(deploy, example, inputs=names, output="mask_logits"), path)
-        return path, find_products(deploy)
+        return path, find_sites(deploy)
 
     def make(res: int, precision: str) -> Path:
         forms = forms_for("tensorrt", res=res)

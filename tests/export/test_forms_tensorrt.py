@@ -24,19 +24,20 @@ from save_deploy.checkpoints import load_model
 from save_deploy.data.open import open_dataset
 from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.options import BuildOptions
-from save_deploy.export.merge.deploy import DeployModel
-from save_deploy.export.merge.forms import Forms, forms_for
-from save_deploy.export.onnx_export import graph_from_module, save_graph
-from save_deploy.export.precision import (
+from save_deploy.export.fp16 import (
     FP16_MAX,
     HEADROOM,
-    Island,
-    PrecisionPlan,
+    Fp16Plan,
+    Fp32Module,
     drop_unused_weights,
     plan_fp16,
     to_fp16,
 )
-from save_deploy.export.quantize import find_products, insert_qdq
+from save_deploy.export.graph import save_graph
+from save_deploy.export.merge.deploy import DeployModel
+from save_deploy.export.merge.forms import Forms, forms_for
+from save_deploy.export.quantize import find_sites, insert_qdq
+from save_deploy.export.trace import graph_from_module
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
@@ -46,12 +47,12 @@ needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason='no tensorrt_rtx: pip install "save-deploy[rtx]"',
 )
-TYPED = PrecisionPlan("fp16", ("Softmax",), (), 1, {})
+TYPED = Fp16Plan("fp16", ("Softmax",), (), 1, {})
 Inputs = list[tuple[torch.Tensor, ...]]
 
 
 def export(
-    model: SaveModel, forms: Forms, path: Path, plan: PrecisionPlan = TYPED, fmt: str = ""
+    model: SaveModel, forms: Forms, path: Path, plan: Fp16Plan = TYPED, fmt: str = ""
 ) -> Path:
     """The merged model in FP16, its encoder's products in `fmt` where given."""
     deploy = DeployModel(model, forms).eval().requires_grad_(False)
@@ -60,7 +61,7 @@ def export(
     names = [s.name for s in spec.inputs]
     graph = graph_from_module(deploy, example, inputs=names, output="mask_logits")
     if fmt:
-        products = find_products(deploy)
+        products = find_sites(deploy)
         insert_qdq(graph, products, {p.name: 4.0 for p in products}, fmt=fmt)
     to_fp16(graph, plan)
     drop_unused_weights(graph)
@@ -105,7 +106,7 @@ def test_other_forms_show_in_the_receipt(tmp_path: Path) -> None:
     assert receipt.dequantised == ()
     assert receipt.n_kernels > ENGINES["int8"][2]
     scores = "mask_decoder.transformer.layers.0.self_attn.scores"
-    plan = PrecisionPlan("fp16", ("Softmax",), (Island(scores, "a test", 1.0),), 1, {})
+    plan = Fp16Plan("fp16", ("Softmax",), (Fp32Module(scores, "a test", 1.0),), 1, {})
     island = export(make_tiny(), forms_for("tensorrt"), tmp_path / "island.onnx", plan)
     assert built(island).receipt.fused == 3 + 7 - 1
 
@@ -187,7 +188,7 @@ def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Pa
     model, forms = huge_scores(), forms_for(target)
     plan = plan_fp16(DeployModel(model, forms).eval(), tiny_inputs[:1])
     scores = "mask_decoder.transformer.layers.1.self_attn.scores"
-    assert plan.islands == () and [s.module for s in plan.scaled] == [scores]
+    assert plan.fp32_modules == () and [s.module for s in plan.scaled] == [scores]
     scaled = plan.scaled[0]
     limit = FP16_MAX / HEADROOM
     assert limit / 2 < scaled.value / 2**scaled.exponent <= limit
@@ -209,7 +210,7 @@ def test_scores_with_a_bias_in_half(tiny_inputs: Inputs, tmp_path: Path) -> None
     attn.qkv.weight[:64].mul_(2000)  # q and k
     plan = plan_fp16(DeployModel(model, forms_for("tensorrt")).eval(), tiny_inputs[:1])
     assert "blocks.1.attn.scores" in {s.module for s in plan.scaled}
-    assert "blocks.1.attn.scores" not in {i.module for i in plan.islands}
+    assert "blocks.1.attn.scores" not in {i.module for i in plan.fp32_modules}
     path = export(model, forms_for("tensorrt"), tmp_path / "model.onnx", plan)
     assert max(largest_half(path, tiny_inputs[:1]).values()) <= FP16_MAX / HEADROOM
     graph = onnx.load(path).graph
@@ -240,17 +241,15 @@ def pairs_of(model: SaveModel, split: str, n: int) -> Inputs:
 
 
 @pytest.fixture(scope="module")
-def demo_plan(demo: SaveModel) -> PrecisionPlan:
+def demo_plan(demo: SaveModel) -> Fp16Plan:
     """Measured on other pairs than the test's."""
     deploy = DeployModel(demo, forms_for("tensorrt")).eval()
     return plan_fp16(deploy, pairs_of(demo, "val", 4))
 
 
-def test_trained_checkpoint_in_half(
-    demo: SaveModel, demo_plan: PrecisionPlan, tmp_path: Path
-) -> None:
+def test_trained_checkpoint_in_half(demo: SaveModel, demo_plan: Fp16Plan, tmp_path: Path) -> None:
     """Only scores of the decoder exceed FP16, and as they are typed no value does on real pairs."""
-    assert demo_plan.islands == ()
+    assert demo_plan.fp32_modules == ()
     assert {s.module.rpartition(".")[2] for s in demo_plan.scaled} == {"scores"}
     assert max(s.value for s in demo_plan.scaled) > FP16_MAX
     path = export(demo, forms_for("tensorrt"), tmp_path / "model.onnx", demo_plan)
@@ -261,7 +260,7 @@ def test_trained_checkpoint_in_half(
 
 @pytest.mark.slow
 def test_trained_checkpoint_masks_in_half(
-    demo: SaveModel, demo_plan: PrecisionPlan, tmp_path: Path
+    demo: SaveModel, demo_plan: Fp16Plan, tmp_path: Path
 ) -> None:
     """Rounded after every operator, a real pair with sound: the eager model's mask."""
     path = export(demo, forms_for("tensorrt"), tmp_path / "model.onnx", demo_plan)

@@ -14,26 +14,22 @@ from onnx.reference import ReferenceEvaluator
 
 from save_deploy.bundle import audio_spec, model_spec
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.merge.deploy import DeployModel, FrameModel
-from save_deploy.export.merge.forms import forms_for
-from save_deploy.export.onnx_export import (
-    OPSET,
-    graph_from_module,
-    module_of,
-    operator_counts,
-    save_graph,
-)
-from save_deploy.export.precision import (
+from save_deploy.export.fp16 import (
     FP16_MAX,
     HEADROOM,
-    PrecisionPlan,
+    Fp16Plan,
     drop_unused_weights,
     measure_ranges,
     plan_fp16,
     to_fp16,
 )
+from save_deploy.export.graph import operator_counts, save_graph
+from save_deploy.export.merge.deploy import DeployModel, FrameModel
+from save_deploy.export.merge.forms import forms_for
+from save_deploy.export.trace import OPSET, graph_from_module, module_of
 from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.model.save import SaveModel
+from save_deploy.precision import Precision
 from save_deploy.runtime.session import OrtSession
 from tests.export.traced import traced_once
 
@@ -139,7 +135,7 @@ def test_nodes_carry_our_names(model: SaveModel, fp32: Path) -> None:
 def test_fp32_equals_eager(fp32: Path, model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
     result = parity(eager(model, example), run(fp32, model, example))
     assert result.max_abs_err <= 1e-4 * result.logit_range
-    assert result.within(ParityBudget.for_precision("fp32"))
+    assert result.within(ParityBudget.for_precision(Precision.parse("fp32")))
 
 
 def test_fp16_agrees_with_eager(fp16: Path, model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
@@ -188,7 +184,7 @@ def test_a_broken_graph_is_caught(  # type: ignore[no-untyped-def]
         replace(name, 0 * onnx.numpy_helper.to_array(weights[name]))
     onnx.save(loaded, tmp_path / "broken.onnx")
     result = parity(eager(model, example), run(tmp_path / "broken.onnx", model, example))
-    assert not result.within(ParityBudget.for_precision("fp32"))
+    assert not result.within(ParityBudget.for_precision(Precision.parse("fp32")))
 
 
 def test_ranges_are_those_of_hooks(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
@@ -212,7 +208,7 @@ def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) 
     """
     from tests.conftest import make_tiny
 
-    def run_typed(plan: PrecisionPlan, name: str) -> np.ndarray:
+    def run_typed(plan: Fp16Plan, name: str) -> np.ndarray:
         graph = traced(huge, example)
         to_fp16(graph, plan)
         drop_unused_weights(graph)
@@ -226,23 +222,23 @@ def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) 
     mlp.lin1.weight.mul_(2e5)  # the product leaves FP16's range, the weights do not
     mlp.lin2.weight.div_(2e5)
     plan = plan_fp16(DeployModel(huge).eval(), [example])
-    kept = {island.module: island.value for island in plan.islands}
+    kept = {island.module: island.value for island in plan.fp32_modules}
     assert kept["blocks.1.mlp.lin1"] > FP16_MAX / HEADROOM
     assert parity(eager(huge, example), run_typed(plan, "islands.onnx")).flipped <= 1e-3
     without = plan_fp16(DeployModel(model).eval(), [example])
-    assert not without.islands, "an ordinary model has none"
+    assert not without.fp32_modules, "an ordinary model has none"
     assert not np.isfinite(run_typed(without, "naive.onnx")).all()
 
 
 def test_external_data(model: SaveModel, example, fp32: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Large weights go to exactly one file beside the graph, readable by everybody."""
-    monkeypatch.setattr("save_deploy.export.onnx_export.EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr("save_deploy.export.graph.EXTERNAL_ABOVE_BYTES", 1000)
     files = save_graph(ir.load(fp32), tmp_path / "model.onnx")
     assert [f.name for f in files] == ["model.onnx", "model.onnx.data"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert all(f.stat().st_mode & 0o777 == 0o644 for f in files)
     result = parity(eager(model, example), run(tmp_path / "model.onnx", model, example))
-    assert result.within(ParityBudget.for_precision("fp32"))
+    assert result.within(ParityBudget.for_precision(Precision.parse("fp32")))
 
 
 def test_audio_graph_equals_eager(model: SaveModel, tmp_path: Path) -> None:

@@ -20,14 +20,13 @@ from save_deploy.bundle import Manifest, model_spec, sha256_of
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import save_checkpoint
 from save_deploy.errors import BundleError, ParityError
-from save_deploy.export import onnx_export, prove
-from save_deploy.export import run as run_module
+from save_deploy.export import graph, memory, prove
+from save_deploy.export.export import export
 from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
 from save_deploy.export.prove import Entry
-from save_deploy.export.quantize.plan import Choice
-from save_deploy.export.quantize.stage import calibrate_checkpoint
-from save_deploy.export.quantize.validation import Validation
-from save_deploy.export.run import export_bundle
+from save_deploy.export.quantize.calibrate import calibrate_checkpoint
+from save_deploy.export.quantize.plan import ReusedChoice
+from save_deploy.export.quantize.trial import Validation
 from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.runtime.session import available_backends, open_session
 from tests.conftest import make_tiny
@@ -71,7 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def tiny_int8(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle."""
     out = tmp_path_factory.mktemp("tiny") / "int8"
-    export_bundle(ExportOptions(**tiny, precision="int8", out=out))
+    export(ExportOptions(**tiny, precision="int8", out=out))
     return out
 
 
@@ -143,7 +142,7 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
         out=tmp_path / "s",
         search=SearchOptions(max_drop=0.0, clips=4, cost="work"),
     )
-    result = export_bundle(searched)
+    result = export(searched)
     manifest = Manifest.read(tmp_path / "s")
     said = manifest.precision["quantization"]
     assert said["chosen_by"] == "search" and said["search"]["max_drop"] == 0.0
@@ -157,7 +156,7 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
     assert "Precision search" in (tmp_path / "s" / "report.md").read_text()
 
     reused = {k: v for k, v in tiny.items() if k != "calibration"}
-    export_bundle(
+    export(
         ExportOptions(
             **reused,
             precision="int8",
@@ -172,21 +171,19 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
     values["precision"]["quantization"]["float_units"] = ["blocks.99.mlp"]
     path.write_text(json.dumps(values))
     with pytest.raises(BundleError, match=r"another model(.|\n)*blocks\.99\.mlp"):
-        Choice.read(tmp_path / "s").require_units(())
+        ReusedChoice.read(tmp_path / "s").require_units(())
 
 
 def test_a_bundle_is_repeated_by_its_own_method(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Not by the default of the table; and only with the table it was made with."""
     table = tiny["calibration"].table
     made = CalibrationOptions(table=table, method="percentile")
-    export_bundle(
-        ExportOptions(**{**tiny, "calibration": made}, precision="int8", out=tmp_path / "a")
-    )
+    export(ExportOptions(**{**tiny, "calibration": made}, precision="int8", out=tmp_path / "a"))
     options = {k: v for k, v in tiny.items() if k != "calibration"}
     again = ExportOptions(
         **options, precision="int8", out=tmp_path / "b", search=SearchOptions(reuse=tmp_path / "a")
     )
-    export_bundle(again)
+    export(again)
     said = Manifest.read(tmp_path / "b").precision["quantization"]["calibration"]
     assert said["method"] == "percentile" and CalibrationTable.read(table).method == "minmax"
     assert sha256_of(tmp_path / "a" / "model.onnx") == sha256_of(tmp_path / "b" / "model.onnx")
@@ -195,7 +192,7 @@ def test_a_bundle_is_repeated_by_its_own_method(tiny: dict[str, Any], tmp_path: 
     values["tensors"]["blocks.1.mlp.lin1"]["amax"]["percentile"] *= 2
     path.write_text(json.dumps(values))
     with pytest.raises(BundleError, match="not the table the bundle was made with"):
-        export_bundle(replace(again, out=tmp_path / "c"))
+        export(replace(again, out=tmp_path / "c"))
     assert not (tmp_path / "c").exists()
 
 
@@ -215,9 +212,9 @@ def test_large_models_are_compared_one_by_one(
         return pipeline
 
     monkeypatch.setattr(prove, "_open", one_at_a_time)
-    monkeypatch.setattr(run_module, "low_memory", lambda *_: True)
-    monkeypatch.setattr(onnx_export, "EXTERNAL_ABOVE_BYTES", 1)
-    result = export_bundle(ExportOptions(**tiny, precision="int8", out=tmp_path / "b"))
+    monkeypatch.setattr(memory, "is_large", lambda *_: True)
+    monkeypatch.setattr(graph, "EXTERNAL_ABOVE_BYTES", 1)
+    result = export(ExportOptions(**tiny, precision="int8", out=tmp_path / "b"))
     rows = [(row.backend, row.precision) for row in result.rows]
     backends = sorted(available_backends(), reverse=True)
     assert rows == [("eager", "fp32")] + [(b, p) for p in ("fp32", "int8") for b in backends]
@@ -269,13 +266,13 @@ def test_a_search_over_budget_leaves_nothing(
     monkeypatch.setattr(Validation, "score", lower)
     search = SearchOptions(max_drop=0.1, clips=4)
     with pytest.raises(ParityError, match="no choice of precision is within") as caught:
-        export_bundle(ExportOptions(**tiny, precision="int8", out=tmp_path / "b", search=search))
+        export(ExportOptions(**tiny, precision="int8", out=tmp_path / "b", search=search))
     assert caught.value.exit_code == 2 and leftovers(tmp_path) == ["cache"]
 
 
 def test_int8_with_fp16(tiny: dict[str, Any], tiny_int8: Path, tmp_path: Path) -> None:
     """Float parts typed FP16, the same integers, half the float weights."""
-    export_bundle(ExportOptions(**tiny, precision="int8_fp16", out=tmp_path / "int8_fp16"))
+    export(ExportOptions(**tiny, precision="int8_fp16", out=tmp_path / "int8_fp16"))
     of = lambda path: {
         w.name: numpy_helper.to_array(w)
         for w in onnx.load(path / "model.onnx").graph.initializer
@@ -293,7 +290,7 @@ def test_int8_with_fp16(tiny: dict[str, Any], tiny_int8: Path, tmp_path: Path) -
 
 def test_fp8(tiny: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    result = export_bundle(ExportOptions(**tiny, precision="fp8", out=tmp_path / "f"))
+    result = export(ExportOptions(**tiny, precision="fp8", out=tmp_path / "f"))
     assert "no CPU kernels" in result.lines[0]
     kinds = {w.data_type for w in onnx.load(tmp_path / "f" / "model.onnx").graph.initializer}
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds and onnx.TensorProto.INT8 not in kinds
@@ -302,7 +299,7 @@ def test_fp8(tiny: dict[str, Any], tmp_path: Path) -> None:
 def test_over_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
     options = ExportOptions(**{**tiny, "min_agreement": 1.1}, precision="int8", out=tmp_path / "b")
     with pytest.raises(ParityError, match="--max-drop") as caught:
-        export_bundle(options)
+        export(options)
     for told in ("least signal to noise: block ", " dB, block ", "x eager; 27 of 27 products"):
         assert told in str(caught.value)
     assert leftovers(tmp_path) == []
@@ -310,10 +307,10 @@ def test_over_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 def test_float_bundles_have_no_choice_to_reuse(tiny: dict[str, Any], tmp_path: Path) -> None:
     floats = {k: v for k, v in tiny.items() if k != "calibration"}
-    export_bundle(ExportOptions(**floats, out=tmp_path / "f"))
+    export(ExportOptions(**floats, out=tmp_path / "f"))
     reuse = SearchOptions(reuse=tmp_path / "f")
     with pytest.raises(BundleError, match="no choice of precision"):
-        export_bundle(ExportOptions(**floats, precision="int8", out=tmp_path / "b", search=reuse))
+        export(ExportOptions(**floats, precision="int8", out=tmp_path / "b", search=reuse))
 
 
 def test_calibrate_interrupted_and_resumed(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import save_checkpoint
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import DataError, ExportError, SaveDeployError
+from save_deploy.export.export import export
 from save_deploy.export.options import CalibrationOptions, ExportOptions
-from save_deploy.export.run import export_bundle
 from tests.calibration.samples import write_s4
 from tests.conftest import make_tiny
 from tests.export.test_run import leftovers, run
@@ -90,7 +90,7 @@ def test_foreign_tables_are_refused(bundle_int8: Path, tmp_path: Path, change: s
         options["without"] = ("adapter",)
     (tmp_path / "t.json").write_text(json.dumps(values))
     with pytest.raises((DataError, ExportError)) as caught:
-        export_bundle(
+        export(
             ExportOptions(
                 **options,
                 precision="int8",

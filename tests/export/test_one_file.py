@@ -13,11 +13,12 @@ from save_deploy.bundle import Arrays, model_spec
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.export.engine.build import build_engine
 from save_deploy.export.engine.options import BuildOptions
+from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
+from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import forms_for
-from save_deploy.export.onnx_export import graph_from_module, save_graph
-from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
-from save_deploy.export.quantize import find_products, insert_qdq
+from save_deploy.export.quantize import find_sites, insert_qdq
+from save_deploy.export.trace import graph_from_module
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import OrtSession
@@ -45,7 +46,7 @@ def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> No
     pytest.importorskip("openvino")
     model = make_tiny()
     deploy = DeployModel(model, forms_for(target).quantizable()).eval().requires_grad_(False)
-    products = find_products(deploy)
+    products = find_sites(deploy)
     example = tuple(torch.from_numpy(feeds[s.name]) for s in model_spec(model.config).inputs)
     observer = Observer(deploy, [p.name for p in products])
     observe(deploy, observer, [example])
@@ -53,7 +54,7 @@ def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> No
     ranges = {name: h.amax("minmax") for name, h in observer.histograms.items()}
     asked = insert_qdq(graph, products, ranges)
     if floats == "fp16":
-        to_fp16(graph, PrecisionPlan("fp16", ("Softmax",), (), 1, {}))
+        to_fp16(graph, Fp16Plan("fp16", ("Softmax",), (), 1, {}))
         drop_unused_weights(graph)
     path = tmp_path / "model.onnx"
     save_graph(graph, path)

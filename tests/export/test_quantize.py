@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from save_deploy.bundle import model_spec
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.errors import ExportError
+from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
+from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
-from save_deploy.export.onnx_export import graph_from_module, save_graph
-from save_deploy.export.precision import PrecisionPlan, drop_unused_weights, to_fp16
-from save_deploy.export.quantize import FORMATS, find_products, insert_qdq, quantize_weight
+from save_deploy.export.quantize import FORMATS, find_sites, insert_qdq, quantize_weight
 from save_deploy.export.quantize.qdq import count_work
 from save_deploy.export.quantize.weights import scale_of, to_format
+from save_deploy.export.trace import graph_from_module
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import OrtSession
@@ -45,7 +46,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def amax(deploy, pair) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    observer = Observer(deploy, [p.name for p in find_products(deploy)])
+    observer = Observer(deploy, [p.name for p in find_sites(deploy)])
     observe(deploy, observer, [pair])
     return {name: h.amax("minmax") for name, h in observer.histograms.items()}
 
@@ -62,9 +63,9 @@ def files(deploy, pair, amax, tmp_path_factory) -> dict[str, Path]:  # type: ign
     for name in ("fp32", "int8", "fp8", "int8_fp16"):
         graph = ir.load(found["fp32"]) if found else traced(deploy, pair)
         if name != "fp32":
-            insert_qdq(graph, find_products(deploy), amax, fmt=name.partition("_")[0])
+            insert_qdq(graph, find_sites(deploy), amax, fmt=name.partition("_")[0])
         if name == "int8_fp16":
-            to_fp16(graph, PrecisionPlan("fp16", ("Softmax",), (), 1, {}))
+            to_fp16(graph, Fp16Plan("fp16", ("Softmax",), (), 1, {}))
             drop_unused_weights(graph)
         found[name] = folder / f"{name}.onnx"
         save_graph(graph, found[name])  # runs onnx's checker
@@ -93,7 +94,7 @@ def quantized_nodes(path: Path) -> list[str]:
 
 def test_products_of_a_block(deploy: DeployModel) -> None:
     """Per block: qkv, proj, lin1, lin2, the strided convolution (1) and its transpose (4)."""
-    products = find_products(deploy)
+    products = find_sites(deploy)
     assert [p.name for p in products[:6]] == [
         "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.lin1", "blocks.0.mlp.lin2",
         "blocks.0.adapter.down", "blocks.0.adapter.up",
@@ -104,7 +105,7 @@ def test_products_of_a_block(deploy: DeployModel) -> None:
 
 def test_work_of_a_unit(deploy: DeployModel, pair, files) -> None:  # type: ignore[no-untyped-def]
     """Against PyTorch's own count, by module."""
-    products = find_products(deploy)
+    products = find_sites(deploy)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         deploy(*pair)
     counts = counter.get_flop_counts()
@@ -141,8 +142,8 @@ def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: i
     """The `tensorrt` forms have one product where others have four, under the same names and ranges."""
     model = make_tiny()
     joined = DeployModel(model, forms_for("tensorrt").quantizable()).eval()
-    products = find_products(joined)
-    assert products == find_products(DeployModel(model, FORMS))
+    products = find_sites(joined)
+    assert products == find_sites(DeployModel(model, FORMS))
     observer = Observer(joined, [p.name for p in products])
     observe(joined, observer, [pair])
     ranges = {name: h.amax("minmax") for name, h in observer.histograms.items()}
@@ -205,7 +206,7 @@ def test_int8_and_fp16_share_their_integers(files) -> None:  # type: ignore[no-u
 def test_equal_biases_are_corrected_apart(deploy, files, amax) -> None:  # type: ignore[no-untyped-def]
     """One constant of the graph may be the bias of several products, whose corrections differ."""
     names = ["blocks.0.mlp.lin2", "blocks.1.mlp.lin2"]
-    products = [p for p in find_products(deploy) if p.name in names]
+    products = [p for p in find_sites(deploy) if p.name in names]
     graph = ir.load(files["fp32"])
     adds = [
         next(iter(n.outputs[0].uses())).node
@@ -232,7 +233,7 @@ def test_equal_biases_are_corrected_apart(deploy, files, amax) -> None:  # type:
 def test_a_product_the_graph_has_not(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
     other = DeployModel(make_tiny(), Forms(adapter="off")).eval()
     with pytest.raises(ExportError, match=r"blocks\.0\.adapter\.down"):
-        insert_qdq(traced(other, pair), find_products(deploy), amax)
+        insert_qdq(traced(other, pair), find_sites(deploy), amax)
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -252,7 +253,7 @@ def test_a_range_no_scale_holds(fmt, deploy, files, amax) -> None:  # type: igno
         scale_of(65510.0 * fmt.levels, fmt)
     wide = {**amax, "blocks.1.mlp.lin2": 3e7}
     with pytest.raises(ExportError, match=r"blocks\.1\.mlp\.lin2 is too large for 8 bits"):
-        insert_qdq(ir.load(files["fp32"]), find_products(deploy), wide, fmt=fmt.name)
+        insert_qdq(ir.load(files["fp32"]), find_sites(deploy), wide, fmt=fmt.name)
     weight = np.full((4, 3), 4e7, np.float32)
     with pytest.raises(ExportError, match="the weight of here is too large"):
         quantize_weight(weight, fmt, name="the weight of here")

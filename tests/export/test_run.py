@@ -18,9 +18,9 @@ from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, ExportError, ParityError
 from save_deploy.export.estimate import estimate
+from save_deploy.export.export import export
 from save_deploy.export.options import ExportOptions
-from save_deploy.export.quantize import judge
-from save_deploy.export.run import export_bundle
+from save_deploy.export.quantize import explain
 from save_deploy.files import check_folder_target, new_folder
 
 CLI = [sys.executable, "-m", "save_deploy"]
@@ -101,7 +101,7 @@ def test_over_budget_leaves_nothing(kept_traces: None, tmp_path: Path) -> None:
         precision="fp16", out=tmp_path / "b", n_golden=2, rounds=3, max_abs_err=1e-9
     )
     with pytest.raises(ParityError, match="no bundle was written") as caught:
-        export_bundle(options)
+        export(options)
     assert caught.value.exit_code == 2
     assert leftovers(tmp_path) == []
 
@@ -109,10 +109,10 @@ def test_over_budget_leaves_nothing(kept_traces: None, tmp_path: Path) -> None:
 def test_fp8_without_a_backend_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "available_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(explain, "available_backends", lambda: ("onnxruntime",))
     begun: list[str] = []
     with pytest.raises(BackendError, match="cannot be proven here"):
-        export_bundle(
+        export(
             ExportOptions(precision="fp8", out=tmp_path / "b"),
             on_stage=lambda stage, _: begun.append(stage),
         )

@@ -17,7 +17,7 @@ from save_deploy.export.quantize.search import (
     most_steps,
     search,
 )
-from save_deploy.export.quantize.validation import Scored
+from save_deploy.export.quantize.trial import Scored
 
 UNITS = tuple(f"blocks.{i}.{b}" for i in range(3) for b in ("attn", "mlp", "adapter"))
 # M_J points that a quantized unit loses, and ms that one of its branch saves

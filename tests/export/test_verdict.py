@@ -12,9 +12,9 @@ from save_deploy.export import entries as module
 from save_deploy.export.entries import choose_entries
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Entry, Proved
+from save_deploy.export.quantize.explain import explain_lines, weakest_blocks
 from save_deploy.export.quantize.search import SearchResult
-from save_deploy.export.quantize.validation import Scored
-from save_deploy.export.quantize.verdict import verdict, weakest_blocks
+from save_deploy.export.quantize.trial import Scored
 from save_deploy.metrics.latency import LatencyResult, speedup_range
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos
@@ -41,8 +41,8 @@ def speed_line(
 ) -> str:
     rows = [row("fp32", fp32, "eager"), row("fp32", fp32), row("fp16", fp32), row("int8", int8)]
     entries = [Entry("onnxruntime", p, Path("x"), low) for p in ("fp32", "fp16")]
-    proved = Proved(rows, [], {}, interleaved)
-    return verdict(proved, entries, [CHECK], [20.0], None, OPTIONS)[0]
+    proved = Proved(entries, rows, [], {}, interleaved)
+    return explain_lines(proved, [CHECK], [20.0], None, OPTIONS)[0]
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
@@ -86,10 +86,10 @@ SEARCH = SearchResult(
 @pytest.mark.parametrize(
     ("saved", "told", "untold"),
     [
-        ({"attn": 1.0, "mlp": 2.0}, ["budget of 0.5 M_J points allows none in 8 bits"], "faster"),
+        ({"attn": 1.0, "mlp": 2.0}, ["budget of 0.5 M_J points allows none in INT8"], "faster"),
         (
             {"attn": -1.0, "mlp": 0.0},
-            ["8 bits make no attn or mlp faster on openvino", "no 8-bit dot", "--search-cost work"],
+            ["INT8 makes no attn or mlp faster on openvino", "no 8-bit dot", "--search-cost work"],
             "budget",
         ),
         (
@@ -102,11 +102,11 @@ SEARCH = SearchResult(
 def test_why_nothing_is_quantized(
     saved: dict[str, float], told: list[str], untold: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("save_deploy.export.quantize.verdict.has_int8_dot_product", lambda: False)
+    monkeypatch.setattr("save_deploy.export.quantize.explain.has_int8_dot_product", lambda: False)
     taken = noisy(100, 0.01)
-    proved = Proved([row("fp32", taken, "eager"), row("int8", taken)], [], {}, True)
+    proved = Proved([], [row("fp32", taken, "eager"), row("int8", taken)], [], {}, True)
     found = replace(SEARCH, saved=saved)
-    line = verdict(proved, [], [], [20.0], found, OPTIONS)[0]
+    line = explain_lines(proved, [], [20.0], found, OPTIONS)[0]
     assert all(words in line for words in told) and untold not in line
 
 
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_told() -> None:
     taken = noisy(100, 0.01)
     rows = [row("fp32", taken, "eager"), row("int8", taken, "openvino"), row("int8", taken)]
     checks = [KernelCheck(b, 27, 27, (), {}) for b in ("openvino", "onnxruntime")]
-    lines = verdict(Proved(rows, [], {}, False), [], checks, [], None, OPTIONS)
+    lines = explain_lines(Proved([], rows, [], {}, False), checks, [], None, OPTIONS)
     assert all("faster than float there was not measured" in line for line in lines[:2])
     assert lines[2].startswith(
         "not measured: FP32 on onnxruntime, FP32 on openvino, the FP16 graph, signal to noise"

@@ -119,13 +119,13 @@ def build(
     """Export (proven on the CPU) and build for this GPU. forms: other than those of the target."""
     from save_deploy.export import options as export_options
     from save_deploy.export.engine import Allow, BuildOptions, add_engine
+    from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
 
     with pytest.MonkeyPatch.context() as patch:
         if forms is not None:
             patch.setattr(export_options, "forms_for", lambda *_, **__: forms)
-        export_bundle(
+        export(
             ExportOptions(
                 precision=precision, target=target, res=res, out=folder, n_golden=8, rounds=3
             )

@@ -8,6 +8,7 @@ import pytest
 from save_deploy.errors import ParityError
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.precision import Precision
 
 
 def test_worked_example() -> None:
@@ -36,7 +37,10 @@ def test_shape_mismatch_is_an_error() -> None:
 
 
 def test_budget() -> None:
-    fp32, fp16 = ParityBudget.for_precision("fp32"), ParityBudget.for_precision("fp16")
+    fp32, fp16 = (
+        ParityBudget.for_precision(Precision.parse("fp32")),
+        ParityBudget.for_precision(Precision.parse("fp16")),
+    )
     a = np.random.default_rng(0).normal(size=(1, 64, 64))
     close, shifted = a + 1e-5, a + 0.05
     assert parity(a, close).within(fp32)

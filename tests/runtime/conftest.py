@@ -62,13 +62,11 @@ def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in checkpoint at another resolution, in FP32."""
+    from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
 
     folder = tmp_path_factory.mktemp("small") / "small"
-    export_bundle(
-        ExportOptions(precision="fp32", res=224, out=folder, n_golden=2, rounds=3, threads=1)
-    )
+    export(ExportOptions(precision="fp32", res=224, out=folder, n_golden=2, rounds=3, threads=1))
     return folder
 
 

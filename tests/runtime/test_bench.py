@@ -13,7 +13,7 @@ from save_deploy.checkpoints import load_model
 from save_deploy.checkpoints.random import write_random_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
-from save_deploy.export.variants import (
+from save_deploy.export.bench_graphs import (
     example_inputs,
     parse_forms,
     write_empty_graph,

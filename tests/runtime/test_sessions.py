@@ -192,10 +192,10 @@ def test_stream_listens_once_per_second(bundle: Path) -> None:
 @pytest.mark.slow
 def test_clip_bundle(bundle_fp32: Path, tmp_path: Path) -> None:
     """Five frames a call: same logits as one at a time; any number of frames is completed."""
+    from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
-    from save_deploy.export.run import export_bundle
 
-    export_bundle(ExportOptions(batch=5, out=tmp_path / "clip", n_golden=7, rounds=3))
+    export(ExportOptions(batch=5, out=tmp_path / "clip", n_golden=7, rounds=3))
     clip = Scenes(n_clips=1)[0]
     assert Manifest.read(tmp_path / "clip").model.inputs[0].shape == (5, 256, 256, 3)
     with load(tmp_path / "clip") as five, load(bundle_fp32) as one:

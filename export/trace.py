@@ -1,4 +1,4 @@
-"""Deploy module -> ONNX graph with fixed shapes, and graph -> file.
+"""Module -> ONNX graph with fixed shapes (onnx-ir), simplified and with nodes named after our modules.
 
 Nodes are named after our modules (`blocks.3.attn/matmul`), so that every later message can say which
 part of the model it is about.
@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import ast
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
@@ -25,7 +22,6 @@ from torch import Tensor, nn
 from save_deploy.errors import ExportError
 
 OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
-EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
 # What a trace has to spare. The exporter's own list also looks for slices that make up a split, in time
 # that grows with the square of the nodes: nine seconds for vit_t, and our graphs have none.
 _RULES = (
@@ -83,41 +79,6 @@ def module_of(node: ir.Node) -> str:
 
 def set_module(node: ir.Node, module: str) -> None:
     node.metadata_props[KEPT_METADATA] = module
-
-
-def save_graph(model: ir.Model, path: Path) -> list[Path]:
-    """Write model.onnx, with model.onnx.data beside it when the weights need it, and check it.
-
-    Returns the files written. Weights are streamed one tensor at a time.
-    """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    files = [path]
-    if size > EXTERNAL_ABOVE_BYTES:
-        data = path.with_name(path.name + ".data")
-        ir.save(model, path, external_data=data.name)
-        files.append(data)
-    else:
-        ir.save(model, path)
-    for file in files:
-        os.chmod(file, 0o644)  # onnx writes external data as 0600, unreadable for other users
-    try:
-        onnx.checker.check_model(str(path), full_check=size <= EXTERNAL_ABOVE_BYTES)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(
-            "the exported graph is not valid ONNX", got=str(error).splitlines()[0]
-        ) from error
-    return files
-
-
-def release_graph(model: ir.Model) -> None:
-    """Cut a written graph off its tensors (see memory.free_weights for who else holds them)."""
-    for value in model.graph.initializers.values():
-        value.const_value = None
-
-
-def operator_counts(model: ir.Model) -> dict[str, int]:
-    """Operator type -> how many, most frequent first."""
-    return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
 def _simplify(model: ir.Model) -> None:

@@ -19,7 +19,7 @@ _FLOAT = ("adapter.channel",)
 
 
 @dataclass(frozen=True)
-class EncoderProduct:
+class MatMulSite:
     """A module whose input is quantized: one tensor, one range, one or more constant matrices.
 
     name: path in the deploy model, blocks.3.attn.qkv; branch: one of BRANCHES; norm: the LayerNorm
@@ -41,7 +41,7 @@ class EncoderProduct:
         return module == self.name or module.startswith(f"{self.name}.products.")
 
 
-def find_products(deploy: DeployModel) -> tuple[EncoderProduct, ...]:
+def find_sites(deploy: DeployModel) -> tuple[MatMulSite, ...]:
     """In the order they are computed in a block. A depthwise adapter has none: it stays in float."""
     found = []
     for i, block in enumerate(deploy.blocks):
@@ -52,7 +52,7 @@ def find_products(deploy: DeployModel) -> tuple[EncoderProduct, ...]:
                 continue
             norm = {"attn.qkv": "norm1", "mlp.lin1": "norm2"}.get(name, "")
             found.append(
-                EncoderProduct(
+                MatMulSite(
                     name=f"blocks.{i}.{name}",
                     block=i,
                     branch=name.partition(".")[0],

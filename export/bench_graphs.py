@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,23 +14,28 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from save_deploy.bundle import GraphSpec, model_spec
+from save_deploy.bundle import Arrays, GraphSpec, model_spec
+from save_deploy.calibration.observe import Observer, observe
+from save_deploy.calibration.pairs import Pairs
+from save_deploy.calibration.select import MIN_PAIRS, select_pairs
 from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.config import AUDIO_DIM
 from save_deploy.errors import SaveDeployError
+from save_deploy.export.graph import save_graph, trace, write_graph
+from save_deploy.export.memory import score_bytes
 from save_deploy.export.merge.deploy import DeployModel, FrameModel
 from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS, Forms, forms_for
 from save_deploy.export.merge.proof import count_macs
-from save_deploy.export.onnx_export import OPSET, graph_from_module, save_graph
-from save_deploy.export.quantize.contenders import (
-    calibration_inputs,
-    write_int8,
-    write_naive_int8,
-)
+from save_deploy.export.quantize.qdq import insert_qdq
+from save_deploy.export.quantize.sites import find_sites
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
-from save_deploy.export.run import score_bytes
+from save_deploy.export.trace import OPSET
+from save_deploy.model.save import SaveModel
 from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
+from save_deploy.runtime.eager import eager_pipeline
 
+DATA = "scenes"  # speed does not depend on it, nor on how many
+N_INPUTS = 8
 _CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
 
 
@@ -70,7 +75,6 @@ def _write(
 ) -> tuple[Subject, dict[str, Path]]:
     model = load_model(checkpoint, res=res, sam=sam)
     spec = model_spec(model.config, batch)
-    example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
     frames = torch.empty(batch, res, res, 3, dtype=torch.uint8, device="meta")
     sounds = torch.empty(batch, AUDIO_DIM, device="meta")
     files: dict[str, Path] = {}
@@ -96,7 +100,7 @@ def _write(
         path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
         files[name] = path
         if name == "int8":
-            write_int8(model, forms_for("portable", res=res), real, example, path)
+            write_int8(model, forms_for("portable", res=res), real, spec, path)
             continue
         if name == "naive-int8":
             write_naive_int8(files["naive"], real, batch, path)
@@ -105,11 +109,51 @@ def _write(
         if name != "naive":
             forms = parse_forms(name, res=res)
             module = DeployModel(model, forms).eval().requires_grad_(False)
-        graph = graph_from_module(
-            module, example, inputs=[s.name for s in spec.inputs], output=spec.outputs[0].name
-        )
-        save_graph(graph, path)
+        write_graph(module, path, spec)
     return subject, files
+
+
+def calibration_inputs(model: SaveModel) -> list[Arrays]:
+    """N_INPUTS real inputs of the model graph, one frame each."""
+    pairs: Pairs = select_pairs(DATA, MIN_PAIRS, res=model.config.res).pairs
+    pipeline = eager_pipeline(model)
+    return [
+        {"image": image[None], "audio_embedding": pipeline.embed(waveform)}
+        for image, waveform in zip(pairs.image[:N_INPUTS], pairs.waveform[:N_INPUTS], strict=True)
+    ]
+
+
+def write_int8(
+    model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
+) -> None:  # fmt: skip
+    """The merged graph with every encoder product quantized."""
+    deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
+    products = find_sites(deploy)
+    observer = Observer(deploy, [p.name for p in products])
+    tensors = (
+        (torch.from_numpy(a["image"]), torch.from_numpy(a["audio_embedding"])) for a in inputs
+    )
+    observe(deploy, observer, tensors)
+    graph = trace(deploy, spec)
+    insert_qdq(graph, products, {n: h.amax("minmax") for n, h in observer.histograms.items()})
+    save_graph(graph, path)
+
+
+def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) -> None:
+    """ONNX Runtime's quantize_static with its defaults on the eager export, the same real inputs."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left: Iterator[Arrays] = iter(inputs)
+
+        def get_next(self) -> Arrays | None:
+            found = next(self.left, None)
+            if found is None:
+                return None
+            return {name: np.repeat(array, batch, axis=0) for name, array in found.items()}
+
+    quantize_static(naive, path, Reader())
 
 
 def write_empty_graph(spec: GraphSpec, path: Path) -> Path:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from save_deploy.export.merge.product import Scores
-from save_deploy.export.onnx_export import module_of, set_module
+from save_deploy.export.trace import module_of, set_module
 
 FP16_MAX = 65504.0
 HEADROOM = 8.0  # other inputs than the measured ones may be larger
@@ -33,7 +33,7 @@ _FLOATS = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
 @dataclass(frozen=True)
-class Island:
+class Fp32Module:
     """A module kept in FP32, with the measurement that put it there."""
 
     module: str
@@ -51,18 +51,19 @@ class ScaledScores:
 
 
 @dataclass(frozen=True)
-class PrecisionPlan:
+class Fp16Plan:
     """What is FP16 and what is not, as stored in the manifest."""
 
     precision: str
     fp32_ops: tuple[str, ...]
-    islands: tuple[Island, ...]
+    fp32_modules: tuple[Fp32Module, ...]
     n_inputs_measured: int
     largest: dict[str, float]  # the eight largest measured values by module
     scaled: tuple[ScaledScores, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As in the manifest, where fp32_modules are called islands."""
+        return {"islands" if k == "fp32_modules" else k: v for k, v in asdict(self).items()}
 
 
 class _RangeRecorder(TorchDispatchMode):
@@ -111,25 +112,25 @@ def measure_ranges(
     return recorder.amax, count
 
 
-def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> PrecisionPlan:
-    """Choose the FP32 islands and the scaled scores of a float32 model from real inputs."""
+def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> Fp16Plan:
+    """Choose the FP32 modules and the scaled scores of a float32 model from real inputs."""
     amax, count = measure_ranges(model, inputs)
     limit = FP16_MAX / HEADROOM
     scores = {name for name, module in model.named_modules() if isinstance(module, Scores)}
-    islands, scaled = [], []
+    modules, scaled = [], []
     for module, value in amax.items():
         if module in scores and limit < value < math.inf:
             scaled.append(ScaledScores(module, math.ceil(math.log2(value / limit)), value))
         elif not value <= limit:
-            islands.append(Island(module, f"values up to this, over {limit:.0f}", value))
+            modules.append(Fp32Module(module, f"values up to this, over {limit:.0f}", value))
     for module, error in _weight_errors(model).items():
         if error > MAX_WEIGHT_ERROR:
-            islands.append(Island(module, "relative weight rounding error", error))
+            modules.append(Fp32Module(module, "relative weight rounding error", error))
     largest = sorted(amax.items(), key=lambda item: -item[1])[:8]
-    return PrecisionPlan(
+    return Fp16Plan(
         precision="fp16",
         fp32_ops=FP32_OPS,
-        islands=tuple(islands),
+        fp32_modules=tuple(modules),
         n_inputs_measured=count,
         largest={module or "model": round(value, 3) for module, value in largest},
         scaled=tuple(scaled),
@@ -148,9 +149,10 @@ def _weight_errors(model: nn.Module) -> dict[str, float]:
     return errors
 
 
-def to_fp16(model: ir.Model, plan: PrecisionPlan) -> None:
-    """Retype the graph in place: FP16 but for the plan's islands and operators and for products of
-    8 bits, casts between.
+def to_fp16(model: ir.Model, plan: Fp16Plan) -> None:
+    """Retype the graph in place: FP16, except the plan's modules and operators, and quantized MatMuls.
+
+    Casts stand between the types.
 
     Graph inputs and outputs keep their types. Weights are converted when the file is written, one at
     a time, so no second copy of them is held.
@@ -159,9 +161,9 @@ def to_fp16(model: ir.Model, plan: PrecisionPlan) -> None:
 
 
 class _Typer:
-    def __init__(self, graph: ir.Graph, plan: PrecisionPlan) -> None:
+    def __init__(self, graph: ir.Graph, plan: Fp16Plan) -> None:
         self.graph = graph
-        self.islands = {island.module for island in plan.islands}
+        self.fp32_modules = {kept.module for kept in plan.fp32_modules}
         self.fp32_ops = set(plan.fp32_ops)
         self.exponents = {scaled.module: scaled.exponent for scaled in plan.scaled}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
@@ -191,7 +193,7 @@ class _Typer:
 
     def _type(self, node: ir.Node) -> ir.DataType:
         module = module_of(node)
-        keep = node.op_type in self.fp32_ops or module in self.islands
+        keep = node.op_type in self.fp32_ops or module in self.fp32_modules
         keep = keep or (module in self.exponents and node.op_type != "MatMul")
         keep = keep or _is_quantized(node)
         return ir.DataType.FLOAT if keep else ir.DataType.FLOAT16
@@ -278,8 +280,11 @@ class _Typer:
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    """A product of 8 bits and what dequantizes for it: in FP16 ONNX Runtime would multiply floats,
-    and TensorRT dequantize some; in FP32 with a cast behind, all take their 8-bit kernels."""
+    """True for a quantized MatMul and its DequantizeLinear nodes.
+
+    Typed FP16, ONNX Runtime would multiply floats and TensorRT dequantize some; typed FP32 with a cast
+    after it, all use their INT8 kernels.
+    """
     dequantizes = lambda n: n is not None and n.op_type == "DequantizeLinear"
     if node.op_type == "MatMul":
         return all(v is not None and dequantizes(v.producer()) for v in node.inputs)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from save_deploy.bundle import Arrays
-from save_deploy.export.onnx_export import KEPT_METADATA
+from save_deploy.export.trace import KEPT_METADATA
 from save_deploy.metrics.margin import sqnr_db
 
 

@@ -1,14 +1,19 @@
-"""Clips that choices of precision are judged on, in memory: inputs, truth, the eager model's masks."""
+"""Score and time one choice of precision: on validation clips, against the eager model's masks."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from save_deploy.bundle import model_spec
 from save_deploy.calibration.pairs import pair_digest
 from save_deploy.calibration.select import is_generated
 from save_deploy.calibration.table import CalibrationTable
@@ -16,10 +21,20 @@ from save_deploy.data.audio import second
 from save_deploy.data.open import open_dataset
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.errors import DataError
+from save_deploy.export.fp16 import Fp16Plan
+from save_deploy.export.graph import write_graph
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.quantize.plan import QuantPlan
+from save_deploy.export.quantize.qdq import count_work
 from save_deploy.metrics.segmentation import ScoreMeter
+from save_deploy.model.save import SaveModel
+from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.session import as_batch, available_backends, open_session
+from save_deploy.runtime.timing import time_interleaved
 
 SPLIT = "val"
+SEARCH_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -116,3 +131,67 @@ def _score(
     union = int((masks | eager).sum())
     agreement = int((masks & eager).sum()) / union if union else 1.0
     return Scored(score.m_j, score.m_f, agreement)
+
+
+class Trial:
+    """Scores and times choices of float units, as sessions on the preferred backend."""
+
+    def __init__(
+        self, model: SaveModel, graph: Path, plan: QuantPlan, fp16: Fp16Plan | None,
+        validation: Validation, options: ExportOptions,
+    ) -> None:  # fmt: skip
+        self.config, self.graph, self.plan, self.validation = model.config, graph, plan, validation
+        self.fp16, self.options, self.memo = fp16, options, dict[str, Any]()
+        self.audio = eager_pipeline(model).audio  # of the pipelines; embeddings are there already
+        self.backend = available_backends()[0]
+
+    def evaluate(self, floats: frozenset[str]) -> Scored:
+        with self._open(floats, "choice") as pipeline:
+            return self.validation.score(pipeline)
+
+    def costs(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        """Of several choices of float units: p50 in ms, interleaved, or GMAC."""
+        if self.options.search_cost == "work":
+            work = count_work(ir.load(self.graph), self.plan.sites)
+            gmac = lambda floats: sum(n if u in floats else n / 2 for u, n in work.items()) / 1e9
+            return {name: gmac(floats) for name, floats in choices.items()}
+        if self.graph.with_name(
+            f"{self.graph.name}.data"
+        ).exists():  # gigabytes: one after the other
+            return {k: v for name in choices for k, v in self._time({name: choices[name]}).items()}
+        return self._time(choices)
+
+    def _time(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        opened = {name: self._open(floats, name) for name, floats in choices.items()}
+        batch = self.options.batch
+        inputs = {
+            "image": as_batch(self.validation.images[0]).repeat(batch, axis=0),
+            "audio_embedding": self.validation.audio_embedding[:1].repeat(batch, axis=0),
+        }
+        try:
+            taken = time_interleaved(
+                {name: partial(p.model.infer, inputs) for name, p in opened.items()},
+                rounds=SEARCH_ROUNDS,
+                batch=batch,
+            )
+        finally:
+            for pipeline in opened.values():
+                pipeline.close()
+        return {name: latency.p50_ms for name, latency in taken.items()}
+
+    def _open(self, floats: frozenset[str], name: str) -> SavePipeline:
+        path = self.graph.with_name(f"{name}.onnx")
+        spec = model_spec(self.config, self.options.batch)
+        plan = replace(self.plan, float_units=tuple(floats))
+        written = write_graph(self.graph, path, spec, quant=plan, fp16=self.fp16, memo=self.memo)
+        try:
+            session = open_session(self.backend, path, spec, threads=self.options.threads)
+        finally:
+            for file in written.files:
+                file.unlink()
+        return SavePipeline(
+            config=self.config,
+            precision=str(self.options.precision),
+            audio=self.audio,
+            model=session,
+        )

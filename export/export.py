@@ -1,0 +1,314 @@
+"""The main job: checkpoint -> proven bundle. `export` is the whole order; each call is one stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from save_deploy.bundle import Manifest, audio_spec, model_spec, record_files, sha256_of
+from save_deploy.calibration.pairs import collect_pairs
+from save_deploy.calibration.table import CalibrationTable
+from save_deploy.checkpoints import builtin_path, load_model
+from save_deploy.data.open import open_dataset
+from save_deploy.errors import ParityError
+from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.conformance import write_conformance
+from save_deploy.export.entries import choose_entries
+from save_deploy.export.fp16 import Fp16Plan, plan_fp16
+from save_deploy.export.golden import Golden, run_golden, write_golden
+from save_deploy.export.graph import WrittenGraph, write_graph
+from save_deploy.export.memory import WeightMemory
+from save_deploy.export.merge.deploy import DeployModel, merge
+from save_deploy.export.merge.proof import MergeProof
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.prove import Proved, prove_entries
+from save_deploy.export.quantize.calibrate import obtain_table
+from save_deploy.export.quantize.explain import Explanation, Quantized, explain, require_fp8_backend
+from save_deploy.export.quantize.plan import TABLE_FILE, QuantPlan, plan_quantization
+from save_deploy.export.quantize.search import SearchResult, search_precision
+from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.files import cache_folder, check_folder_target, new_folder
+from save_deploy.machine import versions
+from save_deploy.model.save import SaveModel
+from save_deploy.progress import countdown, resumable
+from save_deploy.runtime.compare import Row
+from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.report import footnote, write_report
+from save_deploy.runtime.session import as_batch
+
+OnStage = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """folder: the bundle; rows, note: its comparison with eager; fp16: its FP16 plan, if it has FP16
+    floats; lines: what quantization gained and lost, in words."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    note: str
+    proof: MergeProof
+    fp16: Fp16Plan | None
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Golden samples, and the manifest's entries of golden/ and conformance/."""
+
+    golden: Golden
+    golden_entry: dict[str, Any]
+    conformance_entry: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The deploy model with its proof; table: ranges, None without quantization; measured: this export
+    measured them."""
+
+    deploy: DeployModel
+    proof: MergeProof
+    table: CalibrationTable | None
+    measured: bool = False
+
+    def ranges_are_cached(self) -> bool:
+        """True when the same command would not measure the ranges again."""
+        return self.measured and cache_folder("calibration") is not None
+
+
+@dataclass(frozen=True)
+class Plans:
+    """quant: which MatMuls are quantized; fp16: the measured plan of FP16 floats. It is also there
+    beside FP32 floats when the comparison has an FP16 row."""
+
+    quant: QuantPlan | None
+    fp16: Fp16Plan | None
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """own: the bundle's model.onnx; quant: with what the search chose; compared: precision and file of
+    graphs that only the comparison needs."""
+
+    own: WrittenGraph
+    quant: QuantPlan | None
+    found: SearchResult | None
+    compared: tuple[tuple[str, Path], ...]
+
+
+def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> ExportResult:
+    """Write the bundle options.folder. on_stage(stage, detail) reports progress.
+
+    A repeated call resumes the calibration and the search of an interrupted one. Raises SaveDeployError
+    for mistakes in options and input, ParityError when the bundle is over budget; nothing is left at
+    the target in both cases.
+    """
+    if options.precision.quantized == "fp8":
+        require_fp8_backend()  # before an hour of work
+    check_folder_target(options.folder, force=options.force)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    with new_folder(options.folder, what="the bundle") as folder:
+        on_stage("load", str(options.checkpoint or "built-in vit_t"))
+        model = load_model(options.checkpoint, res=options.res, sam=options.sam)
+        memory = WeightMemory(model, model.config)
+        stage = memory.between_stages(on_stage)
+
+        samples = write_samples(folder, model, memory, options, stage)
+        merged = merge_and_calibrate(model, samples.golden, options, stage)
+        with resumable(merged.ranges_are_cached):
+            plans = plan_precision(model, merged, memory, options, stage)
+            graphs = write_graphs(folder, model, merged, plans, memory, options, stage)
+            proved = compare_graphs(folder, model, samples.golden, graphs, memory, options, stage)
+            return finish(folder, samples, merged, plans, graphs, proved, options)
+
+
+def write_samples(
+    folder: Path, model: SaveModel, memory: WeightMemory, options: ExportOptions, on_stage: OnStage
+) -> Samples:
+    """golden/ and conformance/: inputs, and what the eager model makes of them."""
+    n = options.n_golden
+    on_stage("golden", f"{n} pairs of {options.data} through the eager model")
+    clips = open_dataset(options.data, split="test")
+    eager = eager_pipeline(model, batch=options.batch)
+    pairs = collect_pairs(clips, n, res=model.config.res)
+    golden = run_golden(
+        eager, pairs, countdown(on_stage, "golden", f"{options.data}, eager model", n)
+    )
+    entry = write_golden(folder, golden)
+    conformance = write_conformance(folder, eager, options.budget, few=memory.large)
+    return Samples(golden, entry, conformance)
+
+
+def merge_and_calibrate(
+    model: SaveModel, golden: Golden, options: ExportOptions, on_stage: OnStage
+) -> Merged:
+    """Fold every exact rewrite, smoothing included. Raises ParityError for one that is not exact."""
+    on_stage("merge", "exact rewrites, each compared in float64")
+    on_block = countdown(on_stage, "merge", "blocks compared", model.config.depth)
+    deploy, proof = merge(model, options.forms, on_block=on_block)
+    table = None
+    if options.precision.quantized:
+        table = obtain_table(model, deploy, options, golden.pairs, on_stage=on_stage)
+        smoothed = apply_smoothing(deploy, table.smoothing)
+        if smoothed is not None:
+            proof = replace(proof, rewrites=(*proof.rewrites, smoothed))
+    if not proof.exact:
+        inexact = [r for r in proof.rewrites if not r.exact]
+        raise ParityError("a rewrite is not exact", got=str(inexact))
+    measured = table is not None and options.measures_ranges
+    return Merged(deploy, proof, table, measured)
+
+
+def plan_precision(
+    model: SaveModel, merged: Merged, memory: WeightMemory, options: ExportOptions,
+    on_stage: OnStage,
+) -> Plans:  # fmt: skip
+    """Choose the FP32 modules from ranges on pairs of another split than the golden ones, and the
+    quantized MatMuls."""
+    fp16 = None
+    asked = options.precision
+    if asked.floats == "fp16" or (asked.quantized and not memory.large):
+        on_stage("precision", "measuring ranges")
+        n = 1 if memory.large else options.n_golden
+        pairs = collect_pairs(open_dataset(options.data, split="val"), n, res=options.res)
+        pipeline = eager_pipeline(model)
+        fp16 = plan_fp16(
+            merged.deploy,
+            (
+                (torch.from_numpy(as_batch(image)), torch.from_numpy(pipeline.embed(waveform)))
+                for image, waveform in zip(pairs.image, pairs.waveform, strict=True)
+            ),
+        )
+    quant = None
+    if merged.table is not None:
+        quant = plan_quantization(merged.deploy, merged.table, options)
+    return Plans(quant, fp16)
+
+
+def write_graphs(
+    folder: Path, model: SaveModel, merged: Merged, plans: Plans, memory: WeightMemory,
+    options: ExportOptions, on_stage: OnStage,
+) -> Graphs:  # fmt: skip
+    """model.onnx, audio.onnx, and the graphs that the comparison needs beside them.
+
+    The model is traced once: every other precision is made from the FP32 file. A large model has no
+    such file unless it is quantized.
+    """
+    spec = model_spec(model.config, options.batch)
+    floats = plans.fp16 if options.precision.floats == "fp16" else None
+    quant, found = plans.quant, None
+    compared: list[tuple[str, Path]] = []
+    on_stage("trace", f"{model.config.name} at {options.res} px")
+    source: DeployModel | Path = merged.deploy
+    traced = folder / "fp32.onnx"
+    if quant is not None or (floats is not None and not memory.large):
+        write_graph(merged.deploy, traced, spec)
+        compared.append(("fp32", traced))
+        source = traced
+    if quant is not None:
+        if options.search.max_drop is not None:
+            quant, found = search_precision(
+                model, traced, quant, floats, options, on_stage=on_stage
+            )
+        memory.free(merged.deploy)  # from here on everything is read from the traced file
+        if plans.fp16 is not None and not memory.large:
+            compared.append(("fp16", folder / "fp16.onnx"))
+            write_graph(traced, compared[-1][1], spec, fp16=plans.fp16)
+        quant.table.write(folder / TABLE_FILE)
+    on_stage("write", "model.onnx, audio.onnx")
+    own = write_graph(source, folder / "model.onnx", spec, quant=quant, fp16=floats)
+    memory.free(merged.deploy)
+    audio = DeployAudioEncoder(model.audio_encoder).eval()
+    write_graph(audio, folder / "audio.onnx", audio_spec())
+    return Graphs(own, quant, found, tuple(compared))
+
+
+def compare_graphs(
+    folder: Path, model: SaveModel, golden: Golden, graphs: Graphs, memory: WeightMemory,
+    options: ExportOptions, on_stage: OnStage,
+) -> Proved:  # fmt: skip
+    """Parity and speed of every graph against eager on the golden samples."""
+    on_stage("prove", "parity and speed against eager")
+    eager = None if memory.large else eager_pipeline(model, batch=options.batch)
+    memory.free(model)
+    entries = choose_entries(options, graphs.compared, folder, large=memory.large)
+    return prove_entries(
+        model.config, golden, eager, memory.weight_bytes / 1e6, entries, folder,
+        batch=options.batch, rounds=options.rounds, threads=options.threads,
+        on_entry=countdown(on_stage, "prove", "graphs", len(entries)),
+    )  # fmt: skip
+
+
+def finish(
+    folder: Path, samples: Samples, merged: Merged, plans: Plans, graphs: Graphs,
+    proved: Proved, options: ExportOptions,
+) -> ExportResult:  # fmt: skip
+    """report.json, report.md and manifest.json. Raises ParityError when the bundle is over budget."""
+    config = merged.deploy.config
+    fp16 = plans.fp16 if options.precision.floats == "fp16" else None
+    precision = plans.fp16.to_dict() if plans.fp16 else {"precision": "fp32"}
+    explained = Explanation()
+    if graphs.quant is not None:
+        quantized = Quantized(graphs.quant, fp16, graphs.found, graphs.own.quantized_nodes)
+        explained = explain(quantized, proved, samples.golden, folder, options)
+        precision = explained.manifest
+    for _, path in graphs.compared:
+        for file in folder.glob(f"{path.name}*"):
+            file.unlink()
+    note = footnote(proved.rows, f"{options.data} (golden)", interleaved=proved.interleaved)
+    extra = {
+        "merge": merged.proof.to_dict(),
+        "precision": precision,
+        "operators": graphs.own.operators,
+    }
+    write_report(
+        folder,
+        proved.rows,
+        title=f"{config.name} {config.res} px {options.precision}",
+        note=note,
+        extra=extra | explained.report,
+        sections=explained.sections,
+    )
+    Manifest(
+        config=config,
+        precision=precision,
+        model=model_spec(config, options.batch),
+        audio=audio_spec(),
+        files=record_files(folder),
+        golden={**samples.golden_entry, "budget": asdict(options.budget)},
+        merge=merged.proof.to_dict(),
+        source=_source(options),
+        versions=versions(),
+        conformance=samples.conformance_entry,
+    ).write(folder)
+    _require_budget(proved.rows, explained, options)
+    return ExportResult(
+        options.folder, tuple(proved.rows), note, merged.proof, fp16, explained.lines
+    )
+
+
+def _require_budget(rows: list[Row], explained: Explanation, options: ExportOptions) -> None:
+    hint = "export with --fp32, or allow more: --min-agreement, --max-logit-error"
+    if options.precision.quantized:
+        hint = "keep MatMuls in float with --max-drop, or allow more with --min-agreement"
+    for row in rows:
+        if row.parity is not None and row.precision == str(options.precision):
+            row.parity.require(
+                options.budget,
+                what=f"{row.backend} {row.precision} is over the parity budget; "
+                "no bundle was written",
+                hint=hint,
+                details=explained.why,
+            )
+
+
+def _source(options: ExportOptions) -> dict[str, Any]:
+    """Names, hashes and sizes of the checkpoint's files."""
+    files = [options.checkpoint or builtin_path()] + ([options.sam] if options.sam else [])
+    return {
+        "files": [{"name": f.name, "sha256": sha256_of(f), "size": f.stat().st_size} for f in files]
+    }

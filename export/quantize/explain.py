@@ -1,0 +1,382 @@
+"""What quantization gained and lost: kernels that ran, speed against float, masks against eager's.
+
+Measures on the golden samples, then says it three times: in lines for the terminal, in sections of
+report.md, and as data in report.json and the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from save_deploy.bundle import Arrays
+from save_deploy.errors import BackendError
+from save_deploy.export.fp16 import Fp16Plan
+from save_deploy.export.golden import Golden
+from save_deploy.export.options import ExportOptions
+from save_deploy.export.prove import Proved
+from save_deploy.export.quantize.plan import QuantPlan
+from save_deploy.export.quantize.search import SearchResult
+from save_deploy.export.quantize.sensitivity import plot_sensitivity
+from save_deploy.export.quantize.sqnr import block_sqnr
+from save_deploy.machine import has_int8_dot_product
+from save_deploy.metrics.latency import speedup, speedup_range
+from save_deploy.metrics.margin import Margin, MarginMeter
+from save_deploy.runtime.compare import Row
+from save_deploy.runtime.kernels import KernelCheck, executed_kernels
+from save_deploy.runtime.pictures import WorstFrame, write_worst
+from save_deploy.runtime.session import available_backends, default_threads
+from save_deploy.runtime.session.openvino import INSTALL
+
+WORST_FRAMES = 4
+SQNR_FRAMES = 4
+KERNELS_NAMED = 4  # in one line
+BLOCKS_NAMED = 3  # when masks are lost
+FLOATS = ("fp32", "fp16")
+FP8_NOTE = (
+    "FP8 has no CPU kernels: times here are of an emulation. It is for NVIDIA GPUs from SM89 on."
+)
+NO_DOT_PRODUCT = "this CPU has no 8-bit dot product (VNNI or AMX)"
+MAPPED = "ran with its weights mapped from the file because memory is short, which is slower"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was made: the plan, the FP16 plan of FP16 float parts, the search, the MatMul nodes between
+    Q/DQ pairs."""
+
+    plan: QuantPlan
+    fp16: Fp16Plan | None
+    found: SearchResult | None
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured: kernels per backend, signal to noise per block in dB (None: no error at all;
+    empty: not measured), pixels near the threshold and worst frames of `backend`."""
+
+    kernels: tuple[KernelCheck, ...]
+    sqnr: tuple[float | None, ...]
+    margin: Margin
+    worst: tuple[WorstFrame, ...]
+    backend: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """manifest: its precision entry; report: for report.json; sections: for report.md; lines: for the
+    terminal; why: for the error when the bundle is over budget."""
+
+    manifest: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    sections: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+
+
+def require_fp8_backend() -> list[str]:
+    """Raises BackendError where nothing can run FP8 numbers."""
+    if "openvino" in available_backends():
+        return ["openvino"]
+    raise BackendError(
+        "an FP8 bundle cannot be proven here",
+        got="no OpenVINO, and ONNX Runtime has no FP8 on a CPU",
+        expected="a backend that computes with FP8 numbers",
+        hint=f"{INSTALL}, or --int8",
+    )
+
+
+def explain(
+    made: Quantized, proved: Proved, golden: Golden, folder: Path, options: ExportOptions
+) -> Explanation:
+    """Measure and explain. The bundle's own graph is folder/model.onnx; the float one is fp32.onnx."""
+    evidence = _measure(made, proved, golden, folder, options)
+    drawn = made.found is not None and plot_sensitivity(made.found, folder / "sensitivity.png")
+    lines = explain_lines(proved, evidence.kernels, evidence.sqnr, made.found, options)
+    sections = [
+        "## Verdict\n\n" + "\n".join(f"- {line}" for line in lines),
+        _margin_section(evidence.margin, evidence.worst, evidence.backend),
+    ]
+    if evidence.sqnr:
+        sections.append(_sqnr_section(evidence.sqnr))
+    if made.found:
+        sections.append(_search_section(made.found, drawn))
+    return Explanation(
+        manifest=_manifest(made, evidence, options),
+        report={
+            "kernels": [k.to_dict() for k in evidence.kernels],
+            "margin": {"backend": evidence.backend, **asdict(evidence.margin)},
+            "block_sqnr_db": list(evidence.sqnr),
+            "worst_frames": [asdict(w) for w in evidence.worst],
+            "search": made.found.to_dict() if made.found else None,
+            "verdict": list(lines),
+        },
+        sections=tuple(sections),
+        lines=lines,
+        why=tuple(line for line in (weakest_blocks(evidence.sqnr), *lines) if line),
+    )
+
+
+def _measure(
+    made: Quantized, proved: Proved, golden: Golden, folder: Path, options: ExportOptions
+) -> Evidence:
+    own = [e for e in proved.entries if e.precision == str(options.precision)]
+    kernels: list[KernelCheck] = []
+    if made.plan.fmt == "int8" and made.nodes:
+        kernels = [
+            executed_kernels(e.backend, e.path, made.nodes, proved.inputs, threads=options.threads)
+            for e in own
+        ]
+    backend = proved.entries[-1].backend  # masks differ slightly per backend: record which one
+    meter = MarginMeter()
+    meter.add(golden.mask_logits, proved.logits[-1])
+    worst = write_worst(
+        folder, golden.pairs.image, golden.pairs.truth, golden.mask_logits, proved.logits[-1],
+        golden.pairs.names, k=WORST_FRAMES, got_label=f"{options.precision} {backend}",
+    )  # fmt: skip
+    sqnr = _sqnr(made.plan, golden, folder, options)
+    return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend)
+
+
+def _manifest(made: Quantized, evidence: Evidence, options: ExportOptions) -> dict[str, Any]:
+    kernels = {k.backend: {"asked": k.asked, "int8": k.int8} for k in evidence.kernels}
+    return {
+        "precision": str(options.precision),
+        "quantization": {
+            **made.plan.to_dict(),
+            "kernels": kernels,
+            "search": _short(made.found) if made.found else None,
+        },
+        **({"floats": made.fp16.to_dict()} if made.fp16 else {}),
+    }
+
+
+def explain_lines(
+    proved: Proved, kernels: Sequence[KernelCheck],
+    sqnr: Sequence[float | None], found: SearchResult | None, options: ExportOptions,
+) -> tuple[str, ...]:  # fmt: skip
+    """Sentences for the terminal: speed on each backend, what was not measured, accuracy."""
+    return (
+        *_speed(proved, kernels, found, options),
+        *_missing(proved, sqnr, options),
+        _accuracy(proved.rows, found, options),
+    )
+
+
+def weakest_blocks(sqnr: Sequence[float | None]) -> str:
+    """The blocks with the lowest signal-to-noise ratio, or an empty string."""
+    measured = [(db, block) for block, db in enumerate(sqnr) if db is not None]
+    shown = ", ".join(f"block {block} {db:.1f} dB" for db, block in sorted(measured)[:BLOCKS_NAMED])
+    return shown and f"lowest signal to noise: {shown}"
+
+
+def _speed(
+    proved: Proved, kernels: Sequence[KernelCheck],
+    found: SearchResult | None, options: ExportOptions,
+) -> list[str]:  # fmt: skip
+    if options.precision.quantized == "fp8":
+        return [FP8_NOTE]
+    if not kernels:
+        return [_nothing(found)]
+    mapped = {(e.backend, e.precision) for e in proved.entries if e.low_memory}
+    lines = []
+    for check in kernels:
+        here = [row for row in proved.rows if row.backend == check.backend]
+        own = next(row for row in here if row.precision == str(options.precision))
+        ran = f"{check.int8} of {check.asked} MatMuls ran INT8 kernels"
+        floats = [row for row in here if row.precision in FLOATS]
+        if not floats:
+            text = f"{own.speedup:.2f} x eager on {check.backend}; {ran}"
+            lines.append(f"{text}; whether that is faster than float there was not measured")
+            continue
+        best = min(floats, key=lambda row: row.latency.p50_ms)
+        line = _against(best, own, check, ran, interleaved=proved.interleaved)
+        if (best.backend, best.precision) in mapped:
+            line += f"; {best.precision} {MAPPED}"
+        lines.append(line)
+    return lines
+
+
+def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: bool) -> str:
+    """INT8 against the best float graph of a backend, "faster" only where the quartiles agree."""
+    low, high = speedup_range(best.latency, own.latency, interleaved=interleaved)
+    if interleaved:
+        ratio = speedup(best.latency, own.latency)
+    else:
+        ratio = best.latency.p50_ms / own.latency.p50_ms
+    text = f"{ratio:.2f} x {best.precision} on {check.backend}, {own.speedup:.2f} x eager; {ran}"
+    if high < 1:
+        return f"NOT faster than {best.precision}: {text}; {_why_slow(check)}"
+    if low <= 1:
+        return (
+            f"about as fast as {best.precision} ({low:.2f} to {high:.2f} x in the middle half of "
+            f"the rounds): {text}; {_why_slow(check)}"
+        )
+    if check.not_int8:
+        text += f" (in float: {', '.join(check.not_int8[:KERNELS_NAMED])})"
+    return text
+
+
+def _nothing(found: SearchResult | None) -> str:
+    """Why no MatMul is quantized."""
+    if found is None:
+        return "nothing is quantized, as in the bundle of --precision-from"
+    reasons = []
+    if found.slower:
+        cpu = "" if has_int8_dot_product() else f"; {NO_DOT_PRODUCT}"
+        reasons.append(f"INT8 makes no {' or '.join(found.slower)} faster on {found.backend}{cpu}")
+    if len(found.slower) < len(found.saved):
+        of = "of the others " if found.slower else ""
+        reasons.append(f"the budget of {found.max_drop:g} M_J points allows none {of}in INT8")
+    text = f"nothing is quantized: {', and '.join(reasons)}"
+    if found.slower:
+        text += ". For an engine on another machine search with --search-cost work"
+    return text
+
+
+def _why_slow(check: KernelCheck) -> str:
+    if check.not_int8:
+        return f"ran in float: {', '.join(check.not_int8[:KERNELS_NAMED])}"
+    if not has_int8_dot_product():
+        return NO_DOT_PRODUCT
+    return "the graph is too small: INT8 MatMuls save less than their conversions cost"
+
+
+def _missing(
+    proved: Proved, sqnr: Sequence[float | None], options: ExportOptions
+) -> tuple[str, ...]:
+    measured = {(row.backend, row.precision) for row in proved.rows}
+    backends = {b for b, precision in measured if precision == str(options.precision)}
+    missing = [f"FP32 on {b}" for b in sorted(backends) if (b, "fp32") not in measured]
+    if not any(precision == "fp16" for _, precision in measured):
+        missing.append("the FP16 graph")
+    if not sqnr:
+        missing.append("signal to noise per block")
+    if not missing:
+        return ()
+    reason = (
+        "outputs of single blocks need kernels of the format"
+        if proved.interleaved
+        else "the model is too large to hold two graphs"
+    )
+    return (f"not measured: {', '.join(missing)} ({reason})",)
+
+
+def _accuracy(rows: Sequence[Row], found: SearchResult | None, options: ExportOptions) -> str:
+    own = [r for r in rows if r.precision == str(options.precision)]
+    worst = min(own, key=lambda r: r.parity.mask_agreement if r.parity else 1.0)
+    assert worst.parity is not None
+    text = (
+        f"masks agree with eager's to {worst.parity.mask_agreement:.4f} (at least "
+        f"{options.budget.min_agreement} asked), M_J {rows[0].score.m_j:.2f} -> "
+        f"{worst.score.m_j:.2f} on {worst.score.n_frames} golden frames"
+    )
+    if found is None:
+        return text
+    return (
+        f"{text}; search: M_J {found.eager.m_j:.2f} -> {found.chosen.m_j:.2f} on {found.frames} "
+        f"frames of {found.data}, within the budget of {found.max_drop:g}, "
+        f"{len(found.float_units)} of {found.units} branches in float"
+    )
+
+
+def _sqnr(
+    plan: QuantPlan, golden: Golden, folder: Path, options: ExportOptions
+) -> list[float | None]:
+    """None stands for a block without any error; empty when the float graph was too large to keep, or
+    nothing here runs the format."""
+    float_graph = folder / "fp32.onnx"
+    if plan.fmt != "int8" or float_graph.with_name("fp32.onnx.data").exists():
+        return []
+    batch = options.batch
+    n = min(SQNR_FRAMES, len(golden.pairs))
+    inputs: list[Arrays] = [
+        {
+            "image": golden.pairs.image[np.full(batch, i)],
+            "audio_embedding": golden.audio_embedding[np.full(batch, i)],
+        }
+        for i in range(n)
+    ]
+    found = block_sqnr(
+        float_graph, folder / "model.onnx", inputs, 1 + max(p.block for p in plan.sites),
+        threads=options.threads or default_threads(),
+    )  # fmt: skip
+    return [round(v, 2) if np.isfinite(v) else None for v in found]
+
+
+def _short(found: SearchResult) -> dict[str, Any]:
+    """What the manifest says of a search; all of it is in report.json."""
+    keys = ("max_drop", "data", "clips", "frames", "backend", "eager", "full", "chosen")
+    values = found.to_dict()
+    return {key: values[key] for key in keys}
+
+
+def _margin_section(margin: Margin, worst: Sequence[WorstFrame], backend: str) -> str:
+    lines = [
+        f"## Threshold margin (masks of {backend})",
+        "",
+        "| pixels with eager's logit | of all | of those that changed sides |",
+        "|---|---:|---:|",
+    ]
+    for level, share in margin.near.items():
+        lines.append(
+            f"| nearer to 0 than {level} | {share:.2%} | {margin.flipped_near[level]:.1%} |"
+        )
+    lines += [
+        "",
+        f"{margin.flipped:.3%} of {margin.pixels} pixels changed sides: {margin.on} to sounding, "
+        f"{margin.off} to silent.",
+        "",
+        f"Worst frames: picture, truth, eager, this bundle on {backend}, changed pixels.",
+        "",
+    ]
+    lines += [f"![{w.name}: agreement {w.agreement:.4f}]({w.file})" for w in worst]
+    return "\n".join(lines)
+
+
+def _sqnr_section(sqnr: Sequence[float | None]) -> str:
+    cells = ["equal" if v is None else f"{v:.1f}" for v in sqnr]
+    return "\n".join(
+        [
+            "## Signal to noise per block (dB, block output against float)",
+            "",
+            "| " + " | ".join(str(i) for i in range(len(cells))) + " |",
+            "|" + "---:|" * len(cells),
+            "| " + " | ".join(cells) + " |",
+        ]
+    )
+
+
+def _search_section(found: SearchResult, drawn: bool) -> str:
+    lines = [
+        f"## Precision search (budget {found.max_drop:g} M_J points, {found.frames} frames of "
+        f"{found.data}, {found.backend})",
+        "",
+        f"| | M_J | M_F | agreement | expected {found.cost_unit} |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, score, cost in (
+        ("eager", found.eager, ""),
+        ("all quantized", found.full, f"{found.cost['quantized']:.4g}"),
+        ("chosen", found.chosen, f"{found.expected:.4g}"),
+    ):
+        lines.append(
+            f"| {name} | {score.m_j:.2f} | {score.m_f:.3f} | {score.agreement:.4f} | {cost} |"
+        )
+    saved = ", ".join(f"{b} {saved:.3g} {found.cost_unit}" for b, saved in found.saved.items())
+    kept = ", ".join(found.float_units) or "none"
+    lines += ["", f"A quantized branch saves: {saved}. In float: {kept}."]
+    if found.slower:
+        lines += [f"INT8 is not faster here in {', '.join(found.slower)}: always in float."]
+    lines += [f"{found.evaluations} evaluations, {found.reused} from earlier searches."]
+    if drawn:
+        lines += ["", "![one branch alone in INT8](sensitivity.png)"]
+    hardest = sorted(found.sensitivity, key=lambda s: s.agreement)[:8]
+    lines += ["", "| branch alone in INT8 | M_J points lost | agreement |", "|---|---:|---:|"]
+    lines += [f"| {s.unit} | {s.m_j_drop:.3f} | {s.agreement:.5f} |" for s in hardest]
+    return "\n".join(lines)
