@@ -218,6 +218,7 @@ class _Saver:
         if self.path is None or start - self.written < self.pause:
             return
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(f"{self.path.parent} cannot be written to")
             self.observer.save(self.path, self.key)

@@ -14,7 +14,7 @@ from save_deploy.data.open import open_dataset
 from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import DataError
 from save_deploy.export.options import CalibrationOptions, ExportOptions
-from save_deploy.export.quantize import stage
+from save_deploy.export.quantize import calibrate as stage
 from save_deploy.export.quantize.calibrate import calibrate, measure_table, obtain_table
 from save_deploy.export.quantize.trial import make_validation
 from save_deploy.runtime.eager import eager_pipeline

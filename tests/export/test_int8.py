@@ -244,7 +244,7 @@ def test_interrupted_search_goes_on_without_calibrating_again(
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on from there" in stderr
+    assert process.returncode == 130 and "run the same command again to resume" in stderr
     assert leftovers(tmp_path) == ["cache"]
     kept = len(json.loads(next(scores.glob("*.json")).read_text()))
     done = subprocess.run([*CLI, *args], cwd=tmp_path, capture_output=True, text=True, env=env,
@@ -300,7 +300,7 @@ def test_over_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
     options = ExportOptions(**{**tiny, "min_agreement": 1.1}, precision="int8", out=tmp_path / "b")
     with pytest.raises(ParityError, match="--max-drop") as caught:
         export(options)
-    for told in ("least signal to noise: block ", " dB, block ", "x eager; 27 of 27 products"):
+    for told in ("lowest signal to noise: block ", " dB, block ", "x eager; 27 of 27 MatMuls"):
         assert told in str(caught.value)
     assert leftovers(tmp_path) == []
 
@@ -329,7 +329,7 @@ def test_calibrate_interrupted_and_resumed(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    assert "the same command goes on from there" in stderr
+    assert "run the same command again to resume" in stderr
     assert not (tmp_path / "t.json").exists() and list(states.glob("*.npz"))
     done = subprocess.run([*CLI, *args], cwd=tmp_path, capture_output=True, text=True, env=env,
                           timeout=900)  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from save_deploy.errors import ParityError
-from save_deploy.export.quantize.picture import plot_sensitivity
 from save_deploy.export.quantize.search import (
     Evaluations,
     SearchResult,
@@ -17,6 +16,7 @@ from save_deploy.export.quantize.search import (
     most_steps,
     search,
 )
+from save_deploy.export.quantize.sensitivity import plot_sensitivity
 from save_deploy.export.quantize.trial import Scored
 
 UNITS = tuple(f"blocks.{i}.{b}" for i in range(3) for b in ("attn", "mlp", "adapter"))

@@ -124,7 +124,7 @@ def test_what_was_not_measured_is_told() -> None:
 
 def test_weakest_blocks() -> None:
     assert weakest_blocks([30.0, None, 12.34, 40.0, 25.0]) == (
-        "least signal to noise: block 2 12.3 dB, block 4 25.0 dB, block 0 30.0 dB"
+        "lowest signal to noise: block 2 12.3 dB, block 4 25.0 dB, block 0 30.0 dB"
     )
     assert weakest_blocks([]) == weakest_blocks([None]) == ""
 
