@@ -82,7 +82,7 @@ def test_missing_package_names_its_extra() -> None:
 
 
 def test_unknown_missing_module_stays_a_bug() -> None:
-    with pytest.raises(ModuleNotFoundError, match="save_deploy.gone"), named_extras():
+    with pytest.raises(ModuleNotFoundError, match=r"save_deploy\.gone"), named_extras():
         raise ModuleNotFoundError("No module named 'save_deploy.gone'", name="save_deploy.gone")
 
 
