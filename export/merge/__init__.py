@@ -1,4 +1,4 @@
-"""Exact rewrites of the eager model for one resolution, each with its proof.
+"""Exact rewrites of the eager model for one resolution, each with a proof in float64.
 
-deploy.merge(SaveModel) -> (DeployModel, MergeProof). A rewrite that is not exact does not exist here.
+deploy.merge(SaveModel) -> (DeployModel, MergeProof). Approximations (FP16, INT8) are made elsewhere.
 """

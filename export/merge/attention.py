@@ -1,11 +1,15 @@
-"""Rewrites of attention: windows, scale and rel_pos, each of which can be switched off.
+"""Rewrites of attention: windows, scale and rel_pos. Each can be switched off.
 
-A padded token is zero before qkv, so its q, k and v are the qkv bias (SPEC 1.2). The product without
-bias is therefore padded instead of the input, and the bias added afterwards; a padded query's result
-is cropped away, so it need not be computed; a padded key must stay, because real tokens attend to it.
+windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token equal the qkv bias. The
+rewrite pads the product without bias and adds the bias afterwards. The output of a padded query is
+cropped, so it need not be computed. A padded key must stay, because real tokens attend to it.
+Shapes: B frames, s x s tokens, C channels, n x n windows of w x w tokens, B' = windows of all frames,
+hd = channels of a head.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
@@ -13,11 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
-from save_deploy.export.merge.product import Product, Scores, constant
+from save_deploy.export.merge.product import MatMul, Scores, constant
+
+
+class _Part(NamedTuple):
+    """n_rows x n_cols windows, the first at (row, col).
+
+    The first height x width tokens of each window are queries; all its tokens are keys.
+    """
+
+    row: int
+    col: int
+    n_rows: int
+    n_cols: int
+    height: int
+    width: int
 
 
 class DeployAttention(nn.Module):
-    """SAM's attention at one grid size in one of its forms: (B,s,s,C) -> (B,s,s,C)."""
+    """SAM's attention for one grid size, in the form that `forms` names: (B,s,s,C) -> (B,s,s,C)."""
 
     def __init__(self, attn: Attention, window_size: int, grid: int, forms: Forms) -> None:
         super().__init__()
@@ -33,11 +51,11 @@ class DeployAttention(nn.Module):
         if forms.scale:
             scale = torch.ones(3 * dim, dtype=attn.qkv.weight.dtype)
             scale[:dim] = attn.scale
-            self.qkv = Product(attn.qkv.weight * scale[:, None])
+            self.qkv = MatMul(attn.qkv.weight * scale[:, None])
             self.qkv_bias = constant(attn.qkv.bias * scale)
         else:
-            self.qkv, self.qkv_bias = Product(attn.qkv.weight), attn.qkv.bias
-        # the tables read the unscaled query: (side,hd,side), row h of queries, rows k of keys
+            self.qkv, self.qkv_bias = MatMul(attn.qkv.weight), attn.qkv.bias
+        # (side,hd,side): row of queries, channel, row of keys. They are made for the unscaled query
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
         rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / table_scale
@@ -52,7 +70,6 @@ class DeployAttention(nn.Module):
         self.proj = attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,s,s,C) -> (B,s,s,C)."""
         side, n = self.side, self.n_windows
         pad = n * side - self.grid
         padding = (0, 0, 0, pad, 0, pad)
@@ -69,47 +86,53 @@ class DeployAttention(nn.Module):
             if pad:
                 out = out[:, : self.grid, : self.grid]
             return self.proj(out)
-        whole, rest = divmod(self.grid, side)  # whole windows per axis, tokens in the cut one
-        parts = [(0, whole, side), (whole, 1, rest)] if whole else [(0, 1, rest)]
-        rows = [
-            torch.cat(
-                [self._windows(qkv, i, j, ni, nj, hi, wj) for j, nj, wj in parts], dim=2
-            )  # (B,ni*hi,s,C)
-            for i, ni, hi in parts
-        ]
-        return self.proj(torch.cat(rows, dim=1))
+        return self.proj(self._real_queries(qkv))
+
+    def _real_queries(self, qkv: Tensor) -> Tensor:
+        """Attention of the tokens that are not padding: (B,n*w,n*w,3C) -> (B,s,s,C)."""
+        whole, rest = divmod(self.grid, self.side)  # complete windows per axis, tokens in the last
+        # first window, number of windows, queries per window, for each axis
+        cuts = [(0, whole, self.side), (whole, 1, rest)] if whole else [(0, 1, rest)]
+        rows = []
+        for row, n_rows, height in cuts:
+            parts = [_Part(row, col, n_rows, n_cols, height, width) for col, n_cols, width in cuts]
+            rows.append(torch.cat([self._windows(qkv, part) for part in parts], dim=2))
+        return torch.cat(rows, dim=1)
 
     def _all_windows(self, qkv: Tensor) -> Tensor:
-        """Attention in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
+        """Attention of all tokens in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
 
-        joined: q, k and v are parts of one transposed tensor. TensorRT makes one kernel of it, where
-        three slices of the product's output become three kernels and three parts of its weights,
-        which are then no longer 8 bits.
+        joined: q, k and v are parts of one transposed tensor. TensorRT makes one kernel of it. From
+        three slices it makes three kernels, each with a third of the weight, which is then not INT8.
         """
         side, n, heads = self.side, self.n_windows, self.num_heads
         if not self.joined:
-            return self._windows(qkv, 0, 0, n, n, side, side)
+            return self._windows(qkv, _Part(0, 0, n, n, side, side))
         batch, size, _, dim3 = qkv.shape
         dim = dim3 // 3
         if n > 1:
+            # (B,n*w,n*w,3C) -> (B,n,w,n,w,3,heads,hd)
             qkv = qkv.reshape(batch, n, side, n, side, 3, heads, dim // heads)
             qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3,B,n,n,heads,w,w,hd)
         else:
+            # (B,w,w,3C) -> (B,w*w,3,heads,hd) -> (3,B,heads,w*w,hd)
             qkv = qkv.reshape(batch, -1, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        # -> 3 x (B',heads,w*w,hd)
         q, k, v = qkv.reshape(3, -1, heads, side * side, dim // heads).unbind(0)
         out = self._attend(q, k, v, side, side)  # (B',heads,w*w,hd)
         if n > 1:
+            # (B,n,n,heads,w,w,hd) -> (B,n,w,n,w,heads,hd)
             out = out.reshape(batch, n, n, heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
         else:
-            out = out.transpose(1, 2)
+            out = out.transpose(1, 2)  # (B,w*w,heads,hd)
         return out.reshape(batch, size, size, dim)
 
-    def _windows(
-        self, qkv: Tensor, row: int, col: int, n_rows: int, n_cols: int, height: int, width: int
-    ) -> Tensor:
-        """Attention in n_rows x n_cols windows from window (row, col), with the first height x width
-        tokens of each as queries and all as keys: (B,n*w,n*w,3C) -> (B,n_rows*height,n_cols*width,C).
+    def _windows(self, qkv: Tensor, part: _Part) -> Tensor:
+        """Attention in the windows of a part, all tokens of a window being keys.
+
+        (B,n*w,n*w,3C) -> (B,n_rows*height,n_cols*width,C).
         """
+        row, col, n_rows, n_cols, height, width = part
         side, heads = self.side, self.num_heads
         batch, dim3 = qkv.shape[0], qkv.shape[3]
         dim = dim3 // 3
@@ -117,13 +140,16 @@ class DeployAttention(nn.Module):
         if (n_rows, n_cols) != (self.n_windows, self.n_windows):
             qkv = qkv[:, row * side : (row + n_rows) * side, col * side : (col + n_cols) * side]
         if n_rows * n_cols > 1:
+            # (B,n_rows,w,n_cols,w,3C) -> (B,n_rows,n_cols,w,w,3C)
             qkv = qkv.reshape(batch, n_rows, side, n_cols, side, dim3).permute(0, 1, 3, 2, 4, 5)
         qkv = qkv.reshape(-1, side, side, 3, heads, head_dim)  # (B',w,w,3,heads,hd)
         count = batch * n_rows * n_cols
+        # (B',h,w,heads,hd) -> (B',heads,h*w,hd); k and v with all side*side tokens
         q = qkv[:, :height, :width, 0].reshape(count, -1, heads, head_dim).transpose(1, 2)
         k = qkv[:, :, :, 1].reshape(count, -1, heads, head_dim).transpose(1, 2)
         v = qkv[:, :, :, 2].reshape(count, -1, heads, head_dim).transpose(1, 2)
         out = self._attend(q, k, v, height, width)  # (B',heads,h*w,hd)
+        # (B',heads,h*w,hd) -> (B',h*w,heads,hd) -> (B,n_rows,n_cols,h,w,C)
         out = out.transpose(1, 2).reshape(batch, n_rows, n_cols, height, width, dim)
         if n_rows * n_cols > 1:
             out = out.permute(0, 1, 3, 2, 4, 5)  # (B,n_rows,height,n_cols,width,C)
@@ -137,25 +163,27 @@ class DeployAttention(nn.Module):
             terms = [q * self.scale] + [t.reshape(count, heads, length, -1) for t in (rows, cols)]
             q = torch.cat(terms, dim=-1)  # (B',heads,L,hd+2*side)
             columns = self.key_columns.expand(count, heads, -1, -1)
-            # fused attention on a GPU wants v as wide as q and k. What fills v is cut off again;
-            # k's own columns spare a tensor of zeros
+            # fused attention on a GPU needs v as wide as q and k. The same columns fill v (no tensor
+            # of zeros is needed), and the output is cut to the head's width
             k, v = (torch.cat([t, columns], dim=-1) for t in (k, v))
             return (self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
         q = q * self.scale if self.scale != 1.0 else q
         bias = rows[..., :, None] + cols[..., None, :]  # (B',heads,h,w,side,side)
-        bias = bias.reshape(count, heads, length, -1)
+        bias = bias.reshape(count, heads, length, -1)  # (B',heads,h*w,side*side)
         return self.scores(q, k.transpose(-2, -1), bias).softmax(dim=-1) @ v
 
     def _rel_pos_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).
 
-        One product per query row (column) with tables that are not broadcast over batch and heads,
-        which compilers otherwise copy (TensorRT adds two kernels a block); joined: one for both.
+        off: SAM's einsum. Otherwise a batched product over query rows (columns), so that the tables
+        need no broadcast over frames and heads: TensorRT would copy them in two more kernels per
+        block. joined: one batched product for rows and columns.
         """
         count, heads, _, head_dim = q.shape
         grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
         shape = (count, heads, height, width, self.side)
         if self.joined and self.rel_pos != "off":
+            # (h,B'h,w,hd), (w,B'h,h,hd), each -> (side,B'h*side,hd)
             rows_of_q, cols_of_q = grid.transpose(0, 1), grid.permute(2, 0, 1, 3)
             both = torch.cat([t.reshape(self.side, -1, head_dim) for t in (rows_of_q, cols_of_q)])
             terms = (both @ self.rel_both).reshape(2, self.side, -1, self.side, self.side)
@@ -163,7 +191,8 @@ class DeployAttention(nn.Module):
             return rows.transpose(0, 1).reshape(shape), cols.permute(1, 2, 0, 3).reshape(shape)
         rel_h: Tensor = self.rel_h
         rel_w: Tensor = self.rel_w
-        if (height, width) != (self.side, self.side):  # a slice of all would lose its name in ONNX
+        # a slice of all rows would lose the table's name in ONNX
+        if (height, width) != (self.side, self.side):
             rel_h, rel_w = rel_h[:height], rel_w[:width]
         if self.rel_pos == "off":
             rows = torch.einsum("bhwc,hck->bhwk", grid, rel_h)
@@ -177,8 +206,9 @@ class DeployAttention(nn.Module):
 
 
 def _one_hot_keys(side: int) -> Tensor:
-    """Columns that pick row and column terms for every key: (1,1,side*side,2*side)."""
+    """One-hot row and column of every key: (1,1,side*side,2*side)."""
     eye = torch.eye(side)
     rows = eye[:, None].expand(side, side, side)
     cols = eye[None, :].expand(side, side, side)
+    # (side,side,2*side) -> (1,1,side*side,2*side)
     return torch.cat([rows, cols], dim=-1).reshape(1, 1, side * side, 2 * side)

@@ -1,4 +1,4 @@
-"""Rewrite of the audio side: all adapters as batched matrix products."""
+"""Rewrites of the audio side: batched audio adapters, and the prompt's scale in its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from save_deploy.model.adapters import AudioAdapters, AudioMlp, AudioPrompt
 
 
 class DeployAudio(nn.Module):
-    """audio_embedding (B,128) -> injections (N,B,C), prompt source (B,C).
+    """Batched audio adapters: audio_embedding (B,128) -> injections (N,B,C), prompt source (B,C).
 
-    Eq. 2 as printed needs 2N - 1 small MLPs; they form two levels that do not depend on each other,
-    so each level is one batched product per linear. A recursion cannot be batched (its merge keeps
-    the eager module and says so in the proof).
+    Eq. 2 of the paper as printed needs 2N - 1 small MLPs on two levels. MLPs of one level do not
+    depend on each other, so each of their linears is one batched product. audio_mode "recursive"
+    cannot be batched: DeployModel keeps the eager module, and the proof lists "audio" as switched off.
     """
 
     def __init__(self, adapters: AudioAdapters) -> None:
@@ -46,7 +46,7 @@ class DeployAudio(nn.Module):
         else:
             first = first + feature
             previous = torch.cat([torch.zeros_like(first[:1]), first[:-1]])
-            step = feature + previous  # (N,B,C); e_1 = PE_1(F) is the case of a zero predecessor
+            step = feature + previous  # (N,B,C); the first adapter has no predecessor: zeros
             injections = self._mlps(step) + step
         if self.source == "raw":
             prompt = audio_embedding
@@ -67,7 +67,7 @@ class DeployAudio(nn.Module):
 
 
 class DeployPrompt(nn.Module):
-    """Prompt MLP with its 1/N scale folded into the first weight: (B,C) -> (B,P,256)."""
+    """Prompt MLP with its 1/N scale in the first weight: prompt source (B,C) -> (B,P,256)."""
 
     def __init__(self, prompt: AudioPrompt) -> None:
         super().__init__()
@@ -82,11 +82,11 @@ class DeployPrompt(nn.Module):
         return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)
 
 
-BATCHED_MODES = ("literal", "literal_running", "independent")  # a recursion cannot be batched
+BATCHED_MODES = ("literal", "literal_running", "independent")  # of audio_mode
 
 
 def prove_audio(adapters: AudioAdapters, merged: DeployAudio) -> RewriteProof:
-    """Compare all injection vectors and the prompt source for two random sounds."""
+    """Compare all injections and the prompt source in float64, for two random audio embeddings."""
     eager = in_double(adapters)
     seeded = torch.Generator().manual_seed(0)
     audio = torch.randn(2, AUDIO_DIM, generator=seeded, dtype=torch.float64).abs()

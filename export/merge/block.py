@@ -1,4 +1,4 @@
-"""An encoder block in its deploy form, and the proofs of the rewrites that happen inside blocks."""
+"""The deploy form of an encoder block, and the proofs of the rewrites inside blocks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from save_deploy.export.merge.proof import (
 )
 from save_deploy.model.image_encoder import Block, attention_as_sam
 
-FULL_GRID = 16  # above it attention is compared on a few heads
+FULL_GRID = 16  # larger grids: attention is compared on PROOF_HEADS heads
 PROOF_HEADS = 2
 IN_ATTENTION = ("windows", "scale", "rel_pos")
 
 
 class DeployBlock(nn.Module):
-    """An encoder block with attention and adapter rewritten; norms and MLP are the eager ones."""
+    """Encoder block with rewritten attention and adapter: (B,s,s,C) -> (B,s,s,C).
+
+    Norms and MLP are the eager modules.
+    """
 
     def __init__(self, block: Block, grid: int, forms: Forms) -> None:
         super().__init__()
@@ -41,7 +44,6 @@ class DeployBlock(nn.Module):
         self.position = block.position
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,s,s,C) -> (B,s,s,C)."""
         attended = x + self.attn(self.norm1(x))
         y = self.norm2(attended)
         out = attended + self.mlp(y)
@@ -51,7 +53,7 @@ class DeployBlock(nn.Module):
 
 
 class _AsSam(nn.Module):
-    """SAM's own attention with its padding, as a module."""
+    """SAM's attention with its window padding, as a module: (B,s,s,C) -> (B,s,s,C)."""
 
     def __init__(self, attn: Attention, window_size: int) -> None:
         super().__init__()
@@ -67,52 +69,69 @@ def prove_blocks(
     forms: Forms,
     on_block: Callable[[], object] = lambda: None,
 ) -> tuple[list[RewriteProof], tuple[float, ...]]:
-    """-> one proof per rewrite inside blocks, and the worst difference of every block with all of them.
+    """Compare attention and adapter of every block in float64, on random tokens.
 
-    Each rewrite is compared alone in the first block of each kind, all together in every block.
+    Returns one proof per rewrite, and per block the largest relative difference with all rewrites.
+    Each rewrite of attention is also compared alone, in the first windowed and first global block.
+    on_block() is called after each block.
     """
     seeded = torch.Generator().manual_seed(0)
-    shape = (1, config.grid, config.grid)
     first_of_kind = {bool(block.window_size): i for i, block in reversed(list(enumerate(blocks)))}
     alone = dict.fromkeys(IN_ATTENTION, 0.0)
-    adapter_diffs, per_block = [0.0], []
+    adapters, per_block = [0.0], []
     for i, block in enumerate(blocks):
-        attn = _attention_in_double(block.attn, config)
-        tokens = torch.randn(*shape, attn.proj.in_features, generator=seeded, dtype=torch.float64)
-        expected = attention_as_sam(attn, tokens, block.window_size)
-
-        def difference(chosen: Forms) -> float:
-            got = DeployAttention(attn, block.window_size, config.grid, chosen)(tokens)  # noqa: B023
-            return relative_difference(expected, got)  # noqa: B023
-
-        worst = difference(forms)
+        difference = _attention_difference(block, config, seeded)
+        together = difference(forms)
         if i in first_of_kind.values():
             for name in IN_ATTENTION:
-                only = replace(forms.without(*IN_ATTENTION), **{name: getattr(forms, name)})
-                alone[name] = max(alone[name], difference(only))
-        if block.adapter is not None and _is_rewritten(block, config, forms):
-            eager = in_double(block.adapter)
-            tokens = torch.randn(*shape, config.embed_dim, generator=seeded, dtype=torch.float64)
-            rewritten = deploy_adapter(eager, config.grid, forms)
-            adapter_diffs.append(relative_difference(eager(tokens), rewritten(tokens)))
-        per_block.append(max(worst, adapter_diffs[-1]))
+                alone[name] = max(alone[name], difference(_only(forms, name)))
+        adapters.append(_adapter_difference(block, config, forms, seeded))
+        per_block.append(max(together, adapters[-1]))
         on_block()
-    proofs = []
     part = "" if config.grid <= FULL_GRID else f", {PROOF_HEADS} heads of each (memory)"
     kinds = " and ".join(str(i) for i in sorted(first_of_kind.values()))
-    for name in IN_ATTENTION:
-        if not _is_on(forms, name):
-            continue
-        only = replace(forms.without(*IN_ATTENTION), **{name: getattr(forms, name)})
-        proofs.append(
-            _attention_proof(
-                blocks, config, name, only, alone[name],
-                f"alone in blocks {kinds}, with the others in all {config.depth}{part}",
-            )
-        )  # fmt: skip
+    compared = f"alone in blocks {kinds}, with the others in all {config.depth}{part}"
+    proofs = [
+        _attention_proof(blocks, config, forms, name, alone[name], compared)
+        for name in IN_ATTENTION
+        if _is_on(forms, name)
+    ]
     if any(_is_rewritten(block, config, forms) for block in blocks):
-        proofs.append(_adapter_proof(blocks, config, forms, max(adapter_diffs)))
+        proofs.append(_adapter_proof(blocks, config, forms, max(adapters)))
     return proofs, tuple(per_block)
+
+
+def _attention_difference(
+    block: Block, config: SaveConfig, seeded: torch.Generator
+) -> Callable[[Forms], float]:
+    """-> function of forms: relative difference of DeployAttention from SAM's, same float64 tokens."""
+    attn = _attention_in_double(block.attn, config)
+    shape = (1, config.grid, config.grid, attn.proj.in_features)
+    tokens = torch.randn(shape, generator=seeded, dtype=torch.float64)
+    expected = attention_as_sam(attn, tokens, block.window_size)
+
+    def difference(forms: Forms) -> float:
+        got = DeployAttention(attn, block.window_size, config.grid, forms)(tokens)
+        return relative_difference(expected, got)
+
+    return difference
+
+
+def _adapter_difference(
+    block: Block, config: SaveConfig, forms: Forms, seeded: torch.Generator
+) -> float:
+    """Relative difference of the adapter's deploy form from the eager adapter; 0 if it has none."""
+    if block.adapter is None or not _is_rewritten(block, config, forms):
+        return 0.0
+    eager = in_double(block.adapter)
+    shape = (1, config.grid, config.grid, config.embed_dim)
+    tokens = torch.randn(shape, generator=seeded, dtype=torch.float64)
+    return relative_difference(eager(tokens), deploy_adapter(eager, config.grid, forms)(tokens))
+
+
+def _only(forms: Forms, name: str) -> Forms:
+    """The same forms with one rewrite of attention alone."""
+    return replace(forms.without(*IN_ATTENTION), **{name: getattr(forms, name)})
 
 
 _KEPT = {
@@ -123,8 +142,9 @@ _KEPT = {
 
 
 def _attention_proof(
-    blocks: list[Block], config: SaveConfig, name: str, only: Forms, diff: float, compared: str
+    blocks: list[Block], config: SaveConfig, forms: Forms, name: str, diff: float, compared: str
 ) -> RewriteProof:
+    only = _only(forms, name)
     tokens = torch.empty(1, config.grid, config.grid, config.embed_dim, device="meta")
     before = [_AsSam(block.attn, block.window_size) for block in blocks]
     macs_after = sum(
@@ -180,8 +200,11 @@ def _is_rewritten(block: Block, config: SaveConfig, forms: Forms) -> bool:
 
 
 def _attention_in_double(attn: Attention, config: SaveConfig) -> Attention:
-    """A float64 copy. On grids over FULL_GRID only of the first heads: all of ViT-H's at 1024 px
-    would need 2 GB for every score tensor, and heads do not meet before the projection."""
+    """A float64 copy; on grids above FULL_GRID of the first PROOF_HEADS heads only.
+
+    All heads of ViT-H at 1024 px would need 2 GB per score tensor. Heads are independent of each other
+    up to the projection, so a few prove the algebra.
+    """
     if config.grid <= FULL_GRID:
         return in_double(attn)
     heads = min(PROOF_HEADS, attn.num_heads)

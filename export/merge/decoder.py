@@ -1,4 +1,7 @@
-"""Rewrite: neck and mask decoder for one mask, constants folded, upscaling as linears."""
+"""Rewrite of neck and mask decoder: one mask, constants folded, upscaling as linears.
+
+Shapes: s x s grid of tokens, T = s*s, P prompt tokens, C encoder channels.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ from save_deploy.model.adapters import PostFusion
 from save_deploy.model.mask_decoder import MaskDecoder
 from save_deploy.model.save import SaveModel, decode_masks
 
-MASK_TOKEN = 1  # behind the IoU token
+MASK_TOKEN = 1  # index of mask 0 among the output tokens; 0 is the IoU token
 
 
 class DeployNeck(nn.Module):
-    """SAM's neck with its hand-written LayerNorm2d as real LayerNorms, channels last.
+    """SAM's neck with channels last: (B,s,s,C) -> (B,T,256), with the dense prompt added.
 
-    The decoder's constant dense prompt (no_mask_embed) is added in the last norm's bias.
-    (B,s,s,C) -> (B,s*s,256).
+    LayerNorm2d becomes LayerNorm. The dense prompt is constant (no_mask_embed), so it is part of the
+    last norm's bias.
     """
 
     def __init__(self, neck: nn.Sequential, dense_prompt: Tensor) -> None:
@@ -44,12 +47,13 @@ class DeployNeck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(F.linear(x, self.weight1))
+        # (B,s,s,256) -> (B,256,s,s) for the 3x3 convolution
         x = self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B,s,s,256)
-        return self.norm2(x).flatten(1, 2)
+        return self.norm2(x).flatten(1, 2)  # (B,T,256)
 
 
 class DeployFusion(nn.Module):
-    """Post-fusion on tokens that already hold the dense prompt, which the mean must not see."""
+    """Post-fusion on tokens that contain the dense prompt, which the prompt source must not contain."""
 
     def __init__(self, fusion: PostFusion, dense_prompt: Tensor) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class DeployFusion(nn.Module):
         self.dense_prompt = nn.Parameter(dense_prompt.detach(), requires_grad=False)
 
     def forward(self, tokens: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B,T,256), (B,128) -> fused tokens, prompt source (B,256)."""
+        """tokens (B,T,256), audio_embedding (B,128) -> fused tokens, prompt source (B,256)."""
         fused = tokens + self.proj(audio_embedding)[:, None, :]
         return fused, fused.mean(dim=1) - self.dense_prompt
 
@@ -65,11 +69,12 @@ class DeployFusion(nn.Module):
 class DeployDecoder(nn.Module):
     """Mask 0 of SAM's decoder (multimask_output=False).
 
-    Dropped: the hypernetworks and products of the three other masks, the IoU head. Kept: their
-    tokens, which mask 0 attends to. Constant: the positional grid and the output tokens. The
-    transposed convolutions (kernel 2, stride 2) are linears on tokens, so LayerNorm2d becomes a
-    LayerNorm over the last axis and only the finished one-channel mask changes layout. joined: see
-    transformer.py; the mask is then a weighted sum, which TensorRT computes where the values are made.
+    Dropped: the IoU head, and the hypernetworks and products of the three other masks. Kept: the
+    tokens of all masks, because mask 0 attends to them. Constant: positions and output tokens.
+    The transposed convolutions (kernel 2, stride 2) become linears on tokens, so LayerNorm2d becomes
+    LayerNorm and only the finished mask of one channel changes its layout.
+    joined: the transformer is a JoinedTransformer, and the mask is a weighted sum, which TensorRT
+    computes in the kernel that makes its terms.
     """
 
     def __init__(self, decoder: MaskDecoder, image_pe: Tensor, *, joined: bool = False) -> None:
@@ -90,8 +95,10 @@ class DeployDecoder(nn.Module):
         self.hypernetwork = decoder.output_hypernetworks_mlps[0]
 
     def forward(self, image_tokens: Tensor, sparse_prompt: Tensor) -> Tensor:
-        """image_tokens (B,T,256) with the dense prompt added, sparse_prompt (B,P,256)
-        -> low_res_masks (B,1,4s,4s)."""
+        """Logits of mask 0: image_tokens (B,T,256), sparse_prompt (B,P,256) -> (B,1,4s,4s).
+
+        image_tokens contain the dense prompt.
+        """
         batch, grid = image_tokens.shape[0], self.grid
         tokens = torch.cat([self.output_tokens.expand(batch, -1, -1), sparse_prompt], dim=1)
         queries, keys = self.transformer(tokens, image_tokens)
@@ -104,13 +111,13 @@ class DeployDecoder(nn.Module):
             mask = (x * hyper[:, None]).sum(dim=2)  # (B,T*16)
         else:
             mask = x @ hyper[:, :, None]  # (B,T*16,1)
-        # (B, row, col, row2, col2, row4, col4) -> rows and columns of the 4s x 4s mask
+        # (B,T*16) -> (B,row,col,row2,col2,row4,col4) -> (B,row,row2,row4,col,col2,col4) -> (B,1,4s,4s)
         mask = mask.reshape(batch, grid, grid, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
         return mask.reshape(batch, 1, 4 * grid, 4 * grid)
 
 
 def _linear_from_transposed_conv(conv: nn.ConvTranspose2d) -> nn.Linear:
-    """ConvTranspose2d(k=2, s=2) as a linear: (.., in) -> (.., 2*2*out), order (row, col, channel)."""
+    """ConvTranspose2d(kernel 2, stride 2) as a linear: (...,in) -> (...,row*col*out), row and col 2."""
     n_in, n_out = conv.weight.shape[:2]
     weight = conv.weight.permute(2, 3, 1, 0).reshape(4 * n_out, n_in)  # (2*2*out,in)
     assert conv.bias is not None
@@ -128,7 +135,7 @@ def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
 
 
 class EagerHead(nn.Module):
-    """Eager neck and decoder: (B,C,s,s), prompt source, sound -> low_res_masks (B,1,4s,4s)."""
+    """Eager neck and decoder: (B,C,s,s), prompt source, audio (B,128) -> low_res_masks (B,1,4s,4s)."""
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()
@@ -138,7 +145,7 @@ class EagerHead(nn.Module):
 
     def double(self) -> EagerHead:
         super().double()
-        self.prompt_encoder.pe_layer.float()  # segment-anything builds its grid in float32
+        self.prompt_encoder.pe_layer.float()  # segment-anything makes its positions in float32
         return self
 
     def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
@@ -153,7 +160,7 @@ class EagerHead(nn.Module):
 
 
 class DeployHead(nn.Module):
-    """The same through the rewritten parts, built from the same float64 weights."""
+    """The rewritten neck and decoder, with the inputs and output of EagerHead."""
 
     def __init__(self, head: EagerHead, *, joined: bool = False) -> None:
         super().__init__()
@@ -167,7 +174,7 @@ class DeployHead(nn.Module):
         self.prompt = None if head.audio_prompt is None else DeployPrompt(head.audio_prompt)
 
     def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
-        tokens = self.neck(features.permute(0, 2, 3, 1))
+        tokens = self.neck(features.permute(0, 2, 3, 1))  # (B,C,s,s) -> (B,s,s,C) -> (B,T,256)
         if self.fusion is not None:
             tokens, source = self.fusion(tokens, audio)
         sparse = (
@@ -181,7 +188,7 @@ class DeployHead(nn.Module):
 def prove_decoder(
     model: SaveModel, merged_neck: DeployNeck, merged_decoder: DeployDecoder
 ) -> RewriteProof:
-    """Compare low-resolution masks of random features and a random audio vector."""
+    """Compare low_res_masks in float64, for random features and a random audio embedding."""
     config = model.config
     raw = config.prompt_source == "raw" or config.audio_mode == "off"
     seeded = torch.Generator().manual_seed(0)

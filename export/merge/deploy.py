@@ -1,4 +1,4 @@
-"""merge: SaveModel -> DeployModel, one resolution, inference only, and the proof of equality."""
+"""merge: SaveModel -> DeployModel (inference only, one resolution) and the proof of equality."""
 
 from __future__ import annotations
 
@@ -78,9 +78,10 @@ class DeployModel(nn.Module):
         return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
 
     def _decode(self, x: Tensor, prompt_source: Tensor, audio_embedding: Tensor) -> Tensor:
-        """(B,s,s,C), the prompt source and the sound -> low_res_masks (B,1,4s,4s)."""
+        """x (B,s,s,C), prompt source, audio_embedding (B,128) -> low_res_masks (B,1,4s,4s)."""
         if self.head is not None:
-            return self.head(x.permute(0, 3, 1, 2), prompt_source, audio_embedding)
+            features = x.permute(0, 3, 1, 2)  # (B,C,s,s)
+            return self.head(features, prompt_source, audio_embedding)
         tokens = self.neck(x)
         if self.fusion is not None:
             tokens, prompt_source = self.fusion(tokens, audio_embedding)
@@ -92,7 +93,7 @@ class DeployModel(nn.Module):
 
 
 class FrameModel(nn.Module):
-    """The eager model from frame and embedding on, to count its multiplications."""
+    """The eager model with the deploy model's inputs and output, to count its multiplications."""
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()
@@ -105,10 +106,11 @@ class FrameModel(nn.Module):
 def merge(
     model: SaveModel, forms: Forms | None = None, *, on_block: Callable[[], object] = lambda: None
 ) -> tuple[DeployModel, MergeProof]:
-    """Merge an eager model in eval mode; the deploy model shares its weights where unchanged.
+    """Make the deploy model of an eager model in eval mode, and prove that both compute the same.
 
-    Every part that was rewritten is rebuilt from a float64 copy and compared with its eager original,
-    so the proof is about the algebra, not about rounding. on_block() is called after every block.
+    Weights that no rewrite changes are shared. Each rewritten part is rebuilt from a float64 copy and
+    compared with its eager original, so the proof is about the algebra, not about rounding.
+    on_block() is called after each block that is compared.
     """
     deploy = DeployModel(model, forms).eval().requires_grad_(False)
     return deploy, prove(model, deploy, on_block)
@@ -118,7 +120,7 @@ def merge(
 def prove(
     model: SaveModel, deploy: DeployModel, on_block: Callable[[], object] = lambda: None
 ) -> MergeProof:
-    """Compare every rewrite of `deploy` with its eager part."""
+    """Compare each rewritten part of `deploy` with its eager original, in float64."""
     config, forms = model.config, deploy.forms
     rewrites = []
     if isinstance(deploy.patch_embed, DeployPatchEmbed):

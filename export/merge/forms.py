@@ -1,8 +1,8 @@
-"""Which rewrites a deploy model uses, and in which of their equal forms: one choice per target.
+"""Which rewrites a deploy model uses, and in which form: one choice per target.
 
-All forms compute the same function of the same weights; they differ in what a compiler makes of them.
-The CPU choice was measured (docs/benchmarks.md): one form is best on both runtimes. TensorRT's follows
-from what it fuses and was not run on a GPU.
+All forms compute the same function of the same weights; compilers make different kernels of them.
+For CPUs the choice was measured (docs/benchmarks.md): the same forms are the fastest on ONNX Runtime
+and OpenVINO. For TensorRT it follows from what TensorRT fuses; it was not run on a GPU.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ ADAPTER = ("off", "tokens", "matmul")
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """windows: off as SAM pads; late_pad after qkv; real_queries also drops padded queries, one
-    attention per window shape. rel_pos: off as SAM's einsum; bias as products per row and column;
-    fold_global also puts them into longer q, k and v of global blocks (no score-sized bias).
-    adapter: tokens keeps its convolutions; matmul makes products of them.
-    joined: products that read the same tokens are one, and heads are split by one transposition.
+    """The form of each rewrite; off or False: the eager part.
+
+    windows: late_pad pads after qkv instead of before; real_queries also drops padded queries, with
+    one attention per window shape. rel_pos: bias computes one product per row and column of queries;
+    fold_global also appends the terms to q, k and v of global blocks, which then need no bias of the
+    size of the scores. adapter: tokens keeps its convolutions, matmul makes MatMuls of them.
+    joined: products of the same tokens become one, and one transposition splits the heads.
     """
 
     normalise: bool = True
@@ -45,7 +47,7 @@ class Forms:
     joined: bool = False
 
     def without(self, *names: str) -> Forms:
-        """The same with these rewrites off. Raises SaveDeployError for a name that is none."""
+        """The same with these rewrites off. Raises SaveDeployError for an unknown name."""
         unknown = sorted(set(names) - set(REWRITES))
         if unknown:
             raise SaveDeployError(
@@ -55,7 +57,7 @@ class Forms:
         return replace(self, **off)  # type: ignore[arg-type]
 
     def quantizable(self) -> Forms:
-        """The same with every convolution of the encoder's blocks as products."""
+        """The same with MatMuls for the convolutions in encoder blocks: INT8 and FP8 need MatMuls."""
         return replace(self, adapter="matmul")
 
     def to_dict(self) -> dict[str, object]:
@@ -63,11 +65,11 @@ class Forms:
 
 
 def forms_for(target: str, *, res: int = 256) -> Forms:
-    """The choice for a target at a resolution. Raises SaveDeployError for an unknown one."""
+    """The forms for a target, one of TARGETS, at res pixels. Raises SaveDeployError for another."""
     if target not in TARGETS:
         raise SaveDeployError("unknown target", got=target, expected=", ".join(TARGETS))
     if target == "tensorrt":
-        # few large kernels; no score-sized bias of 64x64 global tokens in memory
+        # few large kernels. At 1024 px a bias for 64x64 global tokens would be as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"
         return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
     return Forms(windows="real_queries")

@@ -1,4 +1,4 @@
-"""Rewrite: image normalisation folded into the patch embedding, which then takes uint8 NHWC."""
+"""Rewrite of the patch embedding: image normalization in its weights, uint8 NHWC as its input."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from save_deploy.model.save import SaveModel
 
 
 class DeployPatchEmbed(nn.Module):
-    """(x - mean) / std folded into the convolution; positions added as a constant.
+    """Normalization, patch embedding and positions: frames uint8 (B,S,S,3) -> (B,s,s,C).
 
-    frames uint8 (B,S,S,3) -> (B,s,s,C). conv((x - m) / d) = conv'(x) + b' with w' = w / d and
-    b' = b - sum(w' m); exact because the patches have no padding.
+    conv((x - mean) / std) = conv'(x) with weight' = weight / std and bias' = bias - sum(weight' mean).
+    Exact because the convolution has no padding.
     """
 
     def __init__(self, conv: nn.Conv2d, pos_embed: nn.Parameter, mean: Tensor, std: Tensor) -> None:
@@ -41,7 +41,7 @@ class DeployPatchEmbed(nn.Module):
 
 
 class EagerPatchEmbed(nn.Module):
-    """Eager normalisation, patch embedding and positions: uint8 (B,S,S,3) -> (B,s,s,C)."""
+    """The eager modules for the same: frames uint8 (B,S,S,3) -> (B,s,s,C)."""
 
     mean: Tensor
     std: Tensor
@@ -54,12 +54,13 @@ class EagerPatchEmbed(nn.Module):
         self.register_buffer("std", model.pixel_std)
 
     def forward(self, frames: Tensor) -> Tensor:
+        # (B,S,S,3) -> (B,3,S,S)
         image = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         return self.patch_embed(image) + self.pos_embed
 
 
 def prove_normalise(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
-    """Compare on a random picture; the fold is made again from a float64 copy."""
+    """Compare in float64 on a random frame; the weights are folded again from a float64 copy."""
     eager = in_double(EagerPatchEmbed(model))
     rewritten = DeployPatchEmbed(
         eager.patch_embed.proj, eager.pos_embed, model.pixel_mean, model.pixel_std

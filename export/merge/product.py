@@ -1,7 +1,7 @@
-"""Matrix products with constant weights, each a module of its own.
+"""Matrix products as modules, so that each has a name.
 
-A module has a name, and the name is where ranges are measured and where Q/DQ is placed: the input of
-`blocks.3.attn.qkv` is one tensor with one range, whatever the graph around it looks like.
+Calibration measures a range, and quantization places Q/DQ, at the input of a named module: the input
+of `blocks.3.attn.qkv` is one tensor with one range, whatever the graph around it looks like.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Product(nn.Module):
-    """(...,K) -> (...,N): a linear without bias, weight (N,K)."""
+class MatMul(nn.Module):
+    """x (...,K) -> x @ weight.T (...,N): a linear without bias, constant weight (N,K)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -26,18 +26,18 @@ class Product(nn.Module):
         return F.linear(x, self.weight)
 
 
-class GatheredProducts(nn.Module):
-    """One product per index over the same tokens: (B,P,C) -> n x (B,T,N).
+class GatheredMatMuls(nn.Module):
+    """n matrix products of gathered tokens: tokens (B,P,C) -> n x (B,T,N).
 
-    index: n x (T*taps,) positions among P; each output token reads `taps` tokens, side by side, so a
-    weight is (N,taps*C). One plain product each: int8 kernels want constant matrices, and a batched
-    one runs in float on ONNX Runtime.
+    indices: n x (T*taps,) int64, positions among the P tokens. Each output token reads `taps` tokens,
+    concatenated, so each of the n weights is (N,taps*C). The n products stay separate: INT8 kernels
+    need constant matrices, and ONNX Runtime computes a batched product in float.
     """
 
     def __init__(self, weights: Sequence[Tensor], indices: Sequence[Tensor], taps: int) -> None:
         super().__init__()
         self.taps = taps
-        self.products = nn.ModuleList(Product(weight) for weight in weights)
+        self.products = nn.ModuleList(MatMul(weight) for weight in weights)
         for i, index in enumerate(indices):
             self.register_buffer(f"index_{i}", index, persistent=False)
 
@@ -52,10 +52,10 @@ class GatheredProducts(nn.Module):
 
 
 class Scores(nn.Module):
-    """Attention's scores, q @ k (+ bias): a module, because their range is looked at by itself.
+    """Attention scores, q @ k (+ bias), as a module: the FP16 plan measures their range.
 
-    They may be far above every other value of a model. precision.py then keeps the product in FP16
-    with a smaller q, and what follows in FP32.
+    They can exceed the range of FP16. The product then stays in FP16 with a scaled q, and the
+    operations after it run in FP32.
     """
 
     def forward(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -65,10 +65,13 @@ class Scores(nn.Module):
 
 
 def constant(value: Tensor) -> nn.Parameter:
-    """A tensor as a weight that is not trained."""
+    """The tensor as a parameter without gradient."""
     return nn.Parameter(value.detach(), requires_grad=False)
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:
     """n x (B,T,N) -> (B,n,T,N)."""
     return torch.stack(list(outputs), dim=1)
+
+
+Product, GatheredProducts = MatMul, GatheredMatMuls  # names that export.quantize imports

@@ -1,4 +1,4 @@
-"""MergeProof: what every rewrite folded, and how far it is from the eager part in float64."""
+"""MergeProof: what each rewrite folded, and its difference from the eager part in float64."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-TOLERANCE = 1e-9  # max abs diff in float64, relative to the largest output
+TOLERANCE = 1e-9  # largest absolute difference over largest absolute output, in float64
 
 
 @dataclass(frozen=True)
 class RewriteProof:
-    """One rewrite: what was folded and what was not and why; parameters and multiplications per frame
-    before and after; worst relative difference in float64, and on which parts it was taken."""
+    """One rewrite and its difference from the eager part.
+
+    folded: what was rewritten; kept: what was not, and why. params, macs: number of weights and of
+    multiply-accumulates per frame. max_rel_diff: see relative_difference, in float64; compared: on
+    which parts and inputs it was measured.
+    """
 
     name: str
     folded: str
@@ -38,8 +42,11 @@ class RewriteProof:
 
 @dataclass(frozen=True)
 class MergeProof:
-    """All rewrites of one merge; `blocks` is the worst relative difference of each encoder block;
-    macs are those of a whole frame (audio side excluded, it runs once per second)."""
+    """All rewrites of one merge.
+
+    switched_off: names of the rewrites that were not applied. blocks: largest relative difference of
+    each encoder block. macs: of the whole model per frame, without the audio encoder.
+    """
 
     rewrites: tuple[RewriteProof, ...]
     switched_off: tuple[str, ...]
@@ -61,7 +68,7 @@ class MergeProof:
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """max |expected - got| / max |expected|."""
+    """max |expected - got| / max |expected|, 0 for equal tensors."""
     return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
@@ -71,7 +78,7 @@ def in_double(module: ModuleT) -> ModuleT:
 
 
 def count_parameters(parts: Sequence[nn.Module | Tensor]) -> int:
-    """Weights in modules (parameters, and float buffers, which a merge may have made of them)."""
+    """Number of float weights: parameters, and buffers, into which a rewrite may turn parameters."""
     total = 0
     for part in parts:
         tensors = [part] if isinstance(part, Tensor) else [*part.parameters(), *part.buffers()]
@@ -80,7 +87,7 @@ def count_parameters(parts: Sequence[nn.Module | Tensor]) -> int:
 
 
 def count_macs(module: nn.Module, *args: Tensor) -> int:
-    """Multiply-accumulates of one call, counted on meta tensors: nothing is computed or copied."""
+    """Multiply-accumulates of module(*args). Counted on meta tensors: no memory, no arithmetic."""
     weights = {n: p.to("meta") for n, p in [*module.named_parameters(), *module.named_buffers()]}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(module, weights, tuple(a.to("meta") for a in args))

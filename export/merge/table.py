@@ -1,4 +1,4 @@
-"""MergeProof as a table on the terminal."""
+"""Print a MergeProof as a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from save_deploy.export.merge.proof import TOLERANCE, MergeProof
 
 
 def print_proof(proof: MergeProof, *, blocks: bool) -> None:
-    """One line a rewrite; with `blocks` also the worst difference of every encoder block."""
+    """One line per rewrite; blocks: also print the largest difference of each encoder block."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,8 +1,10 @@
-"""Rewrite of the mask decoder's two-way transformer: scale in the weights, and products joined.
+"""Rewrites of the mask decoder's two-way transformer: query scale in the weights, products joined.
 
-Apart it is segment-anything's sequence of operations. Joined, whatever reads the same tokens is one
-product: W(x + position) = W x + W position, where the positions of the image are constants, and those
-of the tokens are the tokens themselves, so that all products of these are one at the start.
+DeployTransformer computes segment-anything's operations in their order. JoinedTransformer uses
+W(x + position) = W x + W position, so that products of the same tokens can be one. W position is a
+constant for image tokens. The positions of the prompt tokens are the prompt tokens that enter the
+transformer, so one product at its start computes all their W position.
+Shapes: P prompt tokens (output tokens included), T image tokens, hd channels of a head.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import torch
 from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 
-from save_deploy.export.merge.product import Product, Scores, constant
+from save_deploy.export.merge.product import MatMul, Scores, constant
 
 
 class _Attend(nn.Module):
-    """Attention of projected q, k and v, and its output projection."""
+    """Attention of projected q, k and v, with the output projection."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__()
@@ -26,32 +28,33 @@ class _Attend(nn.Module):
         self.scores, self.out_proj = Scores(), attn.out_proj
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B,heads,P,hd), (B,heads,T,hd) twice -> (B,P,256)."""
+        """q (B,heads,P,hd), k and v (B,heads,T,hd) -> (B,P,256)."""
         out = self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B,P,heads,hd) -> (B,P,heads*hd)
 
     def heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B,P,parts*C) -> parts x (B,heads,P,hd), by one transposition."""
-        x = x.unflatten(2, (parts, self.num_heads, -1))
+        """(B,P,parts*heads*hd) -> parts x (B,heads,P,hd), by one transposition."""
+        x = x.unflatten(2, (parts, self.num_heads, -1))  # (B,P,parts,heads,hd)
         return x.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class _Attention(_Attend):
-    """segment-anything's attention with 1 / sqrt(head width) in q's weights."""
+    """segment-anything's attention with the scale 1 / sqrt(hd) in q's weights."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__(attn)
         self.q_proj, self.k_proj, self.v_proj = _scaled_query(attn), attn.k_proj, attn.v_proj
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(B,P,256), (B,T,256) twice -> (B,P,256)."""
+        """q (B,P,256), k and v (B,T,256) -> (B,P,256)."""
         parts = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        # (B,P,heads*hd) -> (B,heads,P,hd)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in parts)
         return self.attend(q, k, v)
 
 
 class _Layer(nn.Module):
-    """segment-anything's TwoWayAttentionBlock."""
+    """segment-anything's TwoWayAttentionBlock: queries (B,P,256), keys (B,T,256) -> the same shapes."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class _Layer(nn.Module):
 
 
 class DeployTransformer(nn.Module):
-    """tokens (B,P,256), image_tokens (B,T,256) -> queries (B,P,256), keys (B,T,256)."""
+    """TwoWayTransformer: tokens (B,P,256), image_tokens (B,T,256) -> queries, keys, same shapes."""
 
     def __init__(self, transformer: TwoWayTransformer, image_pe: Tensor) -> None:
         super().__init__()
@@ -98,7 +101,12 @@ class DeployTransformer(nn.Module):
 
 
 class _JoinedLayer(nn.Module):
-    """The same from few products. shares: what the token products below add to three of them."""
+    """_Layer with joined products: queries (B,P,256), keys (B,T,256), shares -> queries, keys.
+
+    shares: three parts of JoinedTransformer.token_products, W position + bias for self_qkv, token_q
+    and token_kv. Self attention of the first layer reads the tokens alone, so its part is the whole
+    product and self_qkv is None.
+    """
 
     def __init__(self, layer: Any, image_pe: Tensor) -> None:
         super().__init__()
@@ -112,13 +120,13 @@ class _JoinedLayer(nn.Module):
             _join([_scaled_query(image)], []),
             _join([token.k_proj], [token.v_proj]),
         ]
-        self.self_qkv = None if layer.skip_first_layer_pe else Product(joined[0][0])
-        self.token_q, self.token_kv = Product(joined[1][0]), Product(joined[2][0])
+        self.self_qkv = None if layer.skip_first_layer_pe else MatMul(joined[0][0])
+        self.token_q, self.token_kv = MatMul(joined[1][0]), MatMul(joined[2][0])
         shared = [(of_position, bias) for _, of_position, bias in joined]
-        if self.self_qkv is None:  # the tokens themselves are its only input
+        if self.self_qkv is None:  # no positions in its self attention: W x + bias of the tokens
             shared[0] = (joined[0][0], joined[0][2])
-        self.shared = shared  # moved to the transformer, which joins them
-        # one order for all that reads the image: k and v of one attention, q of the other
+        self.shared = shared  # JoinedTransformer takes these and deletes the attribute
+        # products of the image tokens: k and v of token-to-image attention, q of image-to-token
         parts = [
             _join([image.k_proj], []),
             _join([], [image.v_proj]),
@@ -153,9 +161,10 @@ class _JoinedLayer(nn.Module):
 
 
 class JoinedTransformer(nn.Module):
-    """tokens (B,P,256), image_tokens (B,T,256) -> query (B,256) of one row, keys (B,T,256).
+    """TwoWayTransformer with joined products, for one of its queries.
 
-    The last attention runs for that row alone.
+    tokens (B,P,256), image_tokens (B,T,256) -> query `row` (B,256), keys (B,T,256). The last attention
+    is computed for this query alone.
     """
 
     def __init__(self, transformer: TwoWayTransformer, image_pe: Tensor, row: int) -> None:
@@ -165,7 +174,7 @@ class JoinedTransformer(nn.Module):
         self.layers = nn.ModuleList(layers)
         last = transformer.final_attn_token_to_image
         of_query, *shared = _join([_scaled_query(last)], [])
-        self.final_q = Product(of_query)
+        self.final_q = MatMul(of_query)
         self.final_kv, self.final_table = _image_product(
             [_join([last.k_proj], []), _join([], [last.v_proj])], image_pe
         )
@@ -197,7 +206,11 @@ def _scaled_query(attn: Attention) -> nn.Linear:
 def _join(
     with_position: Sequence[nn.Linear], without: Sequence[nn.Linear]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Linears of x + position and of x -> weight of x (N,256), weight of the position, bias (N,)."""
+    """Join linears of x + position and linears of x.
+
+    Returns the weight of x (N,256), the weight of the position (N,256), zero for linears of x alone,
+    and the bias (N,).
+    """
     linears = [*with_position, *without]
     weights = [linear.weight for linear in linears]
     reads = [*with_position, *[None] * len(without)]
@@ -210,10 +223,13 @@ def _join(
 
 def _image_product(
     parts: Sequence[tuple[Tensor, Tensor, Tensor]], image_pe: Tensor
-) -> tuple[Product, nn.Parameter]:
-    """-> one product of the image tokens, and what it lacks of positions and biases (1,T,N)."""
+) -> tuple[MatMul, nn.Parameter]:
+    """Join parts made by _join into one product of the image tokens, (B,T,256) -> (B,T,N).
+
+    Returns it and the constant that its caller adds: W position + bias (1,T,N).
+    """
     weight, of_position, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Product(weight), constant(nn.functional.linear(image_pe, of_position, bias))
+    return MatMul(weight), constant(nn.functional.linear(image_pe, of_position, bias))
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Every rewrite equals the eager part in float64, and a wrong rewrite is caught."""
+"""Each rewrite equals the eager part in float64; a wrong rewrite differs from it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SYSTEMS = {
 @pytest.mark.parametrize("forms", [Forms(), forms_for("tensorrt")], ids=["default", "tensorrt"])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_deploy_equals_eager(tiny, inputs, name: str, forms: Forms) -> None:  # type: ignore[no-untyped-def]
-    """Whole model in float32, batch of two, within 1e-4 of the logit range."""
+    """Mask logits of the whole model in float32, two frames: within 1e-4 of the range of logits."""
     model = tiny(**SYSTEMS[name])
     deploy, proof = merge(model, forms)
     frames, log_mel = inputs(model, 2)
@@ -67,8 +67,8 @@ ALL_FORMS = {
     "portable": forms_for("portable"),
     "tensorrt": forms_for("tensorrt"),
     "tensorrt 1024": forms_for("tensorrt", res=1024),
-    "products": Forms(windows="real_queries", adapter="matmul"),
-    "tensorrt products": forms_for("tensorrt").quantizable(),
+    "matmul": Forms(windows="real_queries", adapter="matmul"),
+    "tensorrt matmul": forms_for("tensorrt").quantizable(),
     "joined alone": Forms(joined=True).without("windows", "scale", "rel_pos"),
     "joined rel_pos alone": Forms(joined=True).without("windows", "scale"),
     "joined real queries": Forms(windows="real_queries", joined=True),
@@ -85,7 +85,7 @@ ALL_FORMS = {
 @pytest.mark.parametrize("res", [224, 256])
 @pytest.mark.parametrize("window", [14, 0])
 def test_block_in_float64(res: int, window: int, forms: Forms) -> None:
-    """SAM's window of 14 on 14x14 and 16x16 grids, two frames."""
+    """Windows of 14 and global attention on 14x14 and 16x16 grids, two frames."""
     block = double_block(res, window)
     x = torch.randn(2, res // 16, res // 16, 32, dtype=torch.float64)
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_block_in_float64(res: int, window: int, forms: Forms) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forms", ["portable", "tensorrt 1024", "products"])
+@pytest.mark.parametrize("forms", ["portable", "tensorrt 1024", "matmul"])
 @pytest.mark.parametrize("window", [14, 0])
 def test_block_at_1024_in_float64(window: int, forms: str) -> None:
     block = double_block(1024, window)
@@ -117,7 +117,7 @@ def double_block(res: int, window: int) -> Block:
 )
 @pytest.mark.parametrize("windows", ["late_pad", "real_queries", "joined"])
 def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
-    """Twins of test_block_in_float64: each common mistake is far above the tolerance."""
+    """The twin of test_block_in_float64: each common mistake is far above the tolerance."""
     block = double_block(256, 14)
     forms = Forms(adapter="matmul", joined=True)
     if windows != "joined":
@@ -132,7 +132,7 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
             attn.rel_both.data = attn.rel_both.data.roll(14, dims=0)
         else:
             attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
-    elif breakage == "padding without bias":  # forgets that padded tokens are b_q, b_k, b_v
+    elif breakage == "padding without bias":  # q, k and v of a padded token are the bias
         attn.qkv_bias.data.zero_()
     elif breakage == "no scale":
         attn.qkv.weight.data[:32] /= 16**-0.5
@@ -146,15 +146,15 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
 
 @pytest.mark.parametrize("breakage", ["parities swapped", "skip lost", "gate open"])
 def test_a_wrong_adapter_is_caught(breakage: str, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Twins for the adapter's other forms: joined products, and convolutions between tokens."""
+    """The twin for the other forms of the adapter: joined MatMuls, and convolutions on tokens."""
     block = double_block(256, 14)
-    products = breakage == "parities swapped"
-    forms = Forms(adapter="matmul" if products else "tokens", joined=True)
+    matmul = breakage == "parities swapped"
+    forms = Forms(adapter="matmul" if matmul else "tokens", joined=True)
     deploy, x = DeployBlock(block, 16, forms), torch.randn(1, 16, 16, 32, dtype=torch.float64)
     difference = lambda: float((deploy(x) - block(x)).abs().max())
     with torch.inference_mode():
         assert difference() <= 1e-9
-        if products:
+        if matmul:
             cut = DeployAdapter._parities
             monkeypatch.setattr(DeployAdapter, "_parities", lambda self, y: cut(self, y)[::-1])
         elif breakage == "skip lost":
@@ -182,7 +182,7 @@ JOINED_DECODER = {
 
 @pytest.mark.parametrize("breakage", JOINED_DECODER)
 def test_joined_decoder_in_float64(tiny, breakage: str) -> None:  # type: ignore[no-untyped-def]
-    """Neck and decoder with products joined equal the eager ones; with one thing wrong they do not."""
+    """Neck and decoder with joined products equal the eager ones; with one mistake they do not."""
     model = tiny()
     head = in_double(EagerHead(model))
     merged = DeployHead(head, joined=True)
@@ -196,8 +196,8 @@ def test_joined_decoder_in_float64(tiny, breakage: str) -> None:  # type: ignore
 
 
 @pytest.mark.parametrize("target", ["portable", "onnxruntime", "openvino"])
-def test_what_cpus_run_is_not_joined(target: str) -> None:
-    """Measured on CPUs: separate products, the adapter as it is."""
+def test_cpu_targets_join_nothing(target: str) -> None:
+    """The fastest forms on CPUs (docs/benchmarks.md): separate products, the eager adapter."""
     for res in (224, 256, 1024):
         forms = forms_for(target, res=res)
         assert forms == Forms(windows="real_queries") and not forms.joined
@@ -205,7 +205,7 @@ def test_what_cpus_run_is_not_joined(target: str) -> None:
 
 
 def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:
-    """Keys of padded tokens (equal to the bias) moved out of every query's reach."""
+    """k with -1000 in the keys of padded tokens, which equal the bias: no query attends to them."""
     dim = attn.proj.in_features
     bias = attn.qkv_bias[dim : 2 * dim].reshape(1, attn.num_heads, 1, -1)
     return k.masked_fill((k == bias).all(dim=-1, keepdim=True), -1e3)
@@ -223,7 +223,7 @@ def test_a_rewrite_can_be_switched_off() -> None:
 
 @pytest.mark.parametrize("name", REWRITES)
 def test_any_rewrite_off_still_equals_eager(tiny, inputs, name: str) -> None:  # type: ignore[no-untyped-def]
-    """A switched-off rewrite leaves no proof and the same masks."""
+    """A rewrite that is switched off has no proof, and the masks stay the same."""
     model = tiny()
     forms = Forms(windows="real_queries", adapter="matmul").without(name)
     deploy, proof = merge(model, forms)
@@ -237,7 +237,7 @@ def test_any_rewrite_off_still_equals_eager(tiny, inputs, name: str) -> None:  #
 
 
 def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """A rewrite made wrong on purpose fails its proof, not only a test of ours."""
+    """The proof itself catches a wrong rewrite, and names it."""
     original = DeployAudio.forward
 
     def shifted(self, audio):  # type: ignore[no-untyped-def]
@@ -251,8 +251,9 @@ def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignor
 
 
 def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
-    """Weights are copied only for the scaled query, one mask drops what three needed, and the
-    multiplications saved are those of padded tokens (SPEC 1.2: 36 - 16 of a 4x4 grid, windows of 3).
+    """Parameters and multiplications of each rewrite, against counts by hand.
+
+    A 4x4 grid with windows of 3 is padded to 6x6: late_pad saves 36 - 16 = 20 tokens in the linears.
     """
     model = tiny()
     _, proof = merge(model, Forms(windows="late_pad"))
@@ -263,7 +264,7 @@ def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     assert rows["decoder"].params_after < rows["decoder"].params_before
     assert len(proof.blocks) == 3 and "alone in blocks 0 and 2" in rows["windows"].compared
     saved = rows["windows"].macs_before - rows["windows"].macs_after
-    # two windowed blocks: qkv (32 -> 96) and proj (32 -> 32) on 20 tokens fewer
+    # two windowed blocks; qkv is 32 -> 96, proj 32 -> 32
     assert saved == 2 * 20 * 32 * (96 + 32)
     assert proof.macs_before > proof.macs_after > 0
 
