@@ -20,14 +20,14 @@ import psutil
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
 from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
-from save_deploy.runtime.preflight import (
+from save_deploy.runtime.engine_check import (
+    GRAPH,
     Machine,
     Refusal,
     engine_refusals,
-    needed_bytes,
+    estimated_bytes,
     probe_machine,
 )
-from save_deploy.runtime.preflight.engine import GRAPH
 from save_deploy.runtime.session.choose import BUILD
 from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_bytes, graph_bytes
 from save_deploy.runtime.session.providers import PROVIDERS, require_provider
@@ -174,7 +174,7 @@ def _answers(
         entries = [entry for entry in manifest.engines if entry.get("library") == library]
         for entry in entries:
             found = engine_refusals(entry, bundle, manifest.files, machine, hashed=True)
-            yield Answer(library, entry["file"], needed_bytes(entry), tuple(found))
+            yield Answer(library, entry["file"], estimated_bytes(entry), tuple(found))
         if not entries:
             none = Refusal(
                 "no_engine", "the bundle has none", "no engine", "an engine", BUILD[library]

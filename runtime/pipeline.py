@@ -17,7 +17,7 @@ from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError
 from save_deploy.extras import named_extras
-from save_deploy.runtime.preflight.engine import GRAPH
+from save_deploy.runtime.engine_check import GRAPH
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine

@@ -22,8 +22,7 @@ from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
 from save_deploy.files import partial_folder
 from save_deploy.machine import read_nvidia
-from save_deploy.runtime.preflight.machine import system_name
-from save_deploy.runtime.preflight.rules import rules
+from save_deploy.runtime.engine_check import system_name
 
 FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
 _HEADER_BYTES = 32
@@ -133,12 +132,7 @@ def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
     record = FileRecord(sha256_of(engine), engine.stat().st_size)
     os.chmod(engine, 0o644)
     os.replace(engine, bundle / name)
-    after = replace(
-        manifest,
-        files={**files, name: record},
-        engines=(*engines, entry),
-        preflight=rules(),
-    )
+    after = replace(manifest, files={**files, name: record}, engines=(*engines, entry))
     _write(after, folder, bundle)
 
 
@@ -164,13 +158,13 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         "os": system_name(),
         "gpu": device.get("gpu"),
         "driver": device.get("driver"),
-        "cuda": device.get("cuda"),  # the newest the driver served there: no rule reads it
+        "cuda": device.get("cuda"),  # the newest that driver serves; for readers, no rule uses it
         "onnx_sha256": sha256_of(onnx),
         "onnx_data_sha256": sha256_of(graph[1]) if len(graph) > 1 else None,
         "engine_bytes": engine.stat().st_size,
         "activation_bytes": receipt.activation_bytes or 0,  # 0: not told
         "weights_bytes": receipt.weights_bytes or stripped,  # the same
-        "header": header.hex(),
+        "header": header.hex(),  # read by runtimes before this version
         "options": plan.options.to_dict(),
         "receipt": receipt.to_dict(),
     }

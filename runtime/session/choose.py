@@ -11,16 +11,16 @@ from pathlib import Path
 
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
-from save_deploy.runtime.preflight import (
+from save_deploy.runtime.engine_check import (
+    GRAPH,
     Machine,
+    RawEntry,
     Refusal,
-    check,
     engine_refusals,
+    machine_refusals,
     probe_machine,
     refusal_error,
 )
-from save_deploy.runtime.preflight.engine import GRAPH
-from save_deploy.runtime.preflight.rules import Entry
 from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
 from save_deploy.runtime.session.providers import CUDA, PROVIDERS, TENSORRT, require_provider
 
@@ -38,7 +38,7 @@ class Choice:
 
     backend: str
     file: str = GRAPH
-    engine: Entry | None = None
+    engine: RawEntry | None = None
     machine: Machine | None = None
 
 
@@ -67,7 +67,7 @@ def require_machine(backend: str, manifest: Manifest) -> None:
         require_provider(provider)
     if backend in ENGINE_BACKENDS:
         entries, machine = _entries(backend, manifest), probe_machine()
-        found = [(entry["file"], check(entry, machine)) for entry in entries]
+        found = [(entry["file"], machine_refusals(entry, machine)) for entry in entries]
         # of a version alone the library has the last word, by the file's header
         if all(refusals and [r.rule for r in refusals] != ["version"] for _, refusals in found):
             raise _nearest(found)
@@ -78,8 +78,8 @@ def _require_known(backend: str) -> None:
         raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
 
 
-def _entries(library: str, manifest: Manifest) -> list[Entry]:
-    entries: list[Entry] = [e for e in manifest.engines if e.get("library") == library]
+def _entries(library: str, manifest: Manifest) -> list[RawEntry]:
+    entries: list[RawEntry] = [e for e in manifest.engines if e.get("library") == library]
     if not entries:
         there = ", ".join(str(e.get("file")) for e in manifest.engines) or "no engine"
         raise BackendError(

@@ -45,8 +45,8 @@ def open_session(
     refit_from: Path | None = None,
 ) -> Session:
     """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
-    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (after its preflight, with
-    version_compatible as in its entry), else an ONNX file.
+    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (checked by
+    engine_check, with version_compatible as in its entry), else an ONNX file.
 
     sha256 of the file, when known, keys the cache of compiled models. low_memory (ONNX Runtime):
     weights stay mapped from the file, which is slower; default: where packed FP32 copies would not

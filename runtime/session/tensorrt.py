@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError, BundleError
-from save_deploy.runtime.preflight.engine import engine_validity, last_error_logger
+from save_deploy.runtime.engine_check import engine_validity, last_error_logger
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray
 from save_deploy.runtime.session.tensorrt_worker import RuntimeCache, Worker, closed
@@ -52,8 +52,8 @@ class TensorRtSession:
     ) -> None:
         """library: tensorrt or tensorrt_rtx. cache_dir: where TensorRT-RTX keeps the kernels that it
         compiles at the first run; it must belong to this very file. refit_from: the ONNX file with the
-        weights of an engine built without them. The preflight comes before: this trusts the files to
-        be those of the manifest.
+        weights of an engine built without them. Run engine_check first: the files are taken to be
+        those of the manifest.
 
         Raises BackendError when the library refuses the engine or a CUDA call fails, BundleError when
         the engine has other inputs and outputs than the spec.

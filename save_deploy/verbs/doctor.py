@@ -67,7 +67,7 @@ def _judge(found: Examination, bundle: Path | None, backend: str | None) -> None
     asked = [a for a in found.answers if backend in (None, a.backend)]
     if bundle is None or any(answer.runs for answer in asked):
         return
-    from save_deploy.runtime.preflight import refusal_error
+    from save_deploy.runtime.engine_check import refusal_error
 
     nearest = min(asked, key=lambda answer: len(answer.refusals))
     where = f"{bundle} on {nearest.backend}" if backend else f"{bundle}, on any backend,"

@@ -30,7 +30,7 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms
 from save_deploy.export.quantize import find_sites, insert_qdq
 from save_deploy.export.trace import graph_from_module
-from save_deploy.runtime.preflight.engine import last_error_logger
+from save_deploy.runtime.engine_check import last_error_logger
 from tests.conftest import make_tiny
 
 RTX = pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')

@@ -21,8 +21,7 @@ from onnx import TensorProto
 from save_deploy.bundle import FileRecord, Manifest, audio_spec, model_spec, record_files, sha256_of
 from save_deploy.errors import BundleError, ExportError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
-from save_deploy.runtime.preflight import engine_refusals, probe_machine
-from save_deploy.runtime.preflight.rules import rules
+from save_deploy.runtime.engine_check import engine_refusals, probe_machine
 from save_deploy.verbs import engine as verbs
 from tests.conftest import make_tiny
 from tests.export.test_engine_build import attention_graph
@@ -342,10 +341,9 @@ def test_an_engine_removed_before_it_is_copied(
     Manifest.read(bundle).verify(bundle)
 
 
-def test_external_weights_and_rules_are_in_the_manifest(bundle: Path) -> None:
-    """An engine belongs to the graph and its weights; the preflight's data are there for others."""
+def test_external_weights_are_in_the_entry(bundle: Path) -> None:
+    """An engine belongs to the graph and its weights."""
     assert add_engine(bundle, L4)["onnx_data_sha256"] is None
-    assert Manifest.read(bundle).preflight == rules()
     path = bundle / "model.onnx"
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="model.onnx.data",
               size_threshold=64)  # fmt: skip

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from save_deploy.bundle import Arrays, GraphSpec, Manifest
+from save_deploy.runtime.engine_check import Machine, engine_refusals, engine_validity
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.preflight import Machine, engine_refusals, engine_validity
 from save_deploy.runtime.self_test import golden_parity
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.tensorrt import TensorRtSession
@@ -43,7 +43,7 @@ def opened(engine: Engine, **options: Any) -> TensorRtSession:
 def test_parity_with_eager(
     library: str, precision: str, make_engine: Callable[..., Engine], figures: Callable[..., None]
 ) -> None:
-    """Build, preflight, load, golden samples: within the budget the bundle was exported with."""
+    """Build, check, load, golden samples: within the budget the bundle was exported with."""
     engine = make_engine(library, precision=precision)
     manifest = Manifest.read(engine.folder)
     with load(engine.folder, backend=library, self_test=False) as pipeline:
@@ -59,10 +59,10 @@ def test_parity_with_eager(
     )
 
 
-def test_preflight_and_the_librarys_own_word(
+def test_rules_and_the_librarys_own_word(
     library: str, make_engine: Callable[..., Engine], machine: Machine
 ) -> None:
-    """Both accept what was built here; a flipped header is refused before it is loaded."""
+    """Both accept what was built here."""
     engine = make_engine(library)
     files = Manifest.read(engine.folder).files
     assert engine_refusals(engine.entry, engine.folder, files, machine) == []

@@ -15,7 +15,7 @@ import pytest
 from save_deploy.export.merge.forms import forms_for
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import parity
-from save_deploy.runtime.preflight import Machine
+from save_deploy.runtime.engine_check import Machine
 from save_deploy.runtime.session.tensorrt import TensorRtSession
 from tests.gpu.conftest import Engine, require_library
 from tests.gpu.test_engines import inputs_of

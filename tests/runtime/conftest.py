@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from save_deploy.bundle import FileRecord, Manifest, sha256_of
 from save_deploy.runtime.comparison import Budget, Comparison, run_comparison
-from save_deploy.runtime.preflight.engine import last_error_logger
+from save_deploy.runtime.engine_check import last_error_logger
 from tests.calibration.samples import write_s4
 from tests.runtime.compare import options
 from tests.runtime.cpp import BUILD, INSTALL, SOURCE, cmake, openvino_dir

@@ -1,4 +1,4 @@
-"""A tiny real engine file, or its header made by hand, with the manifest entry of either."""
+"""A tiny real engine file, or 4 KiB in its place, with the manifest entry of either."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from save_deploy.bundle import FileRecord, Manifest
-from save_deploy.runtime.preflight import Gpu, Machine
+from save_deploy.machine import Gpu
+from save_deploy.runtime.engine_check import Machine
 
 ONE_NODE = bytes.fromhex(  # y = Relu(x) on one float
     "08083a350a0c0a0178120179220452656c7512036f6e655a0f0a0178120a0a08080112040a0208"
@@ -24,12 +25,12 @@ LIBRARIES = {"tensorrt_rtx": "1.7.1.116", "tensorrt": "10.13.0.35", "cuda.bindin
 
 
 def built_engine() -> bytes:
-    """Built for SM86 and SM89 on the CPU; without the library, 4 KiB behind a header of that kind."""
+    """Built for SM86 and SM89 on the CPU; crafted_engine() without the library."""
     if not HAS_RTX:
         return crafted_engine()
     import tensorrt_rtx as trt
 
-    from save_deploy.runtime.preflight.engine import last_error_logger
+    from save_deploy.runtime.engine_check import last_error_logger
 
     logger = last_error_logger("tensorrt_rtx")
     builder = trt.Builder(logger)
@@ -43,19 +44,15 @@ def built_engine() -> bytes:
     return bytes(builder.build_serialized_network(network, config))
 
 
-def crafted_engine(mask: int = 0x0C, version: tuple[int, ...] = (1, 7, 1, 116)) -> bytes:
-    size = 4096
-    header = b"vtrt" + (2).to_bytes(8, "little") + bytes(4) + size.to_bytes(8, "little")
-    header += bytes(version) + b"vtrt" + mask.to_bytes(4, "little")
-    return header.ljust(size, b"\0")
+def crafted_engine() -> bytes:
+    return b"vtrt".ljust(4096, b"\0")
 
 
 def entry_of(data: bytes, **changes: Any) -> dict[str, Any]:
-    version = ".".join(map(str, data[24:28])) if data[:4] == b"vtrt" else "1.7.1.116"
     return {
         "file": "model.rtx.plan",
         "library": "tensorrt_rtx",
-        "library_version": version,
+        "library_version": "1.7.1.116",
         "targets": ["SM86", "SM89"],
         "hardware_compatibility": "none",
         "version_compatible": False,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from save_deploy.bundle import GraphSpec, TensorSpec
-from save_deploy.runtime.preflight.engine import last_error_logger
+from save_deploy.runtime.engine_check import last_error_logger
 from save_deploy.runtime.session.tensorrt import TensorRtSession
 
 SPEC = GraphSpec(

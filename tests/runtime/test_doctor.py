@@ -95,13 +95,13 @@ def test_asked_backend_decides(bundle: Path, quick: Callable[..., None]) -> None
     assert usage.value.exit_code == 1
 
 
-def test_engines_are_judged_by_the_preflight(
+def test_engines_are_checked(
     bundle: Path, tmp_path: Path, quick: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = with_engine(bundle, tmp_path)
     quick()
     doctor(folder, backend="tensorrt_rtx")
-    assert "can run    tensorrt_rtx (model.rtx.plan, about 258 MiB)" in capsys.readouterr().out
+    assert "can run    tensorrt_rtx (model.rtx.plan, about 2 MiB)" in capsys.readouterr().out
     quick(gpus=(gpu("T4", (7, 5)),))
     with pytest.raises(BackendError, match=r"tensorrt_rtx: engine of another compute(.|\n)*SM75"):
         doctor(folder, backend="tensorrt_rtx")

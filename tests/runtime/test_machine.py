@@ -11,8 +11,7 @@ import pytest
 
 from save_deploy import machine as nvidia_module
 from save_deploy.machine import read_from, read_nvidia
-from save_deploy.runtime.preflight import machine as machine_module
-from save_deploy.runtime.preflight import probe_machine
+from save_deploy.runtime.engine_check import probe_machine
 
 
 class FakeLibcuda:
@@ -88,23 +87,6 @@ def test_a_driver_that_fails_is_a_problem_not_a_crash(call: str) -> None:
     assert read_from(FakeLibcuda(count=0), None).problem == "the driver sees no GPU"
 
 
-@pytest.mark.parametrize(("packages", "cuda"), [
-    ({"tensorrt_cu13": "10.13.0"}, "13"), ({"tensorrt_cu12": "10.13.0"}, "12"), ({}, ""),
-    ({"tensorrt_cu13": "10.12.0", "tensorrt_cu12": "10.13.0"}, "12"),
-])  # fmt: skip
-def test_cuda_of_a_library_is_that_of_its_package(
-    packages: dict[str, str], cuda: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def version(name: str) -> str:
-        if name not in packages:
-            raise machine_module.metadata.PackageNotFoundError(name)
-        return packages[name]
-
-    monkeypatch.setattr(machine_module.metadata, "version", version)
-    assert machine_module._cuda_of("tensorrt", "10.13.0") == cuda
-    assert machine_module._cuda_of("cuda.bindings", "13.5.0") == "13"
-
-
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia_module, "CUDA_LIBRARY", "libcuda-absent.so.1")
     found = read_nvidia()
@@ -114,7 +96,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_probe_is_silent_and_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from save_deploy.runtime.preflight import probe_machine\n"
+        "from save_deploy.runtime.engine_check import probe_machine\n"
         "m = probe_machine(); print(m.os, sorted([*m.libraries, *m.broken]))"
     )
     done = subprocess.run(

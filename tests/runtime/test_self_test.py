@@ -20,8 +20,8 @@ from save_deploy.bundle import Arrays, GraphSpec, Manifest
 from save_deploy.errors import ParityError
 from save_deploy.runtime import pipeline as pipeline_module
 from save_deploy.runtime import self_test as self_test_module
+from save_deploy.runtime.engine_check import Machine
 from save_deploy.runtime.pipeline import SavePipeline, load
-from save_deploy.runtime.preflight import Machine
 from save_deploy.runtime.self_test import golden_parity
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session import choose as choose_module

@@ -15,8 +15,8 @@ from PIL import Image
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.machine import Nvidia, read_nvidia
+from save_deploy.runtime import engine_check
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.preflight import machine as machine_module
 from save_deploy.runtime.session import choose as choose_module
 from save_deploy.runtime.session import (
     providers,
@@ -68,7 +68,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is said to see an L4; nothing else changes."""
     seen = lambda: Nvidia(machine().gpus, "580.65.06", "13.0")
     monkeypatch.setattr(providers, "read_nvidia", seen)
-    monkeypatch.setattr(machine_module, "read_nvidia", seen)
+    monkeypatch.setattr(engine_check, "read_nvidia", seen)
 
 
 @pytest.mark.skipif(bool(read_nvidia().gpus), reason="this machine has a GPU")

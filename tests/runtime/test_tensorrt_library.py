@@ -15,7 +15,7 @@ import pytest
 
 from save_deploy.errors import BackendError
 from save_deploy.machine import read_nvidia
-from save_deploy.runtime.preflight.engine import last_error_logger
+from save_deploy.runtime.engine_check import last_error_logger
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.tensorrt import _DTYPES, TensorRtSession
 from tests.runtime.engines import HAS_RTX, built_engine

@@ -76,11 +76,6 @@ int count(const Json& object, const char* key, int low, int high) {
     return static_cast<int>(whole(field(object, key), key, low, high));
 }
 
-std::optional<std::uint64_t> size_or_none(const Json& object, const char* key) {
-    if (field(object, key).is_null()) return std::nullopt;
-    return static_cast<std::uint64_t>(whole(field(object, key), key, 0, INT64_MAX / 4));
-}
-
 double number(const Json& object, const char* key) {
     const Json& value = field(object, key);
     if (!value.is_number() || !std::isfinite(value.get<double>()))

@@ -28,6 +28,5 @@ double number(const Json& object, const char* key);
 std::optional<double> number_or_none(const Json& object, const char* key);
 std::int64_t whole(const Json& value, const char* key, std::int64_t low, std::int64_t high);
 int count(const Json& object, const char* key, int low, int high);
-std::optional<std::uint64_t> size_or_none(const Json& object, const char* key);
 
 }  // namespace save_core

@@ -105,7 +105,6 @@ EngineEntry parse_engine(const Json& values) {
     entry.library_version = text(values, "library_version");
     entry.hardware_compatibility = text(values, "hardware_compatibility");
     entry.os = text(values, "os");
-    entry.header = text(values, "header");
     entry.onnx_sha256 = text(values, "onnx_sha256");
     entry.gpu = text_or_empty(values, "gpu");
     entry.onnx_data_sha256 = text_or_empty(values, "onnx_data_sha256");
@@ -114,9 +113,6 @@ EngineEntry parse_engine(const Json& values) {
         entry.targets.push_back(target.get<std::string>());
     }
     entry.version_compatible = flag(values, "version_compatible");
-    entry.engine_bytes = size_or_none(values, "engine_bytes").value_or(0);
-    entry.weights_bytes = size_or_none(values, "weights_bytes").value_or(0);
-    entry.activation_bytes = size_or_none(values, "activation_bytes").value_or(0);
     const Json& options = object_of(values, "options");
     entry.strip_weights = !is_absent(options, "strip_weights") && flag(options, "strip_weights");
     return entry;
@@ -174,9 +170,6 @@ Manifest parse_checked(const std::string& source) {
     if (root.contains("engines"))
         for (const Json& row : list(root, "engines"))
             manifest.engines.push_back(parse_engine(row));
-    // a later version of the rules is none of ours: engines are then judged by what is known here
-    if (!is_absent(root, "preflight") && root["preflight"].value("format_version", Json()) == kRulesVersion)
-        manifest.rules = parse_rules(root["preflight"].dump());
     manifest.conformance = parse_conformance(manifest, root);
     return manifest;
 }

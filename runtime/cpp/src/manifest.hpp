@@ -7,8 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "rules.hpp"
-
 namespace save_core {
 
 constexpr const char* kManifest = "manifest.json";
@@ -30,13 +28,10 @@ struct GraphSpec {
 
 struct EngineEntry {
     std::string file, library, library_version, hardware_compatibility, os;
-    std::string header;  // hex of the first 32 bytes of the file
     std::string gpu;     // it was built on; empty: not told
     std::string onnx_sha256, onnx_data_sha256;  // of its graph and the graph's weights, where apart
     std::vector<std::string> targets;
     bool version_compatible = false, strip_weights = false;
-    std::uint64_t engine_bytes = 0;
-    std::uint64_t weights_bytes = 0, activation_bytes = 0;  // 0: not told
 };
 
 struct Golden {
@@ -64,7 +59,6 @@ struct Manifest {
     GraphSpec model, audio;
     Golden golden;
     std::vector<EngineEntry> engines;
-    std::optional<Rules> rules;  // of the exporter, for its engines; none: those of this library
     std::optional<Conformance> conformance;
     std::map<std::string, FileRecord> files;
 };

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine_check.hpp"
 #include "error.hpp"
 #include "files.hpp"
-#include "preflight.hpp"
 #include "resize.hpp"
 
 namespace save_core {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "engine_check.hpp"
 #include "manifest.hpp"
-#include "preflight.hpp"
 
 namespace save_core {
 
@@ -39,8 +39,8 @@ std::unique_ptr<Session> open_onnxruntime(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,
     const EngineEntry& entry, const SessionOptions& options);
-// What this machine offers an engine on this device; throws nothing for a missing GPU. The entry given
-// to open_tensorrt has passed the preflight.
+// What this machine offers an engine on this device; throws nothing for a missing GPU. Call
+// choose_engine first: open_tensorrt does not check the entry again.
 Machine probe_machine(int device);
 
 // Logical processors this process may use, at most as many as there are physical cores: hyper-threads

@@ -4,12 +4,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstring>
-#include <fstream>
 #include <mutex>
 
+#include "engine_check.hpp"
 #include "error.hpp"
 #include "files.hpp"
-#include "preflight.hpp"
 #include "session.hpp"
 
 namespace save_core {
@@ -42,25 +41,10 @@ private:
     int before_ = 0;
 };
 
-std::string cuda_version(int number) {  // 13000 -> 13.0
-    return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
-}
-
-// Of the kernel's driver; empty where the system does not say.
-std::string driver_version() {
-    std::string version;
-    std::ifstream("/sys/module/nvidia/version") >> version;
-    return version.find_first_not_of("0123456789.") == std::string::npos ? version : "";
-}
-
 Gpu read_gpu(int device) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, device), "CUDA device cannot be used");
-    Gpu gpu{properties.name, properties.major, properties.minor, properties.totalGlobalMem, {}};
-    const OnDevice on(device);
-    std::size_t free_bytes = 0, total = 0;
-    if (cudaMemGetInfo(&free_bytes, &total) == cudaSuccess) gpu.free_bytes = free_bytes;
-    return gpu;
+    return {properties.name, properties.major, properties.minor};
 }
 
 // The one logger of the process, as TensorRT wants it, and never destroyed: the library may log while
@@ -213,10 +197,7 @@ Machine probe_machine(int device) {
     Machine machine;
     machine.os = this_os();
     machine.libraries[SAVE_TENSORRT_NAME] = library_version();
-    machine.driver = driver_version();
-    int number = 0, count = 0;
-    if (cudaDriverGetVersion(&number) == cudaSuccess && number > 0) machine.cuda = cuda_version(number);
-    if (cudaRuntimeGetVersion(&number) == cudaSuccess) machine.cuda_runtime = cuda_version(number);
+    int count = 0;
     // without a driver TensorRT itself only logs and returns null
     const cudaError_t status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess || count == 0)

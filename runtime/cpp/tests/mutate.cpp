@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "check.hpp"
+#include "engine_check.hpp"
 #include "image_file.hpp"
 #include "manifest.hpp"
 #include "mutants.hpp"
 #include "npy.hpp"
-#include "preflight.hpp"
 #include "resize.hpp"
 #include "sample_manifest.hpp"
 #include "sound.hpp"
@@ -33,8 +33,8 @@ struct Kind {
 void read_manifest_text(const Bytes& bytes) {
     const auto manifest = save_core::parse_manifest(std::string(bytes.begin(), bytes.end()), "m");
     save_core::Machine machine;
-    machine.os = "linux-x86_64", machine.driver = "580.65.06", machine.cuda = "13.0";
-    machine.gpu = save_core::Gpu{"NVIDIA L4", 8, 9, std::uint64_t{24} << 30, std::nullopt};
+    machine.os = "linux-x86_64";
+    machine.gpu = save_core::Gpu{"NVIDIA L4", 8, 9};
     machine.libraries["tensorrt_rtx"] = "1.7.1.116";
     for (const auto& entry : manifest.engines)
         (void)save_core::engine_refusals(entry, "no/such/folder", manifest, machine, true);

@@ -1,36 +1,27 @@
 // Which rules refuse the engines of a bundle on a machine that is described, not asked: for comparison
-// with the Python preflight.
+// with the Python rules.
 //
 //     refusals FOLDER MACHINE.json    a line per engine: its file, then the rules
 #include <cstdio>
 
+#include "engine_check.hpp"
 #include "json.hpp"
-#include "preflight.hpp"
 
 using namespace save_core;
 
 namespace {
 
-// As save_deploy.runtime.preflight.Machine writes itself.
+// As save_deploy.runtime.engine_check.Machine writes itself.
 Machine machine_of(const Json& values) {
     Machine machine;
     machine.os = text(values, "os");
-    machine.driver = text_or_empty(values, "driver");
-    machine.cuda = text_or_empty(values, "cuda");
     machine.problem = text(values, "problem");
     const Json& libraries = object_of(values, "libraries");
     for (const auto& [name, version] : libraries.items())
         machine.libraries[name] = text(libraries, name.c_str());
-    if (!is_absent(values, "library_cuda")) {
-        const Json& built_for = object_of(values, "library_cuda");
-        for (const auto& [name, cuda] : built_for.items())
-            machine.library_cuda[name] = text(built_for, name.c_str());
-    }
-    machine.cuda_runtime = text_or_empty(libraries, "cuda.bindings");
     for (const Json& row : list(values, "gpus")) {
         const Json& capability = list(row, "compute_capability");
-        machine.gpu = {text(row, "name"), capability[0].get<int>(), capability[1].get<int>(),
-            size_or_none(row, "total_bytes").value_or(0), size_or_none(row, "free_bytes")};
+        machine.gpu = {text(row, "name"), capability[0].get<int>(), capability[1].get<int>()};
         break;  // the first one counts
     }
     return machine;
