@@ -18,8 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from save_deploy.bundle import FileRecord, Manifest, audio_spec, model_spec, record_files, sha256_of
-from save_deploy.errors import BundleError, ExportError, ParityError
+from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
 from save_deploy.verbs import engine as verbs
@@ -247,7 +246,7 @@ def test_full_disk(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     before = {p.name for p in bundle.iterdir()}
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(ExportError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         add_engine(bundle, L4)
     assert {p.name for p in bundle.iterdir()} == before
 
