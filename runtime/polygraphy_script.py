@@ -38,7 +38,7 @@ from polygraphy.comparator import Comparator
 
 from save_deploy.bundle import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter
-from save_deploy.runtime.preflight import probe_machine
+from save_deploy.runtime.engine_check import probe_machine
 from save_deploy.runtime.session import open_session
 
 # Relative errors mean nothing where logits are near 0: the budget is in logits and in masks.
