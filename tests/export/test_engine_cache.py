@@ -18,6 +18,14 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from save_deploy.bundle import (
+    FileRecord,
+    Manifest,
+    audio_spec,
+    model_spec,
+    record_files,
+    sha256_of,
+)
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
