@@ -1,9 +1,10 @@
-"""One pass over calibration pairs: a histogram of every product's input, in bounded memory; of some
-also statistics per channel."""
+"""One pass over calibration pairs: histograms of the inputs of MatMuls, in bounded memory.
+
+Statistics per channel are kept for chosen ones.
+"""
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import Histogram
 from save_deploy.errors import DataError
+from save_deploy.files import new_file
 
 
 class Observer:
@@ -67,7 +69,7 @@ class Observer:
         return add
 
     def save(self, path: Path, key: str) -> None:
-        """Write the state, whole or not at all; key names what it belongs to (model and data)."""
+        """Write the state atomically; key names what it belongs to (model and data)."""
         arrays = {
             f"{name}/{part}": array
             for name, histogram in self.histograms.items()
@@ -75,13 +77,11 @@ class Observer:
         }
         for name, channels in self.channels.items():
             arrays |= {f"{name}/{part}": array for part, array in channels.state().items()}
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            new_file(path, what="the state of the calibration") as partial,
+            partial.open("wb") as file,
+        ):
+            np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
 
     def resume(self, path: Path, key: str) -> bool:
         """Take up a saved state of this key; False where there is none, or another's."""

@@ -27,7 +27,7 @@ from save_deploy.calibration.pairs import (
 from save_deploy.data.audio import Waveform, is_silent
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset, Sample
-from save_deploy.data.tolerant import Tolerant, reason
+from save_deploy.data.skipping import SkippingDataset, reason
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.errors import DataError
 
@@ -145,7 +145,7 @@ def _check_request(name: str, n: int, split: str) -> None:
 def _open(
     name: str, n: int, split: str, *, seed: int, source: str, skip_bad: bool
 ) -> tuple[ClipDataset, dict[str, str]]:
-    """-> clips that are not tolerant, and why files or rows were already passed over."""
+    """-> clips that raise for a bad one, and why files or rows were already passed over."""
     if videos.is_videos(name):
         found = videos.VideoClips(Path(name), skip_bad=skip_bad)
         return found, found.skipped
@@ -158,7 +158,7 @@ def _open(
         source=source,
         skip_bad=skip_bad,
     )
-    return (clips.clips, clips.skipped) if isinstance(clips, Tolerant) else (clips, {})
+    return (clips.clips, clips.skipped) if isinstance(clips, SkippingDataset) else (clips, {})
 
 
 def _look(clip: int, frame: int, sample: Sample) -> _Candidate:

@@ -1,10 +1,9 @@
-"""The calibration table: ranges in a JSON file that people can read and compare."""
+"""The calibration table: measured ranges in a JSON file that people can read and compare."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.calibration.table_check import FORMAT, FORMAT_VERSION, REMEDY, check_table
-from save_deploy.errors import DataError, ExportError
+from save_deploy.errors import DataError
+from save_deploy.fields import Fields, parse_json, read_json, shown
+from save_deploy.files import write_text
 
+FORMAT = "save-deploy-calibration"
+FORMAT_VERSION = 1
+MAX_EXPONENT = 16  # of 2 in a smoothing scale, either way
+REMEDY = "save-calibrate writes a new table"
+_LEAST = 5e-324  # the least float above 0
 DIGITS = 6  # significant, of every float: a table in memory equals the same one read back
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """Of one product's input: clip threshold (> 0) by method, and the summary of its histogram.
+    """Range of one MatMul's input: clip threshold (> 0) by method, and the summary of its histogram.
 
-    sampled: all but the maximum is of a sample of rows, as for a tensor that was rescaled after the
-    pass."""
+    sampled: all values but the maximum come from a sample of rows, as for a tensor that was rescaled
+    after the pass."""
 
     amax: dict[str, float]
     histogram: dict[str, float]
@@ -42,9 +47,9 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Per channel of a LayerNorm's output: 2^exponent divides it, the products it feeds are
-    multiplied; powers of two, so nothing is rounded. alpha in [0, 1] is the share of the range that
-    moves into the weights."""
+    """Scales of a LayerNorm's output: channel c is divided by 2^exponents[c], and the weights of the
+    MatMuls that read it are multiplied. Powers of two, so nothing is rounded. alpha in [0, 1] is the
+    share of the range that moves into the weights."""
 
     alpha: float
     exponents: tuple[int, ...]
@@ -64,12 +69,12 @@ class CalibrationTable:
     """Ranges of one model on one set of pairs; floats are kept to 6 significant digits, keys in
     natural order (blocks.2 before blocks.10)."""
 
-    model: dict[str, Any]  # keys: table_check.MODEL
-    data: dict[str, Any]  # keys: table_check.DATA
+    model: dict[str, Any]  # name, res, sha256 of the weights
+    data: dict[str, Any]  # Selection.to_dict, and the number of batches
     method: str  # the default; every tensor has it
-    tensors: dict[str, TensorRange]  # by the product whose input it is: blocks.3.attn.qkv
+    tensors: dict[str, TensorRange]  # by the MatMul whose input it is: blocks.3.attn.qkv
     smoothing: dict[str, Smoothing]  # by norm: blocks.3.norm1
-    means: dict[str, tuple[float, ...]]  # per channel of a product's input, for bias correction
+    means: dict[str, tuple[float, ...]]  # per channel of a MatMul's input, for bias correction
     versions: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -87,7 +92,7 @@ class CalibrationTable:
             raise DataError(
                 "the calibration table lacks a tensor",
                 got=f"{name} among {len(self.tensors)} tensors of {self.model.get('name')}",
-                expected="a range for every product that is quantised",
+                expected="a range for every MatMul that is quantized",
                 hint=REMEDY,
             )
         found = self.tensors[name].amax
@@ -147,55 +152,76 @@ class CalibrationTable:
         return "{\n" + ",\n".join(blocks) + "\n}\n"
 
     def write(self, path: Path) -> None:
-        """Whole or not at all. Raises DataError for what read() would refuse, ExportError when the
-        file cannot be written."""
-        check_table(self.to_dict(), "the calibration table to write")
-        partial = path.with_name(path.name + ".partial")
+        """Atomically. Raises DataError for what read() would refuse, OutputError when the file cannot
+        be written."""
         try:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(self._text().encode())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise ExportError(
-                f"{path} cannot be written",
-                got=error.strerror or str(error),
-                expected="a folder that can be written to",
-            ) from error
+            text = self._text()
+        except ValueError as error:
+            raise DataError(
+                "the calibration table to write is not finite", got=str(error)
+            ) from None
+        _checked(parse_json(text, "the calibration table to write", error=DataError, hint=REMEDY))
+        write_text(path, text, what=str(path))
 
     @classmethod
     def read(cls, path: Path) -> CalibrationTable:
-        """Raises DataError when it cannot be read, is no such table, or has a wrong value."""
-        try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be read",
-                got=error.strerror or str(error),
-                expected="a calibration table",
-                hint=REMEDY,
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path} is not JSON", got=str(error), expected="a calibration table", hint=REMEDY
-            ) from error
-        check_table(values, str(path))
-        return cls(
-            model=values["model"],
-            data=values["data"],
-            method=values["method"],
-            tensors={
-                k: TensorRange(v["amax"], v["histogram"], v.get("sampled", False))
-                for k, v in values["tensors"].items()
-            },
-            smoothing={
-                k: Smoothing(v["alpha"], v["exponents"]) for k, v in values["smoothing"].items()
-            },
-            means=values["means"],
-            versions=values["versions"],
-        )
+        """Raises DataError, naming file and key, when it cannot be read, is no such table, or has a
+        wrong value. Unknown keys are allowed."""
+        return _checked(read_json(path, what="calibration table", error=DataError, hint=REMEDY))
+
+
+def _checked(fields: Fields) -> CalibrationTable:
+    """The table in a file, every value of the type and in the range that the classes above say."""
+    for key, wanted in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
+        found = fields.values.get(key)
+        if type(found) is not type(wanted) or found != wanted:
+            raise fields.error(key, got=shown(found), expected=str(wanted))
+    model, data, versions = fields.table("model"), fields.table("data"), fields.table("versions")
+    for key in ("name", "sha256"):
+        model.string(key)
+    model.integer("res", low=1)
+    for key in ("source", "sha256"):
+        data.string(key)
+    for key in ("pairs", "batches"):
+        data.integer(key)
+    for key in ("names", "pair_sha256", "not_stratified"):
+        data.strings(key)
+    data.table("strata")
+    for name in versions.values:
+        versions.string(name)
+    method, means = fields.string("method"), fields.table("means")
+    return CalibrationTable(
+        model=model.values,
+        data=data.values,
+        method=method,
+        tensors={name: _range(row, method) for name, row in fields.each_table("tensors")},
+        smoothing={name: _smoothing(row) for name, row in fields.each_table("smoothing")},
+        means={name: means.numbers(name, low=1) for name in means.values},
+        versions=versions.values,
+    )
+
+
+def _range(fields: Fields, method: str) -> TensorRange:
+    """One tensor; it has a range by the table's own method."""
+    amax, histogram = fields.table("amax"), fields.table("histogram")
+    amax.number(method, _LEAST)
+    return TensorRange(
+        amax={name: amax.number(name, _LEAST) for name in amax.values},
+        histogram={name: _number(histogram, name) for name in histogram.values},
+        sampled=fields.boolean("sampled", False),
+    )
+
+
+def _smoothing(fields: Fields) -> Smoothing:
+    exponents = fields.integers("exponents", bottom=-MAX_EXPONENT, top=MAX_EXPONENT, low=1)
+    return Smoothing(fields.number("alpha", 0.0, 1.0), exponents)
+
+
+def _number(fields: Fields, key: str) -> float:
+    """A number as it stands: a count stays an integer."""
+    fields.number(key)
+    value: float = fields.values[key]
+    return value
 
 
 def _round(value: float) -> float:

@@ -11,7 +11,7 @@ from save_deploy.data.audio import Waveform
 from save_deploy.data.find import subsets_in
 from save_deploy.data.released import FRAME_OFFSET_S
 from save_deploy.data.sample import Clip, Sample, Sound, make_sample
-from save_deploy.data.tolerant import reason
+from save_deploy.data.skipping import reason
 from save_deploy.data.transforms import Frame
 from save_deploy.data.video import read_video_stretch, video_seconds
 from save_deploy.errors import DataError

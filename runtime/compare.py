@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from save_deploy.data.sample import ClipDataset
-from save_deploy.data.tolerant import iter_clips
+from save_deploy.data.skipping import iter_clips
 from save_deploy.metrics.latency import speedup
 from save_deploy.metrics.segmentation import AVSBENCH, Protocol
 from save_deploy.runtime.comparison.accuracy import measure_accuracy

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from save_deploy.calibration.channels import Channels
-from save_deploy.calibration.table import Smoothing
-from save_deploy.calibration.table_check import MAX_EXPONENT
+from save_deploy.calibration.table import MAX_EXPONENT, Smoothing
 from save_deploy.errors import ExportError
 from save_deploy.export.merge.adapter import DeployAdapter
 from save_deploy.export.merge.block import DeployBlock

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from save_deploy.data.audio import second
 from save_deploy.data.sample import Clip, ClipDataset
-from save_deploy.data.tolerant import iter_clips
+from save_deploy.data.skipping import iter_clips
 from save_deploy.data.transforms import resize_mask
 from save_deploy.metrics.margin import Margin, MarginMeter
 from save_deploy.metrics.parity import ParityMeter, ParityResult

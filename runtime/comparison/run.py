@@ -8,7 +8,7 @@ from itertools import islice
 
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import Clip, ClipDataset, Sample
-from save_deploy.data.tolerant import Tolerant, iter_clips
+from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.metrics.latency import speedup
 from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.comparison.accuracy import Accuracy, measure_accuracy
@@ -74,7 +74,7 @@ def run_comparison(
     ]
     skipped: dict[str, str] = {}
     for dataset in datasets.values():
-        skipped |= dataset.skipped if isinstance(dataset, Tolerant) else {}
+        skipped |= dataset.skipped if isinstance(dataset, SkippingDataset) else {}
     return Comparison(
         title=f"{', '.join(plan.bundles)} against {'eager' if options.eager else 'the first'}",
         rows=tuple(rows),

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from save_deploy.data.audio import Waveform, is_silent
-from save_deploy.errors import DataError
+from save_deploy.errors import DataError, OutputError
+from save_deploy.files import new_file, new_folder
 from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.pictures import MASK, Colour
-from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.stream import Listener
+from save_deploy.runtime.pipeline import Listener, SavePipeline
 from save_deploy.runtime.video.ahead import ahead
 from save_deploy.runtime.video.formats import find_encoder, format_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
@@ -26,6 +26,7 @@ from save_deploy.runtime.video.targets import check_masks, check_target
 from save_deploy.runtime.video.writer import OverlayVideo
 
 _AHEAD = 2  # frames held between two stages
+_WHAT = "the output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,50 +93,50 @@ class VideoRun:
         head: dict[str, Any] | None = None,
         on_frame: Callable[[], None] = lambda: None,
     ) -> RunResult:
-        """head: what the JSON record says of the run. Raises DataError when the video is too corrupt
-        or something cannot be written; then, and after Ctrl-C, nothing is left."""
-        totals, sinks = _Totals(), list[Sink]()
-        listener = Listener(pipeline, self._seconds())
-        try:
-            with _writing():
-                for sink in self._opened(head or {}):
-                    sinks.append(sink)
-                frames = self.source.frames()
-                with ahead(frames, _AHEAD) as read, ahead(_masked(listener, read), _AHEAD) as masks:
-                    for masked in masks:
-                        totals.add(masked)
-                        for sink in sinks:
-                            sink.add(masked)
-                        raise_if_interrupted()
-                        on_frame()
-                result = totals.result(self._notes(sinks, totals, pipeline))
-                for sink in sinks:
-                    if isinstance(sink, Record):
-                        sink.total = result.to_dict()
-                    sink.finish()
-                raise_if_interrupted()
-                for sink in sinks:
-                    sink.keep()
-        except BaseException:
+        """head: what the JSON record says of the run. Raises DataError for a video that is too corrupt,
+        OutputError for what cannot be written; then, and after Ctrl-C, nothing is left."""
+        totals, listener = _Totals(), Listener(pipeline, self._seconds())
+        with _writing(), ExitStack() as outputs:
+            sinks = self._open(outputs, head or {})
+            frames = self.source.frames()
+            with ahead(frames, _AHEAD) as read, ahead(_masked(listener, read), _AHEAD) as masks:
+                for masked in masks:
+                    totals.add(masked)
+                    for sink in sinks:
+                        sink.add(masked)
+                    raise_if_interrupted()
+                    on_frame()
+            result = totals.result(self._notes(sinks, totals, pipeline))
             for sink in sinks:
-                sink.discard()
-            raise
+                if isinstance(sink, Record):
+                    sink.total = result.to_dict()
+                sink.finish()
+            raise_if_interrupted()
         return result
 
     def _seconds(self) -> Iterator[Waveform]:
         return self.source.sound_seconds() if self.source.has_sound else iter(())
 
-    def _opened(self, head: dict[str, Any]) -> Iterator[Sink]:
-        """One after the other, so that what is open can be discarded when the next fails."""
-        options, source = self.options, self.source
+    def _open(self, outputs: ExitStack, head: dict[str, Any]) -> list[Sink]:
+        """Sinks that write to temporary paths. Leaving `outputs` closes them, then renames the paths to
+        their targets, or removes them after an error."""
+        options, source, sinks = self.options, self.source, list[Sink]()
+
+        def keep(sink: Sink) -> None:
+            outputs.callback(sink.close)
+            sinks.append(sink)
+
         if options.out is not None:
-            yield OverlayVideo(options.out, source, sound=source.has_sound, colour=options.colour)
+            path = outputs.enter_context(new_file(options.out, what=_WHAT))
+            keep(OverlayVideo(path, source, sound=source.has_sound, colour=options.colour))
         if options.masks is not None:
-            yield MaskFolder(options.masks)
+            keep(MaskFolder(outputs.enter_context(new_folder(options.masks, what=_WHAT))))
         if options.record is not None:
+            path = outputs.enter_context(new_file(options.record, what=_WHAT))
             section = options.section
             about = {"video": str(options.video), "start_s": section.start_s, **head}
-            yield Record(options.record, about)
+            keep(Record(path, about))
+        return sinks
 
     def _notes(self, sinks: list[Sink], totals: _Totals, pipeline: SavePipeline) -> Iterator[str]:
         source, end_s = self.source, totals.end_s
@@ -202,8 +203,8 @@ def _writing() -> Iterator[None]:
         yield
     except (OSError, av.FFmpegError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise DataError(
-            "the output cannot be written",
+        raise OutputError(
+            f"{_WHAT} cannot be written",
             got=str(error),
             expected="room for it" if full else "a folder that can be written",
             hint="free some space; nothing was left behind" if full else "",

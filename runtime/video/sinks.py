@@ -1,7 +1,7 @@
 """What a run writes: an overlay video, a folder of masks, a JSON record.
 
-Each is written beside its place under a name that ends in .partial, and put there when all of them
-are complete; after an error or Ctrl-C nothing is left.
+Each writes to a temporary path (files.new_file, files.new_folder) that the run renames once all of
+them are complete.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -20,7 +19,6 @@ from PIL import Image
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Mask
 from save_deploy.runtime.video.source import TimedFrame
-from save_deploy.runtime.video.targets import partial_of, removed
 
 _SILENT = 1e-6  # root mean square below which a loudness says nothing
 
@@ -41,47 +39,37 @@ class MaskedFrame:
 
 
 class Sink(Protocol):
-    """add every frame, finish the partial file, keep it in its place, or discard it."""
+    """add every frame, then finish; close also after an error, any number of times."""
 
     def add(self, masked: MaskedFrame) -> None: ...
 
     def finish(self) -> None: ...
 
-    def keep(self) -> None: ...
-
-    def discard(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class MaskFolder:
     """000000.png, 000001.png, ...: one mask per frame at its size, white = sounding."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._partial, self._n = folder, partial_of(folder), 0
-        removed(self._partial)
-        self._partial.mkdir()
+        """folder: exists and is empty."""
+        self.folder, self._n = folder, 0
 
     def add(self, masked: MaskedFrame) -> None:
         picture = Image.fromarray(masked.mask.astype(np.uint8) * 255)
-        picture.save(self._partial / f"{self._n:06d}.png")
+        picture.save(self.folder / f"{self._n:06d}.png")
         self._n += 1
 
     def finish(self) -> None: ...
 
-    def keep(self) -> None:
-        removed(self.folder)
-        os.replace(self._partial, self.folder)
-
-    def discard(self) -> None:
-        removed(self._partial)
+    def close(self) -> None: ...
 
 
 class Record:
     """JSON, written second by second: loudness, and the share of every frame that sounds."""
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self.path, self._partial = path, partial_of(path)
-        removed(self._partial)
-        self._file: TextIO = self._partial.open("w")
+        self._file: TextIO = path.open("w")
         self._file.write(f'{{\n  "run": {json.dumps(head)},\n  "seconds": [')
         self._second: dict[str, Any] | None = None
         self._n, self.total = 0, dict[str, Any]()  # total: what is known only at the end
@@ -103,13 +91,9 @@ class Record:
         self._file.write(f'\n  ],\n  "total": {json.dumps(self.total)}\n}}\n')
         self._file.close()
 
-    def keep(self) -> None:
-        os.replace(self._partial, self.path)
-
-    def discard(self) -> None:
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-        removed(self._partial)
 
     def _write_second(self) -> None:
         if self._second is None:

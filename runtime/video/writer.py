@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +16,6 @@ from save_deploy.runtime.video.formats import OPTIONS, bit_rate, find_encoder, f
 from save_deploy.runtime.video.overlay import outlined
 from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.source import VideoSource
-from save_deploy.runtime.video.targets import partial_of
 from save_deploy.runtime.video.track import SoundTrack
 
 _FINEST_MPEG4 = 65_535  # steps per second that MPEG-4 part 2 can count
@@ -36,9 +34,7 @@ class OverlayVideo:
         self.form = format_of(path)
         self.encoder = find_encoder(self.form.encoders)
         self.padded: tuple[int, int] | None = None  # (H,W) of frames that were
-        self._partial = partial_of(path)
-        self._partial.unlink(missing_ok=True)
-        self._container: Any = av.open(str(self._partial), "w", format=self.form.muxer)
+        self._container: Any = av.open(str(path), "w", format=self.form.muxer)
         self._stream: Any = None
         self._has_sound = sound
         self._sound: SoundTrack | None = None
@@ -62,15 +58,13 @@ class OverlayVideo:
             self._sound.close()
         self._container.close()
 
-    def keep(self) -> None:
-        os.replace(self._partial, self.path)
-
-    def discard(self) -> None:
+    def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
-        with contextlib.suppress(Exception):  # the end of a file that is thrown away
+        with contextlib.suppress(
+            Exception
+        ):  # closing a broken file writes its end, and fails again
             self._container.close()
-        self._partial.unlink(missing_ok=True)
 
     def notes(self) -> Iterator[str]:
         """What is not as in the source."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from save_deploy.checkpoints.load import PTH_SUFFIXES, load_model
 from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
+from save_deploy.files import new_file
 
 OWN = "save"
 
@@ -43,7 +43,7 @@ def convert(
     """Write `path` (anything load_model reads, with the same vggish, sam and res) in `layout`.
 
     save: our safetensors, full. sama_avs, gavs, sam_med2d: a .pth as their code loads it. Written
-    atomically; an existing `out` needs force. Raises CheckpointError, with nothing written.
+    atomically; an existing `out` needs force. Raises CheckpointError or OutputError.
     """
     _check_target(out, layout, force=force)
     model = load_model(path, res=res, vggish=vggish, sam=sam)
@@ -55,7 +55,8 @@ def convert(
     theirs = from_save(state, config, layout)
     # clones: a view would store the whole memory behind it
     plain: dict[str, Any] = {k: v.detach().clone() for k, v in theirs.items()}
-    _write(out, {table.wrapper: plain} if table.wrapper else plain)
+    with new_file(out, what="the checkpoint") as partial:
+        torch.save({table.wrapper: plain} if table.wrapper else plain, partial)
     left_out = tuple(k for k in state if k.startswith(table.leaves_out))
     return Conversion(out, layout, config, len(theirs), left_out)
 
@@ -75,13 +76,3 @@ def _check_target(out: Path, layout: str, *, force: bool) -> None:
         raise CheckpointError(
             "the output exists", got=str(out), expected="a new name", hint="add --force"
         )
-
-
-def _write(out: Path, content: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    try:
-        torch.save(content, partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)

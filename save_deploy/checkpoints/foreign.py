@@ -13,11 +13,13 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from save_deploy.checkpoints.layouts import LAYOUTS, PIXEL_BUFFERS, Rules, Table
+from save_deploy.checkpoints.pth import read_pth
 from save_deploy.config import PATCH, PRESETS, SaveConfig
 from save_deploy.errors import CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
@@ -56,6 +58,23 @@ class Layout:
         """True when it alone makes a model of ours."""
         known = self.table.system is not None and self.backbone is not None
         return known and not self.missing and not self.unmatched
+
+
+def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:
+    """SAM or SAM-Med2D .pth -> (tensors by our names, preset name vit_b, vit_l or vit_h).
+
+    SAM-Med2D brings image adapters (image_encoder.blocks.i.adapter.*) and 256 px position tables.
+    """
+    state, layout = _read_half(path, ("sam", "sam_med2d"), "SAM", "SAM's official .pth")
+    if layout.backbone is None:
+        raise unknown_size(layout)
+    return to_ours(state, layout), layout.backbone
+
+
+def read_vggish(path: Path) -> dict[str, Tensor]:
+    """vggish-10086976.pth -> tensors under our prefix `audio_encoder.`."""
+    state, layout = _read_half(path, ("vggish",), "VGGish", "vggish-10086976.pth")
+    return to_ours(state, layout)
 
 
 def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
@@ -271,3 +290,24 @@ def _check_switches(config: SaveConfig, table: Table) -> None:
             got=", ".join(f"{k}={getattr(config, k)}" for k in differs),
             expected=", ".join(f"{k}={v}" for k, v in differs.items()),
         )
+
+
+def _read_half(
+    path: Path, wanted: tuple[str, ...], title: str, expected: str
+) -> tuple[dict[str, Tensor], Layout]:
+    state = read_pth(path)
+    layout = identify(shapes_of(state))
+    if layout is None or layout.name not in wanted:
+        found = f"{layout.table.title}: " if layout is not None else ""
+        raise CheckpointError(
+            f"not a {title} checkpoint",
+            got=f"{found}{path} with keys such as {', '.join(sorted(state)[:3])}",
+            expected=expected,
+        )
+    if layout.missing:
+        raise CheckpointError(
+            f"{len(layout.missing)} tensors of {layout.table.title} are missing",
+            got=f"{path} without {'; '.join(layout.missing[:8])}",
+            expected=expected,
+        )
+    return state, layout

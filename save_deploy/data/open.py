@@ -11,7 +11,7 @@ from save_deploy.data.find import Place, resolve
 from save_deploy.data.find import find_dataset as find_dataset
 from save_deploy.data.released import ReleasedClips
 from save_deploy.data.sample import ClipDataset
-from save_deploy.data.tolerant import Tolerant
+from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import DataError
 
 
@@ -30,7 +30,7 @@ def open_dataset(
     n_sources None means a training mixture. `scenes:ms3` and `stamps:ms3` have two sources.
 
     For S4 and MS3, source is auto (wav, else log-mel, else the video's sound), wav, log_mel or video
-    (frames and sound). skip_bad returns a Tolerant, which passes over clips that cannot be read.
+    (frames and sound). skip_bad returns a SkippingDataset, which leaves out clips that cannot be read.
     """
     base, _, subset = name.partition(":")
     if base in ("scenes", "stamps"):
@@ -44,7 +44,7 @@ def open_dataset(
             n_sources=2 if subset == "ms3" else n_sources,
             staging=staging or (Staging(n_objects=(3, 5)) if subset == "ms3" else None),
         )
-        return Tolerant(clips) if skip_bad else clips
+        return SkippingDataset(clips) if skip_bad else clips
     released = list_released(resolve(name), split, n_clips=n_clips, seed=seed, source=source)
     if released.bad_rows and not skip_bad:
         raise next(iter(released.bad_rows.values()))
@@ -54,7 +54,7 @@ def open_dataset(
             got=f"{split} of {name}",
             expected="rows of this split in the metadata file",
         )
-    return Tolerant(released, bad_rows=released.bad_rows) if skip_bad else released
+    return SkippingDataset(released, bad_rows=released.bad_rows) if skip_bad else released
 
 
 def list_released(

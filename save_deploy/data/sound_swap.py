@@ -9,7 +9,7 @@ import numpy as np
 from save_deploy.data.examples import filled
 from save_deploy.data.log_mel import LOG_OFFSET
 from save_deploy.data.sample import Clip, ClipDataset
-from save_deploy.data.tolerant import Tolerant
+from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import DataError
 
 SOUNDS = ("right", "wrong", "silent")
@@ -41,7 +41,7 @@ class SwappedSound:
             try:
                 other = self.clips[(index + step) % len(self.clips)]
             except DataError:
-                if isinstance(self.clips, Tolerant):
+                if isinstance(self.clips, SkippingDataset):
                     continue
                 raise
             unknown = clip.category == other.category == "multi"
@@ -68,4 +68,4 @@ def swap_sound(clips: ClipDataset, how: str) -> ClipDataset:
     if how == "right":
         return clips
     swapped = SwappedSound(clips, how)
-    return clips.over(swapped) if isinstance(clips, Tolerant) else swapped
+    return clips.over(swapped) if isinstance(clips, SkippingDataset) else swapped

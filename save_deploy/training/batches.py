@@ -13,7 +13,7 @@ from torch import Tensor
 from save_deploy.data.compose import Staging
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset, FrameDataset, Sample
-from save_deploy.data.tolerant import Tolerant
+from save_deploy.data.skipping import SkippingDataset
 from save_deploy.data.transforms import resize_frame, resize_mask
 
 N_ENDLESS = 1 << 40
@@ -86,7 +86,7 @@ class MixedSamples:
         """Bad clips met so far, with the reason."""
         found: dict[str, str] = {}
         for source in self.sources:
-            if isinstance(source, Tolerant):
+            if isinstance(source, SkippingDataset):
                 found |= source.skipped
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from save_deploy.config import AUDIO_DIM
 from save_deploy.data.sample import Clip, ClipDataset
-from save_deploy.data.tolerant import Tolerant, iter_clips
+from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter, score_of
 from save_deploy.model.save import SaveModel
@@ -106,7 +106,7 @@ class _EveryNth:
 
 def _share(clips: ClipDataset, among: Team) -> ClipDataset:
     share = _EveryNth(clips, among.rank, among.world)
-    return clips.over(share) if isinstance(clips, Tolerant) else share
+    return clips.over(share) if isinstance(clips, SkippingDataset) else share
 
 
 def evaluate(

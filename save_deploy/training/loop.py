@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,11 @@ from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.data.compose import Staging
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset
-from save_deploy.data.tolerant import Tolerant
+from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.segmentation import Score, protocol
 from save_deploy.model.save import SaveModel
 from save_deploy.training.batches import Batch, MixedSamples, batches
-from save_deploy.training.determinism import determinism
 from save_deploy.training.distributed import Team, team
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.options import TrainConfig
@@ -38,7 +38,6 @@ from save_deploy.training.parameters import (
     nothing_to_train,
     trainable_parameters,
 )
-from save_deploy.training.schedule import learning_rate
 from save_deploy.training.sound import heard_actors, sound_batch, warm_up_sound
 from save_deploy.training.state import read_state, write_state
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
@@ -73,7 +72,7 @@ def train(
     Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad).
     Interrupted runs continue with resume=True.
     """
-    with team(config.device) as here, determinism(config.deterministic):
+    with team(config.device) as here, _determinism(config.deterministic):
         return _Run(model, config, out_dir, here, on_sound, resume).steps(on_step, on_skip)
 
 
@@ -172,7 +171,7 @@ class _Run:
         return self.best_path
 
     def _skipped_in_validation(self) -> dict[str, str]:
-        return self.val_clips.skipped if isinstance(self.val_clips, Tolerant) else {}
+        return self.val_clips.skipped if isinstance(self.val_clips, SkippingDataset) else {}
 
     def _update(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
         """One optimizer step on this process's share, in `accumulate` parts."""
@@ -297,3 +296,27 @@ class _Run:
         self.first_step, self.best = read_state(
             self.state_path, self.model, self.aux, self.optimizer, config=self.config
         )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up from lr / warmup_steps to lr, then a cosine to lr * final_lr_ratio."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    floor = config.final_lr_ratio
+    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+@contextlib.contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Inside, torch uses deterministic kernels if wanted; on GPUs some are slower."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

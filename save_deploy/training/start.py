@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from save_deploy.checkpoints.load import load_model, model_from_state, over_sam
+from save_deploy.checkpoints.foreign import read_sam, read_vggish
+from save_deploy.checkpoints.load import load_model, model_from_state, over_sam, resize_positions
 from save_deploy.checkpoints.native import read_native
-from save_deploy.checkpoints.positions import resize_positions
-from save_deploy.checkpoints.sam import read_sam, read_vggish
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.save import SaveModel

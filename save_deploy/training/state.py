@@ -1,16 +1,16 @@
-"""last.pt: all that an interrupted run needs to go on."""
+"""last.pt: what an interrupted run needs to continue."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.files import new_file
 from save_deploy.training.options import TrainConfig
 
 
@@ -24,8 +24,7 @@ def write_state(
     step: int,
     best: float,
 ) -> None:
-    """Whole or not at all; frozen weights are left out, they come from SAM again."""
-    partial = path.with_suffix(".partial")
+    """Write atomically. Frozen weights are left out: they come from SAM again. Raises OutputError."""
     state = {
         "model": _own_weights(model, freeze_sam=config.freeze_sam),
         "aux": aux.state_dict() if aux else {},
@@ -34,8 +33,8 @@ def write_state(
         "step": step,
         "best": best,
     }
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with new_file(path, what="the state of the run") as partial:
+        torch.save(state, partial)
 
 
 def read_state(

@@ -76,8 +76,8 @@ def evaluate(
 
     from save_deploy.checkpoints import load_model
     from save_deploy.data.open import open_dataset
+    from save_deploy.data.skipping import SkippingDataset
     from save_deploy.data.sound_swap import swap_sound
-    from save_deploy.data.tolerant import Tolerant
     from save_deploy.metrics.segmentation import protocol
     from save_deploy.progress import progress
     from save_deploy.training.evaluate import evaluate as run_evaluate
@@ -118,7 +118,7 @@ def evaluate(
 
         for line in compare_with_paper(row, dataset_key, score.m_j, score.m_f).lines():
             print(line)
-    skipped = opened.skipped if isinstance(opened, Tolerant) else {}
+    skipped = opened.skipped if isinstance(opened, SkippingDataset) else {}
     for name, why in skipped.items():
         print(f"skipped {name}: {why}")
     if json_out is not None:

@@ -17,7 +17,7 @@ import pytest
 
 from save_deploy.calibration.histogram import METHODS, Histogram
 from save_deploy.calibration.table import CalibrationTable, Smoothing, TensorRange
-from save_deploy.errors import DataError, ExportError
+from save_deploy.errors import DataError, OutputError
 
 NAMES = [f"blocks.{k}.{part}" for k in range(12) for part in ("attn.qkv", "mlp.lin1")]
 
@@ -165,26 +165,26 @@ QKV, NORM, PROJ = "blocks.3.attn.qkv", "blocks.3.norm1", "blocks.3.attn.proj"
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (put("format", "other"), "another format"),
-        (drop("format"), "another format"),
-        (put("format_version", 2), "another format_version"),
-        (put("format_version", True), "another format_version"),
-        (drop("tensors"), "lacks keys\n  got:      tensors"),
-        (drop("means"), "lacks keys\n  got:      means"),
-        (drop("model", "sha256"), "model lacks keys"),
-        (drop("data", "pair_sha256"), "data lacks keys"),
+        (put("format", "other"), ": format"),
+        (drop("format"), ": format"),
+        (put("format_version", 2), "format_version"),
+        (put("format_version", True), "format_version"),
+        (drop("tensors"), "tensors\n  got:      nothing"),
+        (drop("means"), "means\n  got:      nothing"),
+        (drop("model", "sha256"), "model.sha256\n  got:      nothing"),
+        (drop("data", "pair_sha256"), "data.pair_sha256\n  got:      nothing"),
         (put("model", "res", "256"), "model.res"),
         (put("model", "res", True), "model.res"),
         (put("data", "names", "clip"), "data.names"),
-        (put("data", []), "the table.data"),
-        (put("method", 3), "the table.method"),
-        (put("method", "kl"), "lacks the default method"),
+        (put("data", []), ": data\n"),
+        (put("method", 3), ": method"),
+        (put("method", "kl"), "amax.kl\n  got:      nothing"),
         (put("tensors", QKV, 3.5), f"{QKV}\n"),
-        (drop("tensors", QKV, "histogram"), f"{QKV} lacks keys"),
+        (drop("tensors", QKV, "histogram"), f"{QKV}.histogram\n  got:      nothing"),
         (put("tensors", QKV, "amax", "mse", 0), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", -1.0), f"{QKV}.amax.mse"),
-        (put("tensors", QKV, "amax", "mse", float("nan")), f"{QKV}.amax.mse"),
-        (put("tensors", QKV, "amax", "mse", float("inf")), f"{QKV}.amax.mse"),
+        (put("tensors", QKV, "amax", "mse", float("nan")), "is not JSON"),
+        (put("tensors", QKV, "amax", "mse", float("inf")), "is not JSON"),
         (put("tensors", QKV, "amax", "mse", 10**400), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", True), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", "1"), f"{QKV}.amax.mse"),
@@ -193,11 +193,11 @@ QKV, NORM, PROJ = "blocks.3.attn.qkv", "blocks.3.norm1", "blocks.3.attn.proj"
         (put("smoothing", NORM, "exponents", 4, 17), f"{NORM}.exponents[4]"),
         (put("smoothing", NORM, "exponents", []), f"{NORM}.exponents"),
         (put("smoothing", NORM, "alpha", 1.5), f"{NORM}.alpha"),
-        (drop("smoothing", NORM, "alpha"), f"{NORM} lacks keys"),
-        (put("means", PROJ, 3, "x"), f"means of {PROJ}[3]"),
-        (put("means", PROJ, {"0": 1.0}), f"means of {PROJ}"),
+        (drop("smoothing", NORM, "alpha"), f"{NORM}.alpha\n  got:      nothing"),
+        (put("means", PROJ, 3, "x"), f"means.{PROJ}[3]"),
+        (put("means", PROJ, {"0": 1.0}), f"means.{PROJ}"),
         (put("versions", "numpy", 2), "versions.numpy"),
-        (put("data", "strata", "silent", float("inf")), "not every number is finite"),
+        (put("data", "strata", "silent", float("inf")), "is not JSON"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_refused(
@@ -213,7 +213,7 @@ def test_wrong_values_are_refused(
         CalibrationTable.read(path)
     error = caught.value
     assert told in f"{error.what}\n  got:      {error.got}"
-    assert error.what.startswith(str(path)) and error.expected and "save-calibrate" in error.hint
+    assert str(path) in error.what and "save-calibrate" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,12 @@ def test_no_table_is_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"calibration\.json") as caught:
         CalibrationTable.read(path)
-    assert caught.value.expected and "save-calibrate" in caught.value.hint
+    assert "save-calibrate" in caught.value.hint
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError, match=r"cannot read|no such calibration table"):
             CalibrationTable.read(path)
 
 
@@ -237,15 +237,15 @@ def test_failed_write_leaves_what_was(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "calibration.json"
     make().write(path)
     before = path.read_bytes()
-    with pytest.raises(DataError, match=r"to write: blocks\.3\.attn\.qkv\.amax\.entropy"):
+    with pytest.raises(DataError, match=r"to write: tensors\.blocks\.3\.attn\.qkv\.amax\.entropy"):
         make(tensors={QKV: TensorRange({"entropy": 0.0}, {})}).write(path)
 
     def full(*names: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ExportError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         make(method="mse").write(path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["calibration.json"]
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         make().write(path / "inside_a_file.json")

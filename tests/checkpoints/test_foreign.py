@@ -13,13 +13,14 @@ from save_deploy.checkpoints import load_model
 from save_deploy.checkpoints.foreign import (
     from_save,
     identify,
+    read_sam,
+    read_vggish,
     shapes_of,
     swap_colours,
     to_ours,
     to_save,
 )
 from save_deploy.checkpoints.load import model_from_state
-from save_deploy.checkpoints.sam import read_sam, read_vggish
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.save import SaveModel

@@ -13,8 +13,9 @@ from segment_anything.modeling import ImageEncoderViT, PromptEncoder
 
 from save_deploy import config as config_module
 from save_deploy.checkpoints import builtin_path, load_model, save_checkpoint
-from save_deploy.checkpoints.positions import resize_abs_pos, resize_rel_pos
-from save_deploy.checkpoints.sam import read_pth, read_sam
+from save_deploy.checkpoints.foreign import read_sam
+from save_deploy.checkpoints.load import resize_abs_pos, resize_rel_pos
+from save_deploy.checkpoints.pth import read_pth
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.mask_decoder import MaskDecoder
@@ -56,7 +57,7 @@ def test_round_trip(small: SaveModel, tmp_path: Path) -> None:
     assert loaded.config == small.config
     for key, value in small.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_adapter_only_over_official_sam(small: SaveModel, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import signal
 import subprocess
 import sys
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 
 from save_deploy.data.video import read_video_stretch
-from save_deploy.errors import DataError
-from save_deploy.runtime.video import RunOptions, VideoRun, VideoSource
+from save_deploy.errors import DataError, SaveDeployError
+from save_deploy.runtime.video import RunOptions, Section, VideoRun, VideoSource
 from tests.runtime.films import (
     Ears,
     frames_of,
@@ -123,7 +125,7 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
         ({"masks": tmp_path / "there.mp4", "force": True}, "not a folder"),
         ({"out": tmp_path / "o.mp4", "record": tmp_path / "o.mp4"}, "same name"),
     ]:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(SaveDeployError, match=message):
             VideoRun(RunOptions(video=film, **options))
     assert film.read_bytes() == before
     assert left_in(tmp_path) == {"film.mp4", "there.mp4", "full", "link.mp4"}
@@ -139,6 +141,31 @@ class Failing(Ears):
         return super().mask(frame, embedding)
 
 
+def test_runs_of_one_target_do_not_mix(film: Path, tmp_path: Path) -> None:
+    """The run that ends last wins whole; a user's own .partial file is not touched."""
+    outputs = {"out": tmp_path / "o.mp4", "masks": tmp_path / "m", "record": tmp_path / "o.json"}
+    for path in outputs.values():
+        path.with_name(path.name + ".partial").write_text("mine")
+    options = RunOptions(video=film, force=True, **outputs)
+    outer, inner = (
+        VideoRun(options),
+        VideoRun(dataclasses.replace(options, section=Section(seconds=1))),
+    )
+    started: list[int] = []
+
+    def on_frame() -> None:
+        if not started:
+            started.append(inner(Ears()).frames)  # begins and ends while the other one writes
+            assert len(masks_in(tmp_path / "m")) == started[0]
+
+    result = outer(Ears(), on_frame=on_frame)
+    assert 0 < started[0] < result.frames == len(masks_in(tmp_path / "m"))
+    assert len(frames_of(tmp_path / "o.mp4")[0]) == result.frames
+    assert json.loads((tmp_path / "o.json").read_text())["total"]["frames"] == result.frames
+    for path in outputs.values():
+        assert path.with_name(path.name + ".partial").read_text() == "mine"
+
+
 def test_an_error_leaves_nothing(film: Path, tmp_path: Path) -> None:
     (tmp_path / "o.json").write_text("mine")
     with pytest.raises(DataError, match="on purpose"):
@@ -152,7 +179,7 @@ CHILD = """
 import sys, time, resource
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from save_deploy.errors import DataError
+from save_deploy.errors import SaveDeployError
 from save_deploy.progress import listen_for_interrupts
 from save_deploy.runtime.video import RunOptions, VideoRun
 from tests.runtime.films import Ears
@@ -164,7 +191,7 @@ def step():
     {step}
 try:
     VideoRun(options)(Ears(), on_frame=step)
-except DataError as error:
+except SaveDeployError as error:
     print(error); sys.exit(1)
 except KeyboardInterrupt:
     sys.exit(130)
@@ -187,7 +214,7 @@ def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Sig
     process = child(film, step="print('frame', flush=True); time.sleep(0.2)")
     assert process.stdout is not None
     process.stdout.readline()
-    assert (tmp_path / "o.mp4.partial").exists() and (tmp_path / "m.partial").exists()
+    assert len(list(tmp_path.glob(".*.partial-*"))) == 3
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130

@@ -83,7 +83,7 @@ def test_no_gpu_is_said() -> None:
 def test_validation_is_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes read every clip once between them, and bad clips keep their names."""
     from save_deploy.data.scenes import Scenes
-    from save_deploy.data.tolerant import Tolerant
+    from save_deploy.data.skipping import SkippingDataset
     from save_deploy.errors import DataError
     from save_deploy.training.distributed import Team
     from save_deploy.training.evaluate import evaluate
@@ -99,7 +99,7 @@ def test_validation_is_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     shares: list[tuple] = []
     monkeypatch.setattr(Team, "gather", lambda self, value: shares.append(value) or [value])
-    clips = Tolerant(OneBad(n_clips=7))
+    clips = SkippingDataset(OneBad(n_clips=7))
     for rank in range(3):
         evaluate(make_tiny(), clips, among=Team(rank, 3, torch.device("cpu")))
     assert sorted(read) == [0, 1, 2, 3, 5, 6]

@@ -14,10 +14,9 @@ from save_deploy.checkpoints.native import read_native
 from save_deploy.errors import SaveDeployError
 from save_deploy.training.curve import plot_curve
 from save_deploy.training.evaluate import evaluate
-from save_deploy.training.loop import train
+from save_deploy.training.loop import learning_rate, train
 from save_deploy.training.options import TrainConfig
 from save_deploy.training.parameters import trainable_parameters
-from save_deploy.training.schedule import learning_rate
 from save_deploy.training.start import fresh_model
 
 CONFIG = TrainConfig(

@@ -9,23 +9,23 @@ import pytest
 
 from save_deploy.data.open import open_dataset
 from save_deploy.data.scenes import Scenes
+from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.data.sound_swap import swap_sound
-from save_deploy.data.tolerant import Tolerant, iter_clips
 from save_deploy.errors import DataError
 from tests.data import trees
 from tests.data.test_released import opened
 
 
-def damaged(tmp_path: Path) -> tuple[Tolerant, Path]:
+def damaged(tmp_path: Path) -> tuple[SkippingDataset, Path]:
     """Four test clips; the second has no sound, the third a broken last frame."""
     base = trees.write_s4(tmp_path, {"test": 4})
     clips = opened(base)
     sound = clips.items[1].sounds[0]
     sound.unlink()
     clips.items[2].frames[4].write_bytes(b"broken")
-    tolerant = open_dataset(str(base), skip_bad=True)
-    assert isinstance(tolerant, Tolerant)
-    return tolerant, sound
+    clips = open_dataset(str(base), skip_bad=True)
+    assert isinstance(clips, SkippingDataset)
+    return clips, sound
 
 
 def test_good_clips_and_reasons(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_bad_rows_are_skipped_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few columns"):
         open_dataset(str(base))
     clips = open_dataset(str(base), skip_bad=True)
-    assert isinstance(clips, Tolerant) and len(list(clips)) == 2
+    assert isinstance(clips, SkippingDataset) and len(list(clips)) == 2
     assert list(clips.skipped) == ["row 4 of s4_meta_data.csv"]
     assert "too few columns" in clips.skipped["row 4 of s4_meta_data.csv"]
 
@@ -88,7 +88,7 @@ def test_iter_clips_of_any_dataset(tmp_path: Path) -> None:
 
 def test_generated_data(tmp_path: Path) -> None:
     clips = open_dataset("scenes", n_clips=2, skip_bad=True)
-    assert isinstance(clips, Tolerant) and len(list(clips)) == 2
+    assert isinstance(clips, SkippingDataset) and len(list(clips)) == 2
     with pytest.raises(DataError, match="known only after reading"):
         clips.pairs()
 

@@ -1,4 +1,4 @@
-"""A dataset with unreadable clips: the good ones, and why the others were passed over."""
+"""A dataset with unreadable clips: yields the good ones and records why the others are left out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from save_deploy.data.sample import Clip, ClipDataset, FrameDataset, Sample
 from save_deploy.errors import DataError
 
 
-class Tolerant:
-    """Iterating yields the clips that can be read; `skipped` says why of the others, by name.
+class SkippingDataset:
+    """Iterating yields the clips that can be read. skipped: name of a bad clip -> reason.
 
-    len() counts all clips and indexing reads exactly that one, so it raises for a bad clip.
+    len() counts all clips. Indexing reads exactly that clip, so it raises DataError for a bad one.
     """
 
     def __init__(self, clips: ClipDataset, bad_rows: Mapping[str, DataError] | None = None) -> None:
         self.clips = clips
         self.skipped = {where: reason(error) for where, error in (bad_rows or {}).items()}
 
-    def over(self, clips: ClipDataset) -> Tolerant:
-        """The same tolerance over clips made from these; both share `skipped`."""
-        other = Tolerant(clips)
+    def over(self, clips: ClipDataset) -> SkippingDataset:
+        """Wrap clips that are made from these; both share `skipped`."""
+        other = SkippingDataset(clips)
         other.skipped = self.skipped
         return other
 
@@ -31,7 +31,7 @@ class Tolerant:
         return self.clips[index]
 
     def __iter__(self) -> Iterator[Clip]:
-        """Raises DataError at the end when not one clip was good."""
+        """Raises DataError at the end when no clip is good."""
         good = False
         for i in range(len(self.clips)):
             try:
@@ -90,8 +90,8 @@ def reason(error: DataError) -> str:
 
 
 def iter_clips(dataset: ClipDataset) -> Iterator[Clip]:
-    """Every clip in order; of a Tolerant, the good ones."""
-    if isinstance(dataset, Tolerant):
+    """All clips in order; the good ones of a SkippingDataset."""
+    if isinstance(dataset, SkippingDataset):
         yield from dataset
         return
     for i in range(len(dataset)):
