@@ -90,10 +90,9 @@ def test_unknown_missing_module_stays_a_bug() -> None:
     ("verb", "blocked", "extra"),
     [
         (["export", "--fp16"], "torch", "export"),
-        (["export", "--fp16"], "onnx", "export"),
         (["eval"], "torch", "export"),
         (["bench"], "torch", "export"),
-        (["checkpoint", "inspect", "x.safetensors"], "safetensors", "export"),
+        (["checkpoint", "inspect", "x.safetensors"], "torch", "export"),
     ],
 )
 def test_verb_without_its_extra(verb: list[str], blocked: str, extra: str, tmp_path: Path) -> None:
@@ -160,9 +159,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the wheel and the sdist."""
     pytest.importorskip("build")
     out = tmp_path_factory.mktemp("dist")
-    environment = _environment(tmp_path_factory.mktemp("probe") / "venv")
-    probe = subprocess.run([environment, "-m", "pip", "install", "-q", "mdurl"], timeout=600)
-    if probe.returncode:
+    probe = ["-m", "pip", "download", "-q", "--no-deps", "-d", str(out / "probe"), "mdurl"]
+    if subprocess.run([sys.executable, *probe], timeout=600).returncode:
         pytest.skip("no package index can be reached")
     subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, timeout=600
