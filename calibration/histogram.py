@@ -14,7 +14,7 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
 CHUNK = 1 << 18  # values at a time: temporaries stay in the cache
 SMALLEST_RANGE = 2.0**-126  # least normal float32; below it everything shares the first bins
-SMOOTHING = 1e-4  # share of the quantised distribution spread evenly, so that no bin is impossible
+SMOOTHING = 1e-4  # share of the quantized distribution spread evenly, so that no bin is impossible
 COARSE, FINE = 100, 41  # candidate thresholds of the two passes of mse
 
 
@@ -132,7 +132,7 @@ class Histogram:
         """Threshold (a multiple of bins) of the least KL divergence between the clipped histogram,
         outliers in its last bin, and the same in groups of bins, each spread over its filled bins.
 
-        The quantised distribution is constant over the filled bins of a group, so the sums over
+        The quantized distribution is constant over the filled bins of a group, so the sums over
         bins are differences of cumulated ones and all candidates are evaluated at once. Exact
         zeros are left out: any threshold represents them."""
         counts = self._counts[1:].astype(np.float64)
@@ -147,14 +147,14 @@ class Histogram:
         group_mass = np.diff(mass[edges], axis=1)
         group_filled = np.diff(filled[edges], axis=1)
         kept = np.maximum(mass[ends], 1.0)  # empty candidates: all is outlier, and it costs
-        quantised = group_mass / np.maximum(group_filled, 1) / kept[:, None]
-        quantised = (1 - SMOOTHING) * quantised + SMOOTHING / ends[:, None]
+        quantized = group_mass / np.maximum(group_filled, 1) / kept[:, None]
+        quantized = (1 - SMOOTHING) * quantized + SMOOTHING / ends[:, None]
 
         last = counts[ends - 1]
         outliers = total - mass[ends]
-        at_last = np.where(last > 0, quantised[:, -1], SMOOTHING / ends)
+        at_last = np.where(last > 0, quantized[:, -1], SMOOTHING / ends)
         reference = neg_entropy[ends] - _x_log_x(last) + _x_log_x(last + outliers)
-        cross = (group_mass * np.log(quantised)).sum(1) + outliers * np.log(at_last)
+        cross = (group_mass * np.log(quantized)).sum(1) + outliers * np.log(at_last)
         divergence = (reference - cross) / total - math.log(total)
         return float(ends[np.argmin(divergence)] * self.width)
 

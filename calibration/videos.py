@@ -47,7 +47,7 @@ class VideoClips:
     """One clip per stretch of each video, evenly spread over its first ten minutes.
 
     Masks are all False and the category is "": nothing is known of what sounds. With skip_bad,
-    files that cannot be used are passed over; `skipped` says why, by name.
+    files that cannot be used are left out; `skipped` holds name -> reason.
     """
 
     def __init__(self, path: Path, *, skip_bad: bool = False) -> None:

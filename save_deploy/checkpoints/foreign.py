@@ -156,7 +156,7 @@ def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, di
         config = config.replace(image_adapter_start=start)
         early = {k for k in state if _is_adapter_v(k) and int(k.split(".")[2]) < start}
         ours = {k: v for k, v in ours.items() if k not in {layout.names[e] for e in early}}
-        ours = swap_colours(ours)
+        ours = swap_colors(ours)
     filled = {
         key: torch.zeros(shape)
         for key, shape in _model_shapes(config).items()
@@ -178,7 +178,7 @@ def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dic
     _check_switches(config, table)
     kept = {k: v for k, v in state.items() if not k.startswith(table.leaves_out)}
     if name == "gavs":
-        kept = swap_colours(kept)
+        kept = swap_colors(kept)
     names, unmatched = rename_all(kept, _reverse(table.rules))
     if unmatched:
         raise CheckpointError(
@@ -192,7 +192,7 @@ def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dic
     return {table.prefix + key: value for key, value in theirs.items()}
 
 
-def swap_colours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def swap_colors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The patch embedding for BGR input <-> the one for RGB input, both normalised in RGB order.
 
     Exact up to rounding, as every patch lies inside the image: weights change places and scale, the

@@ -128,7 +128,7 @@ def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
 
 
 def _is_dense(value: Any) -> bool:
-    """A plain tensor: not sparse, not quantised."""
+    """A plain tensor: not sparse, not quantized."""
     plain = isinstance(value, Tensor) and value.layout is torch.strided
     return plain and not value.is_quantized
 

@@ -16,7 +16,7 @@ from save_deploy.checkpoints.foreign import (
     read_sam,
     read_vggish,
     shapes_of,
-    swap_colours,
+    swap_colors,
     to_ours,
     to_save,
 )
@@ -186,10 +186,10 @@ def test_gavs_with_a_sound_encoder_inside(tmp_path: Path) -> None:
 
 def test_swapped_colours_twice_are_the_original() -> None:
     state = make_tiny().state_dict()
-    back = swap_colours(swap_colours(state))
+    back = swap_colors(swap_colors(state))
     for key in ("weight", "bias"):
         name = f"image_encoder.patch_embed.proj.{key}"
-        assert not torch.allclose(swap_colours(state)[name], state[name])
+        assert not torch.allclose(swap_colors(state)[name], state[name])
         torch.testing.assert_close(back[name], state[name], rtol=1e-5, atol=1e-6)
 
 
