@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from save_deploy.bundle import Manifest
 from save_deploy.errors import ParityError
-from save_deploy.files import cache_folder
+from save_deploy.files import cache_folder, keep_in_cache
 from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
 from save_deploy.runtime.session.choose import Choice
 
@@ -137,14 +136,9 @@ def _passed(place: Path, key: dict[str, Any]) -> bool:
 
 def _keep(place: Path, verdict: dict[str, Any]) -> None:
     """A full disk only means that the next start tests again."""
-    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(verdict, indent=2) + "\n")
-        os.replace(partial, place)
-    except OSError as error:
-        _log.warning("the verdict of the self-test was not kept: %s", error)
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    text = json.dumps(verdict, indent=2) + "\n"
+    if not keep_in_cache(place, lambda path: path.write_text(text)):
+        _log.warning("the verdict of the self-test was not kept: %s cannot be written", place)
 
 
 def _check_embedding(

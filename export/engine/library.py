@@ -18,6 +18,7 @@ from typing import Any
 
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine.targets import RTX_TARGETS
+from save_deploy.files import write_bytes
 from save_deploy.machine import Gpu, read_nvidia
 
 ENGINES = ("auto", "none", "tensorrt", "rtx")  # what `save-export --engine` takes
@@ -224,10 +225,8 @@ def use_timing_cache(config: Any, path: Path) -> Any:
 
 
 def save_timing_cache(cache: Any, path: Path) -> None:
-    """Write the timings beside their place, then put them there."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(bytes(cache.serialize()))
-    partial.replace(path)
+    """Write the timings to a file, atomically. Raises OutputError."""
+    write_bytes(path, bytes(cache.serialize()), what="the timing cache")
 
 
 def build_plan(builder: Any, network: Any, config: Any) -> tuple[Any, float]:

@@ -107,8 +107,3 @@ class Cuda:
 
     def destroy_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
-
-    def free_memory(self) -> int:
-        """Free bytes of the current device."""
-        status, free, _ = self._runtime.cudaMemGetInfo()
-        return int(free) if not int(status) else 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ import numpy as np
 
 from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.errors import BackendError
+from save_deploy.files import keep_in_cache
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray, device_input
 
@@ -166,15 +166,10 @@ class RuntimeCache:
             return
         if data in (b"", self._saved):
             return
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, self._path)
+        if keep_in_cache(self._path, lambda path: path.write_bytes(data)):
             self._saved = data
-        except OSError as error:
-            _log.warning("compiled kernels were not kept: %s", error)
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        else:
+            _log.warning("compiled kernels were not kept: %s cannot be written", self._path)
 
 
 def closed() -> BackendError:

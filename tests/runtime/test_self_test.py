@@ -19,7 +19,6 @@ from PIL import Image
 from save_deploy.bundle import Arrays, GraphSpec, Manifest
 from save_deploy.errors import ParityError
 from save_deploy.runtime import pipeline as pipeline_module
-from save_deploy.runtime import self_test as self_test_module
 from save_deploy.runtime.engine_check import Machine
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.self_test import golden_parity
@@ -173,7 +172,7 @@ def test_a_full_disk_keeps_nobody_from_loading(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(self_test_module.os, "replace", full)
+        patch.setattr("os.replace", full)
         assert bench.tested() == 4
     assert "was not kept" in caplog.text and bench.kept() == []
     assert bench.tested() == 4 and bench.tested() == 0
