@@ -7,11 +7,9 @@ lines that start with `@`. The process ends with its parent.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any, TextIO
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.engine import library as facade
 from save_deploy.export.engine.layers import LISTING, STAGE
-from save_deploy.machine import read_nvidia
+from save_deploy.machine import peak_memory_mib, read_nvidia
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -39,7 +37,7 @@ def main(job_path: str) -> int:
             "hint": error.hint,
         }
         result = {"refused": {"kind": type(error).__name__, **told}}
-    result["peak_bytes"] = _peak_bytes()
+    result["peak_bytes"] = int(peak_memory_mib() * 2**20)
     Path(job["result"]).write_text(json.dumps(result))
     return 0
 
@@ -91,15 +89,6 @@ def _device() -> dict[str, str | None]:
 
 def _stage(name: str) -> None:
     print(f"{STAGE}{name}", flush=True)
-
-
-def _peak_bytes() -> int:
-    """Largest resident memory of this process. getrusage would tell the parent's, where larger."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _die_with(parent: int) -> None:

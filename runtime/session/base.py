@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from typing import Any, Protocol, Self
@@ -12,6 +11,7 @@ import psutil
 
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
+from save_deploy.machine import allowed_cores
 
 
 class Session(Protocol):
@@ -80,7 +80,5 @@ def as_batch(array: np.ndarray) -> np.ndarray:
 
 def default_threads() -> int:
     """Physical cores this process may use: hyper-threads slow matrix products down."""
-    allowed = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    allowed = allowed_cores()
     return min(allowed, psutil.cpu_count(logical=False) or allowed)

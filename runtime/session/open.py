@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import psutil
-
 from save_deploy.bundle import GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.extras import install_line
 from save_deploy.files import cache_folder
+from save_deploy.machine import available_bytes
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
 from save_deploy.runtime.session.ort import OrtSession
@@ -117,7 +116,7 @@ def cpu_bytes(path: Path) -> int:
 
 def fits(path: Path) -> bool:
     """Whether the memory that is free now is enough for the fast way to run an ONNX file here."""
-    return cpu_bytes(path) <= psutil.virtual_memory().available
+    return cpu_bytes(path) <= available_bytes()
 
 
 def graph_bytes(path: Path) -> int:
