@@ -72,6 +72,3 @@ def constant(value: Tensor) -> nn.Parameter:
 def stacked(outputs: Sequence[Tensor]) -> Tensor:
     """n x (B,T,N) -> (B,n,T,N)."""
     return torch.stack(list(outputs), dim=1)
-
-
-Product, GatheredProducts = MatMul, GatheredMatMuls  # names that export.quantize imports

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from save_deploy.export.merge.deploy import DeployModel
-from save_deploy.export.merge.product import GatheredProducts, Product
+from save_deploy.export.merge.product import GatheredMatMuls, MatMul
 
 BRANCHES = ("attn", "mlp", "adapter")
 # One vector per frame: nothing to gain, and its sigmoid scales every token.
@@ -45,7 +45,7 @@ def find_sites(deploy: DeployModel) -> tuple[MatMulSite, ...]:
     """In the order they are computed in a block. A depthwise adapter has none: it stays in float."""
     found = []
     for i, block in enumerate(deploy.blocks):
-        kinds = (nn.Linear, Product, GatheredProducts)
+        kinds = (nn.Linear, MatMul, GatheredMatMuls)
         names = [n for n, m in block.named_modules() if isinstance(m, kinds)]
         for name in sorted(names, key=lambda n: BRANCHES.index(n.partition(".")[0])):
             if name.startswith(_FLOAT) or ".products." in name:

@@ -21,7 +21,7 @@ from save_deploy.errors import ExportError
 from save_deploy.export.merge.adapter import DeployAdapter
 from save_deploy.export.merge.block import DeployBlock
 from save_deploy.export.merge.deploy import DeployModel
-from save_deploy.export.merge.product import Product
+from save_deploy.export.merge.product import MatMul
 from save_deploy.export.merge.proof import RewriteProof, count_parameters, relative_difference
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of, to_format
 
@@ -136,7 +136,7 @@ def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm
 def _smooth_first(block: DeployBlock, scale: Tensor) -> float:
     """norm1 -> qkv."""
     norm, qkv = block.norm1, block.attn.qkv
-    smoothed = Product(qkv.weight * scale)
+    smoothed = MatMul(qkv.weight * scale)
     x = _tokens(len(scale))
     block.norm1 = _divided(norm, scale)
     block.attn.qkv = smoothed
@@ -162,7 +162,7 @@ def _smooth_second(block: DeployBlock, scale: Tensor) -> float:
 def can_smooth(block: DeployBlock, norm: str) -> bool:
     """norm: norm1 or norm2. An adapter left in its eager form takes norm2's output as it is."""
     if norm == "norm1":
-        return isinstance(block.attn.qkv, Product)
+        return isinstance(block.attn.qkv, MatMul)
     beside = block.adapter is not None and block.position == "parallel"
     return not beside or isinstance(block.adapter, DeployAdapter)
 

@@ -82,7 +82,7 @@ def test_a_part_left_out_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(DeployAdapter, "with_scaled_input", broken)
     if part == "qkv":
-        monkeypatch.setattr(smooth, "Product", lambda weight: deploy.blocks[0].attn.qkv)
+        monkeypatch.setattr(smooth, "MatMul", lambda weight: deploy.blocks[0].attn.qkv)
         monkeypatch.setattr(smooth, "can_smooth", lambda block, norm: True)  # asks for its type
     smoothing = both_norms(deploy)
     if part == "lin1":
