@@ -50,7 +50,7 @@ WITH_TORCH = {("runtime", "eager.py"), ("runtime", "reference.py"), ("runtime", 
 def part_of(module: str) -> str:
     """save_deploy.data.audio -> data; save_deploy.config -> base."""
     names = module.split(".")[1:]
-    if names and names[0] == "verbs":
+    if names and names[0] == "cli":
         return "cli"
     if not names or names[0] not in MAY_IMPORT:
         return "base"
@@ -63,7 +63,7 @@ def sources() -> list[tuple[str, Path]]:
         for path in (ROOT / folder).rglob("*.py"):
             inner = path.relative_to(ROOT / folder)
             part = name or (inner.parts[0] if len(inner.parts) > 1 else "base")
-            if part == "verbs" or (part == "base" and inner.name in TOP):
+            if part == "cli" or (part == "base" and inner.name in TOP):
                 part = "cli"
             found.append((part, path))
     return found
@@ -106,14 +106,14 @@ def test_no_file_is_too_long() -> None:
         "export.options",
         "runtime.kernels",
         "cli",
-        "verbs.make",
-        "verbs.calibrate",
-        "verbs.engine",
+        "cli.export",
+        "cli.calibrate",
+        "cli.inspect",
         "runtime.stream",
         "runtime.html",
         "runtime.video",
-        "verbs.run",
-        "verbs.doctor",
+        "cli.run",
+        "cli.doctor",
         "runtime.doctor",
         "runtime.self_test",
     ],
@@ -157,7 +157,7 @@ def test_readme_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\S+)", readme, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    verbs = (ROOT / "save_deploy" / "verbs").glob("*.py")
+    verbs = (ROOT / "save_deploy" / "cli").glob("*.py")
     cli = "".join(path.read_text() for path in verbs)
     for option in set(re.findall(r"save-\w+ .*?(--[a-z0-9-]+)", readme)):
         assert option in cli or option.removeprefix("--").replace("-", "_") in cli, option

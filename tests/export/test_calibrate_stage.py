@@ -9,6 +9,7 @@ import pytest
 
 from save_deploy.calibration.pairs import pair_digest
 from save_deploy.calibration.table import CalibrationTable
+from save_deploy.cli.calibrate import calibrate as calibrate_verb
 from save_deploy.data.audio import second
 from save_deploy.data.open import open_dataset
 from save_deploy.data.transforms import resize_frame
@@ -18,7 +19,6 @@ from save_deploy.export.quantize import calibrate as stage
 from save_deploy.export.quantize.calibrate import calibrate, measure_table, obtain_table
 from save_deploy.export.quantize.trial import make_validation
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.verbs.calibrate import calibrate as calibrate_verb
 from tests.calibration.samples import write_clip, write_s4
 from tests.conftest import make_tiny
 from tests.export.test_calibrate import deployed, selection

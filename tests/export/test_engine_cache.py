@@ -26,10 +26,12 @@ from save_deploy.bundle import (
     record_files,
     sha256_of,
 )
+from save_deploy.cli.build import build
+from save_deploy.cli.cache import cache_ls, cache_rm
+from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
-from save_deploy.verbs import engine as verbs
 from tests.conftest import make_tiny
 from tests.export.test_engine_build import attention_graph
 
@@ -274,23 +276,23 @@ def test_list_and_remove(bundle: Path, own_cache: Path) -> None:
 
 
 def test_verb_build_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verbs.build(bundle, gpus=["RTX 4090,8.6"], library="rtx", dry_run=True)
+    build(bundle, gpus=["RTX 4090,8.6"], library="rtx", dry_run=True)
     text = capsys.readouterr().out
     assert "SM86, SM89" in text and "not in the cache" in text and "x fp16 (1, 2, 48, 32)" in text
     assert not (bundle / "model.rtx.plan").exists()
-    verbs.build(bundle, gpus=["RTX 4090,8.6"], library="rtx")
+    build(bundle, gpus=["RTX 4090,8.6"], library="rtx")
     text = capsys.readouterr().out
     assert "1 of 1 are one kernel" in text and "tactics of products" in text
-    verbs.inspect_bundle(bundle, kernels=True)
+    inspect_bundle(bundle, kernels=True)
     text = capsys.readouterr().out
     assert "model.rtx.plan" in text and "_gemm_mha_v2" in text and "all files as recorded" in text
-    verbs.inspect_bundle(bundle, as_json=True)
+    inspect_bundle(bundle, as_json=True)
     values = json.loads(capsys.readouterr().out)
     assert values["engines"][0]["receipt"]["fused"] == 1
     assert "kernels" not in values["engines"][0]["receipt"]
-    verbs.cache_ls()
+    cache_ls()
     assert "1 engines" in capsys.readouterr().out
-    verbs.cache_rm()
+    cache_rm()
     assert "removed 1 engines" in capsys.readouterr().out and cache.entries() == []
 
 
@@ -300,13 +302,13 @@ def test_inspect_refuses_an_altered_engine(bundle: Path) -> None:
     data[1000] ^= 1
     data.tofile(bundle / "model.rtx.plan")
     with pytest.raises(BundleError, match="altered"):
-        verbs.inspect_bundle(bundle)
+        inspect_bundle(bundle)
 
 
 @pytest.mark.parametrize("gpu", ["H100", "H200", "SM90", "NVIDIA H200"])
 def test_hopper_is_refused(bundle: Path, gpu: str) -> None:
     with pytest.raises(ExportError, match="no such target") as caught:
-        verbs.build(bundle, gpus=[gpu])
+        build(bundle, gpus=[gpu])
     assert "--library tensorrt" in caught.value.hint and caught.value.exit_code == 1
     assert not (bundle / "model.rtx.plan").exists()
 
@@ -320,11 +322,11 @@ def test_what_killed_builds_left(own_cache: Path, capsys: pytest.CaptureFixture[
         (place / "engine").write_bytes(b"half")
     (found,) = cache.unfinished()
     assert (found.key, found.size, cache.entries()) == ("ab" * 16, 4, [])
-    verbs.cache_ls()
+    cache_ls()
     assert "unfinished" in capsys.readouterr().out
     with pytest.raises(ExportError, match="no cached engine"):
         cache.remove("cd")
-    verbs.cache_rm(older_than=30)
+    cache_rm(older_than=30)
     assert "removed 1 engines" in capsys.readouterr().out
     assert [p.name for p in own_cache.glob(".*")] == [alive.name]
 

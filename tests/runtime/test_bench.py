@@ -11,6 +11,7 @@ import pytest
 
 from save_deploy.checkpoints import load_model
 from save_deploy.checkpoints.random import write_random_checkpoint
+from save_deploy.cli.bench import bench
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
 from save_deploy.export.bench_graphs import (
@@ -42,7 +43,6 @@ from save_deploy.runtime.bench.report import (
 from save_deploy.runtime.bench.run import BenchResult, yardsticks_of
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import open_session
-from save_deploy.verbs.measure import bench
 from tests.conftest import TINY
 
 

@@ -53,7 +53,7 @@ def test_mask_verb(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     import soundfile
     from PIL import Image
 
-    from save_deploy.verbs.use import mask
+    from save_deploy.cli.mask import mask
 
     frame, out = tmp_path / "f.png", tmp_path / "m.png"
     Image.fromarray(Scenes(n_clips=1)[0].frames[0][:, :200]).save(frame)

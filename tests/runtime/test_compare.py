@@ -271,7 +271,7 @@ def test_checkpoints_of_several_bundles(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_imports_without_torch() -> None:
-    for module in ("runtime.compare", "runtime.comparison.output", "verbs.compare"):
+    for module in ("runtime.compare", "runtime.comparison.output", "cli.compare"):
         code = f"import sys; sys.modules['torch'] = None; import save_deploy.{module}"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

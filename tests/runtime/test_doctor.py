@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
+from save_deploy.cli.doctor import doctor
 from save_deploy.errors import BackendError, BundleError, SaveDeployError
 from save_deploy.machine import read_nvidia
 from save_deploy.runtime import doctor as doctor_module
 from save_deploy.runtime.doctor import Trial, examine, run_trials
-from save_deploy.verbs.doctor import doctor
 from tests.runtime.engines import gpu, machine, with_engine
 
 WORKING = (Trial("CPUExecutionProvider", True, "CPUExecutionProvider", ""),)
@@ -145,7 +145,7 @@ def test_machine_alone(quick: Callable[..., None], capsys: pytest.CaptureFixture
 def test_no_torch_is_imported() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "import save_deploy.verbs.doctor as d; d.doctor(None)"
+        "import save_deploy.cli.doctor as d; d.doctor(None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr

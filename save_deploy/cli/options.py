@@ -87,3 +87,20 @@ Smooth = Annotated[
     bool,
     typer.Option("--smooth/--no-smooth", help="Rescale norms so that no channel rules a range."),
 ]
+
+Bundle = Annotated[Path, typer.Argument(help="Folder written by save-export.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks."
+    ),
+]
+NoMerge = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--no-merge",
+        metavar="NAME",
+        help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
+        show_default=False,
+    ),
+]

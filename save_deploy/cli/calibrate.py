@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from save_deploy.machine import peak_memory_mib
-from save_deploy.verbs.options import (
+from save_deploy.cli.options import (
     CalibData,
     CalibMethod,
     CalibPairs,
@@ -19,6 +18,7 @@ from save_deploy.verbs.options import (
     Smooth,
     Threads,
 )
+from save_deploy.machine import peak_memory_mib
 
 
 def calibrate(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.verbs.options import Sam, Vggish
+from save_deploy.cli.options import Sam, Vggish
 
 _SHOWN = 6
 

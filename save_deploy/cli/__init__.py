@@ -12,42 +12,49 @@ from typing import Annotated, Any
 import typer
 
 from save_deploy import __version__
-from save_deploy.errors import SaveDeployError
-from save_deploy.extras import named_extras
-from save_deploy.progress import Resumable, listen_for_interrupts
-from save_deploy.verbs import (
+from save_deploy.cli import (
+    bench,
+    build,
+    cache,
     calibrate,
-    checkpoints,
+    checkpoint,
     compare,
     data,
     doctor,
-    engine,
-    learn,
-    make,
-    measure,
-    paper,
+    export,
+    inspect,
+    mask,
+    merge,
+    polygraphy,
+    recipes,
     run,
-    use,
+    systems,
+    train,
+    verify,
 )
+from save_deploy.cli import eval as evaluate
+from save_deploy.errors import SaveDeployError
+from save_deploy.extras import named_extras
+from save_deploy.progress import Resumable, listen_for_interrupts
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
-    "export": make.export,
+    "export": export.export,
     "calibrate": calibrate.calibrate,
-    "build": engine.build,
-    "inspect": engine.inspect_bundle,
-    "merge": make.merge,
-    "bench": measure.bench,
+    "build": build.build,
+    "inspect": inspect.inspect_bundle,
+    "merge": merge.merge,
+    "bench": bench.bench,
     "compare": compare.compare,
-    "train": learn.train,
-    "eval": measure.evaluate,
-    "mask": use.mask,
+    "train": train.train,
+    "eval": evaluate.evaluate,
+    "mask": mask.mask,
     "run": run.run,
-    "verify": measure.verify,
+    "verify": verify.verify,
     "doctor": doctor.doctor,
-    "polygraphy": doctor.polygraphy,
-    "systems": paper.systems,
-    "recipes": paper.recipes,
+    "polygraphy": polygraphy.polygraphy,
+    "systems": systems.systems,
+    "recipes": recipes.recipes,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
@@ -56,11 +63,11 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
     "cache": (
         "Built engines that are kept for the next time.",
-        {"ls": engine.cache_ls, "rm": engine.cache_rm},
+        {"ls": cache.cache_ls, "rm": cache.cache_rm},
     ),
     "checkpoint": (
         "Look into weight files and convert them.",
-        {"inspect": checkpoints.inspect, "convert": checkpoints.convert},
+        {"inspect": checkpoint.inspect, "convert": checkpoint.convert},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Verbs for the paper's tables: systems, recipes."""
+"""save-deploy systems: the systems the paper compares."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from save_deploy.verbs.options import Threads
+from save_deploy.cli.options import (
+    Threads,
+)
 
 
 def systems(
@@ -42,7 +44,7 @@ def systems(
     names = only.split(",") if only else list(SYSTEMS)
     rows = [size_row(name, system(name), backbone, res) for name in names]
     if measure:
-        from save_deploy.verbs.measure_systems import measure_system
+        from save_deploy.cli.measure_systems import measure_system
 
         with progress(f"measuring systems on {backbone}", len(rows)) as advance:
             for row in rows:
@@ -66,48 +68,3 @@ def systems(
 
 def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def recipes(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this one; default: list all.", show_default=False)
-    ] = None,
-) -> None:
-    """List the recipes, one per row of the paper's tables, or show one with its printed numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from save_deploy.recipes.paper import paper_says
-    from save_deploy.recipes.recipe import built_in_recipes, load_recipe
-
-    console = Console(width=None if Console().is_terminal else 132)
-    if name is None:
-        table = Table()
-        for column in ("recipe", "row", "px", "chain", "paper: M_J / M_F"):
-            table.add_column(column)
-        for recipe in built_in_recipes():
-            tests = list(recipe.test)
-            table.add_row(
-                recipe.name,
-                f"{recipe.table} {recipe.row}",
-                str(recipe.res),
-                "; ".join(
-                    " -> ".join([s.dataset for s in recipe.chain(t)] or ["nothing"]) for t in tests
-                ),
-                "; ".join(f"{t} {recipe.paper[t].text}" for t in tests if t in recipe.paper),
-            )
-        console.print(table)
-        print("save-train --recipe NAME --test DATASET --root DIR   trains one")
-        return
-    recipe = load_recipe(name)
-    print(f"{recipe.title} ({recipe.table}, {recipe.row})")
-    print(f"model: {recipe.system} on {recipe.backbone} at {recipe.res} px {recipe.switches or ''}")
-    for dataset, split in recipe.test.items():
-        print(f"\ntest on {dataset} ({split})")
-        for stage in recipe.chain(dataset):
-            print(
-                f"  train on {stage.dataset} at {stage.res} px: {stage.epochs} epochs, batch "
-                f"{stage.batch} {stage.item}s x {stage.gpus} GPUs, lr {stage.lr:g} ({stage.schedule})"
-            )
-        for line in paper_says(recipe, dataset).lines():
-            print(f"  {line}")

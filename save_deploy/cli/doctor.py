@@ -1,7 +1,8 @@
-"""Verbs that look before anything runs: doctor, polygraphy."""
+"""save-doctor: what this machine has, and what of a bundle can run on it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,6 @@ def doctor(
     ] = None,
 ) -> None:
     """Say what this machine has, what really loads, and what of a bundle could run on it."""
-    import json
 
     from save_deploy.runtime.doctor import examine
     from save_deploy.runtime.session.open import BACKENDS
@@ -47,19 +47,6 @@ def doctor(
         json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
         print(f"written: {json_out}")
     _judge(found, bundle, backend)
-
-
-def polygraphy(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Script to write.")] = Path(
-        "compare_polygraphy.py"
-    ),
-) -> None:
-    """Write a script that compares backends of a bundle with NVIDIA's Polygraphy."""
-    from save_deploy.runtime.polygraphy_script import write_script
-
-    written = write_script(bundle, out)
-    print(f"{written}: run it with the Python that has save-deploy[polygraphy]")
 
 
 def _judge(found: Examination, bundle: Path | None, backend: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Verbs that make a bundle: export, and its first half alone: merge."""
+"""save-export: a checkpoint becomes a bundle."""
 
 from __future__ import annotations
 
@@ -9,41 +9,27 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.errors import ParityError, SaveDeployError
-from save_deploy.precision import Precision
-from save_deploy.verbs.options import (
+from save_deploy.cli.options import (
     CalibData,
     CalibMethod,
     CalibPairs,
     CalibSplit,
     Checkpoint,
+    NoMerge,
     Sam,
     SkipBad,
     Smooth,
     Threads,
 )
-from save_deploy.verbs.unused import refuse_unused
+from save_deploy.cli.unused import refuse_unused
+from save_deploy.errors import SaveDeployError
+from save_deploy.precision import Precision
 
-Target = Annotated[
-    str,
-    typer.Option(
-        help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks."
-    ),
-]
 ExportTarget = Annotated[
     str | None,
     typer.Option(
         help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks. "
         "Default: tensorrt where an engine is built, else portable.",
-        show_default=False,
-    ),
-]
-NoMerge = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--no-merge",
-        metavar="NAME",
-        help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
         show_default=False,
     ),
 ]
@@ -235,8 +221,8 @@ def export(
     for line in result.lines:
         print(f"{options.precision}: {line}")
     if skip_bad and options.precision.quantized:
+        from save_deploy.cli.calibrate import print_skipped
         from save_deploy.export.quantize.plan import TABLE_FILE
-        from save_deploy.verbs.calibrate import print_skipped
 
         print_skipped(json.loads((result.folder / TABLE_FILE).read_text())["data"])
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
@@ -248,8 +234,8 @@ def export(
 
 def _add_engine(bundle: Path, library: str) -> None:
     """The bundle is whole without it: when this fails, `save-build` can try again."""
+    from save_deploy.cli.inspect import print_engine
     from save_deploy.export.engine import BuildOptions, Receipt, add_engine
-    from save_deploy.verbs.engine import print_engine
 
     entry = add_engine(
         bundle,
@@ -267,35 +253,3 @@ def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> Prec
     if fp16 is None:
         fp16 = target == "tensorrt"  # it fuses attention in FP16 only
     return Precision("fp16" if fp16 else "fp32", "int8" if int8 else "fp8")
-
-
-def merge(
-    checkpoint: Checkpoint = None,
-    sam: Sam = None,
-    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
-    target: Target = "portable",
-    no_merge: NoMerge = None,
-    proof: Annotated[
-        bool, typer.Option("--proof", help="Also the difference of every encoder block.")
-    ] = False,
-    json_out: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write the proof to this file.", show_default=False),
-    ] = None,
-) -> None:
-    """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
-    from save_deploy.export.merge.forms import forms_for
-
-    forms = forms_for(target, res=res).without(*(no_merge or ()))
-    # behind what can be said at once: importing torch takes seconds
-    from save_deploy.checkpoints import load_model
-    from save_deploy.export.merge.deploy import merge as run_merge
-    from save_deploy.export.merge.table import print_proof
-
-    _, found = run_merge(load_model(checkpoint, res=res, sam=sam), forms)
-    print_proof(found, blocks=proof)
-    if json_out is not None:
-        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
-        print(f"proof: {json_out}")
-    if not found.exact:
-        raise ParityError("a rewrite is not exact", got=f"{found.max_rel_diff:.1e} in float64")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from save_deploy.cli.options import Backend, NoSelfTest, Threads
 from save_deploy.errors import DataError
-from save_deploy.verbs.options import Backend, NoSelfTest, Threads
 
 
 def mask(

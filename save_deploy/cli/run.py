@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.verbs.options import Backend, NoSelfTest, Threads
+from save_deploy.cli.options import Backend, NoSelfTest, Threads
 
 
 def run(

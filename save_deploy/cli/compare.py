@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.verbs.options import Clips, NoSelfTest, SkipBad, SoundFrom, Split, Threads
+from save_deploy.cli.options import Clips, NoSelfTest, SkipBad, SoundFrom, Split, Threads
 
 
 def compare(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from save_deploy.cli.options import SkipBad, SoundFrom
+from save_deploy.cli.texts import parse_mixture, parse_odds, parse_range
+from save_deploy.cli.training_memory import print_estimate
 from save_deploy.errors import SaveDeployError
-from save_deploy.verbs.options import SkipBad, SoundFrom
-from save_deploy.verbs.texts import parse_mixture, parse_odds, parse_range
-from save_deploy.verbs.training_memory import print_estimate
 
 if TYPE_CHECKING:
     from save_deploy.model.save import SaveModel

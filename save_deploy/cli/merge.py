@@ -1,0 +1,49 @@
+"""save-deploy merge: the exact rewrites of a checkpoint and their proof."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.cli.options import (
+    Checkpoint,
+    NoMerge,
+    Sam,
+    Target,
+)
+from save_deploy.errors import ParityError
+
+
+def merge(
+    checkpoint: Checkpoint = None,
+    sam: Sam = None,
+    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    target: Target = "portable",
+    no_merge: NoMerge = None,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Also the difference of every encoder block.")
+    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the proof to this file.", show_default=False),
+    ] = None,
+) -> None:
+    """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
+    from save_deploy.export.merge.forms import forms_for
+
+    forms = forms_for(target, res=res).without(*(no_merge or ()))
+    # behind what can be said at once: importing torch takes seconds
+    from save_deploy.checkpoints import load_model
+    from save_deploy.export.merge.deploy import merge as run_merge
+    from save_deploy.export.merge.table import print_proof
+
+    _, found = run_merge(load_model(checkpoint, res=res, sam=sam), forms)
+    print_proof(found, blocks=proof)
+    if json_out is not None:
+        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        print(f"proof: {json_out}")
+    if not found.exact:
+        raise ParityError("a rewrite is not exact", got=f"{found.max_rel_diff:.1e} in float64")

@@ -1,0 +1,37 @@
+"""save-deploy verify: hashes, golden samples and conformance pack of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from save_deploy.cli.options import (
+    Backend,
+    Threads,
+)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    backend: Backend = "auto",
+    threads: Threads = None,
+) -> None:
+    """Check a bundle's files against their hashes, run its golden samples and conformance pack."""
+    from save_deploy.runtime.verify import verify_bundle
+
+    result = verify_bundle(bundle, backend=backend, threads=threads)
+    parity = result.parity
+    print(
+        f"{bundle}: files intact, {parity.n_frames} golden samples on {result.backend}, "
+        f"mask agreement {parity.mask_agreement:.5f}, max abs logit error {parity.max_abs_err:.1e}, "
+        f"first mask after {result.first_mask_s:.2f} s"
+    )
+    if (pack := result.conformed) is None:
+        print("conformance pack: not run (none in the bundle)")
+    else:
+        print(
+            f"conformance pack: {pack.n_cases} files as prepared by the exporter, logits within "
+            f"{pack.logits_err:.1e}, mask agreement {pack.mask_agreement:.5f}"
+        )
