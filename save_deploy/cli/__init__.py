@@ -74,7 +74,10 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
 
 def _version(show: bool) -> None:
     if show:
-        print(__version__)
+        from save_deploy.machine import versions
+
+        for package, found in {"save-deploy": __version__, **versions()}.items():
+            print(f"{package} {found}")
         raise typer.Exit
 
 
@@ -91,7 +94,13 @@ def _group() -> typer.Typer:
     )
     def _root(
         version: Annotated[
-            bool, typer.Option("--version", callback=_version, is_eager=True)
+            bool,
+            typer.Option(
+                "--version",
+                callback=_version,
+                is_eager=True,
+                help="Print the versions of save-deploy, Python and the installed backends.",
+            ),
         ] = False,
     ) -> None: ...
 
