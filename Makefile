@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test fast check dist cpp fmt clean
 
@@ -8,15 +9,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/save-export --res 256 --fp16 -o out/save_vit_t_256_fp16 --force
 
-# Install with the test tools, then lint, type-check and run every test this machine can run, two files
+# Install with the test tools, then lint, type-check and run every test this machine can run, two
 # at a time (one with large models needs up to 8 GB).
 test: $(VENV)/.installed-test
 	$(MAKE) check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest $(SHARED) --durations 25
 
-# The fast part of the tests, for daily work.
+# The tests for daily work: no exported bundle, no C++, no datasets that have to be installed.
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -m fast
+	$(BIN)/python -m pytest $(SHARED) -m "not (slow or heavy or stamps or long)"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

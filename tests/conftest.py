@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
+import shutil
 import signal
+import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +25,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 import torch
+import torch.onnx
 from torch import nn
 
 from save_deploy.config import SaveConfig
-from save_deploy.machine import read_nvidia
+from save_deploy.files import new_folder
+from save_deploy.machine import cpu_name, read_nvidia, versions
 from save_deploy.model.save import SaveModel
+from tests.child import kept_traces
 
+CACHE = kept_traces.share_with_children()
+if not hasattr(torch.onnx.export, "__wrapped__"):  # else this process is a child of a test
+    kept_traces.install(torch.onnx)
+
+ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = dict(
     name="vit_t",
     res=64,
@@ -38,6 +51,9 @@ TINY: dict[str, Any] = dict(
     audio_channels=(4, 4, 8, 8, 8, 8),
     audio_fc=16,
 )
+
+
+SMALLEST: dict[str, Any] = dict(res=224, depth=2, global_blocks=(1,), window_size=14)
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -78,57 +94,104 @@ def inputs() -> Callable[[SaveModel, int], tuple[torch.Tensor, torch.Tensor]]:
     return make
 
 
-@pytest.fixture(scope="session")
-def kept_traces() -> Iterator[None]:
-    """From the first export of this process on, equal modules are traced once."""
-    from save_deploy.export import graph
-    from tests.export.traced import traced_once
+@contextmanager
+def made_once(name: str) -> Iterator[Path]:
+    """A folder of the cache, locked: the first process that wants its content makes it there."""
+    place = CACHE / "made" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield place
+        if place.exists():
+            os.utime(place)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "graph_from_module", traced_once(graph.graph_from_module))
-        yield
+
+@functools.cache
+def versions_hash() -> str:
+    """Hash of the versions of the libraries and the CPU that a bundle records."""
+    return kept_traces.code_hash([], f"{versions()} {cpu_name()}".encode())[:16]
 
 
-def exported_once(factory: pytest.TempPathFactory, name: str, **options: Any) -> Path:
-    """A bundle that all test processes of a run share; the first one to want it makes it."""
+@functools.cache
+def product_hash() -> str:
+    """Hash of the product's Python files, its checkpoint, and the versions."""
+    from save_deploy.checkpoints import builtin_path
+
+    folders = ("save_deploy", "export", "calibration", "runtime")
+    files = [p for folder in folders for p in (ROOT / folder).rglob("*.py")]
+    return kept_traces.code_hash([*files, builtin_path()], versions_hash().encode())[:16]
+
+
+def exported_once(name: str, **options: Any) -> Path:
+    """A bundle that all processes and runs of the tests share until the product's code changes."""
     from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
 
-    base = factory.getbasetemp()
-    place = (base.parent if worker else base) / "bundles"
-    place.mkdir(exist_ok=True)
-    with (place / f"{name}.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (place / name).exists():
-            patch.setenv("SAVE_DEPLOY_CACHE", str(factory.mktemp("cache")))
-            export(ExportOptions(out=place / name, rounds=3, **options))
-    return place / name
+    with made_once(f"{product_hash()}/{name}") as place, pytest.MonkeyPatch.context() as patch:
+        if not place.exists():
+            with tempfile.TemporaryDirectory() as cache:
+                patch.setenv("SAVE_DEPLOY_CACHE", cache)
+                export(ExportOptions(out=place, rounds=3, **options))
+    return place
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What no run has wanted for a week goes, and what was kept for many states of the code."""
+    if worker:
+        return
+    now = time.time()
+    for pattern, most in (("traces/*.onnx", 100), ("made/*", 10)):
+        found = sorted(CACHE.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+        for rank, path in enumerate(found):
+            days = (now - path.stat().st_mtime) / 86_400
+            if days > 7 or (rank >= most and days > 0.25):  # younger ones may be in use
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
-def bundle(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An FP16 bundle of the built-in checkpoint."""
-    return exported_once(tmp_path_factory, "demo", precision="fp16", n_golden=4)
+def bundle() -> Path:
+    """An FP16 bundle of the built-in checkpoint: one of two exports of vit_t in all tests."""
+    return exported_once("demo", precision="fp16", n_golden=4)
 
 
 @pytest.fixture(scope="session")
-def bundle_fp32(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in FP32."""
-    return exported_once(tmp_path_factory, "fp32", precision="fp32", n_golden=2)
-
-
-@pytest.fixture(scope="session")
-def bundle_int8(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An INT8 bundle of it at the smallest resolution, every product of its encoder in 8 bits."""
+def bundle_int8() -> Path:
+    """The other one: INT8 at the smallest resolution, every product of its encoder quantized."""
     from save_deploy.export.options import CalibrationOptions
 
     pairs = CalibrationOptions(pairs=32)
-    folder = exported_once(
-        tmp_path_factory, "int8", precision="int8", res=224, n_golden=2, calibration=pairs
-    )
+    folder = exported_once("int8", precision="int8", res=224, n_golden=2, calibration=pairs)
     report = (folder / "report.md").read_text()
     assert "54 of 54 MatMuls ran INT8 kernels" in report
     return folder
+
+
+@functools.cache
+def tiny_file() -> Path:
+    """A checkpoint at 224 px that is exported in seconds: two blocks, random weights.
+
+    Its masks say little: an INT8 export of it needs min_agreement=0.
+    """
+    from save_deploy.checkpoints import save_checkpoint
+
+    with made_once(f"{product_hash()}/tiny") as place:
+        if not place.exists():
+            with new_folder(place) as folder:
+                save_checkpoint(folder / "tiny.safetensors", make_tiny(**SMALLEST))
+    return place / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    return tiny_file()
+
+
+@pytest.fixture(scope="session")
+def bundle_fp32() -> Path:
+    """An FP32 bundle of the tiny checkpoint."""
+    return exported_once(
+        "small", checkpoint=tiny_file(), precision="fp32", res=224, n_golden=2, threads=1
+    )
 
 
 def has_stamps() -> bool:
@@ -142,8 +205,24 @@ def has_stamps() -> bool:
     return True
 
 
+# Fixtures that export a model or build the C++ runtime.
+HEAVY = {"bundle", "bundle_int8", "bundle_fp32", "other", "small", "found", "build"}
+
+
+def module_fixtures(item: pytest.Item) -> bool:
+    """Whether tests of its file share what takes time to make."""
+    made = getattr(item, "_fixtureinfo", None)
+    defined = made.name2fixturedefs.values() if made else ()
+    return any(d[-1].scope in ("module", "package", "class") for d in defined if d)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the cure, what this machine cannot run."""
+    """Skip, with the cure, what this machine cannot run; share the rest out over the workers.
+
+    Tests with fixtures of their module go to one worker, all others to whichever is free; long ones
+    come first.
+    """
     skip_stamps = pytest.mark.skip(
         reason="not installed: apt-get install tuxpaint-stamps-default tuxpaint-data"
     )
@@ -154,3 +233,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip_stamps)
         if item.get_closest_marker("gpu") and not gpu:
             item.add_marker(skip_gpu)
+        if HEAVY & set(getattr(item, "fixturenames", ())):
+            item.add_marker("heavy")
+        if module_fixtures(item):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=_order)
+
+
+def _order(item: pytest.Item) -> int:
+    """The C++ builds first, then what is slow, all else in the order of the files."""
+    if item.get_closest_marker("first"):
+        return 0
+    return 1 if item.get_closest_marker("slow") else 2

@@ -100,9 +100,10 @@ def test_it_scores_and_keeps_its_name(system: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_export_with_parity(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real exporter on a small model: within 1e-3 of eager and the same masks."""
+@pytest.mark.parametrize("system", ["save", "gavs"])
+def test_export_with_parity(system: str, tmp_path: Path) -> None:
+    """The real exporter on a small model, within 1e-4 of eager's range. Where the other systems differ
+    from these two, test_merge.py compares in float64."""
     from save_deploy.bundle import model_spec
     from save_deploy.export.graph import save_graph
     from save_deploy.export.merge.deploy import merge
@@ -126,8 +127,8 @@ def test_export_with_parity(system: str, tmp_path: Path, monkeypatch: pytest.Mon
     spread = expected.max() - expected.min()
     assert proof.exact
     assert np.abs(got["mask_logits"] - expected).max() <= 1e-4 * spread
-    # the twin: another sound must be told apart, but for SAM, which hears nothing
-    assert (np.abs(other - expected).max() > 1e-3 * spread) == (system != "sam")
+    # the twin: another sound must be told apart
+    assert np.abs(other - expected).max() > 1e-3 * spread
 
 
 def test_oracle_equals_segment_anything() -> None:

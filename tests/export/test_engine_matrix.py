@@ -33,6 +33,7 @@ from save_deploy.export.trace import graph_from_module
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import as_batch
 from tests.benchmarks import tensorrt_table
+from tests.conftest import make_tiny
 
 pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')
 ATTENTIONS = 6 + 7  # of the encoder's blocks and of the decoder
@@ -58,6 +59,8 @@ MATRIX = {
     (256, "int8"): Measured(186, 10.3),
     (256, "bf16"): Measured(179, 18.2),
 }
+USUAL = (256, "fp16")  # traced by test_forms_tensorrt.py too; the rest takes minutes
+RUNS = [pytest.param(*run, marks=() if run == USUAL else pytest.mark.long) for run in MATRIX]
 Graphs = Callable[[int, str], Path]
 
 
@@ -115,7 +118,7 @@ def built(path: Path) -> Receipt:
     return result.receipt
 
 
-@pytest.mark.parametrize(("res", "precision"), MATRIX)
+@pytest.mark.parametrize(("res", "precision"), RUNS)
 def test_engine(res: int, precision: str, graphs: Graphs) -> None:
     """Every attention is one kernel (FP32: TensorRT fuses none but that of a single query), every
     product has the asked type, activations fit, nothing is warned of."""
@@ -133,11 +136,14 @@ def test_engine(res: int, precision: str, graphs: Graphs) -> None:
     assert receipt.activation_bytes <= MORE * measured.activation_mb * 1e6
 
 
-def test_bf16_of_the_eager_model_is_refused_by_name(tmp_path: Path) -> None:
+def test_bf16_of_the_eager_model_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its transposed convolutions; the merged model has products in their place."""
+    monkeypatch.setattr(tensorrt_table, "_model", lambda preset, res: make_tiny(res=res))
     threads = torch.get_num_threads()
     try:
-        tensorrt_table.export("built-in", 256, "naive", "bf16", tmp_path / "model.onnx")
+        tensorrt_table.export("tiny", 64, "naive", "bf16", tmp_path / "model.onnx")
     finally:
         torch.set_num_threads(threads)
     with pytest.raises(ExportError, match="no BF16 transposed convolution") as caught:
@@ -145,7 +151,7 @@ def test_bf16_of_the_eager_model_is_refused_by_name(tmp_path: Path) -> None:
     assert "deconv" in caught.value.got and "FP16" in caught.value.hint
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_vit_b() -> None:
     """Random weights, which kernels do not depend on; in processes that give their memory back."""
     found = tensorrt_table.measure("vit_b", 256, "merged", "fp16")

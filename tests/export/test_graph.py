@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from save_deploy.bundle import audio_spec, model_spec
@@ -31,7 +32,7 @@ from save_deploy.metrics.parity import ParityBudget, parity
 from save_deploy.model.save import SaveModel
 from save_deploy.precision import Precision
 from save_deploy.runtime.session import OrtSession
-from tests.export.traced import traced_once
+from tests.child.kept_traces import kept, module_key
 
 
 @pytest.fixture(scope="module")
@@ -258,32 +259,43 @@ def test_audio_graph_equals_eager(model: SaveModel, tmp_path: Path) -> None:
 
 
 def test_equal_modules_give_equal_graphs(
-    model: SaveModel, example: tuple[torch.Tensor, ...], fp32: Path, tmp_path: Path
-) -> None:
-    """Byte for byte, which is why other tests may keep a trace; and nothing but equal ones are."""
-    save_graph(traced(model, example), tmp_path / "again.onnx")
-    assert (tmp_path / "again.onnx").read_bytes() == fp32.read_bytes()
+    model: SaveModel, example: tuple[torch.Tensor, ...], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Which is why tests keep traces on disk: what comes of a kept trace is what comes of a new one."""
     calls = []
+    export = getattr(torch.onnx.export, "__wrapped__", torch.onnx.export)
 
-    def trace(module: torch.nn.Module, *args: object, **names: object) -> ir.Model:
+    def counted(module: torch.nn.Module, *args: object, **options: object) -> object:
         calls.append(module)
-        return ir.load(fp32)
+        return export(module, *args, **options)
 
-    once = traced_once(trace)
-    names = {"inputs": ["image", "audio_embedding"], "output": "mask_logits"}
+    def content(name: str) -> tuple[list[str], list[bytes]]:
+        graph = onnx.load(tmp_path / name).graph
+        weights = sorted(numpy_helper.to_array(w).tobytes() for w in graph.initializer)
+        return [f"{n.name} {n.op_type} {n.attribute}" for n in graph.node], weights
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    save_graph(traced(model, example), tmp_path / "direct")
+    monkeypatch.setattr(torch.onnx, "export", kept(counted, tmp_path / "traces"))
+    for name in ("new", "kept"):
+        save_graph(traced(deepcopy(model), example), tmp_path / name)
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "kept").read_bytes()
+    assert content("direct") == content("kept") and len(calls) == 1
+
+
+def test_modules_that_differ_have_different_keys(
+    model: SaveModel, example: tuple[torch.Tensor, ...]
+) -> None:
     same = DeployModel(model).eval()
-    once(same, example, **names)
-    kept = once(deepcopy(same), example, **names)
-    assert len(calls) == 1 and operator_counts(kept) == operator_counts(ir.load(fp32))
+    key = module_key(same, example, opset_version=20)
+    assert module_key(deepcopy(same), example, opset_version=20) == key
     weight, attribute, buffer = deepcopy(same), deepcopy(same), deepcopy(same)
     next(weight.parameters()).data.view(-1)[3] += 1e-3
     attribute.blocks[0].attn.side += 1
     buffer.register_buffer("extra", torch.ones(1), persistent=False)
     forms = DeployModel(model, forms_for("tensorrt", res=64)).eval()
-    for other in (weight, attribute, buffer, forms):
-        once(other, example, **names)
-        assert calls[-1] is other
-    once(same, (example[0].repeat(2, 1, 1, 1), example[1]), **names)
-    assert len(calls) == 6
-    kept.graph.name = "changed"
-    assert once(same, example, **names).graph.name != "changed"
+    more = (example[0].repeat(2, 1, 1, 1), example[1])
+    others = [module_key(m, example, opset_version=20) for m in (weight, attribute, buffer, forms)]
+    others += [module_key(same, more, opset_version=20), module_key(same, example)]
+    assert len({key, *others}) == 7

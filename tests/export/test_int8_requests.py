@@ -7,29 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from save_deploy import cli
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.calibration.table import CalibrationTable
-from save_deploy.checkpoints import save_checkpoint
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import DataError, ExportError, SaveDeployError
 from save_deploy.export.export import export
 from save_deploy.export.options import CalibrationOptions, ExportOptions
 from tests.calibration.samples import write_s4
-from tests.conftest import make_tiny
-from tests.export.test_run import leftovers, run
+from tests.command import run
+from tests.export.test_run import leftovers
 
 SMALL: dict[str, Any] = {"res": 224, "n_golden": 1, "rounds": 3}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that is merged in no time."""
-    path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    save_checkpoint(path, make_tiny(res=224))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -61,14 +50,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--int8", "--calib-data", "nowhere"], "no dataset in this folder"),
     ],
 )
-def test_bad_requests(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = typer.main.get_command(cli._single("export"))
-    with pytest.raises(SaveDeployError, match=message) as caught:
-        command.main([str(small), "--res", "224", "--golden", "1", *args], standalone_mode=False)
-    assert caught.value.exit_code == 1 and leftovers(tmp_path) == []
+def test_bad_requests(tiny_checkpoint: Path, tmp_path: Path, args: list[str], message: str) -> None:
+    done = run("export", tiny_checkpoint, "--res", "224", "--golden", "1", *args, cwd=tmp_path)
+    assert done.returncode == 1 and message in done.stderr
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.slow

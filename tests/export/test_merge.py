@@ -51,16 +51,21 @@ SYSTEMS = {
 @pytest.mark.parametrize("forms", [Forms(), forms_for("tensorrt")], ids=["default", "tensorrt"])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_deploy_equals_eager(tiny, inputs, name: str, forms: Forms) -> None:  # type: ignore[no-untyped-def]
-    """Mask logits of the whole model in float32, two frames: within 1e-4 of the range of logits."""
+    """Mask logits of the whole model in float32, two frames: within 1e-4 of the range of logits.
+
+    The twin: another sound gives other logits, but for SAM, which hears nothing.
+    """
     model = tiny(**SYSTEMS[name])
     deploy, proof = merge(model, forms)
     frames, log_mel = inputs(model, 2)
     with torch.inference_mode():
+        audio = model.audio_encoder(log_mel)
         expected = model(frames, log_mel)
-        got = deploy(frames, model.audio_encoder(log_mel))
+        got, other = deploy(frames, audio), deploy(frames, audio + 1)
     assert proof.exact, proof
     spread = expected.max() - expected.min()
     assert (got - expected).abs().max() <= 1e-4 * spread
+    assert ((other - got).abs().max() > 1e-3 * spread) == (name != "SAM")
 
 
 ALL_FORMS = {

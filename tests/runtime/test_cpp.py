@@ -25,7 +25,7 @@ from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import read_frame, resize_frame
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
-from tests.runtime.cpp import ROOT, SOURCE, Library, cmake, infer, openvino_dir
+from tests.runtime.cpp import ROOT, SOURCE, Library, cmake, infer
 
 
 def ctest(folder: Path, bundle: Path) -> None:
@@ -39,20 +39,19 @@ def ctest(folder: Path, bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctest(build: Path, bundle: Path) -> None:
-    """50,000 damaged files among them: 10,000 of each kind."""
-    ctest(build, bundle)
+@pytest.mark.first
+def test_sanitized(sanitized: Path, bundle_fp32: Path) -> None:
+    """Its own tests, 1,000 damaged files of each kind among them, under AddressSanitizer and UBSan."""
+    ctest(sanitized, bundle_fp32)
 
 
-@pytest.mark.slow
-def test_sanitized(build: Path, bundle: Path) -> None:
-    """The same tests under AddressSanitizer and UBSan."""
-    configured = cmake("-S", SOURCE, "--preset", "sanitize", openvino_dir())
-    assert configured.returncode == 0, configured.stderr
-    folder = ROOT / "build" / "cpp-sanitize"
-    built = cmake("--build", folder, "-j", "2")
-    assert built.returncode == 0, built.stdout + built.stderr
-    ctest(folder, bundle)
+@pytest.mark.long
+def test_many_damaged_files(sanitized: Path) -> None:
+    """10,000 of each kind."""
+    done = subprocess.run(
+        [sanitized / "tests" / "mutate", "10000", "2"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_version(build: Path) -> None:

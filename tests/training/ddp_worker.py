@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from save_deploy.training.batches import Batch
-from save_deploy.training.distributed import team
+from save_deploy.training.distributed import Team, team
 from save_deploy.training.parameters import trainable_parameters
 from save_deploy.training.start import fresh_model
 from save_deploy.training.step import AuxHeads, TrainStep
@@ -19,27 +19,23 @@ from tests.conftest import make_tiny
 BATCH = 4
 
 
-def gradients(rank: int, world: int, how: str) -> dict[str, torch.Tensor]:
+def gradients(here: Team, how: str) -> dict[str, torch.Tensor]:
     """how: wrapped (as the loop calls it), bare (the module inside, as SAMA-AVS calls it)."""
     torch.manual_seed(0)
     model = fresh_model(make_tiny().config).train()
-    trainable_parameters(
-        model, freeze_sam=False
-    )  # a parameter without gradient would block reduction
+    # a parameter without gradient would block reduction
+    trainable_parameters(model, freeze_sam=False)
     step = TrainStep(model, AuxHeads(model.config.audio_fc), aux_weight=0.2)
     batch: Batch = scene_batch(model.config.res, BATCH)
-    with team("cpu") as here:
-        wrapped = here.wrap(step)
-        called = wrapped if how == "wrapped" else step
-        loss, _ = called(batch.split(BATCH // world)[rank])
-        loss.backward()
+    wrapped = here.wrap(step)
+    loss, _ = (wrapped if how == "wrapped" else step)(batch.split(BATCH // here.world)[here.rank])
+    loss.backward()
     return {n: p.grad for n, p in step.named_parameters() if p.grad is not None}
 
 
 if __name__ == "__main__":
-    import os
-
     torch.set_num_threads(1)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found = gradients(rank, world, sys.argv[2])
-    save_file(found, Path(sys.argv[1]) / f"{sys.argv[2]}_{rank}.safetensors")
+    with team("cpu") as here:
+        for how in ("wrapped", "bare"):
+            found = gradients(here, how)
+            save_file(found, Path(sys.argv[1]) / f"{how}_{here.rank}.safetensors")
