@@ -22,7 +22,7 @@ from tests.command import run
 from tests.conftest import ROOT, SMALLEST, TINY, made_once, versions_hash
 from tests.runtime.cpp import infer
 
-OLD = "bc4c639e"  # the last commit before folders, options and comparison were written anew
+OLD = "bc4c6391eb55"  # the last commit before folders, options and comparison were written anew
 EXPORT = """
 import json, sys
 from pathlib import Path
