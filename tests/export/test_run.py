@@ -37,12 +37,12 @@ def test_main_job(tiny_checkpoint: Path, tmp_path: Path) -> None:
     few = ["--res", "224", "--golden", "2", "--rounds", "3"]
     done = run("export", tiny_checkpoint, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert leftovers(tmp_path) == ["save_vit_t_224_fp32"]
+    assert leftovers(tmp_path) == ["tiny_224_fp32"]
     for text in ("eager", "onnxruntime", "mask agreement", "exact rewrites"):
         assert text in done.stdout
     for part in ("eager model 2/2", "blocks compared 2/2", "prove: graphs "):
         assert part in done.stderr
-    verified = run("verify", "save_vit_t_224_fp32", cwd=tmp_path)
+    verified = run("verify", "tiny_224_fp32", cwd=tmp_path)
     assert verified.returncode == 0 and "files intact" in verified.stdout
     again = run("export", tiny_checkpoint, "--res", "224", cwd=tmp_path)
     assert again.returncode == 1 and "output exists" in again.stderr and "--force" in again.stderr
