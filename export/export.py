@@ -36,8 +36,8 @@ from save_deploy.machine import versions
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.compare import Row
+from save_deploy.runtime.compare.export_table import footnote, write_report
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.runtime.report import footnote, write_report
 from save_deploy.runtime.session import as_batch
 
 OnStage = Callable[[str, str], None]

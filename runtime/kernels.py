@@ -45,11 +45,6 @@ class KernelCheck:
     not_int8: tuple[str, ...]
     kinds: dict[str, int]
 
-    @property
-    def all_int8(self) -> bool:
-        """False for no products at all: a check of nothing proves nothing."""
-        return 0 < self.asked == self.int8
-
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "not_int8": list(self.not_int8)}
 

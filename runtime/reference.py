@@ -13,9 +13,9 @@ from save_deploy.checkpoints import load_model
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BundleError, CheckpointError
 from save_deploy.model.save import SaveModel
-from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, bundle_mb
+from save_deploy.runtime.compare.entries import EagerSource
 from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import default_threads
 
 
@@ -65,30 +65,3 @@ def open_eager(source: EagerSource, *, threads: int | None = None) -> SavePipeli
     torch.set_num_threads(threads or default_threads())
     model = load_model(source.checkpoint, res=source.res, sam=source.sam)
     return eager_pipeline(model, batch=source.batch)
-
-
-def open_with_reference(
-    bundle: Path,
-    *,
-    checkpoint: Path | None = None,
-    sam: Path | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-) -> tuple[dict[str, SavePipeline], dict[str, float]]:
-    """-> pipelines by name (eager first), sizes in MB by name. Raises what find_source does."""
-    manifest = Manifest.read(bundle)
-    source = find_source(
-        bundle,
-        manifest,
-        checkpoints=[checkpoint] if checkpoint else [],
-        sams=[sam] if sam else [],
-    )
-    pipelines = {
-        REFERENCE: open_eager(source, threads=threads or torch.get_num_threads()),
-        "bundle": load(bundle, backend=backend, threads=threads),
-    }
-    sizes = {
-        REFERENCE: source.n_bytes / 1e6,
-        "bundle": bundle_mb(manifest, pipelines["bundle"].backend),
-    }
-    return pipelines, sizes

@@ -55,7 +55,7 @@ NEEDS_TORCH = {
     "save_deploy.runtime.reference",
     "save_deploy.calibration.observe",
 }
-KNOWN_CIRCLES = [["save_deploy.runtime.comparison.entries", "save_deploy.runtime.reference"]]
+KNOWN_CIRCLES = [["save_deploy.runtime.compare.entries", "save_deploy.runtime.reference"]]
 
 
 @cache

@@ -5,10 +5,8 @@ from save_deploy.runtime.html.data import (
     Figure,
     Report,
     ReportFrame,
-    ReportRow,
     Section,
     Table,
-    TimeSplit,
 )
 from save_deploy.runtime.html.page import write_html
 
@@ -17,9 +15,7 @@ __all__ = [
     "Figure",
     "Report",
     "ReportFrame",
-    "ReportRow",
     "Section",
     "Table",
-    "TimeSplit",
     "write_html",
 ]

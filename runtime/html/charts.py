@@ -7,7 +7,7 @@ from html import escape
 
 from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.html.data import ReportRow, TimeSplit
+from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.html.svg import (
     Scale,
     colour,
@@ -31,12 +31,12 @@ PARTS = ("preprocess", "audio", "model", "postprocess")
 Ids = Mapping[str, int]  # row name -> colour
 
 
-def latency(rows: Sequence[ReportRow], ids: Ids) -> str:
+def latency(rows: Sequence[Row], ids: Ids) -> str:
     """Every sample as a dot; box: quartiles; marks: p50, p90, p99."""
     return responsive(lambda width: _latency(rows, ids, width))
 
 
-def _latency(rows: Sequence[ReportRow], ids: Ids, width: int) -> str:
+def _latency(rows: Sequence[Row], ids: Ids, width: int) -> str:
     lane, top, left, right = 50, 4, 8, width - 8
     bottom = top + lane * len(rows)
     everything = [s for row in rows for s in row.latency.samples_ms]
@@ -52,7 +52,7 @@ def _latency(rows: Sequence[ReportRow], ids: Ids, width: int) -> str:
     return picture(width, bottom + 38, f"Latency of each row: {words}", body)
 
 
-def _lane(row: ReportRow, index: int, x: Scale, top: float) -> list[str]:
+def _lane(row: Row, index: int, x: Scale, top: float) -> list[str]:
     taken, tone = row.latency, colour(index)
     middle, half = top + 32, 9
     p50, p90, p99 = (taken.percentile(q) for q in (50, 90, 99))
@@ -95,9 +95,9 @@ def _jitter(i: int) -> float:
 
 
 def accuracy(
-    rows: Sequence[ReportRow],
+    rows: Sequence[Row],
     ids: Ids,
-    value: Callable[[ReportRow], tuple[float, Interval]],
+    value: Callable[[Row], tuple[float, Interval]],
     name: str,
 ) -> str:
     """value(row) -> (mean, 95 % interval) against frames per second; upper right is best."""
@@ -105,9 +105,9 @@ def accuracy(
 
 
 def _accuracy(
-    rows: Sequence[ReportRow],
+    rows: Sequence[Row],
     ids: Ids,
-    value: Callable[[ReportRow], tuple[float, Interval]],
+    value: Callable[[Row], tuple[float, Interval]],
     name: str,
     width: int,
 ) -> str:
@@ -139,13 +139,13 @@ def _accuracy(
     return picture(width, bottom + 38, f"{name} against speed: {words}", body)
 
 
-def time_split(rows: Sequence[ReportRow], ids: Ids) -> str:
+def time_split(rows: Sequence[Row], ids: Ids) -> str:
     """Stacked bars, one a row that has a split; empty where none has."""
     split = [(row, row.time_split) for row in rows if row.time_split is not None]
     return responsive(lambda width: _time_split(split, ids, width)) if split else ""
 
 
-def _time_split(rows: Sequence[tuple[ReportRow, TimeSplit]], ids: Ids, width: int) -> str:
+def _time_split(rows: Sequence[tuple[Row, TimeSplit]], ids: Ids, width: int) -> str:
     lane, top, left, right = 46, 4, 8, width - 8
     bottom = top + lane * len(rows)
     total = lambda split: sum(getattr(split, part) for part in PARTS)

@@ -14,38 +14,7 @@ from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Frame, Mask
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.interval import Interval, bootstrap_interval
-from save_deploy.metrics.latency import LatencyResult
-from save_deploy.metrics.margin import Margin
-from save_deploy.metrics.parity import ParityResult
-from save_deploy.metrics.segmentation import Score
-
-
-@dataclass(frozen=True)
-class TimeSplit:
-    """Where the time of one call goes, ms."""
-
-    preprocess: float
-    audio: float
-    model: float
-    postprocess: float
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """One pipeline on one dataset. name: backend, precision and bundle, unique per dataset; the
-    reference (eager) has no parity; speedup: against the reference, of the same run."""
-
-    name: str
-    dataset: str
-    latency: LatencyResult
-    speedup: float
-    score: Score
-    size_mb: float
-    parity: ParityResult | None = None
-    margin: Margin | None = None
-    peak_memory_mib: float | None = None
-    time_split: TimeSplit | None = None
-    reference: bool = False
+from save_deploy.runtime.compare.rows import Row
 
 
 @dataclass(frozen=True)
@@ -115,7 +84,7 @@ class Report:
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     protocol: str
-    rows: tuple[ReportRow, ...]
+    rows: tuple[Row, ...]
     frames: tuple[ReportFrame, ...] = ()
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()
@@ -137,10 +106,10 @@ class Report:
         """Of the rows, each once: their colours on the page."""
         return tuple(dict.fromkeys(row.name for row in self.rows))
 
-    def reference(self, dataset: str) -> ReportRow | None:
+    def reference(self, dataset: str) -> Row | None:
         return next((r for r in self.rows if r.reference and r.dataset == dataset), None)
 
-    def m_j_change(self, row: ReportRow) -> tuple[float, Interval | None] | None:
+    def m_j_change(self, row: Row) -> tuple[float, Interval | None] | None:
         """M_J minus the reference's in points, with the 95 % interval of the paired differences.
 
         None for the reference or without one; no interval where the videos are not the same number.
@@ -180,7 +149,7 @@ def _wrong(what: str, got: str, expected: str) -> SaveDeployError:
     return SaveDeployError(f"report cannot be written: {what}", got=got, expected=expected)
 
 
-def _check_row(row: ReportRow) -> None:
+def _check_row(row: Row) -> None:
     for name, value in _numbers(row):
         if not math.isfinite(value):
             raise _wrong(f"{row.name}: {name} is no number", str(value), "a finite number")

@@ -13,8 +13,9 @@ from typing import Any
 
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.margin import LEVELS
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html import charts, frames, summary
-from save_deploy.runtime.html.data import Figure, Report, ReportRow, Section, Table, picture_type
+from save_deploy.runtime.html.data import Figure, Report, Section, Table, picture_type
 from save_deploy.runtime.pictures import MASK, TURNED_OFF, TURNED_ON
 
 _HERE = Path(__file__).parent
@@ -91,7 +92,7 @@ def values(report: Report) -> dict[str, Any]:
     }
 
 
-def _row(report: Report, row: ReportRow) -> dict[str, Any]:
+def _row(report: Report, row: Row) -> dict[str, Any]:
     taken, change = row.latency, report.m_j_change(row)
     return {
         "name": row.name,

@@ -8,7 +8,8 @@ from html import escape
 
 from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.margin import LEVELS
-from save_deploy.runtime.html.data import Report, ReportRow
+from save_deploy.runtime.compare.rows import Row
+from save_deploy.runtime.html.data import Report
 from save_deploy.runtime.html.svg import mark
 
 NONE = "\N{EN DASH}"
@@ -30,7 +31,7 @@ class Column:
 
     title: str
     means: str
-    cell: Callable[[Report, ReportRow], Cell]
+    cell: Callable[[Report, Row], Cell]
 
 
 def cards(report: Report) -> str:
@@ -91,7 +92,7 @@ def _card(title: str, value: str, *small: str, style: str = "") -> str:
     )
 
 
-def _where(report: Report, row: ReportRow) -> str:
+def _where(report: Report, row: Row) -> str:
     return row.name if len(report.datasets) == 1 else f"{row.name} on {row.dataset}"
 
 
@@ -115,20 +116,20 @@ def _interval(interval: Interval | None, form: Callable[[float], str], before: s
     return "" if interval is None else f"{before}[{form(interval[0])}, {form(interval[1])}]"
 
 
-def _change(report: Report, row: ReportRow) -> Cell:
+def _change(report: Report, row: Row) -> Cell:
     found = report.m_j_change(row)
     if found is None:
         return Cell("reference" if row.reference else NONE)
     return Cell(signed(found[0]), _interval(found[1], signed), found[0])
 
 
-def _agreement(report: Report, row: ReportRow) -> Cell:
+def _agreement(report: Report, row: Row) -> Cell:
     if row.parity is None:
         return Cell("reference" if row.reference else NONE)
     return Cell(f"{row.parity.mask_agreement:.5f}", "", row.parity.mask_agreement)
 
 
-def _margin(report: Report, row: ReportRow) -> Cell:
+def _margin(report: Report, row: Row) -> Cell:
     margin = row.margin
     if margin is None:
         return Cell(NONE)
@@ -141,8 +142,8 @@ def _optional(value: float | None, form: str) -> Cell:
     return Cell(NONE) if value is None else Cell(format(value, form), "", value)
 
 
-def _percentile(q: int) -> Callable[[Report, ReportRow], Cell]:
-    def cell(report: Report, row: ReportRow) -> Cell:
+def _percentile(q: int) -> Callable[[Report, Row], Cell]:
+    def cell(report: Report, row: Row) -> Cell:
         return Cell(f"{row.latency.percentile(q):.1f}", "", row.latency.percentile(q))
 
     return cell

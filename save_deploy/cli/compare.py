@@ -110,11 +110,15 @@ def compare(
     import json
 
     from save_deploy.progress import Stages
-    from save_deploy.runtime.comparison import Budget, CompareOptions, run_comparison
-    from save_deploy.runtime.comparison.budget import require
-    from save_deploy.runtime.comparison.output import check_folder, values_of, write_comparison
-    from save_deploy.runtime.comparison.run import STAGES
-    from save_deploy.runtime.comparison.table import print_comparison
+    from save_deploy.runtime.compare.budget import Budget, require
+    from save_deploy.runtime.compare.options import CompareOptions
+    from save_deploy.runtime.compare.report import (
+        check_folder,
+        print_comparison,
+        values_of,
+        write_comparison,
+    )
+    from save_deploy.runtime.compare.run import STAGES, run_comparison
 
     options = CompareOptions(
         bundles=tuple(bundles),

@@ -196,7 +196,7 @@ def export(
     # behind what can be said at once: importing torch takes seconds
     from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages
-    from save_deploy.runtime.report import print_table
+    from save_deploy.runtime.compare.export_table import print_table
 
     stages = Stages(options.stages)
     try:

@@ -63,7 +63,7 @@ def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> No
 
     for backend in ("onnxruntime", "openvino"):
         check = executed_kernels(backend, path, asked, feeds)
-        assert check.all_int8 and check.asked == len(asked), check.not_int8
+        assert check.int8 == check.asked == len(asked), check.not_int8
     with OrtSession(path, model_spec(model.config)) as session:
         got = session.infer(feeds)["mask_logits"]
     expected = model.forward_embedding(*example).numpy()

@@ -8,14 +8,25 @@ from typing import Any
 import pytest
 
 from save_deploy import cli
-from save_deploy.runtime.comparison import (
-    CompareOptions,
-)
+from save_deploy.bundle import Manifest
+from save_deploy.runtime.compare.entries import bundle_mb
+from save_deploy.runtime.compare.options import CompareOptions
+from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.reference import find_source, open_eager
 
 
 def options(bundles: tuple[Path, ...], **changes: Any) -> CompareOptions:
     """On one thread: cores may be busy, and threads that wait for each other are then very slow."""
     return CompareOptions(bundles, **{"threads": 1, "rounds": 3, "clips": 1, **changes})
+
+
+def open_pair(bundle: Path) -> tuple[dict[str, SavePipeline], dict[str, float]]:
+    """-> eager and the bundle as pipelines on one thread, their sizes in MB."""
+    manifest = Manifest.read(bundle)
+    source = find_source(bundle, manifest)
+    pipelines = {"eager": open_eager(source, threads=1), "bundle": load(bundle, threads=1)}
+    size = bundle_mb(manifest, pipelines["bundle"].backend)
+    return pipelines, {"eager": source.n_bytes / 1e6, "bundle": size}
 
 
 def run_cli(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -21,15 +21,14 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import score_videos
+from save_deploy.runtime.compare import Row, TimeSplit
 from save_deploy.runtime.html import (
     Check,
     Figure,
     Report,
     ReportFrame,
-    ReportRow,
     Section,
     Table,
-    TimeSplit,
 )
 
 NASTY = "<script>alert('x')</script>"
@@ -59,13 +58,15 @@ def disturbed(logits: np.ndarray, seed: int) -> np.ndarray:
 
 def sample_row(
     name: str, dataset: str, eager: np.ndarray, logits: np.ndarray, truth: np.ndarray, speed: float
-) -> ReportRow:
+) -> Row:
     """Scores and parity of clips (N,2,S,S); speed divides the latencies."""
     flat = (-1, *eager.shape[-2:])
     reference = logits is eager
     meter = MarginMeter()
     meter.add(eager.reshape(flat), logits.reshape(flat))
-    return ReportRow(
+    return Row(
+        backend=name,
+        precision="fp32",
         name=name,
         dataset=dataset,
         latency=LatencyResult(tuple(s / speed for s in SAMPLES), 1),
@@ -76,7 +77,6 @@ def sample_row(
         margin=None if reference else meter.result(),
         peak_memory_mib=1330.0 if reference else None,
         time_split=TimeSplit(2.0, 6.0, 30.0 / speed, 1.0) if speed < 3 else None,
-        reference=reference,
     )
 
 
@@ -88,7 +88,7 @@ def sample_report(
     datasets: tuple[str, ...] = ("scenes",),
 ) -> Report:
     """A row for eager and each backend, two frames a clip, a section of each kind, two checks."""
-    rows: list[ReportRow] = []
+    rows: list[Row] = []
     frames: list[ReportFrame] = []
     names = BACKENDS[:n_backends]
     for d, dataset in enumerate(datasets):

@@ -12,9 +12,7 @@ import pytest
 from save_deploy.bundle import Manifest
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, BundleError, DataError, ParityError
-from save_deploy.runtime.compare import compare
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.reference import open_with_reference
 from save_deploy.runtime.session import OrtSession
 from save_deploy.runtime.timing import time_interleaved
 from save_deploy.runtime.verify import verify_bundle
@@ -137,21 +135,6 @@ def test_golden_test_fails_on_other_outputs(copy: Path) -> None:
     manifest.write(copy)
     with pytest.raises(ParityError, match="golden samples"):
         verify_bundle(copy)
-
-
-def test_compare_and_foreign_checkpoint(bundle: Path, tmp_path: Path) -> None:
-    pipelines, sizes = open_with_reference(bundle)
-    rows = compare(pipelines, sizes, Scenes(n_clips=2), rounds=3)
-    eager, ours = rows
-    assert (eager.backend, ours.backend, ours.precision) == ("eager", "openvino", "fp16")
-    assert eager.parity is None and eager.speedup == 1.0
-    assert ours.parity is not None and ours.parity.n_frames == 10
-    assert ours.parity.mask_agreement >= 0.99
-    assert len(ours.latency.samples_ms) == len(eager.latency.samples_ms) == 3
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"x")
-    with pytest.raises(BundleError, match="another checkpoint"):
-        open_with_reference(bundle, checkpoint=other)
 
 
 def test_gpu_request_without_gpu_is_an_error(bundle: Path) -> None:

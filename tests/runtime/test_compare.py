@@ -21,26 +21,20 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import frame_iou, score_videos
-from save_deploy.runtime.compare import predict_clip
-from save_deploy.runtime.comparison import (
-    Comparison,
-    plan,
-    run,
-    run_comparison,
-    speed,
-)
-from save_deploy.runtime.comparison import accuracy as accuracy_module
-from save_deploy.runtime.comparison.accuracy import measure_accuracy
-from save_deploy.runtime.comparison.entries import Entry, Pool
-from save_deploy.runtime.comparison.table import WIDTH, print_comparison
+from save_deploy.runtime.compare import accuracy as accuracy_module
+from save_deploy.runtime.compare import plan, run, speed
+from save_deploy.runtime.compare.accuracy import measure_accuracy, predict_clip
+from save_deploy.runtime.compare.entries import Entry, Pool
+from save_deploy.runtime.compare.report import print_comparison
+from save_deploy.runtime.compare.run import Comparison, run_comparison
+from save_deploy.runtime.compare.table import WIDTH
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.reference import open_with_reference
-from tests.runtime.compare import options
+from tests.runtime.compare import open_pair, options
 
 
 def predicted(bundle: Path, clips: Any) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(logits of eager, of the bundle, truth) per clip, each pipeline on its own."""
-    pipelines, _ = open_with_reference(bundle, threads=1)
+    pipelines, _ = open_pair(bundle)
     eager, ours = pipelines["eager"], pipelines["bundle"]
     res = eager.config.res
     return [
@@ -99,7 +93,7 @@ def test_worst_frames_are_the_worst(bundle: Path) -> None:
             result = parity(eager[k : k + 1], ours[k : k + 1])
             name = f"{clips[i].name}_{k + 1}"
             frames.append((result.mask_agreement, -result.flipped, len(frames), name))
-    pipelines, sizes = open_with_reference(bundle, threads=1)
+    pipelines, sizes = open_pair(bundle)
     entries = [Entry(n, p.backend, p.precision, sizes[n]) for n, p in pipelines.items()]
     for resident in (True, False):
         pool = Pool(resident=resident, opened=pipelines)

@@ -17,15 +17,11 @@ from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos
-from save_deploy.runtime.comparison import (
-    Budget,
-    Comparison,
-    run_comparison,
-)
-from save_deploy.runtime.comparison.budget import check_rows, require
-from save_deploy.runtime.comparison.output import write_comparison
-from save_deploy.runtime.comparison.row import Row
-from save_deploy.runtime.comparison.sections import bundle_sections
+from save_deploy.runtime.compare.budget import Budget, check_rows, require
+from save_deploy.runtime.compare.report import write_comparison
+from save_deploy.runtime.compare.rows import Row
+from save_deploy.runtime.compare.run import Comparison, run_comparison
+from save_deploy.runtime.compare.sections import bundle_sections
 from save_deploy.runtime.html import Figure, Table
 from tests.runtime.compare import options, run_cli
 

@@ -16,8 +16,8 @@ from save_deploy.data.transforms import resize_mask
 from save_deploy.metrics.margin import Margin, MarginMeter
 from save_deploy.metrics.parity import ParityMeter, ParityResult
 from save_deploy.metrics.segmentation import AVSBENCH, Protocol, Score, ScoreMeter
-from save_deploy.runtime.comparison.entries import Entry, Pool
-from save_deploy.runtime.comparison.worst import WorstFrames
+from save_deploy.runtime.compare.entries import Entry, Pool
+from save_deploy.runtime.compare.worst import WorstFrames
 from save_deploy.runtime.html.data import ReportFrame
 from save_deploy.runtime.pipeline import SavePipeline
 

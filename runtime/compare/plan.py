@@ -10,8 +10,8 @@ from typing import Any
 from save_deploy.bundle import Manifest
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
-from save_deploy.runtime.comparison.entries import REFERENCE, EagerSource, Entry, bundle_mb
-from save_deploy.runtime.comparison.options import ALL, CompareOptions
+from save_deploy.runtime.compare.entries import REFERENCE, EagerSource, Entry, bundle_mb
+from save_deploy.runtime.compare.options import ALL, CompareOptions
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import BACKENDS
 

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Frame
 from save_deploy.machine import peak_memory_mib
-from save_deploy.runtime.comparison.entries import Entry
+from save_deploy.runtime.compare.entries import Entry
 
 
 def measure_memory(entry: Entry, frame: Frame, waveform: Waveform) -> float | None:

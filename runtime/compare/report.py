@@ -1,4 +1,4 @@
-"""A comparison as files: report.json, report.md, report.html and the worst frames as pictures."""
+"""A comparison on the terminal and as files: report.json, report.md, report.html, worst frames."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.margin import flips
 from save_deploy.progress import raise_if_interrupted
-from save_deploy.runtime.comparison.row import Row
-from save_deploy.runtime.comparison.run import Comparison
-from save_deploy.runtime.comparison.table import cells, columns
-from save_deploy.runtime.comparison.worst import agreement, worst_row
-from save_deploy.runtime.html import Report, ReportFrame, ReportRow, Table, write_html
+from save_deploy.runtime.compare.rows import row_values
+from save_deploy.runtime.compare.run import Comparison
+from save_deploy.runtime.compare.table import (
+    compare_columns,
+    log_console,
+    markdown_table,
+    rich_table,
+    table_of,
+)
+from save_deploy.runtime.compare.worst import agreement, worst_row
+from save_deploy.runtime.html import Report, ReportFrame, Table, write_html
 from save_deploy.runtime.pictures import comparison_strip
-from save_deploy.runtime.report import row_values
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.session.open import ENGINE_BACKENDS
 
@@ -56,6 +61,25 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     return [folder / name for name in names]
 
 
+def print_comparison(found: Comparison) -> None:
+    """One table for each dataset, the notes, sections of text, checks and skipped clips."""
+    console = log_console()
+    columns = compare_columns(eager=found.options.eager)
+    for dataset in dict.fromkeys(row.dataset for row in found.rows):
+        rows = [row for row in found.rows if row.dataset == dataset]
+        console.print(rich_table(table_of(columns, rows), title=dataset, compact=True))
+    for line in found.notes:
+        console.print(line, markup=False)
+    for section in found.sections:
+        if isinstance(section.body, str):
+            console.print(section.body.replace("\n\n", "\n"), markup=False)
+    for check in found.checks:
+        word = "pass" if check.passed else "FAIL"
+        console.print(f"{word}: {check.name} {check.got}, {check.allowed}", markup=False)
+    for name, why in found.skipped.items():
+        console.print(f"skipped {name}: {why}", markup=False)
+
+
 def values_of(found: Comparison) -> dict[str, Any]:
     """report.json: every number of the page, raw samples included."""
     options = found.options
@@ -85,7 +109,7 @@ def page(found: Comparison) -> Report:
         machine=machine_values(found.options.threads),
         versions=library_versions(),
         protocol=found.rows[0].score.protocol,
-        rows=tuple(_report_row(row) for row in found.rows),
+        rows=found.rows,
         frames=found.frames,
         sections=found.sections,
         checks=found.checks,
@@ -136,20 +160,15 @@ def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
 
 def markdown(found: Comparison) -> str:
     """report.md: a table for each dataset, the checks, the worst frames, the sections."""
-    shown = columns(found.rows, eager=found.options.eager)
     lines = [f"# {found.title}", ""]
     for check in found.checks:
         word = "pass" if check.passed else "**FAIL**"
         lines.append(f"- {word}: {check.name} {check.got}, {check.allowed}")
     lines += [""] if found.checks else []
     for dataset in dict.fromkeys(row.dataset for row in found.rows):
-        lines += [f"## {dataset}", "", _md_row(title for _, title in shown)]
-        lines.append(_md_row("---" if not i else "---:" for i, _ in shown))
-        for row in found.rows:
-            if row.dataset == dataset:
-                texts = cells(row)
-                lines.append(_md_row(texts[i] for i, _ in shown))
-        lines.append("")
+        rows = [row for row in found.rows if row.dataset == dataset]
+        table = table_of(compare_columns(eager=found.options.eager), rows)
+        lines += [f"## {dataset}", "", *markdown_table(table), ""]
     lines += [f"{line}  " for line in found.notes]
     lines += [f"Metrics: {found.rows[0].score.protocol}.", ""]
     if found.skipped:
@@ -167,17 +186,11 @@ def markdown(found: Comparison) -> str:
             lines += [f"![{words}](worst_{i}.png)", ""]
     for section in found.sections:
         if isinstance(section.body, Table):
-            body = section.body
-            lines += [f"## {section.title}", "", _md_row(body.columns)]
-            lines.append(_md_row("---" for _ in body.columns))
-            lines += [_md_row(row) for row in body.rows] + [""]
+            lines += [f"## {section.title}", ""]
+            lines += [*markdown_table(section.body, n_left=len(section.body.columns)), ""]
         elif isinstance(section.body, str):
             lines += [f"## {section.title}", "", section.body, ""]
     return "\n".join(lines)
-
-
-def _md_row(texts: Any) -> str:
-    return "| " + " | ".join(str(t).replace("|", r"\|").replace("\n", " ") for t in texts) + " |"
 
 
 def _frame_values(number: int, frame: ReportFrame) -> dict[str, Any]:
@@ -190,22 +203,6 @@ def _frame_values(number: int, frame: ReportFrame) -> dict[str, Any]:
         "agreement": agreement(reference, frame.masks[row]),
         "file": f"worst_{number}.png",
     }
-
-
-def _report_row(row: Row) -> ReportRow:
-    return ReportRow(
-        name=row.name,
-        dataset=row.dataset,
-        latency=row.latency,
-        speedup=row.speedup,
-        score=row.score,
-        size_mb=row.size_mb,
-        parity=row.parity,
-        margin=row.margin,
-        peak_memory_mib=row.peak_memory_mib,
-        time_split=row.time_split,
-        reference=row.reference,
-    )
 
 
 def _not_writable(folder: Path, error: OSError) -> SaveDeployError:

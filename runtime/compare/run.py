@@ -11,17 +11,17 @@ from save_deploy.data.sample import Clip, ClipDataset, Sample
 from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.metrics.latency import speedup
 from save_deploy.progress import countdown, raise_if_interrupted
-from save_deploy.runtime.comparison.accuracy import Accuracy, measure_accuracy
-from save_deploy.runtime.comparison.budget import check_rows
-from save_deploy.runtime.comparison.entries import Entry, Pool, fit_together
-from save_deploy.runtime.comparison.options import CompareOptions
-from save_deploy.runtime.comparison.plan import Group, Plan, make_plan, with_dataset
-from save_deploy.runtime.comparison.row import Row
-from save_deploy.runtime.comparison.sections import bundle_sections
-from save_deploy.runtime.comparison.speed import STEADY, Timing, split_times, time_entries
-from save_deploy.runtime.comparison.worker import measure_memory
-from save_deploy.runtime.comparison.worst import frame_badness
-from save_deploy.runtime.html.data import Check, ReportFrame, Section, TimeSplit
+from save_deploy.runtime.compare.accuracy import Accuracy, measure_accuracy
+from save_deploy.runtime.compare.budget import check_rows
+from save_deploy.runtime.compare.entries import Entry, Pool, fit_together
+from save_deploy.runtime.compare.options import CompareOptions
+from save_deploy.runtime.compare.plan import Group, Plan, make_plan, with_dataset
+from save_deploy.runtime.compare.rows import Row, TimeSplit
+from save_deploy.runtime.compare.sections import bundle_sections
+from save_deploy.runtime.compare.speed import STEADY, Timing, split_times, time_entries
+from save_deploy.runtime.compare.worker import measure_memory
+from save_deploy.runtime.compare.worst import frame_badness
+from save_deploy.runtime.html.data import Check, ReportFrame, Section
 from save_deploy.runtime.session import default_threads
 
 STAGES = ("open", "accuracy", "time", "memory")

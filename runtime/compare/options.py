@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from save_deploy.runtime.comparison.budget import Budget
+from save_deploy.runtime.compare.budget import Budget
 
 ALL = "all"  # every backend that runs here
 

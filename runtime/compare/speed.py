@@ -16,8 +16,8 @@ from save_deploy.bundle import Arrays
 from save_deploy.data.sample import Clip, Sample
 from save_deploy.data.transforms import resize_frame
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.comparison.entries import Entry, Pool
-from save_deploy.runtime.html.data import TimeSplit
+from save_deploy.runtime.compare.entries import Entry, Pool
+from save_deploy.runtime.compare.rows import TimeSplit
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.timing import time_interleaved
 
@@ -50,17 +50,6 @@ def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
         "image": np.stack([resize_frame(s.frame, pipeline.config.res) for s in samples]),
         "audio_embedding": np.concatenate([pipeline.embed(s.heard()) for s in samples]),
     }
-
-
-def time_models(
-    pipelines: Mapping[str, SavePipeline], inputs: Arrays, *, rounds: int, budget_s: float
-) -> dict[str, LatencyResult]:
-    """One call of the model graph each (a frame, or a clip), interleaved; audio is not timed."""
-    calls = {
-        name: (lambda p=pipeline: p.model.infer(inputs)) for name, pipeline in pipelines.items()
-    }
-    batch = len(inputs["image"])
-    return time_interleaved(calls, rounds=rounds, budget_s=budget_s, batch=batch)
 
 
 def time_entries(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from save_deploy.errors import ParityError
-from save_deploy.runtime.comparison.row import Row
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html.data import Check
 
 

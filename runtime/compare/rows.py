@@ -1,0 +1,60 @@
+"""One line of a comparison, as a value and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.metrics.margin import Margin
+from save_deploy.metrics.parity import ParityResult
+from save_deploy.metrics.segmentation import Score
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Where the time of one call goes, ms."""
+
+    preprocess: float
+    audio: float
+    model: float
+    postprocess: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entry on one dataset. parity and speedup compare it with the reference (eager) of the same
+    run; the reference has no parity.
+
+    name: unique per dataset; bundle, dataset: as the user named them; None: not measured.
+    """
+
+    backend: str
+    precision: str
+    size_mb: float
+    latency: LatencyResult
+    speedup: float
+    score: Score
+    parity: ParityResult | None
+    name: str = ""
+    bundle: str = ""
+    dataset: str = ""
+    margin: Margin | None = None
+    peak_memory_mib: float | None = None
+    time_split: TimeSplit | None = None
+
+    @property
+    def reference(self) -> bool:
+        return self.parity is None
+
+
+def row_values(row: Row) -> dict[str, Any]:
+    """A row as JSON, raw samples included; what was not measured is left out."""
+    values = {k: v for k, v in asdict(row).items() if k == "parity" or v not in (None, "")}
+    values["latency"] = {
+        "p50_ms": row.latency.p50_ms,
+        "p90_ms": row.latency.percentile(90),
+        "p99_ms": row.latency.percentile(99),
+        "samples_ms": [round(s, 3) for s in row.latency.samples_ms],
+    }
+    return values
