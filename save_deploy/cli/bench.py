@@ -64,7 +64,7 @@ def bench(
 
     names = split_names(what)
     bundles = bundle_graphs(names)
-    # behind what can be said at once: importing torch takes seconds
+    # late import: option errors must not wait for torch
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
     from save_deploy.export.bench_graphs import (

@@ -32,7 +32,9 @@ def build(
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option(metavar="MIB", help="Scratch memory it may use.", show_default=False),
+        typer.Option(
+            metavar="MIB", help="Limit of scratch memory while building.", show_default=False
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None,
@@ -61,18 +63,23 @@ def build(
         typer.Option("--refit", help="Let other weights be put into the engine (needs a driver)."),
     ] = False,
     allow_unfused: Annotated[
-        bool, typer.Option("--allow-unfused", help="Accept attentions that are not one kernel.")
+        bool,
+        typer.Option(
+            "--allow-unfused", help="Accept attentions that are not fused into one kernel."
+        ),
     ] = False,
     allow_fp32: Annotated[
-        bool, typer.Option("--allow-fp32", help="Accept products built in FP32.")
+        bool, typer.Option("--allow-fp32", help="Accept MatMuls built in FP32.")
     ] = False,
     allow_dequantised: Annotated[
         bool,
-        typer.Option("--allow-dequantised", help="Accept quantised products that multiply floats."),
+        typer.Option("--allow-dequantised", help="Accept quantized MatMuls that multiply floats."),
     ] = False,
     allow_unproven: Annotated[
         bool,
-        typer.Option("--allow-unproven", help="Accept products that the builder tells nothing of."),
+        typer.Option(
+            "--allow-unproven", help="Accept MatMuls whose precision the builder does not report."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be built, and stop.")

@@ -52,7 +52,7 @@ def calibrate(
         smooth=smooth,
         skip_bad=skip_bad,
     )
-    # behind what can be said at once: importing torch takes seconds
+    # late import: option errors must not wait for torch
     from save_deploy.export.quantize.calibrate import CALIBRATE_STAGES, calibrate_checkpoint
     from save_deploy.progress import Stages
 

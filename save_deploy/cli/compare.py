@@ -60,18 +60,19 @@ def compare(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Exit 2 when M_J of any row falls by more points than this.", show_default=False
+            help="Exit 2 if M_J of a row falls by more points than this.", show_default=False
         ),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(help="Exit 2 when masks of any row agree less (IoU).", show_default=False),
+        typer.Option(
+            help="Exit 2 if mask agreement (IoU) of a row is below this.", show_default=False
+        ),
     ] = None,
     min_speedup: Annotated[
         float | None,
         typer.Option(
-            help="Exit 2 when the fastest backend of any bundle is less than so many times as fast as "
-            "eager.",
+            help="Exit 2 if the fastest backend of a bundle is below this speed-up over eager.",
             show_default=False,
         ),
     ] = None,
@@ -94,7 +95,7 @@ def compare(
         bool | None,
         typer.Option(
             "--memory/--no-memory",
-            help="Peak memory, each in a process of its own.",
+            help="Measure peak memory of each row in a separate process.",
             show_default="with --report",
         ),
     ] = None,

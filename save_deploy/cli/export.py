@@ -21,7 +21,6 @@ from save_deploy.cli.options import (
     Smooth,
     Threads,
 )
-from save_deploy.cli.unused import refuse_unused
 from save_deploy.errors import SaveDeployError
 from save_deploy.precision import Precision
 
@@ -45,15 +44,15 @@ def export(
         typer.Option(
             "--fp16/--fp32",
             help="Weights and activations; with --int8 or --fp8, of what is not quantized. Default: "
-            "fp32, for --target tensorrt with 8 bits fp16.",
+            "fp32; fp16 for --target tensorrt with --int8 or --fp8.",
             show_default=False,
         ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Encoder products in INT8, calibrated on real pairs.")
+        bool, typer.Option("--int8", help="Encoder MatMuls in INT8, calibrated on real pairs.")
     ] = False,
     fp8: Annotated[
-        bool, typer.Option("--fp8", help="Encoder products in FP8 E4M3, for GPUs from SM89 on.")
+        bool, typer.Option("--fp8", help="Encoder MatMuls in FP8 E4M3, for GPUs from SM89 on.")
     ] = False,
     batch: Annotated[
         int, typer.Option(min=1, max=64, help="Frames per call: 5 for AVSBench's clips.")
@@ -99,7 +98,7 @@ def export(
         float | None,
         typer.Option(
             help="Parity budget, IoU of masks. Default: 0.9999 for fp32, 0.995 for fp16, 0.97 for "
-            "8 bits.",
+            "INT8 and FP8.",
             show_default=False,
         ),
     ] = None,
@@ -110,7 +109,7 @@ def export(
     calibration_table: Annotated[
         Path | None,
         typer.Option(
-            help="Ranges measured before by save-calibrate, instead of measuring them.",
+            help="Read ranges from a table written by save-calibrate.",
             show_default=False,
         ),
     ] = None,
@@ -119,18 +118,21 @@ def export(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="Search: M_J points that 8 bits may lose; products that lose more stay in float.",
+            help="Precision search: M_J points that INT8 or FP8 may lose."
+            " MatMuls that lose more stay in float.",
             show_default=False,
         ),
     ] = None,
     search_data: Annotated[
         str | None,
         typer.Option(
-            help="Dataset whose val split the search is judged on. Default: where pairs come from.",
+            help="Dataset whose val split the search uses. Default: the calibration data.",
             show_default=False,
         ),
     ] = None,
-    search_clips: Annotated[int, typer.Option(min=4, help="Clips of it.")] = 40,
+    search_clips: Annotated[
+        int, typer.Option(min=4, help="Validation clips the search uses.")
+    ] = 40,
     search_cost: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +144,7 @@ def export(
     precision_from: Annotated[
         Path | None,
         typer.Option(
-            help="Bundle whose ranges and choice of precision are used again.", show_default=False
+            help="Reuse the ranges and precision choice of this bundle.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -193,7 +195,7 @@ def export(
         print_estimate(estimate(options), options)
         return
     check_folder_target(options.folder, force=force)
-    # behind what can be said at once: importing torch takes seconds
+    # late import: option errors must not wait for torch
     from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages
     from save_deploy.runtime.compare.export_table import print_table
@@ -253,3 +255,54 @@ def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> Prec
     if fp16 is None:
         fp16 = target == "tensorrt"  # it fuses attention in FP16 only
     return Precision("fp16" if fp16 else "fp32", "int8" if int8 else "fp8")
+
+
+_MEASURING = {
+    "calib_data": "--calib-data",
+    "calib_split": "--calib-split",
+    "calib_pairs": "--calib-pairs",
+    "skip_bad": "--skip-bad",
+    "smooth": "--smooth/--no-smooth",
+}
+_READING = {"calibration_table": "--calibration-table", "precision_from": "--precision-from"}
+_SEARCH = {
+    "search_data": "--search-data",
+    "search_clips": "--search-clips",
+    "search_cost": "--search-cost",
+}
+_EIGHT_BITS = {
+    **_MEASURING, **_READING, **_SEARCH, "calib_method": "--calib-method", "max_drop": "--max-drop",
+}  # fmt: skip
+
+
+def refuse_unused(ctx: typer.Context) -> None:
+    """Looks at what stands on the command line of save-export, defaults excepted.
+
+    Raises SaveDeployError for options of quantization without it, of measuring beside ranges that are
+    read, and of the search without one.
+    """
+    given = lambda options: [text for name, text in options.items() if _is_given(ctx, name)]
+    eight_bits, reading, measuring = given(_EIGHT_BITS), given(_READING), given(_MEASURING)
+    if eight_bits and not (ctx.params["int8"] or ctx.params["fp8"]):
+        raise SaveDeployError(
+            "an option of quantization without it",
+            got=", ".join(eight_bits),
+            expected="--int8 or --fp8 beside it",
+        )
+    if reading and measuring:
+        raise SaveDeployError(
+            "ranges are read and measured",
+            got=", ".join(reading + measuring),
+            expected=f"{reading[0]} alone, or none of it: nothing is measured beside it",
+        )
+    if (search := given(_SEARCH)) and not _is_given(ctx, "max_drop"):
+        raise SaveDeployError(
+            "an option of the precision search without it",
+            got=", ".join(search),
+            expected="--max-drop beside it",
+        )
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -35,7 +35,7 @@ def merge(
     from save_deploy.export.merge.forms import forms_for
 
     forms = forms_for(target, res=res).without(*(no_merge or ()))
-    # behind what can be said at once: importing torch takes seconds
+    # late import: option errors must not wait for torch
     from save_deploy.checkpoints import load_model
     from save_deploy.export.merge.deploy import merge as run_merge
     from save_deploy.export.merge.table import print_proof

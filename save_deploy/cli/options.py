@@ -37,9 +37,7 @@ SoundFrom = Annotated[
         help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
     ),
 ]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Pass over clips that cannot be read, and list them.")
-]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip unreadable clips and list them.")]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 Clips = Annotated[
     int | None,
@@ -85,7 +83,9 @@ CalibMethod = Annotated[
 ]
 Smooth = Annotated[
     bool,
-    typer.Option("--smooth/--no-smooth", help="Rescale norms so that no channel rules a range."),
+    typer.Option(
+        "--smooth/--no-smooth", help="Rescale norms so that no single channel sets the range."
+    ),
 ]
 
 Bundle = Annotated[Path, typer.Argument(help="Folder written by save-export.")]

@@ -34,7 +34,7 @@ def run(
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(help="At most so many frames per second.", show_default="the video's"),
+        typer.Option(help="Upper limit of frames per second.", show_default="the video's"),
     ] = None,
     start: Annotated[float, typer.Option(help="Seconds into the video to begin at.")] = 0.0,
     seconds: Annotated[
@@ -43,9 +43,7 @@ def run(
     color: Annotated[
         str, typer.Option(help='Of the marks: a name, or "#ff3caa".', show_default="pink")
     ] = "",
-    silent: Annotated[
-        bool, typer.Option("--silent", help="Go on with a video that has no sound.")
-    ] = False,
+    silent: Annotated[bool, typer.Option("--silent", help="Accept a video without sound.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")] = False,
     backend: Backend = "auto",
     no_self_test: NoSelfTest = False,

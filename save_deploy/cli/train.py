@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from save_deploy.cli.options import SkipBad, SoundFrom
-from save_deploy.cli.texts import parse_mixture, parse_odds, parse_range
-from save_deploy.cli.training_memory import print_estimate
 from save_deploy.errors import SaveDeployError
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def train(
         str, typer.Option(help="Share of generated clips with 0, 1, 2 sources.")
     ] = "0.08,0.78,0.14",
     sound_steps: Annotated[
-        int, typer.Option(min=0, help="First train hearing alone for so many steps (batch 64).")
+        int, typer.Option(min=0, help="Audio-only warm-up steps before training (batch 64).")
     ] = 0,
     sound_batch: Annotated[
         int, typer.Option(min=0, help="Sounds heard beside every batch, weighted by --aux.")
@@ -197,7 +196,9 @@ def train(
         size = SaveConfig.of_system(system or "save", preset or "vit_t", res=res)
         print_estimate(size, savings, batch // accumulate, freeze_sam=preset not in (None, "vit_t"))
         return
-    from save_deploy.training.start import initial_model  # torch: behind what can be said at once
+    from save_deploy.training.start import (
+        initial_model,
+    )  # late import: option errors must not wait for torch
 
     model = initial_model(
         preset or "vit_t", system=system, res=res, init=init, sam=sam, vggish=vggish, seed=seed
@@ -297,3 +298,68 @@ def _train_recipe(
             f"score it: save-eval {best}{sam_option} --recipe {recipe.name} "
             f"--test {dataset} --root {root}"
         )
+
+
+def parse_mixture(text: str) -> dict[str, float]:
+    """ "a=0.2,b=0.8" or "a" -> weights by source."""
+    mixture = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            mixture[name] = float(weight or 1.0)
+        except ValueError:
+            raise SaveDeployError(
+                "unreadable data mixture", got=text, expected="scenes=0.2,stamps=0.8"
+            ) from None
+    return mixture
+
+
+def parse_odds(text: str) -> tuple[float, ...]:
+    """ "0.1,0.6,0.3" -> shares of 0, 1, 2 sources."""
+    try:
+        odds = tuple(float(part) for part in text.split(","))
+        if min(odds) < 0 or sum(odds) <= 0:
+            raise ValueError
+    except ValueError:
+        raise SaveDeployError(
+            "unreadable shares", got=text, expected="such as 0.08,0.78,0.14"
+        ) from None
+    return odds
+
+
+def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
+    """ "2-4" -> (2, 4)."""
+    try:
+        low, high = (kind(part) for part in text.split("-"))
+    except ValueError:
+        raise SaveDeployError(
+            "unreadable range", got=text, expected="MIN-MAX, such as 2-4"
+        ) from None
+    return low, high
+
+
+def print_estimate(config: Any, savings: Savings, micro_batch: int, *, freeze_sam: bool) -> None:
+    """Memory of a step with nothing saved, without one saving each, and with all."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from save_deploy.training.estimate import CARD_BYTES, GIB, with_and_without
+
+    rows = with_and_without(config, savings, micro_batch=micro_batch, freeze_sam=freeze_sam)
+    console = Console(width=None if Console().is_terminal else 132)
+    table = Table(
+        title=f"{config.system} on {config.name} at {config.res} px, {micro_batch} frames at once: GiB",
+        title_justify="left",
+    )
+    parts = ("frozen", "trained", "gradients", "moments", "activations", "reserve", "total")
+    for i, column in enumerate(("", *parts, "24 GB card")):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for name, found in rows:
+        cells = [f"{getattr(found, part) / GIB:.2f}" for part in parts]
+        table.add_row(name, *cells, "fits" if found.total <= CARD_BYTES else "too large")
+    console.print(table)
+    print(
+        "activations: most bytes alive in two forward and backward passes on fake tensors, beyond "
+        "weights and gradients;\nmoments: AdamW, 8 or 4 bytes a trained parameter; reserve: CUDA "
+        "context 0.6 GiB and 5 % fragmentation. Not run on a GPU."
+    )
