@@ -38,7 +38,6 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FRONT = (
     "cli",
     "cli.py",
-    "verbs",
     "__main__.py",
     "__init__.py",
 )  # of save_deploy/: nothing imports these
