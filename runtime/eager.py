@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from save_deploy.bundle import Arrays, GraphSpec, audio_spec, model_spec
+from save_deploy.checkpoints import load_model
 from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.runtime.session import default_threads
 
 
 class EagerSession:
@@ -50,3 +53,11 @@ def eager_pipeline(model: SaveModel, *, batch: int = 1) -> SavePipeline:
         audio=EagerSession(audio_spec(), embed),
         model=EagerSession(model_spec(model.config, batch), model.forward_embedding),
     )
+
+
+def open_eager(
+    checkpoint: Path, sam: Path | None, *, res: int, batch: int, threads: int | None = None
+) -> SavePipeline:
+    """The eager model of a checkpoint, with as many threads as sessions take."""
+    torch.set_num_threads(threads or default_threads())
+    return eager_pipeline(load_model(checkpoint, res=res, sam=sam), batch=batch)

@@ -9,14 +9,10 @@ import torch
 
 from save_deploy.bundle import Manifest, sha256_of
 from save_deploy.checkpoints import builtin_path as builtin_path
-from save_deploy.checkpoints import load_model
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BundleError, CheckpointError
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare.entries import EagerSource
-from save_deploy.runtime.eager import eager_pipeline
-from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import default_threads
 
 
 def find_source(
@@ -58,10 +54,3 @@ def _matching(bundle: Path, recorded: dict[str, object], files: list[Path], what
         expected=f"{recorded['name']} with sha256 {str(recorded['sha256'])[:12]}..., for {bundle}",
         hint=f"save-compare {bundle} {option} FILE, or --no-eager to compare bundles alone",
     )
-
-
-def open_eager(source: EagerSource, *, threads: int | None = None) -> SavePipeline:
-    """The eager model with as many threads as sessions take."""
-    torch.set_num_threads(threads or default_threads())
-    model = load_model(source.checkpoint, res=source.res, sam=source.sam)
-    return eager_pipeline(model, batch=source.batch)

@@ -49,9 +49,12 @@ class Entry:
     def open(self) -> SavePipeline:
         """Files are not hashed and golden samples not run again: they were when the entry was made."""
         if self.eager is not None:
-            from save_deploy.runtime.reference import open_eager
+            from save_deploy.runtime.eager import open_eager
 
-            return open_eager(self.eager, threads=self.threads)
+            of = self.eager
+            return open_eager(
+                of.checkpoint, of.sam, res=of.res, batch=of.batch, threads=self.threads
+            )
         assert self.folder is not None
         return load(
             self.folder,

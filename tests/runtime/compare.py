@@ -12,7 +12,7 @@ from save_deploy.bundle import Manifest
 from save_deploy.runtime.compare.entries import bundle_mb
 from save_deploy.runtime.compare.options import CompareOptions
 from save_deploy.runtime.pipeline import SavePipeline, load
-from save_deploy.runtime.reference import find_source, open_eager
+from save_deploy.runtime.reference import find_source
 
 
 def options(bundles: tuple[Path, ...], **changes: Any) -> CompareOptions:
@@ -24,7 +24,10 @@ def open_pair(bundle: Path) -> tuple[dict[str, SavePipeline], dict[str, float]]:
     """-> eager and the bundle as pipelines on one thread, their sizes in MB."""
     manifest = Manifest.read(bundle)
     source = find_source(bundle, manifest)
-    pipelines = {"eager": open_eager(source, threads=1), "bundle": load(bundle, threads=1)}
+    pipelines = {
+        "eager": Entry("eager", "eager", "fp32", 0.0, eager=source, threads=1).open(),
+        "bundle": load(bundle, threads=1),
+    }
     size = bundle_mb(manifest, pipelines["bundle"].backend)
     return pipelines, {"eager": source.n_bytes / 1e6, "bundle": size}
 

@@ -215,7 +215,7 @@ def test_without_eager_the_first_is_the_reference(
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("no eager model was wanted")
 
-    monkeypatch.setattr("save_deploy.runtime.reference.open_eager", forbidden)
+    monkeypatch.setattr("save_deploy.runtime.eager.open_eager", forbidden)
     asked = options((bundle, other), eager=False)
     first, second = run_comparison(asked).rows
     assert (first.bundle, second.bundle) == ("demo", "altered")
