@@ -9,7 +9,7 @@ import pytest
 
 from save_deploy import cli
 from save_deploy.bundle import Manifest
-from save_deploy.runtime.compare.entries import bundle_mb
+from save_deploy.runtime.compare.entries import Entry, bundle_mb
 from save_deploy.runtime.compare.options import CompareOptions
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.reference import find_source
