@@ -43,7 +43,7 @@ FRONT = (
 )  # of save_deploy/: nothing imports these
 # The eager model beside the runtime's pipelines: what else these files may import.
 EAGER = {
-    "runtime/eager.py": {"model"},
+    "runtime/eager.py": {"model", "checkpoints"},
     "runtime/reference.py": {"model", "checkpoints"},
     "runtime/bench/worker.py": {"checkpoints"},
 }

@@ -223,8 +223,8 @@ class _Saver:
                 raise PermissionError(f"{self.path.parent} cannot be written to")
             self.observer.save(self.path, self.key)
             self.kept = True
-        except OSError as error:  # a read-only cache, a full disk: only resuming needs the file
-            why = error.strerror or error
+        except (OSError, OutputError) as error:  # a read-only cache, a full disk
+            why = error.got if isinstance(error, OutputError) else error.strerror or error
             print(f"\nan interrupted calibration could not be resumed: {why}", file=sys.stderr)
             self.path = None
             return

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {"res": 224, "n_golden": 1, "rounds": 3}
         (["--int8", "--calib-data", "random"], "random data is refused"),
         (["--int8", "--calib-split", "test"], "test split is refused"),
         (["--int8", "--calib-method", "magic"], "unknown calibration method"),
-        (["--int8", "--calibration-table", "none.json"], "cannot be read"),
+        (["--int8", "--calibration-table", "none.json"], "no such calibration table"),
         (["--int8", "--calib-data", "nowhere"], "no dataset in this folder"),
     ],
 )

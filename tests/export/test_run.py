@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from save_deploy import progress
 from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
-from save_deploy.errors import BackendError, ExportError, ParityError
+from save_deploy.errors import BackendError, OutputError, ParityError
 from save_deploy.export.estimate import estimate
 from save_deploy.export.export import export
 from save_deploy.export.options import ExportOptions
@@ -154,7 +154,7 @@ def test_interrupt_leaves_nothing(
     assert process.poll() is None
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in stderr
+    assert process.returncode == 130 and "interrupted" in stderr, stderr
     assert "Traceback" not in stderr
     assert leftovers(tmp_path) == []
 
@@ -193,14 +193,14 @@ def test_replaced_only_when_complete(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_an_error_not_a_traceback(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot be written"), new_folder(tmp_path / "b"):
+    with pytest.raises(OutputError, match="cannot be written"), new_folder(tmp_path / "b"):
         raise OSError(28, "No space left on device")
     assert leftovers(tmp_path) == []
 
 
 def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    with pytest.raises(ExportError, match="not a bundle"):
+    with pytest.raises(OutputError, match="not a bundle"):
         check_folder_target(tmp_path / "photos", force=True)
 
 
@@ -208,7 +208,7 @@ def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
 def test_unwritable_parent(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(ExportError, match="not writable"):
+        with pytest.raises(OutputError, match="not writable"):
             check_folder_target(tmp_path / "b", force=False)
     finally:
         tmp_path.chmod(0o700)

@@ -43,7 +43,7 @@ def test_import_is_instant_and_load_is_the_pipelines() -> None:
         "assert load is pipeline.load is save_deploy.load\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert set(save_deploy.__all__) == {"__version__", "load"}
+    assert set(save_deploy.__all__) == {"Listener", "__version__", "load"}
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = save_deploy.laod  # type: ignore[attr-defined]
 

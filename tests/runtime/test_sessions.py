@@ -190,14 +190,19 @@ def test_stream_listens_once_per_second(bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_clip_bundle(bundle_fp32: Path, tmp_path: Path) -> None:
+def test_clip_bundle(bundle_fp32: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Five frames a call: same logits as one at a time; any number of frames is completed."""
     from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
 
-    export(ExportOptions(batch=5, out=tmp_path / "clip", n_golden=7, rounds=3))
-    clip = Scenes(n_clips=1)[0]
-    assert Manifest.read(tmp_path / "clip").model.inputs[0].shape == (5, 256, 256, 3)
+    one = Manifest.read(bundle_fp32)
+    options = ExportOptions(
+        checkpoint=tiny_checkpoint, res=one.config.res, batch=5, out=tmp_path / "clip", n_golden=7,
+        rounds=3,
+    )  # fmt: skip
+    export(options)
+    clip, side = Scenes(n_clips=1)[0], one.config.res
+    assert Manifest.read(tmp_path / "clip").model.inputs[0].shape == (5, side, side, 3)
     with load(tmp_path / "clip") as five, load(bundle_fp32) as one:
         assert (five.batch, one.batch) == (5, 1)
         expected = one.clip_logits(list(clip.frames), clip.waveform)

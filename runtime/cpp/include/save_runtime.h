@@ -61,7 +61,7 @@ typedef enum save_detail {
 SAVE_API const char* save_last_error(void);
 /* save_detail of this thread's last failed call. */
 SAVE_API int save_last_detail(void);
-/* Of this library, such as "0.1.0". */
+/* Of this library, such as "0.2.0". */
 SAVE_API const char* save_version(void);
 /* Backends compiled into this library, separated by spaces, such as "openvino tensorrt_rtx". */
 SAVE_API const char* save_backends(void);
