@@ -31,6 +31,12 @@ def listen_for_interrupts() -> None:
         signal.signal(hangup, _interrupt)
 
 
+def was_interrupted() -> bool:
+    """True once an interrupt was requested, whatever became of its KeyboardInterrupt: C code may turn
+    it into another exception."""
+    return _interrupted
+
+
 def raise_if_interrupted() -> None:
     """Raise the KeyboardInterrupt that was requested, if one was."""
     if _interrupted:

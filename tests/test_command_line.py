@@ -6,7 +6,11 @@ import subprocess
 import sys
 from importlib import metadata
 
+import pytest
+import typer
+
 import save_deploy
+from save_deploy import cli, progress
 
 
 def version_of(blocked: str = "") -> list[str]:
@@ -29,3 +33,24 @@ def test_version_imports_no_backend() -> None:
     assert f"openvino {metadata.version('openvino')}" in lines
     assert len(lines) == len(set(lines))
     assert not any(line.startswith("tensorrt ") for line in lines)  # twin: it is not installed
+
+
+def test_an_interrupt_that_became_another_error_is_still_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C code may answer a KeyboardInterrupt with an error of its own; without one, it is our bug."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def verb() -> None:
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(cli, "listen_for_interrupts", lambda: None)
+    monkeypatch.setattr("sys.argv", ["verb"])
+    monkeypatch.setattr(progress, "_interrupted", True)
+    with pytest.raises(SystemExit) as ended:
+        cli._run(app)
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(progress, "_interrupted", False)
+    with pytest.raises(ValueError, match="shape"):
+        cli._run(app)

@@ -35,7 +35,7 @@ from save_deploy.cli import (
 from save_deploy.cli import eval as evaluate
 from save_deploy.errors import SaveDeployError
 from save_deploy.extras import named_extras
-from save_deploy.progress import Resumable, listen_for_interrupts
+from save_deploy.progress import Resumable, listen_for_interrupts, was_interrupted
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
@@ -131,6 +131,10 @@ def _run(app: typer.Typer) -> None:
             return invoke(context)
         except KeyboardInterrupt as interrupt:
             raise _Stopped(isinstance(interrupt, Resumable)) from None
+        except Exception:
+            if was_interrupted():  # inside a library that answered with an error of its own
+                raise _Stopped(False) from None
+            raise
 
     command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
