@@ -10,6 +10,7 @@ from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.metrics.parity import ParityBudget
+from save_deploy.options import option
 from save_deploy.precision import Precision
 
 SEARCH_COSTS = {"time": "ms", "work": "GMAC"}
@@ -19,18 +20,48 @@ QUANTIZED_STAGES = (
 )  # fmt: skip
 
 
+QUANTIZATION = "Quantization"
+SEARCH = "Precision search"
+COMPARISON = "Comparison with eager"
+GRAPH = "Graph"
+_QUANTIZED = ("--int8", "--fp8")
+_READ = ("--calibration-table", "--precision-from")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """Where ranges come from. data None: the export's own data; table: a finished table instead;
-    skip_bad: clips that cannot be read are passed over."""
+    method None: minmax, or the table's."""
 
-    data: str | None = None
-    split: str = "train"
-    pairs: int = 64
-    method: str | None = None
-    table: Path | None = None
-    smooth: bool = True
-    skip_bad: bool = False
+    data: str | None = option(
+        "--calib-data", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=None,
+        help="Pairs for ranges: scenes, stamps, DIR or DIR:SUBSET as released, or a folder of videos. "
+        "Default: --data.",
+    )  # fmt: skip
+    split: str = option(
+        "--calib-split", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default="train",
+        help="train or val, never test.",
+    )  # fmt: skip
+    pairs: int = option(
+        "--calib-pairs", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=64,
+        help="Pairs of frame and second.",
+    )  # fmt: skip
+    method: str | None = option(
+        "--calib-method", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
+        help="minmax, percentile, entropy or mse. Default: minmax, or the table's.",
+    )  # fmt: skip
+    table: Path | None = option(
+        "--calibration-table", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
+        help="Read ranges from a table written by save-calibrate.",
+    )  # fmt: skip
+    smooth: bool = option(
+        "--smooth/--no-smooth", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=True,
+        help="Rescale norms so that no single channel sets the range.",
+    )  # fmt: skip
+    skip_bad: bool = option(
+        "--skip-bad", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=False,
+        help="Skip unreadable clips and list them.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
@@ -41,16 +72,30 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Which products stay in float. max_drop: M_J points that may be lost on `clips` clips of `data`'s
-    val split (None: all products are quantized); cost: what is minimised, `time` as measured here or
-    `work`, multiplications with 8-bit ones counted half (None: what suits the target); reuse: a bundle
-    whose choice is taken."""
+    """Which MatMuls stay in float. max_drop None: all are quantized; cost None: what suits the target;
+    reuse: a bundle whose ranges and choice are taken."""
 
-    max_drop: float | None = None
-    data: str | None = None
-    clips: int = 40
-    cost: str | None = None
-    reuse: Path | None = None
+    max_drop: float | None = option(
+        "--max-drop", panel=SEARCH, needs=_QUANTIZED, default=None,
+        help="M_J points that INT8 or FP8 may lose. MatMuls that lose more stay in float.",
+    )  # fmt: skip
+    data: str | None = option(
+        "--search-data", panel=SEARCH, needs=("--max-drop",), default=None,
+        help="Dataset whose val split the search uses. Default: the calibration data.",
+    )  # fmt: skip
+    clips: int = option(
+        "--search-clips", panel=SEARCH, needs=("--max-drop",), default=40, low=4,
+        help="Validation clips the search uses.",
+    )  # fmt: skip
+    cost: str | None = option(
+        "--search-cost", panel=SEARCH, needs=("--max-drop",), default=None,
+        help="What the search minimizes: time, measured here, or work, multiplications with INT8 ones "
+        "counted half. Default: time, for --target tensorrt work.",
+    )  # fmt: skip
+    reuse: Path | None = option(
+        "--precision-from", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
+        help="Reuse the ranges and precision choice of this bundle.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
@@ -73,21 +118,50 @@ class SearchOptions:
 class ExportOptions:
     """What to export and how. checkpoint None: the built-in one; data: see `data/open.py`."""
 
-    checkpoint: Path | None = None
-    sam: Path | None = None
-    res: int = 256
+    checkpoint: Path | None = option(
+        default=None,
+        help="SAVE checkpoint (.safetensors, or another project's .pth). Default: the built-in vit_t.",
+    )
+    res: int = option("--res", default=256, help="Input side in px: 224, 256 or 1024.")
+    data: str = option(
+        "--data", default="scenes",
+        help="Where golden samples come from: scenes, stamps or an AVSBench folder.",
+    )  # fmt: skip
+    out: Path | None = option(
+        "--out", "-o", default=None, help="Bundle folder. Default: CHECKPOINT_RES_PRECISION."
+    )
+    force: bool = option("--force", default=False, help="Replace an existing bundle.")
     precision: Precision = field(default_factory=Precision)
-    batch: int = 1
     target: str = "portable"
-    without: tuple[str, ...] = ()
-    data: str = "scenes"
-    n_golden: int = 8
-    out: Path | None = None
-    force: bool = False
-    rounds: int = 20
-    threads: int | None = None
-    max_abs_err: float | None = None
-    min_agreement: float | None = None
+    sam: Path | None = option(
+        "--sam", panel=GRAPH, default=None,
+        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
+    )  # fmt: skip
+    batch: int = option(
+        "--batch", panel=GRAPH, default=1, low=1, high=64,
+        help="Frames per call: 5 for AVSBench's clips.",
+    )  # fmt: skip
+    without: tuple[str, ...] = option(
+        "--no-merge", panel=GRAPH, default=(), metavar="NAME",
+        help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
+    )  # fmt: skip
+    n_golden: int = option(
+        "--golden", panel=COMPARISON, default=8, low=1,
+        help="Golden samples in the bundle, also used for the table.",
+    )  # fmt: skip
+    rounds: int = option("--rounds", panel=COMPARISON, default=20, low=3, help="Timing rounds.")
+    threads: int | None = option(
+        "--threads", panel=COMPARISON, default=None, low=1, help="CPU threads. Default: all cores."
+    )
+    max_abs_err: float | None = option(
+        "--max-logit-error", panel=COMPARISON, default=None,
+        help="Parity budget. Default: 1e-3 for fp32, none for the others.",
+    )  # fmt: skip
+    min_agreement: float | None = option(
+        "--min-agreement", panel=COMPARISON, default=None,
+        help="Parity budget, IoU of masks. Default: 0.9999 for fp32, 0.995 for fp16, 0.97 for INT8 and "
+        "FP8.",
+    )  # fmt: skip
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
 

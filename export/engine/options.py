@@ -9,8 +9,10 @@ from typing import Any
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.graph import GraphFacts
 from save_deploy.export.engine.targets import DEFAULT_TARGETS, FP8_TARGETS, resolve
+from save_deploy.options import option
 
 LIBRARIES = {"auto": "", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+BUILDER = "Builder"
 COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -22,15 +24,44 @@ class BuildOptions:
     refit lets them be replaced.
     """
 
-    library: str = "auto"
-    targets: tuple[str, ...] = ()
-    workspace_mib: int | None = None
-    optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware_compatibility: str = "none"
-    version_compatible: bool = False
-    strip_weights: bool = False
-    refit: bool = False
+    library: str = option(
+        "--library", default="auto",
+        help="tensorrt, rtx, or auto: tensorrt where it and a driver are installed.",
+    )  # fmt: skip
+    targets: tuple[str, ...] = option(
+        "--for", default=(), metavar="GPU",
+        help="GPU of an RTX engine, by name or number: L4, 'RTX 4090', 8.6 (repeatable). Default: all "
+        "but Turing.",
+    )  # fmt: skip
+    workspace_mib: int | None = option(
+        "--workspace", panel=BUILDER, default=None, metavar="MIB",
+        help="Limit of scratch memory while building.",
+    )  # fmt: skip
+    optimization_level: int | None = option(
+        "--optimization-level", panel=BUILDER, default=None,
+        help="0 builds fastest, 5 tries most. Default: 3.",
+    )  # fmt: skip
+    timing_cache: Path | None = option(
+        "--timing-cache", panel=BUILDER, default=None,
+        help="Keep measured timings in this file (tensorrt).",
+    )  # fmt: skip
+    hardware_compatibility: str = option(
+        "--hardware-compatibility", panel=BUILDER, default="none",
+        help="none, ampere_plus or same_compute_capability (tensorrt).",
+    )  # fmt: skip
+    version_compatible: bool = option(
+        "--version-compatible", panel=BUILDER, default=False,
+        help="Runs on later versions too (tensorrt).",
+    )  # fmt: skip
+    strip_weights: bool = option(
+        "--strip-weights", panel=BUILDER, default=False,
+        help="Leave the weights out of the engine: they come from model.onnx when it is loaded (from "
+        "Python alone; needs a driver to build; never tried on a GPU).",
+    )  # fmt: skip
+    refit: bool = option(
+        "--refit", panel=BUILDER, default=False,
+        help="Let other weights be put into the engine (needs a driver).",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raises ExportError for a value that no library takes."""
@@ -43,7 +74,8 @@ class BuildOptions:
             raise ExportError("unknown optimization level", got=str(self.optimization_level),
                               expected="0 (fast build) to 5 (thorough)",
                               hint="leave --optimization-level out: 3 is the default")  # fmt: skip
-        object.__setattr__(self, "targets", resolve(self.targets))
+        given = tuple(name for text in self.targets for name in text.split(","))
+        object.__setattr__(self, "targets", resolve(given))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,9 @@ from typing import Any
 
 from save_deploy.export.engine.graph import GraphFacts, Product
 from save_deploy.export.engine.layers import BuildLog, Kernel, operands
+from save_deploy.options import option
+
+ALLOW = "What the receipt may show"
 
 _MULTIPLYING = re.compile(r"gemm|gemv|conv|correlation|fusion|matrix|matmul", re.IGNORECASE)
 _EIGHT_BIT = ("int8", "fp8", "int4", "fp4")
@@ -99,10 +102,21 @@ class Receipt:
 class Allow:
     """Which failures of a receipt the user accepts."""
 
-    unfused: bool = False
-    fp32: bool = False
-    dequantised: bool = False
-    unproven: bool = False
+    unfused: bool = option(
+        "--allow-unfused", panel=ALLOW, default=False,
+        help="Accept attentions that are not fused into one kernel.",
+    )  # fmt: skip
+    fp32: bool = option(
+        "--allow-fp32", panel=ALLOW, default=False, help="Accept MatMuls built in FP32."
+    )
+    dequantised: bool = option(
+        "--allow-dequantised", panel=ALLOW, default=False,
+        help="Accept quantized MatMuls that multiply floats.",
+    )  # fmt: skip
+    unproven: bool = option(
+        "--allow-unproven", panel=ALLOW, default=False,
+        help="Accept MatMuls whose precision the builder does not report.",
+    )  # fmt: skip
 
 
 def make_receipt(

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from save_deploy.errors import ParityError
+from save_deploy.runtime.compare.options import Budget
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html.data import Check
-
-
-@dataclass(frozen=True)
-class Budget:
-    """None: not asked. max_drop in M_J points and min_agreement (IoU) hold for every row; min_speedup
-    (times the reference) for the fastest backend of each bundle."""
-
-    max_drop: float | None = None
-    min_agreement: float | None = None
-    min_speedup: float | None = None
 
 
 def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:

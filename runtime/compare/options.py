@@ -5,9 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from save_deploy.runtime.compare.budget import Budget
+from save_deploy.options import option
 
 ALL = "all"  # every backend that runs here
+DATA, MEASUREMENT = "Data", "Measurement"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """None: not asked. max_drop in M_J points and min_agreement (IoU) hold for every row; min_speedup
+    (times the reference) for the fastest backend of each bundle."""
+
+    max_drop: float | None = option(
+        "--max-drop", default=None, help="Exit 2 if M_J of a row falls by more points than this."
+    )
+    min_agreement: float | None = option(
+        "--min-agreement", default=None,
+        help="Exit 2 if mask agreement (IoU) of a row is below this.",
+    )  # fmt: skip
+    min_speedup: float | None = option(
+        "--min-speedup", default=None,
+        help="Exit 2 if the fastest backend of a bundle is below this speed-up over eager.",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -17,19 +36,60 @@ class CompareOptions:
     dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row.
     self_test: of GPU backends that are new here."""
 
-    bundles: tuple[Path, ...]
-    backends: tuple[str, ...] = ("auto",)
-    data: tuple[str, ...] = ("scenes",)
-    split: str = "test"
-    clips: int | None = None
-    checkpoints: tuple[Path, ...] = ()
-    sams: tuple[Path, ...] = ()
-    eager: bool = True
-    rounds: int = 20
-    frames: int = 8
-    memory: bool = False
-    threads: int | None = None
-    self_test: bool = True
-    sound_from: str = "auto"
-    skip_bad: bool = False
+    bundles: tuple[Path, ...] = option(metavar="BUNDLE...", help="Folders written by save-export.")
+    backends: tuple[str, ...] = option(
+        "--backend", default=("auto",), default_text="auto",
+        help="Of every bundle (repeatable): onnxruntime, openvino, onnxruntime-cuda, "
+        "onnxruntime-tensorrt, tensorrt, tensorrt_rtx: exit 3 where one cannot run a bundle. all: "
+        "those that can. auto: the best of them.",
+    )  # fmt: skip
+    data: tuple[str, ...] = option(
+        "--data", default=("scenes",), default_text="scenes",
+        help="scenes, scenes:ms3, stamps, stamps:ms3, or a released dataset: DIR or DIR:SUBSET "
+        "(repeatable).",
+    )  # fmt: skip
+    split: str = option("--split", panel=DATA, default="test", help="train, val or test.")
+    clips: int | None = option(
+        "--clips", default=None, low=1,
+        help="How many clips. Default: all (200 of generated data).",
+    )  # fmt: skip
+    checkpoints: tuple[Path, ...] = option(
+        "--checkpoint", default=(),
+        help="What a bundle was made of, found by its hash (repeatable). Default: the built-in one.",
+    )  # fmt: skip
+    sams: tuple[Path, ...] = option(
+        "--sam", panel=DATA, default=(),
+        help="SAM's official .pth, for a checkpoint that holds only the trained parts (repeatable).",
+    )  # fmt: skip
+    eager: bool = option(
+        "--eager/--no-eager", panel=MEASUREMENT, default=True,
+        help="--no-eager needs neither checkpoint nor torch: the first bundle on its first backend is "
+        "then the reference.",
+    )  # fmt: skip
+    rounds: int = option(
+        "--rounds", panel=MEASUREMENT, default=20, low=3,
+        help="Timing rounds; up to three times as many while not steady.",
+    )  # fmt: skip
+    frames: int = option(
+        "--frames", panel=MEASUREMENT, default=8, low=0,
+        help="Worst frames of each dataset kept for the report.",
+    )  # fmt: skip
+    memory: bool | None = option(
+        "--memory/--no-memory", panel=MEASUREMENT, default=None, default_text="with --report",
+        help="Measure peak memory of each row in a separate process.",
+    )  # fmt: skip
+    threads: int | None = option(
+        "--threads", panel=MEASUREMENT, default=None, low=1, help="CPU threads. Default: all cores."
+    )
+    self_test: bool = option(
+        " /--no-self-test", panel=MEASUREMENT, default=True, default_text="",
+        help="Do not run the golden samples first on a GPU that is new to a bundle.",
+    )  # fmt: skip
+    sound_from: str = option(
+        "--from", panel=DATA, default="auto",
+        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
+    )  # fmt: skip
+    skip_bad: bool = option(
+        "--skip-bad", panel=DATA, default=False, help="Skip unreadable clips and list them."
+    )
     budget: Budget = field(default_factory=Budget)

@@ -7,30 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from save_deploy.cli.options import (
-    CalibData,
-    CalibMethod,
-    CalibPairs,
-    CalibSplit,
-    Checkpoint,
-    Sam,
-    SkipBad,
-    Smooth,
-    Threads,
-)
+from save_deploy.cli.options import Checkpoint, Sam, Threads
+from save_deploy.cli.takes import takes
+from save_deploy.export.options import CalibrationOptions
 from save_deploy.machine import peak_memory_mib
 
 
+@takes(CalibrationOptions, leave_out=["table"])
 def calibrate(
+    options: CalibrationOptions,
     checkpoint: Checkpoint = None,
     sam: Sam = None,
     res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
-    calib_data: CalibData = None,
-    calib_split: CalibSplit = "train",
-    calib_pairs: CalibPairs = 64,
-    calib_method: CalibMethod = None,
-    smooth: Smooth = True,
-    skip_bad: SkipBad = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file to write.")] = Path(
         "calibration.json"
     ),
@@ -41,17 +29,8 @@ def calibrate(
     import time
 
     from save_deploy.config import check_resolution
-    from save_deploy.export.options import CalibrationOptions
 
     check_resolution(res)
-    options = CalibrationOptions(
-        data=calib_data,
-        split=calib_split,
-        pairs=calib_pairs,
-        method=calib_method,
-        smooth=smooth,
-        skip_bad=skip_bad,
-    )
     # late import: option errors must not wait for torch
     from save_deploy.export.quantize.calibrate import CALIBRATE_STAGES, calibrate_checkpoint
     from save_deploy.progress import Stages

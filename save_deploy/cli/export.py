@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from save_deploy.cli.options import (
-    CalibData,
-    CalibMethod,
-    CalibPairs,
-    CalibSplit,
-    Checkpoint,
-    NoMerge,
-    Sam,
-    SkipBad,
-    Smooth,
-    Threads,
-)
+from save_deploy.cli.takes import takes
 from save_deploy.errors import SaveDeployError
+from save_deploy.export.options import GRAPH, QUANTIZATION, ExportOptions
 from save_deploy.precision import Precision
 
-ExportTarget = Annotated[
-    str | None,
-    typer.Option(
-        help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and masks. "
-        "Default: tensorrt where an engine is built, else portable.",
-        show_default=False,
-    ),
-]
+if TYPE_CHECKING:
+    from save_deploy.export.export import ExportResult
 
 
+@takes(ExportOptions)
 def export(
-    ctx: typer.Context,
-    checkpoint: Checkpoint = None,
-    sam: Sam = None,
-    res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
+    options: ExportOptions,
     fp16: Annotated[
         bool | None,
         typer.Option(
@@ -52,12 +35,22 @@ def export(
         bool, typer.Option("--int8", help="Encoder MatMuls in INT8, calibrated on real pairs.")
     ] = False,
     fp8: Annotated[
-        bool, typer.Option("--fp8", help="Encoder MatMuls in FP8 E4M3, for GPUs from SM89 on.")
+        bool,
+        typer.Option(
+            "--fp8",
+            help="Encoder MatMuls in FP8 E4M3, for GPUs from SM89 on.",
+            rich_help_panel=QUANTIZATION,
+        ),
     ] = False,
-    batch: Annotated[
-        int, typer.Option(min=1, max=64, help="Frames per call: 5 for AVSBench's clips.")
-    ] = 1,
-    target: ExportTarget = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and "
+            "masks. Default: tensorrt where an engine is built, else portable.",
+            show_default=False,
+            rich_help_panel=GRAPH,
+        ),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -65,146 +58,44 @@ def export(
             "one for the GPU of this machine, if any. `save-build` does it later."
         ),
     ] = "auto",
-    no_merge: NoMerge = None,
-    data: Annotated[
-        str,
-        typer.Option(help="Where golden samples come from: scenes, stamps or an AVSBench folder."),
-    ] = "scenes",
-    golden: Annotated[
-        int, typer.Option(min=1, help="Golden samples in the bundle, also used for the table.")
-    ] = 8,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Bundle folder. Default: CHECKPOINT_RES_PRECISION.",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print size, work and memory it will need, and stop.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=3, help="Timing rounds.")] = 20,
-    threads: Threads = None,
-    max_logit_error: Annotated[
-        float | None,
-        typer.Option(
-            help="Parity budget. Default: 1e-3 for fp32, none for the others.", show_default=False
-        ),
-    ] = None,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option(
-            help="Parity budget, IoU of masks. Default: 0.9999 for fp32, 0.995 for fp16, 0.97 for "
-            "INT8 and FP8.",
-            show_default=False,
-        ),
-    ] = None,
-    calib_data: CalibData = None,
-    calib_split: CalibSplit = "train",
-    calib_pairs: CalibPairs = 64,
-    calib_method: CalibMethod = None,
-    calibration_table: Annotated[
-        Path | None,
-        typer.Option(
-            help="Read ranges from a table written by save-calibrate.",
-            show_default=False,
-        ),
-    ] = None,
-    smooth: Smooth = True,
-    skip_bad: SkipBad = False,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="Precision search: M_J points that INT8 or FP8 may lose."
-            " MatMuls that lose more stay in float.",
-            show_default=False,
-        ),
-    ] = None,
-    search_data: Annotated[
-        str | None,
-        typer.Option(
-            help="Dataset whose val split the search uses. Default: the calibration data.",
-            show_default=False,
-        ),
-    ] = None,
-    search_clips: Annotated[
-        int, typer.Option(min=4, help="Validation clips the search uses.")
-    ] = 40,
-    search_cost: Annotated[
-        str | None,
-        typer.Option(
-            help="What the search makes small: time, measured here, or work, multiplications with "
-            "8-bit ones counted half. Default: time, for --target tensorrt work.",
-            show_default=False,
-        ),
-    ] = None,
-    precision_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Reuse the ranges and precision choice of this bundle.", show_default=False
-        ),
-    ] = None,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
     from save_deploy.export.engine import engine_for, why_no_engine
-    from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
     from save_deploy.files import check_folder_target
 
-    refuse_unused(ctx)
     library = engine_for(engine)
     target = target or ("tensorrt" if library else "portable")
-    options = ExportOptions(
-        checkpoint=checkpoint,
-        sam=sam,
-        res=res,
-        precision=_precision(fp16, int8=int8, fp8=fp8, target=target),
-        batch=batch,
-        target=target,
-        without=tuple(no_merge or ()),
-        data=data,
-        n_golden=golden,
-        out=out,
-        force=force,
-        rounds=rounds,
-        threads=threads,
-        max_abs_err=max_logit_error,
-        min_agreement=min_agreement,
-        calibration=CalibrationOptions(
-            data=calib_data,
-            split=calib_split,
-            pairs=calib_pairs,
-            method=calib_method,
-            table=calibration_table,
-            smooth=smooth,
-            skip_bad=skip_bad,
-        ),
-        search=SearchOptions(
-            max_drop=max_drop,
-            data=search_data,
-            clips=search_clips,
-            cost=search_cost,
-            reuse=precision_from,
-        ),
-    )
+    precision = _precision(fp16, int8=int8, fp8=fp8, target=target)
+    options = replace(options, target=target, precision=precision)
     if dry_run:
         from save_deploy.export.estimate import estimate, print_estimate
 
         print_estimate(estimate(options), options)
         return
-    check_folder_target(options.folder, force=force)
+    check_folder_target(options.folder, force=options.force)
     # late import: option errors must not wait for torch
     from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages
-    from save_deploy.runtime.compare.export_table import print_table
 
     stages = Stages(options.stages)
     try:
         result = run_export(options, on_stage=stages)
     finally:
         stages.finish()
+    print_result(result, options)
+    if library:
+        _add_engine(result.folder, library)
+    elif why := why_no_engine(engine):
+        print(f"engine: {why} {result.folder}")
+
+
+def print_result(result: ExportResult, options: ExportOptions) -> None:
+    """The comparison, what was merged, kept in FP32 and quantized, and where the bundle is."""
+    from save_deploy.runtime.compare.export_table import print_table
+
     print_table(result.rows, f"{result.folder}", result.note)
     if str(options.precision) == "fp16":
         print(
@@ -222,16 +113,12 @@ def export(
         print(f"kept in FP32: every {', '.join(result.fp16.fp32_ops)}; modules: {kept}{scores}")
     for line in result.lines:
         print(f"{options.precision}: {line}")
-    if skip_bad and options.precision.quantized:
+    if options.calibration.skip_bad and options.precision.quantized:
         from save_deploy.cli.calibrate import print_skipped
         from save_deploy.export.quantize.plan import TABLE_FILE
 
         print_skipped(json.loads((result.folder / TABLE_FILE).read_text())["data"])
     print(f"bundle: {result.folder}/   (report.md, manifest.json inside)")
-    if library:
-        _add_engine(result.folder, library)
-    elif why := why_no_engine(engine):
-        print(f"engine: {why} {result.folder}")
 
 
 def _add_engine(bundle: Path, library: str) -> None:
@@ -255,54 +142,3 @@ def _precision(fp16: bool | None, *, int8: bool, fp8: bool, target: str) -> Prec
     if fp16 is None:
         fp16 = target == "tensorrt"  # it fuses attention in FP16 only
     return Precision("fp16" if fp16 else "fp32", "int8" if int8 else "fp8")
-
-
-_MEASURING = {
-    "calib_data": "--calib-data",
-    "calib_split": "--calib-split",
-    "calib_pairs": "--calib-pairs",
-    "skip_bad": "--skip-bad",
-    "smooth": "--smooth/--no-smooth",
-}
-_READING = {"calibration_table": "--calibration-table", "precision_from": "--precision-from"}
-_SEARCH = {
-    "search_data": "--search-data",
-    "search_clips": "--search-clips",
-    "search_cost": "--search-cost",
-}
-_EIGHT_BITS = {
-    **_MEASURING, **_READING, **_SEARCH, "calib_method": "--calib-method", "max_drop": "--max-drop",
-}  # fmt: skip
-
-
-def refuse_unused(ctx: typer.Context) -> None:
-    """Looks at what stands on the command line of save-export, defaults excepted.
-
-    Raises SaveDeployError for options of quantization without it, of measuring beside ranges that are
-    read, and of the search without one.
-    """
-    given = lambda options: [text for name, text in options.items() if _is_given(ctx, name)]
-    eight_bits, reading, measuring = given(_EIGHT_BITS), given(_READING), given(_MEASURING)
-    if eight_bits and not (ctx.params["int8"] or ctx.params["fp8"]):
-        raise SaveDeployError(
-            "an option of quantization without it",
-            got=", ".join(eight_bits),
-            expected="--int8 or --fp8 beside it",
-        )
-    if reading and measuring:
-        raise SaveDeployError(
-            "ranges are read and measured",
-            got=", ".join(reading + measuring),
-            expected=f"{reading[0]} alone, or none of it: nothing is measured beside it",
-        )
-    if (search := given(_SEARCH)) and not _is_given(ctx, "max_drop"):
-        raise SaveDeployError(
-            "an option of the precision search without it",
-            got=", ".join(search),
-            expected="--max-drop beside it",
-        )
-
-
-def _is_given(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from save_deploy.data.open import find_dataset, open_dataset
@@ -12,7 +12,7 @@ from save_deploy.data.sample import FrameDataset
 from save_deploy.errors import DataError, SaveDeployError
 from save_deploy.recipes.recipe import Recipe, Stage
 from save_deploy.training.distributed import world_size
-from save_deploy.training.options import Savings, TrainConfig
+from save_deploy.training.options import TrainConfig
 
 NO_VAL = ("v3_1_shot", "v3_3_shot", "v3_5_shot")  # few-shot sets have no validation split
 
@@ -41,28 +41,17 @@ class PlannedStage:
 
 
 def plan_chain(
-    recipe: Recipe,
-    dataset: str,
-    root: Path,
-    out: Path,
-    *,
-    batch_per_device: int | None = None,
-    savings: Savings | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    skip_bad: bool = False,
-    sound_from: str = "auto",
-    deterministic: bool = False,
-    freeze_sam: bool = True,
-    adapter_only: bool = True,
-) -> list[PlannedStage]:
+    recipe: Recipe, dataset: str, root: Path, out: Path, *, base: TrainConfig | None = None,
+    batch_per_device: int | None = None, steps: int | None = None,
+) -> list[PlannedStage]:  # fmt: skip
     """Every stage before the test on `dataset`, its data found under root.
 
-    The batch of a step is the recipe's over all its GPUs; with fewer devices or a smaller
-    batch_per_device it is taken in more parts, so the gradients are those of the paper's batch.
-    `steps` cuts every stage short (a trial). Raises DataError, SaveDeployError.
+    base: seed, device, savings and what a recipe does not say; default: SAM is frozen, and only the
+    trained parts are stored. The batch of a step is the recipe's over all its GPUs. With fewer devices
+    or a smaller batch_per_device it is taken in more parts, so the gradients are those of the paper's
+    batch. `steps` cuts every stage short (a trial). Raises DataError, SaveDeployError.
     """
+    base = base or TrainConfig(data={}, freeze_sam=True, adapter_only=True)
     stages = recipe.chain(dataset)
     if not stages:
         raise SaveDeployError(
@@ -74,37 +63,39 @@ def plan_chain(
     planned = []
     for k, stage in enumerate(stages, start=1):
         name = find_dataset(root, stage.dataset)
-        n_items, frames_per_item = _items(name, stage, sound_from, skip_bad)
-        batch = stage.batch * stage.gpus * frames_per_item
-        n_steps = steps or recipe.steps(stage, n_items)
-        per_epoch = max(1, recipe.steps(stage, n_items) // stage.epochs)
-        config = TrainConfig(
-            data={name: 1.0},
-            val_data=None if stage.dataset in NO_VAL else name,
-            n_val_clips=None,
-            steps=n_steps,
-            batch_size=batch,
-            accumulate=_parts(batch, batch_per_device or stage.batch * frames_per_item),
-            by_video=stage.item == "video",
-            loss=stage.loss,
-            metrics=recipe.metrics,
-            lr=stage.lr,
-            weight_decay=stage.weight_decay,
-            warmup_steps=stage.warmup_steps,
-            final_lr_ratio=stage.final_lr / stage.lr,
-            freeze_sam=freeze_sam,
-            adapter_only=adapter_only,
-            eval_every=min(n_steps, per_epoch),
-            save_every=min(n_steps, per_epoch),
-            seed=seed,
-            savings=savings or Savings(),
-            device=device,
-            deterministic=deterministic,
-            skip_bad=skip_bad,
-            sound_from=sound_from,
+        n_items, frames_per_item = _items(name, stage, base.sound_from, base.skip_bad)
+        config = _stage_config(recipe, stage, base, name, n_items, frames_per_item)
+        per_device = batch_per_device or stage.batch * frames_per_item
+        config = replace(
+            config,
+            steps=steps or config.steps,
+            accumulate=_parts(config.batch_size, per_device),
         )
+        per_epoch = min(config.steps, max(1, recipe.steps(stage, n_items) // stage.epochs))
+        config = replace(config, eval_every=per_epoch, save_every=per_epoch)
         planned.append(PlannedStage(stage, name, n_items, config, out / f"{k}_{stage.dataset}"))
     return planned
+
+
+def _stage_config(
+    recipe: Recipe, stage: Stage, base: TrainConfig, data: str, n_items: int, frames_per_item: int
+) -> TrainConfig:
+    """What the recipe says of a stage, the rest from base."""
+    return replace(
+        base,
+        data={data: 1.0},
+        val_data=None if stage.dataset in NO_VAL else data,
+        n_val_clips=None,
+        steps=recipe.steps(stage, n_items),
+        batch_size=stage.batch * stage.gpus * frames_per_item,
+        by_video=stage.item == "video",
+        loss=stage.loss,
+        metrics=recipe.metrics,
+        lr=stage.lr,
+        weight_decay=stage.weight_decay,
+        warmup_steps=stage.warmup_steps,
+        final_lr_ratio=stage.final_lr / stage.lr,
+    )
 
 
 def run_chain(

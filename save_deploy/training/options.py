@@ -1,10 +1,53 @@
-"""Every setting of a training run."""
+"""Every setting of a training run, as options of save-train."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.options import option
+
+DATA, SCHEDULE, MEMORY, RUN = "Data", "Schedule", "Memory", "Run"
+
+
+def parse_mixture(text: str) -> dict[str, float]:
+    """ "a=0.2,b=0.8" or "a" -> weights by source."""
+    mixture = {}
+    for part in text.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            mixture[name] = float(weight or 1.0)
+        except ValueError:
+            raise SaveDeployError(
+                "unreadable data mixture", got=text, expected="scenes=0.2,stamps=0.8"
+            ) from None
+    return mixture
+
+
+def parse_odds(text: str) -> tuple[float, ...]:
+    """ "0.1,0.6,0.3" -> shares of 0, 1, 2 sources."""
+    try:
+        odds = tuple(float(part) for part in text.split(","))
+        if min(odds) < 0 or sum(odds) <= 0:
+            raise ValueError
+    except ValueError:
+        raise SaveDeployError(
+            "unreadable shares", got=text, expected="such as 0.08,0.78,0.14"
+        ) from None
+    return odds
+
+
+def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
+    """ "2-4" -> (2, 4)."""
+    try:
+        low, high = (kind(part) for part in text.split("-"))
+    except ValueError:
+        raise SaveDeployError(
+            "unreadable range", got=text, expected="MIN-MAX, such as 2-4"
+        ) from None
+    return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +59,18 @@ class Savings:
     moments: fp32, or bf16 with stochastic rounding (half of AdamW's state).
     """
 
-    amp: bool = False
-    checkpoint_blocks: bool = False
-    moments: str = "fp32"
+    amp: bool = option(
+        "--amp", panel=MEMORY, default=False,
+        help="bfloat16 products; frozen weights in bfloat16.",
+    )  # fmt: skip
+    checkpoint_blocks: bool = option(
+        "--checkpointing", panel=MEMORY, default=False,
+        help="Compute encoder blocks again in backward.",
+    )  # fmt: skip
+    moments: str = option(
+        "--moments", panel=MEMORY, default="fp32",
+        help="AdamW's moments: fp32, or bf16 with stochastic rounding.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.moments not in ("fp32", "bf16"):
@@ -31,37 +83,93 @@ class Savings:
 class TrainConfig:
     """How to train. `freeze_sam` trains only what the model's system trains (A12)."""
 
-    data: dict[str, float]  # source -> weight, e.g. {"scenes": 0.2, "stamps": 0.8}
-    val_data: str | None = "scenes"  # None: the last weights are the best
-    n_val_clips: int | None = 24
+    # source -> weight, e.g. {"scenes": 0.2, "stamps": 0.8}
+    data: dict[str, float] = option(
+        "--data", parse=parse_mixture, text="scenes",
+        help="Sources and weights: scenes=0.2,stamps=0.8, or a dataset folder.",
+    )  # fmt: skip
+    val_data: str | None = option(  # None: the last weights are the best
+        "--val-data", default="scenes", help="Where validation M_J is measured."
+    )
+    n_val_clips: int | None = option(
+        "--val-clips", panel=DATA, default=24, low=1, help="Clips of a validation."
+    )
     steps: int = 10_000
-    batch_size: int = 16  # of a step: over all devices and accumulated parts
+    # of a step: over all devices and accumulated parts
+    batch_size: int = option(
+        "--batch", default=16, low=1, help="Frames of a step, over all devices and parts."
+    )
     by_video: bool = False  # stored data: all frames of a video one after the other
-    accumulate: int = 1  # parts in which each device takes its share of a batch
+    accumulate: int = option(
+        "--accumulate", panel=MEMORY, default=1, low=1,
+        help="Parts in which a device takes its share of a batch.",
+    )  # fmt: skip
     loss: str = "bce+iou"
-    metrics: str = "avsbench"
-    lr: float = 2e-4  # A11
-    weight_decay: float = 0.01
-    warmup_steps: int = 200
-    final_lr_ratio: float = 0.01
+    metrics: str = option(
+        "--metrics", panel=RUN, default="avsbench",
+        help="Validation as avsbench, sama, sama_val or gavs computes it.",
+    )  # fmt: skip
+    lr: float = option(  # A11
+        "--lr", panel=SCHEDULE, default=2e-4, help="Peak; linear warm-up, then cosine."
+    )
+    weight_decay: float = option("--weight-decay", panel=SCHEDULE, default=0.01, help="Of AdamW.")
+    warmup_steps: int = option(
+        "--warmup", panel=SCHEDULE, default=200, low=1, help="Steps of linear warm-up."
+    )
+    final_lr_ratio: float = option(
+        "--final-lr-ratio", panel=SCHEDULE, default=0.01, help="Last learning rate over the peak."
+    )
     clip_norm: float = 1.0
-    freeze_sam: bool = False
-    aux_weight: float = 0.0  # pixel and sound classes of generated data
-    eval_every: int = 500
+    freeze_sam: bool = option(
+        "--freeze", panel=RUN, default=False,
+        help="Train only what the system trains (always with --sam).",
+    )  # fmt: skip
+    aux_weight: float = option(
+        "--aux", panel=SCHEDULE, default=0.0,
+        help="Weight of the object and sound classes (generated data).",
+    )  # fmt: skip
+    eval_every: int = option(
+        "--eval-every", panel=RUN, default=500, low=1, help="Steps between validations."
+    )
     save_every: int = 250
-    seed: int = 0
+    seed: int = option("--seed", panel=RUN, default=0, help="Of weights, data and order.")
     adapter_only: bool = False  # best.safetensors without what a SAM file brings
-    half: bool = False  # best.safetensors in float16: half the size
-    n_objects: tuple[int, int] = (2, 4)
-    scale: tuple[float, float] = (0.28, 0.5)
-    source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)  # see Staging
-    sound_steps: int = 0  # of the sound warm-up before the first step
-    sound_batch: int = 0  # mixtures heard beside every batch, so that hearing is not forgotten
+    half: bool = option("--half", panel=RUN, default=False, help="Store the best in float16.")
+    n_objects: tuple[int, int] = option(
+        "--objects", panel=DATA, default=(2, 4), text="2-4",
+        parse=lambda text: parse_range(text, int), help="Objects per generated scene, MIN-MAX.",
+    )  # fmt: skip
+    scale: tuple[float, float] = option(
+        "--scale", panel=DATA, default=(0.28, 0.5), text="0.28-0.5",
+        parse=lambda text: parse_range(text, float), help="Object side over frame side, MIN-MAX.",
+    )  # fmt: skip
+    source_odds: tuple[float, ...] = option(  # see Staging
+        "--sources", panel=DATA, default=(0.08, 0.78, 0.14), text="0.08,0.78,0.14",
+        parse=parse_odds, help="Share of generated clips with 0, 1, 2 sources.",
+    )  # fmt: skip
+    sound_steps: int = option(
+        "--sound-steps", panel=SCHEDULE, default=0, low=0,
+        help="Audio-only warm-up steps before training (batch 64).",
+    )  # fmt: skip
+    # mixtures heard beside every batch, so that hearing is not forgotten
+    sound_batch: int = option(
+        "--sound-batch", panel=SCHEDULE, default=0, low=0,
+        help="Sounds heard beside every batch, weighted by --aux.",
+    )  # fmt: skip
     savings: Savings = field(default_factory=Savings)
-    device: str = "auto"
-    deterministic: bool = False
-    skip_bad: bool = False
-    sound_from: str = "auto"  # of released data: wav, log_mel or video
+    device: str = option(
+        "--device", panel=RUN, default="auto", help="auto, cpu or cuda; several: torchrun."
+    )
+    deterministic: bool = option(
+        "--deterministic", panel=RUN, default=False, help="Same seed, same weights; slower on GPUs."
+    )
+    skip_bad: bool = option(
+        "--skip-bad", panel=DATA, default=False, help="Skip unreadable clips and list them."
+    )
+    sound_from: str = option(
+        "--from", panel=DATA, default="auto",
+        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
+    )  # fmt: skip
 
     def share(self, world: int) -> int:
         """Samples of one accumulated part on one device. Raises when a batch does not divide."""

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from save_deploy.bundle import FileRecord, Manifest, sha256_of
-from save_deploy.runtime.compare.budget import Budget
+from save_deploy.runtime.compare.options import Budget
 from save_deploy.runtime.compare.run import Comparison, run_comparison
 from save_deploy.runtime.engine_check import last_error_logger
 from tests.calibration.samples import write_s4

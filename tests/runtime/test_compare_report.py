@@ -17,7 +17,8 @@ from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos
-from save_deploy.runtime.compare.budget import Budget, check_rows, require
+from save_deploy.runtime.compare.budget import check_rows, require
+from save_deploy.runtime.compare.options import Budget
 from save_deploy.runtime.compare.report import write_comparison
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.compare.run import Comparison, run_comparison

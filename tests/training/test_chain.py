@@ -16,6 +16,7 @@ from save_deploy.errors import DataError, SaveDeployError
 from save_deploy.recipes.recipe import load_recipe
 from save_deploy.training.batches import MixedSamples
 from save_deploy.training.chain import plan_chain
+from save_deploy.training.options import TrainConfig
 from tests.conftest import make_tiny
 from tests.data import trees
 
@@ -102,7 +103,7 @@ def test_a_bad_row_is_counted_out(root: Path, tmp_path: Path) -> None:
     recipe = load_recipe("t1_save_256")
     with pytest.raises(DataError, match=meta.name):
         plan_chain(recipe, "s4", root, tmp_path)
-    (plan,) = plan_chain(recipe, "s4", root, tmp_path, skip_bad=True)
+    (plan,) = plan_chain(recipe, "s4", root, tmp_path, base=TrainConfig(data={}, skip_bad=True))
     assert plan.n_items > 0
 
 
