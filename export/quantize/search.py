@@ -1,8 +1,8 @@
-"""Precision search: the cheapest choice of {8 bits, float} per block and branch within a budget of M_J.
+"""Precision search: the cheapest choice of quantized or float per block and branch within a budget.
 
-Judged on masks of a validation set, with the time that each branch really saves, or with the work it
-saves where the engine will run elsewhere. Evaluations are kept in a file: an interrupted search, or one
-with another budget, does none of them twice.
+Scored on masks of a validation set (M_J), with the time that each branch saves on this machine, or with
+the work it saves for an engine elsewhere. Evaluations are kept in a file: an interrupted search, or one
+with another budget, repeats none of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import default_threads
 
-MAX_RETURNS = 8  # float units that are tried in 8 bits again after the cut was found
+MAX_RETURNS = 8  # float units that are tried quantized again after the cut was found
 BRANCHES = ("attn", "mlp", "adapter")
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One unit alone in 8 bits, all others float: M_J points lost and mask agreement with eager."""
+    """One unit alone quantized, all others float: M_J points lost and mask agreement with eager."""
 
     unit: str
     m_j_drop: float
@@ -75,7 +75,7 @@ class SearchResult:
 
     @property
     def slower(self) -> tuple[str, ...]:
-        """Branches that 8 bits make no faster here: always float."""
+        """Branches that quantization makes no faster here: always float."""
         return tuple(branch for branch, saved in self.saved.items() if saved <= 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,11 +112,13 @@ def search_precision(
             costs=trial.costs,
             known=known,
             on_step=advance,
-            data=f"{name} val",
-            clips=len(validation.sizes),
-            frames=sum(validation.sizes),
-            backend=trial.backend,
-            cost_unit=SEARCH_COSTS[options.search_cost],
+            setting=SearchSetting(
+                f"{name} val",
+                len(validation.sizes),
+                sum(validation.sizes),
+                trial.backend,
+                SEARCH_COSTS[options.search_cost],
+            ),
         )
     return replace(plan, float_units=found.float_units, chosen_by="search"), found
 
@@ -198,23 +200,35 @@ def most_steps(n_units: int) -> int:
     return 1 + n_units + 1 + bisection + MAX_RETURNS
 
 
+@dataclass(frozen=True)
+class SearchSetting:
+    """Where a search is made: validation data, the backend that masks and times come from, and the
+    unit of costs (ms or GMAC)."""
+
+    data: str = ""
+    clips: int = 0
+    frames: int = 0
+    backend: str = ""
+    cost_unit: str = "ms"
+
+
 def search(
     units: Iterable[str], max_drop: float, eager: Scored, *,
     evaluate: Callable[[frozenset[str]], Scored],
     costs: Callable[[Mapping[str, frozenset[str]]], Mapping[str, float]],
     known: Evaluations,
     on_step: Callable[[str], object] = lambda _: None,
-    data: str = "", clips: int = 0, frames: int = 0, backend: str = "", cost_unit: str = "ms",
+    setting: SearchSetting | None = None,
 ) -> SearchResult:  # fmt: skip
     """Float units such that M_J loses at most max_drop against eager, for the least cost.
 
-    evaluate(float units) scores a choice, costs(name -> float units) gives the cost of several in
-    cost_unit. A branch that 8 bits make no cheaper stays in float. Units of the others are taken out
-    of 8 bits in the order of harm per saved cost; how many is found by bisection, then the ones
-    that are not needed go back. on_step: after each different choice, and after the costs.
-    Raises ParityError when not even all in float is within max_drop.
+    evaluate(float units) scores a choice; costs(name -> float units) gives the cost of several. A
+    branch that quantization makes no cheaper stays in float. Units of the others leave quantization in
+    the order of harm per saved cost; bisection finds how many, then units that were not needed go
+    back. on_step: called after each different choice, and after the costs. Raises ParityError when not
+    even all units in float are within max_drop.
     """
-    units = tuple(units)
+    units, setting = tuple(units), setting or SearchSetting()
 
     def score(floats: Iterable[str], what: str) -> Scored:
         chosen = frozenset(floats)
@@ -229,46 +243,48 @@ def search(
         chosen = frozenset(floats)
         return eager.m_j - score(chosen, f"{len(chosen)} float units").m_j
 
-    full = score((), "all quantized")
-    everything = frozenset(units)
+    full, everything = score((), "all quantized"), frozenset(units)
     alone = {unit: score(everything - {unit}, unit) for unit in units}
-    sensitivity = tuple(Sensitivity(u, eager.m_j - s.m_j, s.agreement) for u, s in alone.items())
-    choices = {"quantized": frozenset[str](), "float": everything}
-    branches = [b for b in BRANCHES if any(branch_of(u) == b for u in units)]
-    choices |= {b: frozenset(u for u in units if branch_of(u) == b) for b in branches}
-    cost = known.get(f"cost in {cost_unit}", lambda: dict(costs(choices)))
+    choices = _priced_choices(units)
+    cost = known.get(f"cost in {setting.cost_unit}", lambda: dict(costs(choices)))
     on_step("cost of each branch")
-    saved = {b: (cost[b] - cost["quantized"]) / len(choices[b]) for b in branches}
-
+    saved = {b: (cost[b] - cost["quantized"]) / len(choices[b]) for b in BRANCHES if b in choices}
     slower = [u for u in units if saved[branch_of(u)] <= 0]
     order = _order([u for u in units if u not in slower], alone, saved)
     floats = _cut(order, lambda k: drop(slower + order[:k]) <= max_drop)
     if drop(slower + floats) > max_drop:
-        raise ParityError(
-            "no choice of precision is within --max-drop",
-            got=f"M_J falls by {drop(slower + floats):.3g} points even with all of them in float",
-            expected=f"at most {max_drop:g} on {frames} frames of {data}",
-            hint="a larger --max-drop, or --fp32 for what is not quantized",
-        )
+        raise _over_budget(drop(slower + floats), max_drop, setting)
     floats = _returned(floats, lambda chosen: drop(slower + chosen) <= max_drop)
     chosen = frozenset(slower + floats)
     return SearchResult(
         max_drop=max_drop,
-        data=data,
-        clips=clips,
-        frames=frames,
-        backend=backend,
+        **asdict(setting),
         eager=eager,
         full=full,
         chosen=score(chosen, "chosen"),
         float_units=tuple(u for u in units if u in chosen),
         units=len(units),
-        sensitivity=sensitivity,
-        cost_unit=cost_unit,
+        sensitivity=tuple(Sensitivity(u, eager.m_j - s.m_j, s.agreement) for u, s in alone.items()),
         saved=saved,
         cost={name: cost[name] for name in ("quantized", "float")},
         evaluations=known.made,
         reused=known.reused,
+    )
+
+
+def _priced_choices(units: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Name -> float units: all quantized, all in float, each branch in float."""
+    of_branch = {b: frozenset(u for u in units if branch_of(u) == b) for b in BRANCHES}
+    ends = {"quantized": frozenset[str](), "float": frozenset(units)}
+    return ends | {b: found for b, found in of_branch.items() if found}
+
+
+def _over_budget(lost: float, max_drop: float, setting: SearchSetting) -> ParityError:
+    return ParityError(
+        "no choice of precision is within --max-drop",
+        got=f"M_J falls by {lost:.3g} points even with all of them in float",
+        expected=f"at most {max_drop:g} on {setting.frames} frames of {setting.data}",
+        hint="a larger --max-drop, or --fp32 for what is not quantized",
     )
 
 
@@ -296,7 +312,7 @@ def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
 
 
 def _returned(floats: list[str], fine: Callable[[list[str]], bool]) -> list[str]:
-    """Without the units that the budget allows in 8 bits after all, the least harmful tried first."""
+    """Remove units that the budget allows quantized after all, the least harmful tried first."""
     kept = list(floats)
     for unit in reversed(floats[:-1][-MAX_RETURNS:]):  # the last one is needed: bisection says so
         without = [u for u in kept if u != unit]

@@ -1,4 +1,4 @@
-"""Picture of a precision search: what every unit loses alone in 8 bits."""
+"""Picture of a precision search: what each branch of each block loses alone in INT8."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plot_sensitivity(found: SearchResult, path: Path) -> bool:
     axes.set_xticks(range(n_blocks))
     axes.set_xlabel("block (hatched: stays in float)")
     axes.set_ylabel("mask disagreement, %")
-    axes.set_title(f"one unit alone in 8 bits, {found.frames} frames of {found.data}", fontsize=10)
+    axes.set_title(f"one branch alone in INT8, {found.frames} frames of {found.data}", fontsize=10)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
