@@ -26,7 +26,9 @@ class Done:
 @contextlib.contextmanager
 def _kept_signals() -> Iterator[None]:
     """The command line listens for interrupts; the tests must not go on with its handlers."""
-    before = {sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

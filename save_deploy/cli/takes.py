@@ -65,7 +65,7 @@ def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
 def _parameter(path: str, how: Option, kind: Any, default: Any) -> inspect.Parameter:
     if how.parse is not None:
         kind, default = str, how.text
-    elif typing.get_origin(kind) is tuple:  # repeatable
+    elif _is_tuple(kind):  # repeatable
         kind, default = list[typing.get_args(kind)[0]], _listed(default)  # type: ignore[misc]
     settings: dict[str, Any] = {"help": how.help, "metavar": how.metavar, "show_default": True}
     if how.low is not None or how.high is not None:
@@ -87,6 +87,11 @@ def _parameter(path: str, how: Option, kind: Any, default: Any) -> inspect.Param
         default=inspect.Parameter.empty if required else default,
         annotation=Annotated[kind, info],
     )
+
+
+def _is_tuple(kind: object) -> bool:
+    origin: object = typing.get_origin(kind)
+    return origin is tuple
 
 
 def _listed(default: Any) -> Any:
@@ -123,7 +128,7 @@ def _build(options: type, values: Mapping[str, Any], fields: Mapping[str, Field]
             value = values[field.name]
             if how.parse is not None:
                 value = how.parse(value)
-            elif typing.get_origin(kind) is tuple:
+            elif _is_tuple(kind):
                 value = tuple(value or ())
             own[field.name] = value
     return options(**own)

@@ -9,7 +9,6 @@ import pytest
 
 from save_deploy.calibration.pairs import pair_digest
 from save_deploy.calibration.table import CalibrationTable
-from save_deploy.cli.calibrate import calibrate as calibrate_verb
 from save_deploy.data.audio import second
 from save_deploy.data.open import open_dataset
 from save_deploy.data.transforms import resize_frame
@@ -20,6 +19,7 @@ from save_deploy.export.quantize.calibrate import calibrate, measure_table, obta
 from save_deploy.export.quantize.trial import make_validation
 from save_deploy.runtime.eager import eager_pipeline
 from tests.calibration.samples import write_clip, write_s4
+from tests.command import run
 from tests.conftest import make_tiny
 from tests.export.test_calibrate import deployed, selection
 
@@ -36,9 +36,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_clips_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clips_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They end the run, or are passed over and listed: in the table and on the screen."""
     base = write_s4(tmp_path, {"cat": 34})
     broken = base / "s4_data/audio_wav/train/cat/cat_train_3.wav"
@@ -52,8 +50,7 @@ def test_clips_that_cannot_be_read(
     found.write(tmp_path / "t.json")
     assert CalibrationTable.read(tmp_path / "t.json") == found
     monkeypatch.setattr(stage, "calibrate_checkpoint", lambda *_, **__: found)
-    calibrate_verb(skip_bad=True, out=tmp_path / "t.json")
-    said = capsys.readouterr().out
+    said = run("calibrate", "--skip-bad", "-o", tmp_path / "t.json").stdout
     assert "skipped cat_train_3: " in said and " s, peak memory " in said
     assert "peak" not in (tmp_path / "t.json").read_text()
 

@@ -26,12 +26,12 @@ from save_deploy.bundle import (
     record_files,
     sha256_of,
 )
-from save_deploy.cli.build import build
 from save_deploy.cli.cache import cache_ls, cache_rm
 from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
+from tests.command import run
 from tests.conftest import make_tiny
 from tests.export.test_engine_build import attention_graph
 
@@ -276,12 +276,11 @@ def test_list_and_remove(bundle: Path, own_cache: Path) -> None:
 
 
 def test_verb_build_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build(bundle, gpus=["RTX 4090,8.6"], library="rtx", dry_run=True)
-    text = capsys.readouterr().out
+    asked = ("build", bundle, "--for", "RTX 4090,8.6", "--library", "rtx")
+    text = run(*asked, "--dry-run").stdout
     assert "SM86, SM89" in text and "not in the cache" in text and "x fp16 (1, 2, 48, 32)" in text
     assert not (bundle / "model.rtx.plan").exists()
-    build(bundle, gpus=["RTX 4090,8.6"], library="rtx")
-    text = capsys.readouterr().out
+    text = run(*asked).stdout
     assert "1 of 1 are one kernel" in text and "tactics of products" in text
     inspect_bundle(bundle, kernels=True)
     text = capsys.readouterr().out
@@ -307,9 +306,9 @@ def test_inspect_refuses_an_altered_engine(bundle: Path) -> None:
 
 @pytest.mark.parametrize("gpu", ["H100", "H200", "SM90", "NVIDIA H200"])
 def test_hopper_is_refused(bundle: Path, gpu: str) -> None:
-    with pytest.raises(ExportError, match="no such target") as caught:
-        build(bundle, gpus=[gpu])
-    assert "--library tensorrt" in caught.value.hint and caught.value.exit_code == 1
+    done = run("build", bundle, "--for", gpu)
+    assert done.returncode == 1 and "no such target" in done.stderr
+    assert "--library tensorrt" in done.stderr
     assert not (bundle / "model.rtx.plan").exists()
 
 
