@@ -19,6 +19,7 @@ import psutil
 
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
+from save_deploy.extras import EXTRA_OF, install_line
 from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
 from save_deploy.runtime.engine_check import (
     GRAPH,
@@ -189,7 +190,7 @@ def _cpu_answer(backend: str, bundle: Path, trial: Trial | None) -> Answer:
     memory = small if backend == "onnxruntime" and fast > available else fast
     if trial is None or not trial.works:
         problem = trial.problem if trial is not None else "not installed"
-        cure = f'pip install "save-deploy[{backend}]"' if backend == "openvino" else "install it"
+        cure = install_line(EXTRA_OF[backend])
         found.append(Refusal("package", f"{backend} does not load", problem, backend, cure))
     if memory > available:
         got, need = f"{available / 2**20:.0f} MiB free", f"{memory / 2**20:.0f} MiB"

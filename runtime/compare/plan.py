@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def _source(folder: Path, manifest: Manifest, options: CompareOptions) -> EagerS
 
     given = options.checkpoints
     if given and len(options.bundles) > 1:  # of other bundles, perhaps
-        given = (*given, builtin_path())
+        with contextlib.suppress(BackendError):  # it is a package of its own
+            given = (*given, builtin_path())
     return find_source(folder, manifest, checkpoints=given, sams=options.sams)
 
 
