@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "image_adapter": ("med2d", "bottleneck", "off"),
     "image_adapter_position": ("parallel", "end"),
     "image_adapter_spatial": ("full", "depthwise"),
+    "image_adapter_skip": ("input", "gated", "none"),
     "image_adapter_init": ("med2d", "zero_out_norm"),
     "audio_mode": ("literal", "literal_running", "recursive", "independent", "off"),
     "audio_inject": ("after", "before", "none"),
@@ -41,6 +42,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 # Upper bounds of integers read from a file: nothing is built from a number that makes no sense
 _LARGEST = {"res": 8192, "depth": 256, "audio_layers": 64}
 _MAX_WIDTH = 1 << 16
+# Files say true for gated and false for none, as before the third choice: their hashes stay
+_SKIPS_IN_FILES: dict[str, bool] = {"gated": True, "none": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class SaveConfig:
     image_adapter_spatial: str = "full"  # A4
     image_adapter_down_kernel: int = 3  # A4
     image_adapter_up_kernel: int = 4  # A4
-    image_adapter_skip: bool = True  # A4
+    image_adapter_skip: str = "input"  # A4: what is added behind the convolutions
     image_adapter_norm: bool = True  # A4
     image_adapter_norm_eps: float = 1e-5  # A4
     image_adapter_init: str = "med2d"
@@ -153,13 +156,15 @@ class SaveConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """As files hold it."""
+        skip = self.image_adapter_skip
+        return dataclasses.asdict(self) | {"image_adapter_skip": _SKIPS_IN_FILES.get(skip, skip)}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> SaveConfig:
         """Inverse of to_dict, from a file. Raises the error type of `fields`, naming file and key, for
         a wrong type, a number out of range, an unknown key, and switches that exclude each other."""
-        values = {
+        values = {"image_adapter_skip": "gated"} | {
             f.name: take_switch(fields, f.name)
             for f in dataclasses.fields(cls)
             if f.name in fields or f.default is dataclasses.MISSING
@@ -196,6 +201,9 @@ class SaveConfig:
 def take_switch(fields: Fields, name: str) -> Any:
     """The value of one SaveConfig field in a file, of the type and in the range it has there."""
     high = _LARGEST.get(name, _MAX_WIDTH)
+    if name == "image_adapter_skip" and isinstance(fields.values[name], bool):
+        said = fields.boolean(name)
+        return next(skip for skip, value in _SKIPS_IN_FILES.items() if value == said)
     match SaveConfig.__annotations__[name]:  # text, as annotations are not evaluated here
         case "int":
             return fields.integer(name, low=0 if name == "image_adapter_start" else 1, high=high)

@@ -51,7 +51,7 @@ class TokenAdapter(nn.Module):
         gated = tokens * self.channel(tokens.mean(dim=(1, 2)))[:, None, None, :]
         # (B,s,s,C) -> (B,C,s,s) for the convolutions -> (B,s,s,C)
         y = self.spatial(gated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(gated + y if self.skip else y)
+        return self.norm(_add(self.skip, tokens, gated, y))
 
 
 class DeployAdapter(nn.Module):
@@ -96,6 +96,8 @@ class DeployAdapter(nn.Module):
         if self.input_scale is not None:
             gate = gate * self.input_scale
         gated = tokens * gate[:, None, None, :]
+        if self.input_scale is not None and self.skip == "input":
+            tokens = tokens * self.input_scale
         around = F.pad(gated, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s+2)^2,C)
         # (B,T/4,C) -> (B,s/2,s/2,C); ReLU after the reshape: directly after a MatMul it would prevent
         # ONNX Runtime's INT8 fusion
@@ -108,7 +110,7 @@ class DeployAdapter(nn.Module):
         # (B,4,T/4,C) -> (B,p,q,s/2,s/2,C) -> (B,s/2,p,s/2,q,C): rows and columns alternate in parity
         y = y.reshape(batch, 2, 2, self.small, self.small, dim).permute(0, 3, 1, 4, 2, 5)
         y = y.reshape(batch, grid, grid, dim)  # (B,s,s,C)
-        return self.norm(gated + y if self.skip else y)
+        return self.norm(_add(self.skip, tokens, gated, y))
 
     def _parities(self, y: Tensor) -> list[Tensor]:
         """(B,(s/2+1)^2,4C) -> 4 x (B,s/2,s/2,C): parity p starts at window p."""
@@ -129,6 +131,11 @@ class DeployAdapter(nn.Module):
         first.weight = constant(first.weight * scale)
         made.input_scale = nn.Parameter(scale.clone(), requires_grad=False)
         return made
+
+
+def _add(skip: str, tokens: Tensor, gated: Tensor, y: Tensor) -> Tensor:
+    """What the norm reads, all (B,s,s,C)."""
+    return y if skip == "none" else (gated if skip == "gated" else tokens) + y
 
 
 def _down_index(grid: int) -> Tensor:

@@ -175,7 +175,9 @@ def switches(config: SaveConfig) -> dict[str, Any]:
         for f in dataclasses.fields(config)
         if f.name not in _DERIVED
     }
-    return {k: v for k, v in config.to_dict().items() if k in defaults and v != defaults[k]}
+    return {
+        k: v for k, v in dataclasses.asdict(config).items() if k in defaults and v != defaults[k]
+    }
 
 
 def _foreign_switches(layout: Layout) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class ImageAdapter(nn.Module):
     The paper names the gate, the factor-2 convolution pair and "same number of channels"; kernels,
     ReLUs, skip and the final norm are SAM-Med2D's (Adapter_Layer), whose parameter names we keep.
     25.5 C^2 + 2C parameters (SPEC 1.3). The token grid side must be even or 7k (224 px: 14).
+    skip: what is added to the convolutions' output: the adapter's input, as in SAM-Med2D's code, the
+    gated input, as in the first built-in checkpoint, or nothing.
     """
 
     def __init__(self, config: SaveConfig) -> None:
@@ -56,8 +58,8 @@ class ImageAdapter(nn.Module):
         gate = self.channel(x.mean(dim=(2, 3)))  # (B,C)
         gated = x * gate[:, :, None, None]
         y = self.spatial(gated)
-        if self.skip:
-            y = gated + y
+        if self.skip != "none":
+            y = (gated if self.skip == "gated" else x) + y
         return self.norm(y.permute(0, 2, 3, 1))  # (B,s,s,C)
 
 

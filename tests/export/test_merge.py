@@ -30,6 +30,8 @@ SYSTEMS = {
     "scaled prompt": dict(prompt_scale="1/N"),
     "prompt on every token": dict(prompt_tokens="hw"),
     "adapter at the end": dict(image_adapter_position="end"),
+    "gated skip": dict(image_adapter_skip="gated"),
+    "no skip": dict(image_adapter_skip="none"),
     "SAVE(*)": dict(image_adapter="off"),
     "SAMA-AVS": dict(
         audio_mode="independent", audio_in_proj=False, audio_share_out=True,
@@ -109,9 +111,31 @@ def test_block_at_1024_in_float64(window: int, forms: str) -> None:
         torch.testing.assert_close(got, block(x), rtol=0, atol=1e-9)
 
 
-def double_block(res: int, window: int) -> Block:
+ADAPTERS = {
+    "off": Forms(),
+    "tokens": Forms(adapter="tokens"),
+    "matmul": Forms(adapter="matmul"),
+    "matmul joined": Forms(adapter="matmul", joined=True),
+}
+
+
+@pytest.mark.parametrize("forms", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize("skip", ["input", "gated", "none"])
+def test_skip_of_the_adapter_in_every_form(skip: str, forms: Forms) -> None:
+    """In float64; the twin: with another skip it is another function."""
+    block = double_block(256, 14, image_adapter_skip=skip)
+    deploy, x = DeployBlock(block, 16, forms), torch.randn(1, 16, 16, 32, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = block(x)
+        torch.testing.assert_close(deploy(x), expected, rtol=0, atol=1e-9)
+        for other in {"input", "gated", "none"} - {skip}:
+            deploy.adapter.skip = other
+            assert (deploy(x) - expected).abs().max() > 1e-3
+
+
+def double_block(res: int, window: int, **changes: str) -> Block:
     torch.manual_seed(0)
-    config = SaveConfig(**{**TINY, "res": res, "window_size": window or 14})
+    config = SaveConfig(**{**TINY, "res": res, "window_size": window or 14, **changes})
     block = Block(config, 0 if window else 2)
     return randomise(block).double().eval()
 
@@ -163,7 +187,7 @@ def test_a_wrong_adapter_is_caught(breakage: str, monkeypatch) -> None:  # type:
             cut = DeployAdapter._parities
             monkeypatch.setattr(DeployAdapter, "_parities", lambda self, y: cut(self, y)[::-1])
         elif breakage == "skip lost":
-            deploy.adapter.skip = not deploy.adapter.skip
+            deploy.adapter.skip = "none"
         else:
             deploy.adapter.channel = deploy.adapter.channel[:-1]  # no sigmoid
         assert difference() > 1e-3

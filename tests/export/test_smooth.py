@@ -36,10 +36,15 @@ def frames() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8), torch.rand(2, 128)
 
 
-@pytest.mark.parametrize("position", ["parallel", "end"])
-def test_same_function(position: str) -> None:
+@pytest.mark.parametrize(
+    "adapter",
+    [dict(skip="input"), dict(skip="gated"), dict(skip="none"), dict(position="end")],
+    ids=str,
+)
+def test_same_function(adapter: dict[str, str]) -> None:
     """In float64 to its last digits."""
-    deploy = DeployModel(make_tiny(image_adapter_position=position), FORMS).eval()
+    model = make_tiny(**{f"image_adapter_{key}": value for key, value in adapter.items()})
+    deploy = DeployModel(model, FORMS).eval()
     deploy.double().requires_grad_(False)
     image, sound = frames()
     with torch.inference_mode():

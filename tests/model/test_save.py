@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.fields import Fields, parse_json
-from save_deploy.model.adapters import AudioAdapters
+from save_deploy.model.adapters import AudioAdapters, ImageAdapter
 
 
 def adapters(make, **changes) -> AudioAdapters:  # type: ignore[no-untyped-def]
@@ -58,6 +59,24 @@ def test_coefficient_of_the_audio_feature(tiny, mode, source, injected, prompt) 
     torch.testing.assert_close(token, prompt * f)
 
 
+@pytest.mark.parametrize(
+    ("skip", "output"), [("input", "output"), ("none", "output_without_skip"), ("gated", "")]
+)
+def test_image_adapter_is_sam_med2ds(tiny, skip: str, output: str) -> None:  # type: ignore[no-untyped-def]
+    """Inputs, weights and outputs of SAM-Med2D's own Adapter_Layer, run in float64. The twin: with
+    the gated input added the outputs are others."""
+    numbers = json.loads(Path(__file__).with_name("med2d_adapter.json").read_text())
+    double = lambda values: torch.tensor(values, dtype=torch.float64)
+    config = tiny(embed_dim=8).config.replace(image_adapter_skip=skip)
+    adapter = ImageAdapter(config).double().requires_grad_(False)
+    adapter.load_state_dict({key: double(value) for key, value in numbers["state"].items()})
+    got = adapter(double(numbers["tokens"]))
+    if output:
+        torch.testing.assert_close(got, double(numbers[output]), rtol=0, atol=1e-5)
+    else:
+        assert (got - double(numbers["output"])).abs().max() > 0.1
+
+
 def test_frames_do_not_see_each_other(tiny, inputs) -> None:  # type: ignore[no-untyped-def]
     """Three frames with three sounds equal three single calls (guards the B^2 trap)."""
     model = tiny()
@@ -99,7 +118,10 @@ def test_sound_reaches_the_mask_by_both_ways(tiny, inputs) -> None:  # type: ign
             audio_mode="independent", audio_in_proj=False, audio_share_out=True, prompt_source="off"
         ),
         dict(image_adapter_position="end"),
-        dict(image_adapter_spatial="depthwise", image_adapter_skip=False, image_adapter_norm=False),
+        dict(image_adapter_skip="gated"),
+        dict(
+            image_adapter_spatial="depthwise", image_adapter_skip="none", image_adapter_norm=False
+        ),
         dict(image_adapter_down_kernel=5, image_adapter_up_kernel=2),
         dict(audio_layers=3, audio_act="relu"),
         dict(prompt_tokens="hw"),
@@ -137,6 +159,20 @@ def test_bad_configurations_are_refused(tiny, changes, message) -> None:  # type
 def test_config_round_trip(tiny) -> None:  # type: ignore[no-untyped-def]
     config = tiny().config
     assert SaveConfig.from_fields(parse_json(config.to_json(), "configuration")) == config
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [(True, "gated"), (False, "none"), ("input", "input"), (None, "gated")]
+)
+def test_skip_in_files(tiny, said: bool | str | None, meant: str) -> None:  # type: ignore[no-untyped-def]
+    """Files have said true or false; they keep their meaning, and are written as they were."""
+    values = json.loads(tiny().config.to_json()) | {"image_adapter_skip": said}
+    if said is None:
+        del values["image_adapter_skip"]
+    config = SaveConfig.from_fields(Fields(values, "c.json"))
+    assert config.image_adapter_skip == meant
+    assert config.to_dict()["image_adapter_skip"] == (True if said is None else said)
+    assert tiny().config.image_adapter_skip == "input"  # of new models
 
 
 @pytest.mark.parametrize(
