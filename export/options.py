@@ -10,7 +10,7 @@ from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.metrics.parity import ParityBudget
-from save_deploy.options import option
+from save_deploy.options import option, sam_option, skip_bad_option, threads_option
 from save_deploy.precision import Precision
 
 SEARCH_COSTS = {"time": "ms", "work": "GMAC"}
@@ -58,10 +58,7 @@ class CalibrationOptions:
         "--smooth/--no-smooth", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=True,
         help="Rescale norms so that no single channel sets the range.",
     )  # fmt: skip
-    skip_bad: bool = option(
-        "--skip-bad", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=False,
-        help="Skip unreadable clips and list them.",
-    )  # fmt: skip
+    skip_bad: bool = skip_bad_option(QUANTIZATION, needs=_QUANTIZED, excludes=_READ)
 
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
@@ -133,10 +130,7 @@ class ExportOptions:
     force: bool = option("--force", default=False, help="Replace an existing bundle.")
     precision: Precision = field(default_factory=Precision)
     target: str = "portable"
-    sam: Path | None = option(
-        "--sam", panel=GRAPH, default=None,
-        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
-    )  # fmt: skip
+    sam: Path | None = sam_option(GRAPH)
     batch: int = option(
         "--batch", panel=GRAPH, default=1, low=1, high=64,
         help="Frames per call: 5 for AVSBench's clips.",
@@ -150,9 +144,7 @@ class ExportOptions:
         help="Golden samples in the bundle, also used for the table.",
     )  # fmt: skip
     rounds: int = option("--rounds", panel=COMPARISON, default=20, low=3, help="Timing rounds.")
-    threads: int | None = option(
-        "--threads", panel=COMPARISON, default=None, low=1, help="CPU threads. Default: all cores."
-    )
+    threads: int | None = threads_option(COMPARISON)
     max_abs_err: float | None = option(
         "--max-logit-error", panel=COMPARISON, default=None,
         help="Parity budget. Default: 1e-3 for fp32, none for the others.",

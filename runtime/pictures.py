@@ -16,13 +16,13 @@ from save_deploy.errors import ParityError
 from save_deploy.metrics.margin import flips as flips_of
 from save_deploy.metrics.parity import parity
 
-Colour = tuple[int, int, int]
-# told apart with any colour vision, on bright and on dimmed frames
-MASK: Colour = (255, 60, 170)
-TURNED_ON: Colour = (255, 159, 0)
-TURNED_OFF: Colour = (60, 165, 255)
-_TEXT: Colour = (30, 30, 30)
-_WHITE: Colour = (255, 255, 255)
+Color = tuple[int, int, int]
+# told apart with any color vision, on bright and on dimmed frames
+MASK: Color = (255, 60, 170)
+TURNED_ON: Color = (255, 159, 0)
+TURNED_OFF: Color = (60, 165, 255)
+_TEXT: Color = (30, 30, 30)
+_WHITE: Color = (255, 255, 255)
 _OPACITY = 0.55
 _GREY, _DIMMED = 0.8, 0.35  # brightness of the frame under masks and under flips
 _MIN_FONT_PX = 10
@@ -39,21 +39,21 @@ class WorstFrame:
     file: str
 
 
-def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> NDArray[np.uint8]:
-    """frame (H,W,3) with mask (H,W) tinted in colour -> uint8 (H,W,3), a new array."""
-    tinted = frame * (1 - _OPACITY) + _OPACITY * np.array(colour)
+def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color) -> NDArray[np.uint8]:
+    """frame (H,W,3) with mask (H,W) tinted in color -> uint8 (H,W,3), a new array."""
+    tinted = frame * (1 - _OPACITY) + _OPACITY * np.array(color)
     return np.where(mask[..., None], np.rint(tinted), frame).astype(np.uint8)
 
 
 def flip_panel(frame: NDArray[np.uint8], flips: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """The frame (H,W,3) grey and dimmed, flipped pixels (H,W) in their full colour."""
+    """The frame (H,W,3) grey and dimmed, flipped pixels (H,W) in their full color."""
     panel = _grey(frame, _DIMMED)
     panel[flips > 0], panel[flips < 0] = TURNED_ON, TURNED_OFF
     return panel
 
 
 def _grey(frame: NDArray[np.uint8], brightness: float) -> NDArray[np.uint8]:
-    """The frame without colours, so that no object of it looks like a mask."""
+    """The frame without colors, so that no object of it looks like a mask."""
     mean = np.rint(frame.mean(axis=-1, keepdims=True) * brightness).astype(np.uint8)
     return np.repeat(mean, 3, axis=-1)
 
@@ -69,9 +69,9 @@ def comparison_strip(
 ) -> Image.Image:
     """Panels side by side at the size of the frame: frame, truth, reference, backend, flips.
 
-    frame (H,W,3); masks and flips (H,W). Masks lie over the frame without its colours. labels: one
+    frame (H,W,3); masks and flips (H,W). Masks lie over the frame without its colors. labels: one
     caption per panel; without truth there are four. The last caption also counts the pixels turned
-    on and off, in their colours.
+    on and off, in their colors.
     """
     masks = [reference, got] if truth is None else [truth, reference, got]
     grey = _grey(frame, _GREY)
@@ -107,16 +107,16 @@ def caption_px(width: int) -> int:
 def _caption(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
-    words: Sequence[tuple[str, Colour]],
+    words: Sequence[tuple[str, Color]],
     width: int,
     font: Any,
 ) -> None:
-    """Words in their colours above the panel whose upper left corner is given, cut at its width."""
+    """Words in their colors above the panel whose upper left corner is given, cut at its width."""
     left, end = corner[0], corner[0] + width
-    for word, colour in words:
+    for word, color in words:
         while word and left + draw.textlength(word, font) > end:
             word = word[:-1]
-        draw.text((left, corner[1] * 4 // 5), word, fill=colour, font=font, anchor="ls")
+        draw.text((left, corner[1] * 4 // 5), word, fill=color, font=font, anchor="ls")
         left += int(draw.textlength(word + " ", font))
 
 

@@ -46,3 +46,61 @@ def option(*names: str, help: str, default: Any = dataclasses.MISSING, **more: A
     """A dataclass field with this option. more: the other fields of Option."""
     how = Option(help, names, **more)
     return dataclasses.field(default=default, metadata={KEY: how})
+
+
+# What several verbs take, declared once. panel: the heading it stands under there.
+
+
+def checkpoint_option() -> Any:
+    return option(default=None, help="SAVE checkpoint (.safetensors). Default: the built-in vit_t.")
+
+
+def sam_option(panel: str = "") -> Any:
+    return option(
+        "--sam", panel=panel, default=None,
+        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
+    )  # fmt: skip
+
+
+def vggish_option(panel: str = "") -> Any:
+    return option(
+        "--vggish", panel=panel, default=None,
+        help="VGGish weights, for a file without an audio encoder.",
+    )  # fmt: skip
+
+
+def clips_option(panel: str = "") -> Any:
+    return option(
+        "--clips", panel=panel, default=None, low=1,
+        help="How many clips. Default: all (200 of generated data).",
+    )  # fmt: skip
+
+
+def sound_option(panel: str = "") -> Any:
+    return option(
+        "--from", panel=panel, default="auto",
+        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
+    )  # fmt: skip
+
+
+def skip_bad_option(panel: str = "", **more: Any) -> Any:
+    return option(
+        "--skip-bad",
+        panel=panel,
+        default=False,
+        help="Skip unreadable clips and list them.",
+        **more,
+    )
+
+
+def threads_option(panel: str = "") -> Any:
+    return option(
+        "--threads", panel=panel, default=None, low=1, help="CPU threads. Default: all cores."
+    )
+
+
+def self_test_option(panel: str = "") -> Any:
+    return option(
+        " /--no-self-test", panel=panel, default=True, default_text="",
+        help="Do not run the golden samples first on a GPU that is new to a bundle.",
+    )  # fmt: skip

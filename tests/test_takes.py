@@ -13,6 +13,7 @@ from save_deploy import cli
 from save_deploy.cli.takes import takes
 from save_deploy.errors import SaveDeployError
 from save_deploy.options import option
+from tests.command import run as command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,38 @@ def test_a_command_without_the_needed_option_does_not_ask_for_it() -> None:
         run("film", "--budget", "1", leave_out=("inner.budget",))
 
 
-def test_export_shows_eight_options_first() -> None:
+@pytest.mark.parametrize(
+    ("verb", "arguments", "first", "panels"),
+    [
+        (
+            "export", ["checkpoint"],
+            ["--res", "--data", "--out", "--force", "--fp16", "--int8", "--engine", "--dry-run"],
+            {"Graph", "Comparison with eager", "Quantization", "Precision search"},
+        ),
+        (
+            "eval", ["checkpoint"], ["--data", "--split", "--clips", "--metrics", "--json"],
+            {"Model", "Data", "A row of the paper"},
+        ),
+        (
+            "run", ["bundle", "video"],
+            ["--out", "--masks", "--json", "--force", "--color", "--silent"],
+            {"Section", "Backend"},
+        ),
+    ],
+)  # fmt: skip
+def test_help_shows_few_options_first(
+    verb: str, arguments: list[str], first: list[str], panels: set[str]
+) -> None:
     """The others stand in named groups."""
-    command = typer.main.get_command(cli._single("export"))
-    options = [p for p in command.params if p.param_type_name == "option"]
-    first = [p.opts[0] for p in options if getattr(p, "rich_help_panel", None) is None]
-    assert first == [
-        "--res", "--data", "--out", "--force", "--fp16", "--int8", "--engine", "--dry-run",
-    ]  # fmt: skip
-    panels = {str(getattr(p, "rich_help_panel", None)) for p in options} - {"None"}
-    assert panels == {"Graph", "Comparison with eager", "Quantization", "Precision search"}
+    parameters = typer.main.get_command(cli._single(verb)).params
+    options = [p for p in parameters if p.param_type_name == "option"]
+    assert [p.name for p in parameters if p.param_type_name == "argument"] == arguments
+    assert [p.opts[0] for p in options if getattr(p, "rich_help_panel", None) is None] == first
+    assert {str(getattr(p, "rich_help_panel", None)) for p in options} - {"None"} == panels
+
+
+@pytest.mark.parametrize("verb", ["eval", "train"])
+@pytest.mark.parametrize("option", ["--test", "--root"])
+def test_options_of_a_recipe_need_one(verb: str, option: str) -> None:
+    done = command_line(verb, option, "s4")
+    assert done.returncode == 1 and f"{option}\n  expected: --recipe beside it" in done.stderr

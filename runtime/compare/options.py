@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from save_deploy.options import option
+from save_deploy.options import (
+    clips_option,
+    option,
+    self_test_option,
+    skip_bad_option,
+    sound_option,
+    threads_option,
+)
 
 ALL = "all"  # every backend that runs here
 DATA, MEASUREMENT = "Data", "Measurement"
@@ -49,10 +56,7 @@ class CompareOptions:
         "(repeatable).",
     )  # fmt: skip
     split: str = option("--split", panel=DATA, default="test", help="train, val or test.")
-    clips: int | None = option(
-        "--clips", default=None, low=1,
-        help="How many clips. Default: all (200 of generated data).",
-    )  # fmt: skip
+    clips: int | None = clips_option()
     checkpoints: tuple[Path, ...] = option(
         "--checkpoint", default=(),
         help="What a bundle was made of, found by its hash (repeatable). Default: the built-in one.",
@@ -78,18 +82,8 @@ class CompareOptions:
         "--memory/--no-memory", panel=MEASUREMENT, default=None, default_text="with --report",
         help="Measure peak memory of each row in a separate process.",
     )  # fmt: skip
-    threads: int | None = option(
-        "--threads", panel=MEASUREMENT, default=None, low=1, help="CPU threads. Default: all cores."
-    )
-    self_test: bool = option(
-        " /--no-self-test", panel=MEASUREMENT, default=True, default_text="",
-        help="Do not run the golden samples first on a GPU that is new to a bundle.",
-    )  # fmt: skip
-    sound_from: str = option(
-        "--from", panel=DATA, default="auto",
-        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
-    )  # fmt: skip
-    skip_bad: bool = option(
-        "--skip-bad", panel=DATA, default=False, help="Skip unreadable clips and list them."
-    )
+    threads: int | None = threads_option(MEASUREMENT)
+    self_test: bool = self_test_option(MEASUREMENT)
+    sound_from: str = sound_option(DATA)
+    skip_bad: bool = skip_bad_option(DATA)
     budget: Budget = field(default_factory=Budget)

@@ -7,15 +7,15 @@ from numpy.typing import NDArray
 
 from save_deploy.data.transforms import Frame, Mask
 from save_deploy.errors import DataError
-from save_deploy.runtime.pictures import MASK, Colour
+from save_deploy.runtime.pictures import MASK, Color
 
 _OPACITY = 0.4
-_DARK: Colour = (20, 20, 20)
+_DARK: Color = (20, 20, 20)
 _LINES_OF_HEIGHT = 240  # the outline is one pixel thick per so many rows
 
 
-def colour_of(name: str) -> Colour:
-    """ "red", "#ff3caa" and all else Pillow names -> RGB. Raises DataError for no colour."""
+def color_of(name: str) -> Color:
+    """ "red", "#ff3caa" and all else Pillow names -> RGB. Raises DataError for no color."""
     from PIL import ImageColor
 
     if not name:
@@ -24,24 +24,24 @@ def colour_of(name: str) -> Colour:
         red, green, blue = ImageColor.getrgb(name)[:3]
     except ValueError as error:
         raise DataError(
-            "unknown colour", got=name, expected='a name such as red, or "#ff3caa"'
+            "unknown color", got=name, expected='a name such as red, or "#ff3caa"'
         ) from error
     return red, green, blue
 
 
-def outlined(frame: Frame, mask: Mask, colour: Colour = MASK) -> Frame:
-    """frame (H,W,3) with mask (H,W) tinted, its rim in the full colour and a dark line around it."""
+def outlined(frame: Frame, mask: Mask, color: Color = MASK) -> Frame:
+    """frame (H,W,3) with mask (H,W) tinted, its rim in the full color and a dark line around it."""
     shown = frame.copy()
     thick = max(1, round(frame.shape[0] / _LINES_OF_HEIGHT))
     box = _box(mask, 2 * thick)
     if box is None:
         return shown
     part, inside = shown[box], mask[box]
-    for channel, value in enumerate(colour):
+    for channel, value in enumerate(color):
         tints = np.rint(np.arange(256) * (1 - _OPACITY) + value * _OPACITY).astype(np.uint8)
         np.copyto(part[..., channel], tints[part[..., channel]], where=inside)
     part[_grown(inside, thick) & ~inside] = _DARK
-    part[_grown(~inside, thick) & inside] = colour
+    part[_grown(~inside, thick) & inside] = color
     return shown
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,18 @@ from save_deploy.data.audio import Waveform, is_silent
 from save_deploy.errors import DataError, OutputError
 from save_deploy.files import new_file, new_folder
 from save_deploy.progress import raise_if_interrupted
-from save_deploy.runtime.pictures import MASK, Colour
 from save_deploy.runtime.pipeline import Listener, SavePipeline
 from save_deploy.runtime.video.ahead import ahead
 from save_deploy.runtime.video.formats import find_encoder, format_of
+from save_deploy.runtime.video.options import RunOptions
+from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
-from save_deploy.runtime.video.source import Section, TimedFrame, VideoSource
+from save_deploy.runtime.video.source import TimedFrame, VideoSource
 from save_deploy.runtime.video.targets import check_masks, check_target
 from save_deploy.runtime.video.writer import OverlayVideo
 
 _AHEAD = 2  # frames held between two stages
 _WHAT = "the output"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What to read and what to write. silent: go on with a file that has no sound."""
-
-    video: Path
-    out: Path | None = None
-    masks: Path | None = None
-    record: Path | None = None
-    section: Section = field(default_factory=Section)
-    colour: Colour = MASK
-    silent: bool = False
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class VideoRun:
 
     def __init__(self, options: RunOptions) -> None:
         """Raises DataError for files that cannot be used, BackendError without a video encoder."""
-        self.options = options
+        self.options, self.color = options, color_of(options.color)
         if not (options.out or options.masks or options.record):
             raise DataError(
                 "nothing to write", expected="one of them or more", hint="add -o, --masks or --json"
@@ -128,7 +115,7 @@ class VideoRun:
 
         if options.out is not None:
             path = outputs.enter_context(new_file(options.out, what=_WHAT))
-            keep(OverlayVideo(path, source, sound=source.has_sound, colour=options.colour))
+            keep(OverlayVideo(path, source, sound=source.has_sound, color=self.color))
         if options.masks is not None:
             keep(MaskFolder(outputs.enter_context(new_folder(options.masks, what=_WHAT))))
         if options.record is not None:

@@ -32,6 +32,7 @@ from save_deploy.data.video import (
     start_of,
 )
 from save_deploy.errors import DataError
+from save_deploy.runtime.video.options import Section
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -77,30 +78,6 @@ class TimedFrame:
     pts: int
     duration: int
     time_s: float
-
-
-@dataclass(frozen=True)
-class Section:
-    """From start_s on, `seconds` long (None: to the end), at most `fps` frames per second."""
-
-    start_s: float = 0.0
-    seconds: float | None = None
-    fps: float | None = None
-
-    def __post_init__(self) -> None:
-        fine = [math.isfinite(self.start_s) and self.start_s >= 0]
-        fine += [v is None or (math.isfinite(v) and v > 0) for v in (self.seconds, self.fps)]
-        if not all(fine):
-            raise DataError(
-                "wrong section of the video",
-                got=f"start {self.start_s}, seconds {self.seconds}, fps {self.fps}",
-                expected="positive numbers",
-            )
-
-    @property
-    def end_s(self) -> float:
-        """On the section's own clock."""
-        return math.inf if self.seconds is None else self.seconds
 
 
 class VideoSource:

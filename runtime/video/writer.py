@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from save_deploy.data.transforms import Frame
-from save_deploy.runtime.pictures import Colour
+from save_deploy.runtime.pictures import Color
 from save_deploy.runtime.video.formats import OPTIONS, bit_rate, find_encoder, format_of
 from save_deploy.runtime.video.overlay import outlined
 from save_deploy.runtime.video.sinks import MaskedFrame
@@ -27,10 +27,10 @@ _BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
 class OverlayVideo:
     """A sink. Frames keep their times; odd sizes get one more row or column, as 4:2:0 needs."""
 
-    def __init__(self, path: Path, source: VideoSource, *, sound: bool, colour: Colour) -> None:
+    def __init__(self, path: Path, source: VideoSource, *, sound: bool, color: Color) -> None:
         import av
 
-        self.path, self.source, self.colour = path, source, colour
+        self.path, self.source, self.color = path, source, color
         self.form = format_of(path)
         self.encoder = find_encoder(self.form.encoders)
         self.padded: tuple[int, int] | None = None  # (H,W) of frames that were
@@ -40,7 +40,7 @@ class OverlayVideo:
         self._sound: SoundTrack | None = None
 
     def add(self, masked: MaskedFrame) -> None:
-        shown = outlined(masked.frame.picture, masked.mask, self.colour)
+        shown = outlined(masked.frame.picture, masked.mask, self.color)
         if self._stream is None:
             self._start(shown)
         if self._sound is not None:
@@ -97,7 +97,7 @@ class OverlayVideo:
         if source.aspect:
             turned = (height, width) == (source.width, source.height) != (width, height)
             context.sample_aspect_ratio = 1 / source.aspect if turned else source.aspect
-        # the matrix pictures were decoded with, so that colours come back as they were
+        # the matrix pictures were decoded with, so that colors come back as they were
         self._matrix = source.colorspace if source.colorspace in (_BT709, _UNSPECIFIED) else _BT601
         if self.encoder == "mpeg4":  # which cannot say so
             self._matrix = _BT601

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from save_deploy.cli.options import (
-    Bundle,
-)
+from save_deploy.cli.options import Bundle
 from save_deploy.cli.tables import new_table, show
 from save_deploy.errors import BundleError
 

@@ -7,26 +7,25 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.cli.options import Backend, NoSelfTest, Threads
+from save_deploy.cli.options import Bundle, Placement
+from save_deploy.cli.takes import takes
 from save_deploy.errors import DataError
 
 
+@takes(Placement)
 def mask(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
+    placement: Placement,
+    bundle: Bundle,
     frame: Annotated[Path, typer.Argument(help="PNG or JPEG.")],
     sound: Annotated[Path, typer.Argument(help="wav, flac or ogg; its first second is heard.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write: white = sounding.")],
     any_sound: Annotated[
         bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
     ] = False,
-    backend: Backend = "auto",
-    no_self_test: NoSelfTest = False,
-    threads: Threads = None,
 ) -> None:
     """Mask what sounds in one picture."""
     from save_deploy.data.audio import EXAMPLE_SECONDS, MIN_SECONDS, is_silent, read_waveform
     from save_deploy.data.transforms import read_frame, write_mask
-    from save_deploy.runtime.pipeline import load
 
     picture = read_frame(frame)
     cure = "add --any-sound"
@@ -34,8 +33,7 @@ def mask(
     waveform = read_waveform(sound, min_seconds=shortest, hint=cure)
     if is_silent(waveform) and not any_sound:
         raise DataError("sound is silent", got=str(sound), expected="something to hear", hint=cure)
-    self_test = False if no_self_test else None
-    with load(bundle, backend=backend, threads=threads, self_test=self_test) as pipeline:
+    with placement.load(bundle) as pipeline:
         found = pipeline(picture, waveform)
     write_mask(out, found)
     print(f"{out}: {found.mean():.1%} of the picture sounds")

@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-from save_deploy.cli.options import (
-    Checkpoint,
-    NoMerge,
-    Sam,
-    Target,
-)
+from save_deploy.cli.options import Checkpoint, Sam
 from save_deploy.errors import ParityError
 
 
@@ -21,8 +16,22 @@ def merge(
     checkpoint: Checkpoint = None,
     sam: Sam = None,
     res: Annotated[int, typer.Option(help="Input side in px: 224, 256 or 1024.")] = 256,
-    target: Target = "portable",
-    no_merge: NoMerge = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Form of the graph: portable, onnxruntime, openvino or tensorrt. Same weights and "
+            "masks."
+        ),
+    ] = "portable",
+    no_merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--no-merge",
+            metavar="NAME",
+            help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
+            show_default=False,
+        ),
+    ] = None,
     proof: Annotated[
         bool, typer.Option("--proof", help="Also the difference of every encoder block.")
     ] = False,

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from save_deploy.cli.options import (
-    Threads,
-)
+from save_deploy.cli.options import Threads
 
 
 def systems(

@@ -36,7 +36,7 @@ def takes(options: type, *, leave_out: Sequence[str] = ()) -> Callable[[Verb], V
         @functools.wraps(verb)
         def command(**given: Any) -> None:
             context = given.pop("ctx")
-            values = {path: given.pop(_name(path)) for path in fields}
+            values = {path: given.pop(_name(path, how)) for path, (how, _, _) in fields.items()}
             _check(context, {path: how for path, (how, _, _) in fields.items()})
             verb(_build(options, values, fields), **given)
 
@@ -62,11 +62,26 @@ def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield path, (field.metadata[KEY], kind, field.default)
 
 
+def typer_option(field: Any, kind: Any) -> Any:
+    """What Typer wants to know of a field made by option(), for a verb's own parameter of this type."""
+    return _typer_info(field.metadata[KEY], kind, field.default)
+
+
 def _parameter(path: str, how: Option, kind: Any, default: Any) -> inspect.Parameter:
     if how.parse is not None:
         kind, default = str, how.text
     elif _is_tuple(kind):  # repeatable
         kind, default = list[typing.get_args(kind)[0]], _listed(default)  # type: ignore[misc]
+    required = default is dataclasses.MISSING
+    return inspect.Parameter(
+        _name(path, how),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else default,
+        annotation=Annotated[kind, _typer_info(how, kind, default)],
+    )
+
+
+def _typer_info(how: Option, kind: Any, default: Any) -> Any:
     settings: dict[str, Any] = {"help": how.help, "metavar": how.metavar, "show_default": True}
     if how.low is not None or how.high is not None:
         number = float if _plain(kind) is float else int
@@ -79,14 +94,7 @@ def _parameter(path: str, how: Option, kind: Any, default: Any) -> inspect.Param
         settings["show_default"] = how.default_text or False
     elif default is None or default == []:
         settings["show_default"] = False
-    info = typer.Option(*how.names, **settings) if how.names else typer.Argument(**settings)
-    required = default is dataclasses.MISSING
-    return inspect.Parameter(
-        _name(path),
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if required else default,
-        annotation=Annotated[kind, info],
-    )
+    return typer.Option(*how.names, **settings) if how.names else typer.Argument(**settings)
 
 
 def _is_tuple(kind: object) -> bool:
@@ -105,8 +113,9 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def _name(path: str) -> str:
-    return path.replace(".", "_")
+def _name(path: str, how: Option) -> str:
+    """Of the parameter. A positional argument is shown by it: without the dataclasses around it."""
+    return path.replace(".", "_") if how.names else path.rpartition(".")[2]
 
 
 def _build(options: type, values: Mapping[str, Any], fields: Mapping[str, Field]) -> Any:

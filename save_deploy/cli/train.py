@@ -57,14 +57,18 @@ class TrainRequest:
         help="A row of the paper's tables (save-deploy recipes) or a .toml file; needs --root.",
     )  # fmt: skip
     test: str | None = option(
-        "--test", panel=PAPER, default=None, help="With --recipe: train towards this dataset."
+        "--test",
+        panel=PAPER,
+        needs=("--recipe",),
+        default=None,
+        help="With --recipe: train towards this dataset.",
     )
     root: Path | None = option(
-        "--root", panel=PAPER, default=None,
+        "--root", panel=PAPER, needs=("--recipe",), default=None,
         help="With --recipe: folder that holds the datasets.",
     )  # fmt: skip
     per_device: int | None = option(
-        "--per-device", panel=PAPER, default=None, low=1,
+        "--per-device", panel=PAPER, needs=("--recipe",), default=None, low=1,
         help="With --recipe: frames at once on a device; the step's batch stays.",
     )  # fmt: skip
     estimate: bool = option(

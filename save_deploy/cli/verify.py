@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from save_deploy.cli.options import (
-    Backend,
-    Threads,
-)
+from save_deploy.cli.options import Bundle, Placement
+from save_deploy.cli.takes import takes
 
 
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
-    backend: Backend = "auto",
-    threads: Threads = None,
-) -> None:
+@takes(Placement, leave_out=["self_test"])
+def verify(placement: Placement, bundle: Bundle) -> None:
     """Check a bundle's files against their hashes, run its golden samples and conformance pack."""
     from save_deploy.runtime.verify import verify_bundle
 
-    result = verify_bundle(bundle, backend=backend, threads=threads)
+    result = verify_bundle(bundle, backend=placement.backend, threads=placement.threads)
     parity = result.parity
     print(
         f"{bundle}: files intact, {parity.n_frames} golden samples on {result.backend}, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.options import option
+from save_deploy.options import option, skip_bad_option, sound_option
 
 DATA, SCHEDULE, MEMORY, RUN = "Data", "Schedule", "Memory", "Run"
 
@@ -163,13 +163,8 @@ class TrainConfig:
     deterministic: bool = option(
         "--deterministic", panel=RUN, default=False, help="Same seed, same weights; slower on GPUs."
     )
-    skip_bad: bool = option(
-        "--skip-bad", panel=DATA, default=False, help="Skip unreadable clips and list them."
-    )
-    sound_from: str = option(
-        "--from", panel=DATA, default="auto",
-        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
-    )  # fmt: skip
+    skip_bad: bool = skip_bad_option(DATA)
+    sound_from: str = sound_option(DATA)
 
     def share(self, world: int) -> int:
         """Samples of one accumulated part on one device. Raises when a batch does not divide."""

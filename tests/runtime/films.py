@@ -13,7 +13,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from save_deploy.runtime.video import RunOptions, RunResult, VideoRun
+from save_deploy.runtime.video.options import RunOptions
+from save_deploy.runtime.video.run import RunResult, VideoRun
 
 RATE = 44_100
 SIDE = 16  # of the square

@@ -13,7 +13,8 @@ import pytest
 
 from save_deploy.data.video import read_video_sound, read_video_stretch
 from save_deploy.errors import BackendError, DataError
-from save_deploy.runtime.video import Section, VideoSource
+from save_deploy.runtime.video.options import Section
+from save_deploy.runtime.video.source import VideoSource
 from tests.runtime.films import (
     SIDE,
     SIZE,
@@ -65,7 +66,7 @@ def test_masks_follow_picture_and_sound(film: Path, tmp_path: Path) -> None:
 
 
 def test_overlay_video_keeps_times_sound_and_unmarked_pixels(film: Path, tmp_path: Path) -> None:
-    run(film, out=tmp_path / "o.mp4", colour=(0, 255, 0))
+    run(film, out=tmp_path / "o.mp4", color="#00ff00")
     before, times = frames_of(film)
     after, kept = frames_of(tmp_path / "o.mp4")
     assert kept == times and len(after) == 30

@@ -16,7 +16,9 @@ import pytest
 
 from save_deploy.data.video import read_video_stretch
 from save_deploy.errors import DataError, SaveDeployError
-from save_deploy.runtime.video import RunOptions, Section, VideoRun, VideoSource
+from save_deploy.runtime.video.options import RunOptions, Section
+from save_deploy.runtime.video.run import VideoRun
+from save_deploy.runtime.video.source import VideoSource
 from tests.runtime.films import (
     Ears,
     frames_of,
@@ -181,7 +183,8 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from save_deploy.errors import SaveDeployError
 from save_deploy.progress import listen_for_interrupts
-from save_deploy.runtime.video import RunOptions, VideoRun
+from save_deploy.runtime.video.options import RunOptions
+from save_deploy.runtime.video.run import VideoRun
 from tests.runtime.films import Ears
 listen_for_interrupts()
 {before}
@@ -284,5 +287,5 @@ def test_verb_on_a_bundle(
         for frame, index, second in zip(frames, (2, 5), (1, 2), strict=True):
             expected = pipeline(frame, heard[second])
             np.testing.assert_array_equal(masks_in(tmp_path / "m")[index], expected)
-    with pytest.raises(DataError, match="unknown colour"):
+    with pytest.raises(DataError, match="unknown color"):
         verb(bundle, film, out=tmp_path / "p.mp4", color="loud")
