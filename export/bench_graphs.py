@@ -1,4 +1,4 @@
-"""Graphs to benchmark: the eager model exported as it is, and merged in any form."""
+"""Graphs to benchmark: the eager model exported without changes, and merged in any form."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from save_deploy.export.quantize.sites import find_sites
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
 from save_deploy.export.trace import OPSET
 from save_deploy.model.save import SaveModel
-from save_deploy.runtime.bench.contender import GEMM_SIDE, Subject
+from save_deploy.runtime.bench.entries import Subject
+from save_deploy.runtime.bench.yardsticks import GEMM_SIDE
+from save_deploy.runtime.compare.entries import EagerSource
 from save_deploy.runtime.eager import eager_pipeline
 
 DATA = "scenes"  # speed does not depend on it, nor on how many
@@ -81,15 +83,11 @@ def _write(
     if "naive-int8" in names and "naive" not in names:
         names = [*names, "naive"]
     best = DeployModel(model, forms_for("portable")).eval()
+    n_bytes = sum(4 * p.numel() for p in model.parameters())
     subject = Subject(
-        name=f"{model.config.name} ({model.config.depth} blocks)",
-        res=res,
-        batch=batch,
-        spec=spec,
-        checkpoint=checkpoint or builtin_path(),
-        sam=sam,
+        config=model.config,
+        source=EagerSource(checkpoint or builtin_path(), sam, res, batch, n_bytes),
         threads=None,
-        parameters=sum(p.numel() for p in model.parameters()),
         activation_bytes=3 * batch * score_bytes(model.config),
         macs_eager=count_macs(FrameModel(model), frames, sounds),
         macs=count_macs(best, frames, sounds),
@@ -126,16 +124,16 @@ def calibration_inputs(model: SaveModel) -> list[Arrays]:
 def write_int8(
     model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
 ) -> None:  # fmt: skip
-    """The merged graph with every encoder product quantized."""
+    """The merged graph with every encoder MatMul quantized."""
     deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
-    products = find_sites(deploy)
-    observer = Observer(deploy, [p.name for p in products])
+    sites = find_sites(deploy)
+    observer = Observer(deploy, [s.name for s in sites])
     tensors = (
         (torch.from_numpy(a["image"]), torch.from_numpy(a["audio_embedding"])) for a in inputs
     )
     observe(deploy, observer, tensors)
     graph = trace(deploy, spec)
-    insert_qdq(graph, products, {n: h.amax("minmax") for n, h in observer.histograms.items()})
+    insert_qdq(graph, sites, {n: h.amax("minmax") for n, h in observer.histograms.items()})
     save_graph(graph, path)
 
 
@@ -189,8 +187,8 @@ def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
 
 
 def write_gemm_graph(path: Path, *, int8: bool = False) -> Path:
-    """One matrix product with a constant (GEMM_SPEC). int8: Q/DQ before it as before a product of the
-    encoder, so a backend runs it by the same kernel."""
+    """One matrix product with a constant (GEMM_SPEC). int8: Q/DQ before it as before a MatMul of the
+    encoder, so a backend runs the same kernel."""
     side = GEMM_SIDE
     weight = np.random.default_rng(1).random((side, side), dtype=np.float32)
     constants, nodes, factors = {"b": weight}, [], ["a", "b"]

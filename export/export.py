@@ -17,7 +17,6 @@ from save_deploy.data.open import open_dataset
 from save_deploy.errors import ParityError
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.conformance import write_conformance
-from save_deploy.export.entries import choose_entries
 from save_deploy.export.fp16 import Fp16Plan, plan_fp16
 from save_deploy.export.golden import Golden, run_golden, write_golden
 from save_deploy.export.graph import WrittenGraph, write_graph
@@ -25,9 +24,15 @@ from save_deploy.export.memory import WeightMemory
 from save_deploy.export.merge.deploy import DeployModel, merge
 from save_deploy.export.merge.proof import MergeProof
 from save_deploy.export.options import ExportOptions
-from save_deploy.export.prove import Proved, prove_entries
+from save_deploy.export.prove import (
+    Eager,
+    Proved,
+    choose_entries,
+    prove_entries,
+    require_fp8_backend,
+)
 from save_deploy.export.quantize.calibrate import obtain_table
-from save_deploy.export.quantize.explain import Explanation, Quantized, explain, require_fp8_backend
+from save_deploy.export.quantize.explain import Explanation, Quantized, explain
 from save_deploy.export.quantize.plan import TABLE_FILE, QuantPlan, plan_quantization
 from save_deploy.export.quantize.search import SearchResult, search_precision
 from save_deploy.export.quantize.smooth import apply_smoothing
@@ -233,14 +238,12 @@ def compare_graphs(
 ) -> Proved:  # fmt: skip
     """Parity and speed of every graph against eager on the golden samples."""
     on_stage("prove", "parity and speed against eager")
-    eager = None if memory.large else eager_pipeline(model, batch=options.batch)
+    pipeline = None if memory.large else eager_pipeline(model, batch=options.batch)
     memory.free(model)
-    entries = choose_entries(options, graphs.compared, folder, large=memory.large)
-    return prove_entries(
-        model.config, golden, eager, memory.weight_bytes / 1e6, entries, folder,
-        batch=options.batch, rounds=options.rounds, threads=options.threads,
-        on_entry=countdown(on_stage, "prove", "graphs", len(entries)),
-    )  # fmt: skip
+    entries = choose_entries(options, model.config, graphs.compared, folder, large=memory.large)
+    on_entry = countdown(on_stage, "prove", "graphs", len(entries))
+    eager = Eager(pipeline, memory.weight_bytes / 1e6)
+    return prove_entries(golden, eager, entries, options, on_entry)
 
 
 def finish(

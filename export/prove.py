@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,28 +10,36 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.bundle import Arrays, audio_spec, model_spec
+from save_deploy.bundle import Arrays
 from save_deploy.config import SaveConfig
+from save_deploy.errors import BackendError
 from save_deploy.export.golden import Golden, predict_golden
+from save_deploy.export.options import ExportOptions
+from save_deploy.extras import install_line
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import score_videos
+from save_deploy.precision import Precision
 from save_deploy.runtime.compare import Row
+from save_deploy.runtime.compare.entries import REFERENCE, Entry, GraphFile, Pool
+from save_deploy.runtime.compare.speed import time_entries, time_interleaved
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import open_session
-from save_deploy.runtime.timing import time_interleaved
+from save_deploy.runtime.session import available_backends
+from save_deploy.runtime.session.open import fits
 
-MIN_ROUNDS = 8  # of a call of seconds; 20 seconds are its budget
+MIN_ROUNDS = 8  # of a call that takes seconds; its budget is 20 seconds
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One graph file on one backend. low_memory: see open_session."""
+class Eager:
+    """The reference. pipeline None: two models do not fit into memory, so its golden run timed it."""
 
-    backend: str
-    precision: str
-    path: Path
-    low_memory: bool = False
+    pipeline: SavePipeline | None
+    size_mb: float
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(REFERENCE, REFERENCE, "fp32", self.size_mb)
 
 
 @dataclass(frozen=True)
@@ -47,90 +54,115 @@ class Proved:
     interleaved: bool
 
 
+def require_fp8_backend() -> list[str]:
+    """Raises BackendError where nothing can run FP8 numbers."""
+    if "openvino" in available_backends():
+        return ["openvino"]
+    raise BackendError(
+        "an FP8 bundle cannot be proven here",
+        got="no OpenVINO, and ONNX Runtime has no FP8 on a CPU",
+        expected="a backend that computes with FP8 numbers",
+        hint=f"{install_line('openvino')}, or --int8",
+    )
+
+
+def choose_entries(
+    options: ExportOptions, config: SaveConfig, compared: Sequence[tuple[str, Path]], folder: Path,
+    *, large: bool,
+) -> list[Entry]:  # fmt: skip
+    """Which graphs are run on which backends. compared: precision and file of graphs that only the
+    table needs; folder: holds the bundle's own graph, which comes last.
+
+    large: one session at a time; a backend that needs more memory than is free is left out of the
+    table, but for ONNX Runtime, whose weights may stay mapped.
+    """
+    backends = sorted(available_backends(), reverse=True)
+    if options.precision.quantized == "fp8":
+        backends = require_fp8_backend()
+    elif large and not options.precision.quantized:
+        backends = ["onnxruntime"]
+    own, quantized = str(options.precision), options.precision.quantized
+    audio = folder / "audio.onnx"
+    entries = []
+    for precision, path in (*compared, (own, folder / "model.onnx")):
+        asked, low_memory = backends, False
+        if precision != own and not quantized:
+            asked = ["onnxruntime"]
+        if large:
+            fitting = not quantized or fits(path)
+            asked = [b for b in asked if fitting or b == "onnxruntime"] or asked
+            # mapped weights keep INT8 MatMuls from their kernels
+            low_memory = Precision.parse(precision).quantized is None and not (
+                quantized and fitting
+            )
+        graph = GraphFile(path, config, options.batch, audio, low_memory)
+        entries += [
+            Entry(
+                f"{backend} {precision}", backend, precision, _size_mb(folder, path),
+                threads=options.threads, graph=graph,
+            )
+            for backend in asked
+        ]  # fmt: skip
+    return entries
+
+
 def prove_entries(
-    config: SaveConfig, golden: Golden, eager: SavePipeline | None, eager_mb: float,
-    entries: list[Entry], folder: Path, *, batch: int, rounds: int, threads: int | None,
+    golden: Golden, eager: Eager, entries: list[Entry], options: ExportOptions,
     on_entry: Callable[[str], object] = lambda _: None,
 ) -> Proved:  # fmt: skip
-    """eager None: the model is too large for two to be held; it was timed before, and the entries
-    are opened, timed and closed one after the other. on_entry(name) is called behind each of them, or
-    behind its masks."""
-    chosen = np.arange(batch) % len(golden.pairs)
+    """Run and time every entry. Without an eager pipeline they are opened, timed and closed one after
+    the other. on_entry(name) is called after the masks of each."""
+    chosen = np.arange(options.batch) % len(golden.pairs)
     inputs: Arrays = {
         "image": golden.pairs.image[chosen],
         "audio_embedding": golden.audio_embedding[chosen],
     }
-    latency: dict[str, LatencyResult] = {}
+    together = eager.pipeline is not None
+    opened = {REFERENCE: eager.pipeline} if eager.pipeline is not None else {}
+    latency: dict[str, LatencyResult] = {REFERENCE: golden.eager_latency}
     logits: list[NDArray[np.float32]] = []
-    if eager is None:
-        reference = golden.eager_latency
+    with Pool(resident=together, opened=opened) as pool:
         for entry in entries:
-            pipeline = _open(config, entry, folder, batch, threads)
-            logits.append(predict_golden(pipeline, golden.pairs))
-            calls = {_name(entry): partial(pipeline.model.infer, inputs)}
-            latency |= time_interleaved(
-                calls, rounds=max(MIN_ROUNDS, len(golden.pairs) + 2), warmup=0, batch=batch
-            )
-            pipeline.close()
-            del pipeline, calls
-            gc.collect()
-            on_entry(_name(entry))
-    else:
-        pipelines = [_open(config, entry, folder, batch, threads) for entry in entries]
-        for entry, pipeline in zip(entries, pipelines, strict=True):
-            logits.append(predict_golden(pipeline, golden.pairs))
-            on_entry(_name(entry))
-        calls = {"eager": partial(eager.model.infer, inputs)}
-        for entry, pipeline in zip(entries, pipelines, strict=True):
-            calls[_name(entry)] = partial(pipeline.model.infer, inputs)
-        latency = time_interleaved(calls, rounds=rounds, batch=batch)
-        reference = latency["eager"]
-        for pipeline in pipelines:
-            pipeline.close()
+            with pool.use(entry) as pipeline:
+                logits.append(predict_golden(pipeline, golden.pairs))
+                if not together:
+                    latency |= _time_alone(entry, pipeline, inputs, len(golden.pairs))
+            on_entry(entry.name)
+        if together:
+            everyone = [eager.entry, *entries]
+            latency = time_entries(
+                pool, everyone, inputs, rounds=options.rounds, extend=False
+            ).latency
 
-    def row(
-        backend: str, precision: str, size_mb: float, taken: LatencyResult,
-        predicted: NDArray[np.float32],
-    ) -> Row:  # fmt: skip
+    def row(entry: Entry, predicted: NDArray[np.float32]) -> Row:
+        reference, taken = latency[REFERENCE], latency[entry.name]
         videos = [(p[None], t[None]) for p, t in zip(predicted, golden.pairs.truth, strict=True)]
         return Row(
-            backend=backend,
-            precision=precision,
-            size_mb=size_mb,
+            backend=entry.backend,
+            precision=entry.precision,
+            size_mb=entry.size_mb,
             latency=taken,
-            speedup=speedup(reference, taken)
-            if eager is not None
-            else reference.p50_ms / taken.p50_ms,
+            speedup=speedup(reference, taken) if together else reference.p50_ms / taken.p50_ms,
             score=score_videos(videos),
-            parity=None if backend == "eager" else parity(golden.mask_logits, predicted),
+            parity=None if entry.name == REFERENCE else parity(golden.mask_logits, predicted),
         )
 
-    rows = [row("eager", "fp32", eager_mb, reference, golden.mask_logits)]
-    for entry, predicted in zip(entries, logits, strict=True):
-        size = _size_mb(folder, entry.path)
-        rows.append(row(entry.backend, entry.precision, size, latency[_name(entry)], predicted))
-    return Proved(entries, rows, logits, inputs, interleaved=eager is not None)
+    rows = [row(eager.entry, golden.mask_logits)]
+    rows += [row(entry, predicted) for entry, predicted in zip(entries, logits, strict=True)]
+    return Proved(entries, rows, logits, inputs, interleaved=together)
 
 
-def _open(
-    config: SaveConfig, entry: Entry, folder: Path, batch: int, threads: int | None
-) -> SavePipeline:
-    return SavePipeline(
-        config=config,
-        precision=entry.precision,
-        audio=open_session(entry.backend, folder / "audio.onnx", audio_spec(), threads=threads),
-        model=open_session(
-            entry.backend, entry.path, model_spec(config, batch), threads=threads,
-            low_memory=entry.low_memory,
-        ),
+def _time_alone(
+    entry: Entry, pipeline: SavePipeline, inputs: Arrays, n_pairs: int
+) -> dict[str, LatencyResult]:
+    """A graph of gigabytes is opened once: its golden run has warmed it."""
+    return time_interleaved(
+        {entry.name: partial(pipeline.model.infer, inputs)},
+        rounds=max(MIN_ROUNDS, n_pairs + 2), warmup=0, batch=len(inputs["image"]),
     )  # fmt: skip
 
 
-def _name(entry: Entry) -> str:
-    return f"{entry.backend} {entry.precision}"
-
-
 def _size_mb(folder: Path, graph: Path) -> float:
-    """Of a graph with its weights, and the audio side."""
+    """Size of a graph with its weights, and of the audio side."""
     files = [f for f in folder.iterdir() if f.name.startswith((graph.name, "audio.onnx"))]
     return sum(f.stat().st_size for f in files) / 1e6

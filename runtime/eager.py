@@ -56,8 +56,13 @@ def eager_pipeline(model: SaveModel, *, batch: int = 1) -> SavePipeline:
 
 
 def open_eager(
-    checkpoint: Path, sam: Path | None, *, res: int, batch: int, threads: int | None = None
-) -> SavePipeline:
-    """The eager model of a checkpoint, with as many threads as sessions take."""
+    checkpoint: Path, sam: Path | None, *, res: int, batch: int, compiled: bool = False,
+    threads: int | None = None,
+) -> SavePipeline:  # fmt: skip
+    """The eager model of a checkpoint, with as many threads as sessions take. compiled: through
+    torch.compile."""
     torch.set_num_threads(threads or default_threads())
-    return eager_pipeline(load_model(checkpoint, res=res, sam=sam), batch=batch)
+    model = load_model(checkpoint, res=res, sam=sam)
+    if compiled:
+        model.forward_embedding = torch.compile(model.forward_embedding)  # type: ignore[method-assign]
+    return eager_pipeline(model, batch=batch)

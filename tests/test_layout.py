@@ -44,14 +44,13 @@ FRONT = (
 # The eager model beside the runtime's pipelines: what else these files may import.
 EAGER = {
     "runtime/eager.py": {"model", "checkpoints"},
-    "runtime/reference.py": {"model", "checkpoints"},
-    "runtime/bench/worker.py": {"checkpoints"},
+    "runtime/compare/source.py": {"model", "checkpoints"},
 }
 # All modules of these parts are loaded without torch, but for those named.
 WITHOUT_TORCH = ("base", "cli", "data", "metrics", "recipes", "calibration", "runtime")
 NEEDS_TORCH = {
     "save_deploy.runtime.eager",
-    "save_deploy.runtime.reference",
+    "save_deploy.runtime.compare.source",
     "save_deploy.calibration.observe",
 }
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from save_deploy.bundle import Arrays
-from save_deploy.errors import BackendError
 from save_deploy.export.fp16 import Fp16Plan
 from save_deploy.export.golden import Golden
 from save_deploy.export.options import ExportOptions
@@ -26,17 +25,16 @@ from save_deploy.export.quantize.sqnr import block_sqnr
 from save_deploy.machine import has_int8_dot_product
 from save_deploy.metrics.latency import speedup, speedup_range
 from save_deploy.metrics.margin import Margin, MarginMeter
+from save_deploy.precision import Precision
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.kernels import KernelCheck, executed_kernels
 from save_deploy.runtime.pictures import WorstFrame, write_worst
-from save_deploy.runtime.session import available_backends, default_threads
-from save_deploy.runtime.session.openvino import INSTALL
+from save_deploy.runtime.session import default_threads
 
 WORST_FRAMES = 4
 SQNR_FRAMES = 4
 KERNELS_NAMED = 4  # in one line
 BLOCKS_NAMED = 3  # when masks are lost
-FLOATS = ("fp32", "fp16")
 FP8_NOTE = (
     "FP8 has no CPU kernels: times here are of an emulation. It is for NVIDIA GPUs from SM89 on."
 )
@@ -79,18 +77,6 @@ class Explanation:
     why: tuple[str, ...] = ()
 
 
-def require_fp8_backend() -> list[str]:
-    """Raises BackendError where nothing can run FP8 numbers."""
-    if "openvino" in available_backends():
-        return ["openvino"]
-    raise BackendError(
-        "an FP8 bundle cannot be proven here",
-        got="no OpenVINO, and ONNX Runtime has no FP8 on a CPU",
-        expected="a backend that computes with FP8 numbers",
-        hint=f"{INSTALL}, or --int8",
-    )
-
-
 def explain(
     made: Quantized, proved: Proved, golden: Golden, folder: Path, options: ExportOptions
 ) -> Explanation:
@@ -129,8 +115,11 @@ def _measure(
     kernels: list[KernelCheck] = []
     if made.plan.fmt == "int8" and made.nodes:
         kernels = [
-            executed_kernels(e.backend, e.path, made.nodes, proved.inputs, threads=options.threads)
-            for e in own
+            executed_kernels(
+                entry.backend, entry.graph.path, made.nodes, proved.inputs, threads=options.threads
+            )
+            for entry in own
+            if entry.graph
         ]
     backend = proved.entries[-1].backend  # masks differ slightly per backend: record which one
     meter = MarginMeter()
@@ -183,13 +172,13 @@ def _speed(
         return [FP8_NOTE]
     if not kernels:
         return [_nothing(found)]
-    mapped = {(e.backend, e.precision) for e in proved.entries if e.low_memory}
+    mapped = {(e.backend, e.precision) for e in proved.entries if e.graph and e.graph.low_memory}
     lines = []
     for check in kernels:
         here = [row for row in proved.rows if row.backend == check.backend]
         own = next(row for row in here if row.precision == str(options.precision))
         ran = f"{check.int8} of {check.asked} MatMuls ran INT8 kernels"
-        floats = [row for row in here if row.precision in FLOATS]
+        floats = [row for row in here if Precision.parse(row.precision).quantized is None]
         if not floats:
             text = f"{own.speedup:.2f} x eager on {check.backend}; {ran}"
             lines.append(f"{text}; whether that is faster than float there was not measured")

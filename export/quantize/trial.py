@@ -28,10 +28,10 @@ from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.qdq import count_work
 from save_deploy.metrics.segmentation import ScoreMeter
 from save_deploy.model.save import SaveModel
+from save_deploy.runtime.compare.speed import time_interleaved
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import as_batch, available_backends, open_session
-from save_deploy.runtime.timing import time_interleaved
 
 SPLIT = "val"
 SEARCH_ROUNDS = 12

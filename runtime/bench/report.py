@@ -9,21 +9,23 @@ from typing import Any
 from save_deploy.machine import describe as machine
 from save_deploy.machine import versions
 from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.runtime.bench.contender import Outcome
-from save_deploy.runtime.bench.run import BenchResult, gflops
+from save_deploy.runtime.bench.run import BenchResult, Outcome
+from save_deploy.runtime.bench.yardsticks import gflops
+from save_deploy.runtime.compare.table import (
+    Column,
+    log_console,
+    markdown_table,
+    noise_text,
+    rich_table,
+    table_of,
+)
+from save_deploy.runtime.html.data import Table
 from save_deploy.runtime.session import default_threads
 
+N_LEFT, WIDTH = 2, 150  # columns of words; characters of a line in a log
 # what others are measured against, on which backend (None: their own)
 REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}
 NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs that have it
-
-
-def columns(result: BenchResult) -> tuple[str, ...]:
-    """Of the table of this result."""
-    return (
-        "contender", "backend", "p50 ms", "p90", "p99", "FPS", *_references(result),
-        "of GEMM rate", "load s", "first mask s", "peak MiB", "logit error",
-    )  # fmt: skip
 
 
 def ratios(result: BenchResult, outcome: Outcome) -> dict[str, float | None]:
@@ -31,41 +33,54 @@ def ratios(result: BenchResult, outcome: Outcome) -> dict[str, float | None]:
 
     def against(graph: str, backend: str) -> float | None:
         for other in result.outcomes:
-            c = other.contender
-            if (c.graph, c.backend) == (graph, backend) and other.latency and outcome.latency:
+            e = other.entry
+            if (e.form, e.backend) == (graph, backend) and other.latency and outcome.latency:
                 return speedup(other.latency, outcome.latency)
         return None
 
-    own = outcome.contender.backend
+    own = outcome.entry.backend
     return {name: against(graph, at or own) for name, (graph, at) in _references(result).items()}
 
 
 def _references(result: BenchResult) -> dict[str, tuple[str, str | None]]:
-    has_int8 = any(o.contender.graph == "naive-int8" for o in result.outcomes)
+    has_int8 = any(o.entry.form == "naive-int8" for o in result.outcomes)
     return REFERENCES | (NAIVE_INT8 if has_int8 else {})
 
 
-def cells(result: BenchResult, outcome: Outcome) -> list[str]:
-    """One line of the table, in the order of columns()."""
-    contender, taken = outcome.contender, outcome.latency
-    if taken is None:
-        empty = [""] * (len(columns(result)) - 3)
-        return [contender.graph, contender.backend, "failed", *empty]
+def table(result: BenchResult) -> Table:
+    """A line for each entry; columns that nobody has a value for are left out."""
+    taken = lambda text: lambda o: "" if o.latency is None else text(o)
     number = lambda value, form: "" if value is None else format(value, form)
-    floor = result.floor_of(contender)
-    error = "reference" if contender.graph == "eager" else number(outcome.max_rel_err, ".0e")
-    return [
-        contender.graph,
-        contender.backend,
-        *(f"{taken.percentile(q):.1f}" for q in (50, 90, 99)),
-        f"{taken.frames_per_s:.3g}",
-        *(number(ratio, ".2f") for ratio in ratios(result, outcome).values()),
-        number(floor and floor / taken.p50_ms, ".0%"),
-        f"{outcome.load_s:.2f}",
-        f"{outcome.first_mask_s:.2f}",
-        f"{outcome.peak_mib:.0f}",
-        error,
+    percentile = lambda q: lambda o: f"{o.latency.percentile(q):.1f}"
+    columns = [
+        Column("entry", lambda o: o.entry.form),
+        Column("backend", lambda o: o.entry.backend),
+        Column("p50 ms", lambda o: percentile(50)(o) if o.latency else "failed"),
+        Column("p90", taken(percentile(90))),
+        Column("p99", taken(percentile(99))),
+        Column("FPS", taken(lambda o: f"{o.latency.frames_per_s:.3g}")),
+        *(
+            Column(name, taken(lambda o, name=name: number(ratios(result, o)[name], ".2f")))
+            for name in _references(result)
+        ),
+        Column("of GEMM rate", taken(lambda o: number(_share(result, o), ".0%"))),
+        Column("load s", taken(lambda o: f"{o.load_s:.2f}")),
+        Column("first mask s", taken(lambda o: f"{o.first_mask_s:.2f}")),
+        Column("peak MiB", taken(lambda o: f"{o.peak_mib:.0f}")),
+        Column("logit error", taken(_logit_error)),
     ]
+    return table_of(columns, result.outcomes)
+
+
+def _logit_error(outcome: Outcome) -> str:
+    if outcome.entry.form == "eager":
+        return "reference"
+    return "" if outcome.max_rel_err is None else f"{outcome.max_rel_err:.0e}"
+
+
+def _share(result: BenchResult, outcome: Outcome) -> float | None:
+    floor = result.floor_of(outcome.entry)
+    return None if floor is None or outcome.latency is None else floor / outcome.latency.p50_ms
 
 
 def footnote(result: BenchResult) -> list[str]:
@@ -77,9 +92,8 @@ def footnote(result: BenchResult) -> list[str]:
     threads = subject.threads or default_threads()
     how = "all loaded at once" if result.resident else "loaded anew in every round, 2 calls each"
     lines = [
-        f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call, one process each, "
-        f"interleaved, {how}: {n} samples, noise {noise:.0%}"
-        + (" (noisy: trust ratios, not milliseconds)" if noise > 0.1 else ""),
+        f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call, one process each, "
+        f"interleaved, {how}: {n} samples, {noise_text(noise)}",
         f"{here['cpu']}, {threads} threads, {here['memory_gib']} GiB; "
         + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
         f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds, best of "
@@ -90,16 +104,16 @@ def footnote(result: BenchResult) -> list[str]:
     ]
     if result.gemm_int8:
         lines.append(
-            f"INT8 contenders are measured against the same product in 8 bits (best of "
+            f"INT8 entries are measured against the same product in INT8 (best of "
             f"{_rates(result.gemm_int8)} GOP/s): floor {result.floor_int8_ms:.1f} ms, though a part of "
             "their work stays in float"
         )
     lines += [
-        f"{o.contender.graph} failed on {o.contender.backend}: {o.failed}"
+        f"{o.entry.form} failed on {o.entry.backend}: {o.failed}"
         for o in result.outcomes
         if o.failed
     ]
-    if any(o.contender.graph == "int8" for o in result.outcomes):
+    if any(o.entry.form == "int8" for o in result.outcomes):
         lines.append(
             "int8 here has min-max ranges without smoothing or bias correction: its time is a "
             "bundle's, its logit error is not"
@@ -120,16 +134,8 @@ _GEMM = "2048 x 2048 x 2048"
 
 def print_result(result: BenchResult) -> None:
     """Table and footnotes on standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=None if Console().is_terminal else 150)
-    table = Table(title="\n".join(footnote(result)), title_justify="left", title_style="")
-    for i, column in enumerate(columns(result)):
-        table.add_column(column, justify="left" if i < 2 else "right")
-    for outcome in result.outcomes:
-        table.add_row(*cells(result, outcome))
-    console.print(table)
+    title = "\n".join(footnote(result))
+    log_console(WIDTH).print(rich_table(table(result), n_left=N_LEFT, title=title))
 
 
 def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
@@ -140,7 +146,7 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "command": command,
         "subject": {
             "name": subject.name,
-            "res": subject.res,
+            "res": subject.config.res,
             "batch": subject.batch,
             "parameters": subject.parameters,
             "macs_eager": subject.macs_eager,
@@ -155,13 +161,10 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "floor_ms": result.floor_ms,
         "floor_int8_ms": result.floor_int8_ms,
         "overhead_us": result.overhead_us,
-        "contenders": [_entry(result, outcome) for outcome in result.outcomes],
+        "entries": [_entry(result, outcome) for outcome in result.outcomes],
     }
     (folder / "bench.json").write_text(json.dumps(values, indent=2) + "\n")
-    shown = columns(result)
-    lines = [f"`{command}`", "", "| " + " | ".join(shown) + " |"]
-    lines += ["|---|---|" + "---:|" * (len(shown) - 2)]
-    lines += ["| " + " | ".join(cells(result, o)) + " |" for o in result.outcomes]
+    lines = [f"`{command}`", "", *markdown_table(table(result), n_left=N_LEFT)]
     lines += ["", *(f"{line}  " for line in footnote(result)), ""]
     (folder / "bench.md").write_text("\n".join(lines))
     written = [folder / "bench.json", folder / "bench.md"]
@@ -185,7 +188,7 @@ def plot(result: BenchResult, path: Path) -> bool:
         axes.barh(row, taken.p50_ms, height=0.6, color="#9ecae1")
         heights = [row + 0.2 * (i % 5 - 2) / 2 for i in range(len(taken.samples_ms))]
         axes.plot(taken.samples_ms, heights, ".", color="#08519c", markersize=4)
-    axes.set_yticks(range(len(shown)), [o.contender.name for o, _ in shown])
+    axes.set_yticks(range(len(shown)), [o.entry.name for o, _ in shown])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.set_xlabel("ms a call (bar: median, dots: samples)")
@@ -198,7 +201,7 @@ def plot(result: BenchResult, path: Path) -> bool:
     axes.legend(loc="lower right", fontsize=8)
     subject = result.subject
     axes.set_title(
-        f"{subject.name}, {subject.res} px, {subject.batch} frame(s) a call", fontsize=10
+        f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call", fontsize=10
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -206,8 +209,7 @@ def plot(result: BenchResult, path: Path) -> bool:
 
 
 def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
-    contender = outcome.contender
-    entry: dict[str, Any] = {"graph": contender.graph, "backend": contender.backend}
+    entry: dict[str, Any] = {"graph": outcome.entry.form, "backend": outcome.entry.backend}
     if outcome.latency is None:
         return {**entry, "failed": outcome.failed}
     key = lambda column: column.replace(" ", "_").replace("-", "_")  # x naive-int8: x_naive_int8

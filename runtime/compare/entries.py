@@ -1,4 +1,4 @@
-"""What can be opened: a bundle on a backend, or the eager model. Entries travel between processes."""
+"""What can be compared, as values that travel between processes: a bundle, a graph file, eager."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Self
 
 import psutil
 
-from save_deploy.bundle import Manifest
+from save_deploy.bundle import Manifest, audio_spec, model_spec
 from save_deploy.config import SaveConfig
 from save_deploy.runtime.pipeline import SavePipeline, load
-from save_deploy.runtime.session import GPU_BACKENDS
+from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes
 
 REFERENCE = "eager"
@@ -24,18 +24,40 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class EagerSource:
-    """The checkpoint of a reference, the shape it is run in, and the size of its weights."""
+    """The checkpoint of a reference, the shape it is run in, and the size of its float32 weights.
+    compiled: through torch.compile."""
 
     checkpoint: Path
     sam: Path | None
     res: int
     batch: int
     n_bytes: int
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """An ONNX file of the model graph outside a bundle. audio: the audio graph, None where only the
+    model graph is run; low_memory: see open_session."""
+
+    path: Path
+    config: SaveConfig
+    batch: int
+    audio: Path | None = None
+    low_memory: bool | None = None
+
+    def open(self, backend: str, threads: int | None) -> Session:
+        spec = model_spec(self.config, self.batch)
+        return open_session(backend, self.path, spec, threads=threads, low_memory=self.low_memory)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One pipeline of a comparison: a bundle's folder and backend, or an eager model."""
+    """One model of a comparison: a bundle's folder and backend, a graph file, or an eager model.
+
+    name: unique in a run; bundle, form: as the user named the bundle or the form of the graph (eager,
+    compile, naive, merged, ...).
+    """
 
     name: str
     backend: str
@@ -45,6 +67,14 @@ class Entry:
     folder: Path | None = None
     eager: EagerSource | None = None
     threads: int | None = None
+    graph: GraphFile | None = None
+    form: str = ""
+
+    def open_model(self) -> Session:
+        """The session of the model graph alone."""
+        if self.graph is not None:
+            return self.graph.open(self.backend, self.threads)
+        return self.open().model
 
     def open(self) -> SavePipeline:
         """Files are not hashed and golden samples not run again: they were when the entry was made."""
@@ -53,7 +83,18 @@ class Entry:
 
             of = self.eager
             return open_eager(
-                of.checkpoint, of.sam, res=of.res, batch=of.batch, threads=self.threads
+                of.checkpoint, of.sam, res=of.res, batch=of.batch, compiled=of.compiled,
+                threads=self.threads,
+            )  # fmt: skip
+        if self.graph is not None:
+            assert self.graph.audio is not None
+            return SavePipeline(
+                config=self.graph.config,
+                precision=self.precision,
+                audio=open_session(
+                    self.backend, self.graph.audio, audio_spec(), threads=self.threads
+                ),
+                model=self.open_model(),
             )
         assert self.folder is not None
         return load(
@@ -69,9 +110,12 @@ class Entry:
         scores = 4 * config.num_heads * config.grid**4
         if self.eager is not None:
             return self.eager.n_bytes + 2 * scores
-        if self.folder is None or self.backend in GPU_BACKENDS:
+        path = self.graph.path if self.graph is not None else None
+        if self.folder is not None:
+            path = self.folder / "model.onnx"
+        if path is None or self.backend in GPU_BACKENDS:
             return 0
-        return cpu_bytes(self.folder / "model.onnx") + scores
+        return cpu_bytes(path) + scores
 
 
 class Pool:

@@ -92,7 +92,7 @@ def labels(folders: Sequence[Path]) -> dict[str, Path]:
 def _source(folder: Path, manifest: Manifest, options: CompareOptions) -> EagerSource | None:
     if not options.eager:
         return None
-    from save_deploy.runtime.reference import builtin_path, find_source
+    from save_deploy.runtime.compare.source import builtin_path, find_source
 
     given = options.checkpoints
     if given and len(options.bundles) > 1:  # of other bundles, perhaps

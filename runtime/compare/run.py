@@ -16,10 +16,16 @@ from save_deploy.runtime.compare.budget import check_rows
 from save_deploy.runtime.compare.entries import Entry, Pool, fit_together
 from save_deploy.runtime.compare.options import CompareOptions
 from save_deploy.runtime.compare.plan import Group, Plan, make_plan, with_dataset
+from save_deploy.runtime.compare.process import measure_memory
 from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.compare.sections import bundle_sections
-from save_deploy.runtime.compare.speed import STEADY, Timing, split_times, time_entries
-from save_deploy.runtime.compare.worker import measure_memory
+from save_deploy.runtime.compare.speed import (
+    STEADY,
+    Timing,
+    example_inputs,
+    split_times,
+    time_entries,
+)
 from save_deploy.runtime.compare.worst import frame_badness
 from save_deploy.runtime.html.data import Check, ReportFrame, Section
 from save_deploy.runtime.session import default_threads
@@ -119,7 +125,9 @@ def _run_group(
             frames += worst
         first = list(islice(iter_clips(next(iter(datasets.values()))), SPLIT_CLIPS))
         on_stage("time", f"{len(group.entries)} in turn")
-        timing = time_entries(pool, group.entries, first[0], rounds=options.rounds)
+        with pool.use(group.entries[0]) as pipeline:
+            inputs = example_inputs(pipeline, first[0])
+        timing = time_entries(pool, group.entries, inputs, rounds=options.rounds)
         splits = _splits(pool, group.entries, first)
     memory = {}
     if options.memory:  # after the pool is closed: one model at a time

@@ -1,4 +1,4 @@
-"""Speed of every entry in the same rounds, until the samples are steady; and where the time goes."""
+"""Speed of every entry in the same rounds, and where the time of one call goes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.compare.entries import Entry, Pool
 from save_deploy.runtime.compare.rows import TimeSplit
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.timing import time_interleaved
 
 STEADY = 0.1  # interquartile range over the median, of every entry
 BUDGET_S = 30.0
@@ -52,24 +51,57 @@ def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
     }
 
 
+def time_interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 20,
+    warmup: int = 2,
+    budget_s: float = 20.0,
+    batch: int = 1,
+    on_round: Callable[[], None] = lambda: None,
+) -> dict[str, LatencyResult]:
+    """Time each call once per round, at least 3 rounds, then until `rounds` or the time budget.
+
+    The order rotates from round to round. Returns raw samples by name; `batch` is frames per call.
+    """
+    for _ in range(warmup):
+        for call in calls.values():
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names, started = list(calls), time.perf_counter()
+    for i in range(rounds):
+        if i >= 3 and time.perf_counter() - started > budget_s:
+            break
+        shift = i % len(names)
+        for name in names[shift:] + names[:shift]:
+            begin = time.perf_counter()
+            calls[name]()
+            samples[name].append((time.perf_counter() - begin) * 1000)
+        on_round()
+    return {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
+
+
 def time_entries(
-    pool: Pool, entries: Sequence[Entry], clip: Clip, *, rounds: int, budget_s: float = BUDGET_S
-) -> Timing:
+    pool: Pool, entries: Sequence[Entry], inputs: Arrays, *, rounds: int, extend: bool = True,
+    budget_s: float = BUDGET_S,
+) -> Timing:  # fmt: skip
     """The model graph of every entry on real inputs, warm and in turn.
 
-    Rounds go on while an entry's samples are not steady: three times `rounds` at most, and no longer
-    than the budget. Entries that do not fit into memory together are opened anew in three rounds.
+    extend: rounds go on while an entry's samples are not steady, three times `rounds` at most, and no
+    longer than the budget. Entries that do not fit into memory together are opened anew in three
+    rounds.
     """
-    with pool.use(entries[0]) as pipeline:
-        inputs = example_inputs(pipeline, clip)
     if not pool.resident:
         return _alone(pool, entries, inputs)
+    batch = len(inputs["image"])
     with ExitStack() as stack:
         calls: dict[str, Callable[[], object]] = {}
         for entry in entries:
             model = stack.enter_context(pool.use(entry)).model
             calls[entry.name] = partial(model.infer, inputs)
-        return Timing(_until_steady(calls, rounds, budget_s, len(inputs["image"])))
+        if not extend:
+            return Timing(time_interleaved(calls, rounds=rounds, batch=batch))
+        return Timing(_until_steady(calls, rounds, budget_s, batch))
 
 
 def _until_steady(

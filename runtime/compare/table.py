@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html.data import Table
@@ -20,13 +20,13 @@ NOISY = 0.1  # spread of samples above which milliseconds of two runs cannot be 
 
 @dataclass(frozen=True)
 class Column:
-    """text(row): the cell, "" for what was not measured."""
+    """text(row): the cell, "" for what was not measured. row: a Row, or an Outcome of a benchmark."""
 
     title: str
-    text: Callable[[Row], str]
+    text: Callable[[Any], str]
 
 
-def table_of(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
     """Rows as text; a column without any text is left out."""
     cells = [[column.text(row) for row in rows] for column in columns]
     shown = [i for i, texts in enumerate(cells) if any(texts)]

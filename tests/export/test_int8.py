@@ -21,14 +21,14 @@ from save_deploy.bundle import Manifest, model_spec, sha256_of
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import save_checkpoint
 from save_deploy.errors import BundleError, ParityError
-from save_deploy.export import graph, memory, prove
+from save_deploy.export import graph, memory
 from save_deploy.export.export import export
 from save_deploy.export.options import CalibrationOptions, ExportOptions, SearchOptions
-from save_deploy.export.prove import Entry
 from save_deploy.export.quantize.calibrate import calibrate_checkpoint
 from save_deploy.export.quantize.plan import ReusedChoice
 from save_deploy.export.quantize.trial import Validation
 from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.runtime.compare.entries import Entry
 from save_deploy.runtime.session import available_backends, open_session
 from tests.conftest import make_tiny
 from tests.export.test_run import CLI, leftovers
@@ -202,17 +202,17 @@ def test_large_models_are_compared_one_by_one(
 ) -> None:
     """A verdict as for small ones, with one session at a time; what was not measured is said."""
     opened: list[str] = []
-    whole = prove._open
+    whole = Entry.open
 
-    def one_at_a_time(config: Any, entry: Entry, *args: Any) -> Any:
+    def one_at_a_time(entry: Entry) -> Any:
         assert not opened, f"{entry} beside {opened}"
-        pipeline, close = whole(config, entry, *args), None
+        pipeline, close = whole(entry), None
         opened.append(entry.precision)
         close = pipeline.close
         monkeypatch.setattr(pipeline, "close", lambda: (opened.pop(), close()))
         return pipeline
 
-    monkeypatch.setattr(prove, "_open", one_at_a_time)
+    monkeypatch.setattr(Entry, "open", one_at_a_time)
     monkeypatch.setattr(memory, "is_large", lambda *_: True)
     monkeypatch.setattr(graph, "EXTERNAL_ABOVE_BYTES", 1)
     result = export(ExportOptions(**tiny, precision="int8", out=tmp_path / "b"))

@@ -73,7 +73,7 @@ AT_ONCE = [
     (["export", "--engine", "steam"], "unknown engine"),
     (["merge", "--no-merge", "magic"], "unknown rewrite"),
     (["calibrate", "--res", "300"], "unsupported resolution"),
-    (["bench", "--what", "magic"], "unknown contender"),
+    (["bench", "--what", "magic"], "unknown entry"),
     (["compare", "nothing"], "not a bundle"),
     (["train", "--data", "scenes=much"], "unreadable data mixture"),
 ]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from save_deploy.export import entries as module
-from save_deploy.export.entries import choose_entries
+from save_deploy.config import SaveConfig
+from save_deploy.export import prove as module
 from save_deploy.export.options import ExportOptions
-from save_deploy.export.prove import Entry, Proved
+from save_deploy.export.prove import Proved, choose_entries
 from save_deploy.export.quantize.explain import explain_lines, weakest_blocks
 from save_deploy.export.quantize.search import SearchResult
 from save_deploy.export.quantize.trial import Scored
@@ -19,9 +19,11 @@ from save_deploy.metrics.latency import LatencyResult, speedup_range
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos
 from save_deploy.runtime.compare import Row
+from save_deploy.runtime.compare.entries import Entry, GraphFile
 from save_deploy.runtime.kernels import KernelCheck
 
 OPTIONS = ExportOptions(precision="int8")
+CONFIG = SaveConfig.preset("vit_t", res=256)
 CHECK = KernelCheck("onnxruntime", 27, 27, (), {"i8": 27})
 SCORE = score_videos([(np.ones((1, 4, 4), np.float32), np.ones((1, 4, 4), bool))])
 
@@ -40,7 +42,8 @@ def speed_line(
     fp32: LatencyResult, int8: LatencyResult, *, interleaved: bool = True, low: bool = False
 ) -> str:
     rows = [row("fp32", fp32, "eager"), row("fp32", fp32), row("fp16", fp32), row("int8", int8)]
-    entries = [Entry("onnxruntime", p, Path("x"), low) for p in ("fp32", "fp16")]
+    graph = GraphFile(Path("x"), CONFIG, 1, low_memory=low)
+    entries = [Entry(p, "onnxruntime", p, 1.0, graph=graph) for p in ("fp32", "fp16")]
     proved = Proved(entries, rows, [], {}, interleaved)
     return explain_lines(proved, [CHECK], [20.0], None, OPTIONS)[0]
 
@@ -130,17 +133,17 @@ def test_weakest_blocks() -> None:
 
 
 def test_entries_of_a_large_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A float graph that does not fit runs on ONNX Runtime alone, mapped; the 8-bit one fits."""
+    """A float graph that does not fit runs on ONNX Runtime alone, mapped; the INT8 one fits."""
     monkeypatch.setattr(module, "available_backends", lambda: ("openvino", "onnxruntime"))
     monkeypatch.setattr(module, "fits", lambda path: path.name == "model.onnx")
     compared = [("fp32", tmp_path / "fp32.onnx")]
-    found = choose_entries(OPTIONS, compared, tmp_path, large=True)
-    assert [(e.backend, e.precision, e.low_memory) for e in found] == [
+    found = choose_entries(OPTIONS, CONFIG, compared, tmp_path, large=True)
+    assert [(e.backend, e.precision, e.graph.low_memory) for e in found] == [
         ("onnxruntime", "fp32", True),
         ("openvino", "int8", False),
         ("onnxruntime", "int8", False),
     ]
     monkeypatch.setattr(module, "fits", lambda path: True)
-    assert len(choose_entries(OPTIONS, compared, tmp_path, large=True)) == 4
-    half = choose_entries(ExportOptions(precision="fp16"), [], tmp_path, large=True)
-    assert [(e.backend, e.low_memory) for e in half] == [("onnxruntime", True)]
+    assert len(choose_entries(OPTIONS, CONFIG, compared, tmp_path, large=True)) == 4
+    half = choose_entries(ExportOptions(precision="fp16"), CONFIG, [], tmp_path, large=True)
+    assert [(e.backend, e.graph.low_memory) for e in half] == [("onnxruntime", True)]

@@ -11,8 +11,8 @@ from save_deploy import cli
 from save_deploy.bundle import Manifest
 from save_deploy.runtime.compare.entries import Entry, bundle_mb
 from save_deploy.runtime.compare.options import CompareOptions
+from save_deploy.runtime.compare.source import find_source
 from save_deploy.runtime.pipeline import SavePipeline, load
-from save_deploy.runtime.reference import find_source
 
 
 def options(bundles: tuple[Path, ...], **changes: Any) -> CompareOptions:

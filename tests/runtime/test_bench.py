@@ -1,4 +1,4 @@
-"""The benchmark: honest rounds, contenders that fail are named, a wrong graph shows in its error."""
+"""The benchmark: honest rounds, entries that fail are named, a wrong graph shows in its error."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from save_deploy.checkpoints import load_model
 from save_deploy.checkpoints.random import write_random_checkpoint
-from save_deploy.cli.bench import bench
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.export.bench import benchmark
 from save_deploy.export.bench_graphs import (
     example_inputs,
     parse_forms,
@@ -23,24 +23,19 @@ from save_deploy.export.bench_graphs import (
 )
 from save_deploy.machine import peak_memory_mib
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.bench import Contender, Subject, run_bench
+from save_deploy.runtime.bench import Outcome, Subject, run_bench
 from save_deploy.runtime.bench import run as bench_run
-from save_deploy.runtime.bench.contender import (
-    GEMM_SIDE,
-    GEMM_SPEC,
-    Outcome,
-    parse_contenders,
+from save_deploy.runtime.bench.entries import (
+    graph_entry,
+    is_int8,
+    parse_entries,
     split_names,
 )
-from save_deploy.runtime.bench.report import (
-    cells,
-    columns,
-    footnote,
-    plot,
-    print_result,
-    write_result,
-)
-from save_deploy.runtime.bench.run import BenchResult, yardsticks_of
+from save_deploy.runtime.bench.options import BenchOptions
+from save_deploy.runtime.bench.report import footnote, plot, print_result, table, write_result
+from save_deploy.runtime.bench.run import BenchResult
+from save_deploy.runtime.bench.yardsticks import GEMM_SIDE, GEMM_SPEC, Yardsticks
+from save_deploy.runtime.compare.entries import EagerSource
 from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import open_session
 from tests.conftest import TINY
@@ -60,7 +55,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[st
 
 def test_random_weights_are_not_trivial(prepared: tuple[Subject, dict[str, Path], Path]) -> None:
     """Norms and biases matter, so a wrong fold of them would be seen; same seed, same weights."""
-    model = load_model(prepared[0].checkpoint)
+    model = load_model(prepared[0].source.checkpoint)
     block = model.image_encoder.blocks[0]
     for tensor in (block.norm1.weight - 1, block.norm1.bias, block.attn.rel_pos_h):
         assert tensor.std() > 0.05
@@ -79,19 +74,21 @@ def test_rounds(
     subject, files, empty = prepared
     monkeypatch.setattr(bench_run, "_fits", lambda *_: resident)
     broken = _scaled(files["merged"], tmp_path / "broken.onnx")
-    contenders = [
-        *parse_contenders("eager,naive,merged", ["onnxruntime"], files),
-        *parse_contenders("merged", ["openvino"], files),  # 2026.4 crashes on naive with one thread
-        Contender("broken", "onnxruntime", broken),
-        Contender("missing", "onnxruntime", tmp_path / "missing.onnx"),
+    entries = [
+        *parse_entries("eager,naive,merged", ["onnxruntime"], files, subject),
+        *parse_entries(
+            "merged", ["openvino"], files, subject
+        ),  # 2026.4 crashes on naive with one thread
+        graph_entry("broken", "onnxruntime", broken, subject),
+        graph_entry("missing", "onnxruntime", tmp_path / "missing.onnx", subject),
     ]
     steps: list[str] = []
     result = run_bench(
-        subject, contenders, example_inputs(subject.spec), rounds=3, overhead=empty,
-        gemm=write_gemm_graph(tmp_path / "gemm.onnx"),
+        subject, entries, example_inputs(subject.spec), rounds=3,
+        yardsticks=Yardsticks(empty, write_gemm_graph(tmp_path / "gemm.onnx")),
         on_step=lambda name, n: steps.extend([name] * n),
     )  # fmt: skip
-    by_name = {o.contender.name: o for o in result.outcomes}
+    by_name = {o.entry.name: o for o in result.outcomes}
     assert "missing.onnx" in by_name.pop("missing (onnxruntime)").failed
     assert not {name: o.failed for name, o in by_name.items() if o.failed}
     calls = 3 if resident else 6
@@ -108,14 +105,15 @@ def test_rounds(
     assert set(result.overhead_us) == {"onnxruntime", "openvino"}
     assert set(result.gemm) == {"torch", "onnxruntime", "openvino"}
     assert result.floor_ms == pytest.approx(2 * subject.macs / (result.gemm_gflops * 1e6))
-    assert cells(result, by_name["eager (torch)"])[6] == "1.00"
+    shown = table(result)
+    assert shown.rows[0][shown.columns.index("x eager")] == "1.00"
 
     print_result(result)
     assert "missing" in (out := capsys.readouterr().out) and "GEMM rate" in out
     write_result(result, tmp_path / "out", "save-deploy bench")
     stored = json.loads((tmp_path / "out" / "bench.json").read_text(), parse_constant=pytest.fail)
-    assert len(stored["contenders"]) == len(contenders)
-    assert all(len(c["samples_ms"]) == calls for c in stored["contenders"] if "failed" not in c)
+    assert len(stored["entries"]) == len(entries)
+    assert all(len(c["samples_ms"]) == calls for c in stored["entries"] if "failed" not in c)
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5_000
     assert any("interleaved" in line for line in footnote(result))
 
@@ -151,7 +149,7 @@ def test_useful_work_is_what_the_merged_graph_does(
 def test_names() -> None:
     assert split_names("eager, naive,eager") == ["eager", "naive"]
     for wrong in ("eager,magic", "bundle:", "", "merged:"):
-        with pytest.raises(SaveDeployError, match=r"unknown contender|nothing to benchmark"):
+        with pytest.raises(SaveDeployError, match=r"unknown entry|nothing to benchmark"):
             split_names(wrong)
     forms = parse_forms("merged:windows=late_pad+scale=off", res=256)
     assert (forms.windows, forms.scale, forms.rel_pos) == ("late_pad", False, "bias")
@@ -163,7 +161,7 @@ def test_names() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(what="magic"), SaveDeployError, "unknown contender"),
+        (dict(what="magic"), SaveDeployError, "unknown entry"),
         (dict(backends="tensorrt"), BackendError, "not available"),
         (dict(preset="vit_x"), SaveDeployError, "unknown preset"),
         (dict(preset="vit_t", checkpoint=Path("x")), SaveDeployError, "two models"),
@@ -171,8 +169,9 @@ def test_names() -> None:
     ],
 )
 def test_user_errors(tmp_path: Path, options: dict, error: type, message: str) -> None:  # type: ignore[type-arg]
+    asked = BenchOptions(out=tmp_path / "out", **options)
     with pytest.raises(error, match=message):
-        bench(out=tmp_path, **options)
+        benchmark(asked, on_text=pytest.fail, progress=pytest.fail)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -185,14 +184,14 @@ def test_peak_memory_is_of_this_process() -> None:
 def test_int8_graphs_are_quantized(
     prepared: tuple[Subject, dict[str, Path], Path], tmp_path: Path
 ) -> None:
-    """Ours has Q/DQ before products alone; the usual tools quantize whatever they find."""
-    checkpoint = prepared[0].checkpoint
+    """Ours has Q/DQ before MatMuls alone; the usual tools quantize whatever they find."""
+    checkpoint = prepared[0].source.checkpoint
     _, files = write_variants(
         ["naive-int8", "int8"], tmp_path, checkpoint=checkpoint, sam=None, res=224, batch=1
     )
     count = lambda name, op: sum(n.op_type == op for n in onnx.load(files[name]).graph.node)
-    contenders = parse_contenders("naive,naive-int8,int8", ["onnxruntime"], files)
-    assert [c.int8 for c in contenders] == [False, True, True]
+    entries = parse_entries("naive,naive-int8,int8", ["onnxruntime"], files, prepared[0])
+    assert [is_int8(entry) for entry in entries] == [False, True, True]
     assert set(files) == {"naive", "naive-int8", "int8"}
     assert count("int8", "QuantizeLinear") > 0 and count("naive", "QuantizeLinear") == 0
     assert count("naive-int8", "QuantizeLinear") > count("int8", "QuantizeLinear")
@@ -200,7 +199,7 @@ def test_int8_graphs_are_quantized(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_int8_yardstick(tmp_path: Path, backend: str) -> None:
-    """The same product as the float one, by a kernel of 8 bits."""
+    """The same product as the float one, by an INT8 kernel."""
     pytest.importorskip(backend)
     a = np.random.default_rng(0).random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
     found = {}
@@ -214,47 +213,50 @@ def test_int8_yardstick(tmp_path: Path, backend: str) -> None:
         np.testing.assert_allclose(found[True], found[False], rtol=2e-3)
 
 
-def test_int8_contenders_have_their_own_references(tmp_path: Path) -> None:
-    """Ratios of the same rounds on the same backend; the rate of 8-bit products for 8 bits."""
-    made = lambda graph, backend, ms, int8=False: Outcome(
-        Contender(graph, backend, Path("x"), int8), LatencyResult(tuple(map(float, ms)))
+def test_int8_entries_have_their_own_references(tmp_path: Path) -> None:
+    """Ratios of the same rounds on the same backend; the rate of INT8 products for INT8 entries."""
+    config = SaveConfig(**TINY)
+    source = EagerSource(tmp_path, None, config.res, 1, 4)
+    subject = Subject(config, source, None, 1, macs_eager=GEMM_SIDE**3, macs=GEMM_SIDE**3)
+    made = lambda form, backend, ms: Outcome(
+        graph_entry(form, backend, Path("x"), subject), LatencyResult(tuple(map(float, ms)))
     )
     outcomes = (
         made("naive", "onnxruntime", [80, 100, 120]),
-        made("naive-int8", "onnxruntime", [40, 50, 60], True),
-        made("int8", "onnxruntime", [20, 20, 20], True),
-        made("int8", "openvino", [10, 10, 10], True),
+        made("naive-int8", "onnxruntime", [40, 50, 60]),
+        made("int8", "onnxruntime", [20, 20, 20]),
+        made("int8", "openvino", [10, 10, 10]),
     )
-    subject = Subject(
-        name="m", res=256, batch=1, spec=GEMM_SPEC, checkpoint=tmp_path, sam=None, threads=None,
-        parameters=1, activation_bytes=1, macs_eager=GEMM_SIDE**3, macs=GEMM_SIDE**3,
-    )  # fmt: skip
     gemm = {"torch": LatencyResult((12.0,)), "onnxruntime": LatencyResult((10.0,))}
     result = BenchResult(
         subject, outcomes, gemm, {"onnxruntime": LatencyResult((4.0,))}, {}, resident=True
     )
     assert (result.floor_ms, result.floor_int8_ms) == (pytest.approx(10), pytest.approx(4))
-    shown = [dict(zip(columns(result), cells(result, o), strict=True)) for o in outcomes]
+    found = table(result)
+    shown = [dict(zip(found.columns, texts, strict=True)) for texts in found.rows]
     assert [row["x naive-int8"] for row in shown] == ["0.50", "1.00", "2.50", ""]
     assert [row["x naive"] for row in shown] == ["1.00", "2.00", "5.00", ""]
     assert [row["of GEMM rate"] for row in shown] == ["10%", "8%", "20%", "40%"]
     text = " ".join(footnote(result))
-    assert "without smoothing" in text and "same product in 8 bits" in text
+    assert "without smoothing" in text and "same product in INT8" in text
     assert plot(result, tmp_path / "bench.png")
     write_result(result, tmp_path, "bench")
     stored = json.loads((tmp_path / "bench.json").read_text())
-    assert stored["contenders"][2]["x_naive_int8"] == 2.5 and stored["floor_int8_ms"] == 4
+    assert stored["entries"][2]["x_naive_int8"] == 2.5 and stored["floor_int8_ms"] == 4
 
     floats = BenchResult(subject, outcomes[:1], gemm, {}, {}, resident=True)
-    assert "x naive-int8" not in columns(floats) and floats.floor_int8_ms is None
+    assert "x naive-int8" not in table(floats).columns and floats.floor_int8_ms is None
     assert "smoothing" not in " ".join(footnote(floats))
 
 
 def test_yardsticks_of_what_is_measured(tmp_path: Path) -> None:
-    named = lambda *contenders: [c.name for c in yardsticks_of(contenders, tmp_path, tmp_path)]
-    one = Contender("merged", "openvino", tmp_path)
-    eight = Contender("int8", "onnxruntime", tmp_path, int8=True)
-    assert named(one) == ["gemm (torch)", "gemm (openvino)"]
-    assert named(one, eight) == [
+    config = SaveConfig(**TINY)
+    subject = Subject(config, EagerSource(tmp_path, None, config.res, 1, 4), None, 1, 1, 1)
+    yardsticks = Yardsticks(None, tmp_path, tmp_path)
+    named = lambda *entries: [gemm.name for gemm in yardsticks.gemms(entries)]
+    floats = graph_entry("merged", "openvino", tmp_path, subject)
+    int8 = graph_entry("int8", "onnxruntime", tmp_path, subject)
+    assert named(floats) == ["gemm (torch)", "gemm (openvino)"]
+    assert named(floats, int8) == [
         "gemm (torch)", "gemm (openvino)", "gemm (onnxruntime)", "gemm-int8 (onnxruntime)",
     ]  # fmt: skip

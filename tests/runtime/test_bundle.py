@@ -12,9 +12,9 @@ import pytest
 from save_deploy.bundle import Manifest
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, BundleError, DataError, ParityError
+from save_deploy.runtime.compare.speed import time_interleaved
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import OrtSession
-from save_deploy.runtime.timing import time_interleaved
 from save_deploy.runtime.verify import verify_bundle
 
 

@@ -1,4 +1,4 @@
-"""The eager model that bundles were made of: found by hash, opened as a pipeline."""
+"""The checkpoint that a bundle was made of, found by its hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from save_deploy.runtime.compare.entries import EagerSource
 def find_source(
     bundle: Path, manifest: Manifest, *, checkpoints: Sequence[Path] = (), sams: Sequence[Path] = ()
 ) -> EagerSource:
-    """The files the bundle was made of, found among these (no checkpoint: the built-in one) by their
+    """The files that the bundle was made of, found among these (no checkpoint: the built-in one) by
     sha256: a comparison with other weights says nothing. Raises CheckpointError for a missing file,
     BundleError when none of them is the one."""
     for path in (*checkpoints, *sams):
@@ -33,12 +33,12 @@ def find_source(
         sam=sam,
         res=manifest.config.res,
         batch=spec.shape[0],
-        n_bytes=_weight_bytes(manifest.config),
+        n_bytes=weight_bytes(manifest.config),
     )
 
 
-def _weight_bytes(config: SaveConfig) -> int:
-    """Of the eager model in memory, float32, whatever its file stores."""
+def weight_bytes(config: SaveConfig) -> int:
+    """Bytes of the eager model's weights in memory: float32, whatever its file stores."""
     with torch.device("meta"):
         return sum(4 * p.numel() for p in SaveModel(config).parameters())
 

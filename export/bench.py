@@ -1,0 +1,120 @@
+"""save-deploy bench as a value: options in, samples of every form of one model out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from save_deploy.bundle import GraphSpec
+from save_deploy.checkpoints.random import write_random_checkpoint
+from save_deploy.config import SaveConfig
+from save_deploy.errors import BackendError, BundleError, SaveDeployError
+from save_deploy.export.bench_graphs import (
+    example_inputs,
+    write_empty_graph,
+    write_gemm_graph,
+    write_variants,
+)
+from save_deploy.extras import install_line
+from save_deploy.runtime.bench import BenchResult, Subject, run_bench
+from save_deploy.runtime.bench.entries import bundle_graphs, parse_entries, split_names
+from save_deploy.runtime.bench.options import BenchOptions
+from save_deploy.runtime.bench.run import OnStep
+from save_deploy.runtime.bench.yardsticks import Yardsticks
+from save_deploy.runtime.session import available_backends
+
+Progress = Callable[[str, int], AbstractContextManager[OnStep]]
+
+
+def benchmark(
+    options: BenchOptions, *, on_text: Callable[[str], object], progress: Progress
+) -> BenchResult:
+    """Write the graphs that `what` names, then time all entries. Graphs lie in a temporary folder of
+    options.out.
+
+    on_text(line): what is done before the timing; progress(title, n calls): see save_deploy.progress.
+    Raises SaveDeployError for a mistake in the options before anything is written.
+    """
+    names = split_names(options.what)
+    bundles = bundle_graphs(names)
+    backends = _backends(options.backends)
+    config = _config(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out, prefix=".graphs-") as folder:
+        work, checkpoint = Path(folder), options.checkpoint
+        if config is not None:
+            on_text(f"writing random weights of {options.preset}")
+            checkpoint = write_random_checkpoint(work / "random.safetensors", config)
+        graphs = [n for n in names if n.startswith(("naive", "merged", "int8"))]
+        on_text(f"exporting {', '.join(graphs) or 'nothing'}")
+        subject, files = write_variants(
+            graphs, work, checkpoint=checkpoint, sam=options.sam, res=options.res,
+            batch=options.batch,
+        )  # fmt: skip
+        subject = replace(subject, threads=options.threads)
+        files |= _same_shape(bundles, subject)
+        entries = parse_entries(options.what, backends, files, subject)
+        yardsticks = Yardsticks(
+            write_empty_graph(subject.spec, work / "empty.onnx"),
+            write_gemm_graph(work / "gemm.onnx"),
+            write_gemm_graph(work / "gemm-int8.onnx", int8=True),
+        )
+        calls = len(entries) + len(yardsticks.gemms(entries))
+        with progress("benchmarking", options.rounds * calls) as advance:
+            return run_bench(
+                subject,
+                entries,
+                example_inputs(subject.spec),
+                yardsticks=yardsticks,
+                rounds=options.rounds,
+                budget_s=options.budget,
+                on_step=advance,
+            )
+
+
+def _config(options: BenchOptions) -> SaveConfig | None:
+    """Shape of a model with random weights; None for a checkpoint."""
+    if options.preset is None:
+        return None
+    if options.checkpoint is not None:
+        raise SaveDeployError(
+            "two models at once", got=f"{options.checkpoint} and --preset", expected="one of them"
+        )
+    config = SaveConfig.preset(options.preset, res=options.res)
+    if options.blocks is None:
+        return config
+    kept = tuple(i for i in config.global_blocks if i < options.blocks)
+    return config.replace(depth=options.blocks, global_blocks=kept)
+
+
+def _same_shape(bundles: dict[str, tuple[Path, GraphSpec]], subject: Subject) -> dict[str, Path]:
+    """Graphs of bundles. Raises BundleError for one of another shape than the subject's."""
+    for name, (_, spec) in bundles.items():
+        if spec != subject.spec:
+            raise BundleError(
+                "bundle of another shape",
+                got=f"{name}: {spec.inputs[0].shape}",
+                expected=str(subject.spec.inputs[0].shape),
+                hint="--res and --batch as in it",
+            )
+    return {name: path for name, (path, _) in bundles.items()}
+
+
+def _backends(text: str | None) -> Sequence[str]:
+    """ "onnxruntime,openvino" -> both, each known and installed."""
+    here = available_backends()
+    if text is None:
+        return here
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in here:
+            raise BackendError(
+                "backend is not available",
+                got=name,
+                expected=", ".join(here),
+                hint=install_line("openvino"),
+            )
+    return names

@@ -1,0 +1,108 @@
+"""What is benchmarked: names people type -> entries of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from save_deploy.bundle import GraphSpec, Manifest, model_spec
+from save_deploy.config import SaveConfig
+from save_deploy.errors import SaveDeployError
+from save_deploy.precision import Precision
+from save_deploy.runtime.compare.entries import EagerSource, Entry, GraphFile
+
+PLAIN = ("eager", "compile", "naive", "naive-int8", "merged", "int8")
+KINDS = (*PLAIN, "merged:KEY=VALUE+...", "bundle:DIR")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that all entries are forms of.
+
+    activation_bytes: largest tensors of one call of the eager model; macs_eager: multiplications per
+    call, padded windows included; macs: useful work only, which the merged model computes.
+    """
+
+    config: SaveConfig
+    source: EagerSource
+    threads: int | None
+    activation_bytes: int
+    macs_eager: int
+    macs: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.name} ({self.config.depth} blocks)"
+
+    @property
+    def batch(self) -> int:
+        return self.source.batch
+
+    @property
+    def spec(self) -> GraphSpec:
+        return model_spec(self.config, self.batch)
+
+    @property
+    def parameters(self) -> int:
+        return self.source.n_bytes // 4
+
+
+def parse_entries(
+    what: str, backends: Sequence[str], graphs: dict[str, Path], subject: Subject
+) -> list[Entry]:
+    """ "eager,naive,bundle:DIR" -> entries, graphs once per backend; `graphs` maps all names but eager
+    and compile to ONNX files. Raises SaveDeployError for an unknown name."""
+    found = []
+    for form in split_names(what):
+        if form in ("eager", "compile"):
+            source = replace(subject.source, compiled=form == "compile")
+            entry = Entry(f"{form} (torch)", "torch", "fp32", 0.0, eager=source)
+            found.append(replace(entry, form=form, threads=subject.threads))
+            continue
+        for backend in backends:
+            found.append(graph_entry(form, backend, graphs[form], subject))
+    return found
+
+
+def graph_entry(form: str, backend: str, path: Path, subject: Subject) -> Entry:
+    """A graph file of the subject on a backend."""
+    graph = GraphFile(path, subject.config, subject.batch)
+    return Entry(
+        f"{form} ({backend})", backend, _precision(form), 0.0, threads=subject.threads,
+        graph=graph, form=form,
+    )  # fmt: skip
+
+
+def is_int8(entry: Entry) -> bool:
+    """Whether INT8 MatMuls are its measure."""
+    return Precision.parse(entry.precision).quantized == "int8"
+
+
+def _precision(form: str) -> str:
+    kind, _, folder = form.partition(":")
+    if kind == "bundle":
+        return str(Manifest.read(Path(folder)).precision["precision"])
+    return "int8" if form in ("int8", "naive-int8") else "fp32"
+
+
+def bundle_graphs(names: Sequence[str]) -> dict[str, tuple[Path, GraphSpec]]:
+    """bundle:DIR -> its model graph and interface. Raises BundleError for another folder."""
+    found = {}
+    for name in names:
+        kind, _, folder = name.partition(":")
+        if kind == "bundle":
+            found[name] = (Path(folder) / "model.onnx", Manifest.read(Path(folder)).model)
+    return found
+
+
+def split_names(what: str) -> list[str]:
+    """The names of a comma-separated list, each of a known kind."""
+    names = [name.strip() for name in what.split(",") if name.strip()]
+    for name in names:
+        kind, _, rest = name.partition(":")
+        if name not in PLAIN and not (kind in ("merged", "bundle") and rest):
+            raise SaveDeployError("unknown entry", got=name, expected=", ".join(KINDS))
+    if not names:
+        raise SaveDeployError("nothing to benchmark", got=repr(what), expected=", ".join(KINDS))
+    return list(dict.fromkeys(names))

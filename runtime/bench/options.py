@@ -1,0 +1,58 @@
+"""What is benchmarked, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_deploy.options import option
+
+MODEL, MEASUREMENT = "Model", "Measurement"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """One model in several forms on several backends.
+
+    checkpoint None: the built-in one; what, backends: comma-separated; backends None: all installed.
+    """
+
+    checkpoint: Path | None = option(
+        default=None, help="SAVE checkpoint (.safetensors). Default: the built-in vit_t."
+    )
+    what: str = option(
+        "--what", default="eager,compile,naive,merged",
+        help="Comma-separated: eager, compile (torch.compile), naive (plain torch.onnx.export), "
+        "merged, merged:windows=late_pad+adapter=matmul (other forms), int8 (merged, quantized), "
+        "naive-int8 (onnxruntime's quantize_static on naive), bundle:DIR.",
+    )  # fmt: skip
+    backends: str | None = option(
+        "--backends", default=None, help="For graphs. Default: all that are installed."
+    )
+    res: int = option("--res", default=256, help="Input side in px: 224, 256 or 1024.")
+    out: Path = option(
+        "--out", "-o", default=Path("bench"), help="Folder for bench.json, bench.md and bench.png."
+    )
+    preset: str | None = option(
+        "--preset", panel=MODEL, default=None,
+        help="vit_t, vit_b, vit_l or vit_h with random weights instead of a checkpoint.",
+    )  # fmt: skip
+    blocks: int | None = option(
+        "--blocks", panel=MODEL, default=None, low=1,
+        help="With --preset: only the first encoder blocks.",
+    )  # fmt: skip
+    sam: Path | None = option(
+        "--sam", panel=MODEL, default=None,
+        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
+    )  # fmt: skip
+    batch: int = option("--batch", panel=MODEL, default=1, low=1, high=64, help="Frames per call.")
+    rounds: int = option(
+        "--rounds", panel=MEASUREMENT, default=20, low=3, help="Timing rounds, at most."
+    )
+    budget: float = option(
+        "--budget", panel=MEASUREMENT, default=300.0,
+        help="Seconds of timing after which no new round begins (3 at least).",
+    )  # fmt: skip
+    threads: int | None = option(
+        "--threads", panel=MEASUREMENT, default=None, low=1, help="CPU threads. Default: all cores."
+    )

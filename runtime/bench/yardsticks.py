@@ -1,0 +1,80 @@
+"""Large matrix products timed in the same rounds: the rate that this machine reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from save_deploy.bundle import GraphSpec, TensorSpec
+from save_deploy.metrics.latency import LatencyResult
+from save_deploy.runtime.bench.entries import is_int8
+from save_deploy.runtime.compare.entries import Entry
+from save_deploy.runtime.compare.process import Answer, Call
+from save_deploy.runtime.session import default_threads, open_session
+
+GEMM_SIDE = 2048
+GEMM_SPEC = GraphSpec(
+    inputs=(TensorSpec("a", "float32", (GEMM_SIDE, GEMM_SIDE), "left factor"),),
+    outputs=(TensorSpec("c", "float32", (GEMM_SIDE, GEMM_SIDE), "product with a constant"),),
+)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One large product, float32 or INT8. path: the ONNX file of a backend, None: torch's own."""
+
+    backend: str
+    path: Path | None = None
+    int8: bool = False
+    threads: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"gemm{'-int8' if self.int8 else ''} ({self.backend})"
+
+    def __call__(self) -> Call:
+        a = np.random.default_rng(0).random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
+        threads = self.threads or default_threads()
+        if self.path is not None:
+            session = open_session(self.backend, self.path, GEMM_SPEC, threads=threads)
+            return lambda: session.infer({"a": a})["c"][:1, :1]
+        import torch
+
+        torch.set_num_threads(threads)
+        left = torch.from_numpy(a)
+        out = torch.empty_like(left)
+
+        def call() -> Answer:
+            torch.mm(left, left, out=out)
+            return out[:1, :1].numpy()
+
+        return call
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """Graphs that measure the machine. empty: computes nothing, for the overhead of a call; gemm,
+    gemm_int8: multiply by a constant (GEMM_SPEC). None: not measured."""
+
+    empty: Path | None = None
+    gemm: Path | None = None
+    gemm_int8: Path | None = None
+
+    def gemms(self, entries: Sequence[Entry]) -> list[Gemm]:
+        """torch's product and those of each backend; INT8 where a backend has INT8 entries."""
+        threads = entries[0].threads if entries else None
+        found = [Gemm("torch", threads=threads)]
+        for path, int8 in ((self.gemm, False), (self.gemm_int8, True)):
+            backends = dict.fromkeys(
+                e.backend for e in entries if e.graph and (is_int8(e) or not int8)
+            )
+            found += [Gemm(b, path, int8, threads) for b in backends if path is not None]
+        return found
+
+
+def gflops(gemm: LatencyResult) -> float:
+    """Rate of the large product: 1e9 multiplications and additions a second."""
+    return 2 * GEMM_SIDE**3 / gemm.p50_ms / 1e6
