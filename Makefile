@@ -3,21 +3,26 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test fast check dist cpp fmt clean
+.PHONY: demo test thorough fast check dist cpp fmt clean
 
 # Install, then turn the built-in checkpoint into an FP16 bundle and print the comparison.
 demo: $(VENV)/.installed
 	$(BIN)/save-export --res 256 --fp16 -o out/save_vit_t_256_fp16 --force
 
-# Install with the test tools, then lint, type-check and run every test this machine can run, two
+# Install with the test tools, then lint, type-check and run the tests that this machine can run, two
 # at a time (one with large models needs up to 8 GB).
 test: $(VENV)/.installed-test
 	$(MAKE) check
 	$(BIN)/python -m pytest $(SHARED) --durations 25
 
+# What takes minutes a test: interrupted exports, fresh environments, C++ under sanitizers. CI runs it
+# after `make test`.
+thorough: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(SHARED) --durations 25 -m thorough
+
 # The tests for daily work: no exported bundle, no C++, no datasets that have to be installed.
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(SHARED) -m "not (slow or heavy or stamps or long)"
+	$(BIN)/python -m pytest $(SHARED) -m "not (slow or heavy or stamps or long or thorough)"
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -244,4 +244,4 @@ def _order(item: pytest.Item) -> int:
     """The C++ builds first, then what is slow, all else in the order of the files."""
     if item.get_closest_marker("first"):
         return 0
-    return 1 if item.get_closest_marker("slow") else 2
+    return 1 if {"slow", "thorough"} & set(item.keywords) else 2

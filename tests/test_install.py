@@ -174,7 +174,7 @@ def _environment(folder: Path) -> str:
     return str(folder / "bin" / "python")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_holds_what_runs_and_sdist_all_of_it(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = wheel.namelist()
@@ -227,7 +227,7 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("extra", "pattern", "backend"),
     [("cpu", "*.whl", "onnxruntime"), ("openvino", "*.tar.gz", "openvino")],

@@ -258,7 +258,7 @@ def test_trained_checkpoint_in_half(demo: SaveModel, demo_plan: Fp16Plan, tmp_pa
     assert max(largest_half(naive, pairs_of(demo, "val", 4)).values()) > FP16_MAX
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_trained_checkpoint_masks_in_half(
     demo: SaveModel, demo_plan: Fp16Plan, tmp_path: Path
 ) -> None:

@@ -134,6 +134,7 @@ def test_a_scale_ten_times_too_large_fails(bundle: Path, tmp_path: Path) -> None
         found.require(budget, what="over", hint="")
 
 
+@pytest.mark.thorough
 def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_path: Path) -> None:
     """A budget of nothing: M_J may not fall at all, so what harms stays in float. The choice is
     written down, and the same bytes come of it again."""
@@ -175,6 +176,7 @@ def test_a_choice_is_repeated_from_table_or_bundle(tiny: dict[str, Any], tmp_pat
         ReusedChoice.read(tmp_path / "s").require_units(())
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_repeated_by_its_own_method(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Not by the default of the table; and only with the table it was made with."""
     table = tiny["calibration"].table
@@ -226,6 +228,7 @@ def test_large_models_are_compared_one_by_one(
     assert not list((tmp_path / "b").glob("fp32*"))
 
 
+@pytest.mark.thorough
 def test_interrupted_search_goes_on_without_calibrating_again(
     tiny: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -257,6 +260,7 @@ def test_interrupted_search_goes_on_without_calibrating_again(
     assert found["reused"] == kept > 0 and found["evaluations"] > 0
 
 
+@pytest.mark.thorough
 def test_a_search_over_budget_leaves_nothing(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +310,7 @@ def test_over_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.thorough
 def test_float_bundles_have_no_choice_to_reuse(tiny: dict[str, Any], tmp_path: Path) -> None:
     floats = {k: v for k, v in tiny.items() if k != "calibration"}
     export(ExportOptions(**floats, out=tmp_path / "f"))
@@ -314,6 +319,7 @@ def test_float_bundles_have_no_choice_to_reuse(tiny: dict[str, Any], tmp_path: P
         export(ExportOptions(**floats, precision="int8", out=tmp_path / "b", search=reuse))
 
 
+@pytest.mark.thorough
 def test_calibrate_interrupted_and_resumed(tiny: dict[str, Any], tmp_path: Path) -> None:
     """A state after every pair, so that an interrupt at any time has one to go on from."""
     args = ["calibrate", str(tiny["checkpoint"]), "--res", "224", "--calib-pairs", "160"]

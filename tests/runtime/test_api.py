@@ -59,7 +59,7 @@ def test_three_lines(bundle: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_threads_share_a_pipeline(bundle: Path, backend: str) -> None:
-    """Four threads, fifty calls each, all on one pipeline: the masks of calls one after the other."""
+    """Four threads, fifteen calls each, all on one pipeline: the masks of calls one after the other."""
     clips = list(Scenes(n_clips=2))
     pairs = [(clip.frames[k], clip.waveform[8000 * k :]) for clip in clips for k in range(5)]
     with load(bundle, backend=backend, threads=1) as segment:
@@ -67,7 +67,7 @@ def test_threads_share_a_pipeline(bundle: Path, backend: str) -> None:
         assert len({mask.tobytes() for mask in expected}) > 5, "mixed up masks would be seen"
 
         def calls(thread: int) -> list[int]:
-            chosen = [(7 * thread + 3 * i) % len(pairs) for i in range(50)]
+            chosen = [(7 * thread + 3 * i) % len(pairs) for i in range(15)]
             return [i for i in chosen if not np.array_equal(segment(*pairs[i]), expected[i])]
 
         with ThreadPoolExecutor(4) as pool:

@@ -38,7 +38,7 @@ def ctest(folder: Path, bundle: Path) -> None:
     assert "100% tests passed" in done.stdout and "Skipped" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.first
 def test_sanitized(sanitized: Path, bundle_fp32: Path) -> None:
     """Its own tests, 1,000 damaged files of each kind among them, under AddressSanitizer and UBSan."""

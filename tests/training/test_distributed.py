@@ -42,7 +42,7 @@ def test_gradients_equal_those_of_the_joint_batch(tmp_path: Path) -> None:
     assert worst["wrapped"] <= 1e-5 * largest and worst["bare"] > 1e-2 * largest
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_training_of_two_equals_training_of_one(tmp_path: Path) -> None:
     """The whole command, with accumulation and validation dealt out: same weights, same score."""
     options = (

@@ -171,7 +171,7 @@ def test_live_bytes_counts_and_forgets() -> None:
     assert live.peak == 8000
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_vit_h_at_1024_fits_a_24_gb_card() -> None:
     """Only with all three savings; each of them alone left out is too much."""
     config = SaveConfig.preset("vit_h", res=1024)
