@@ -16,9 +16,8 @@ from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import ParityError
 from save_deploy.export.audio_graph import DeployAudioEncoder
-from save_deploy.export.conformance import write_conformance
 from save_deploy.export.fp16 import Fp16Plan, plan_fp16
-from save_deploy.export.golden import Golden, run_golden, write_golden
+from save_deploy.export.golden import Golden, run_golden, write_conformance, write_golden
 from save_deploy.export.graph import WrittenGraph, write_graph
 from save_deploy.export.memory import WeightMemory
 from save_deploy.export.merge.deploy import DeployModel, merge

@@ -1,19 +1,46 @@
-"""Golden samples: real pairs and the eager model's outputs, inside the bundle for every client."""
+"""Golden samples: pairs, what the eager model makes of them, and their places in a bundle.
+
+golden/ holds real pairs as the graphs take them. conformance/ holds generated pictures and sounds as
+files, of odd shapes, gray and with alpha, of other rates and channels, short and silent. Read by
+runtime/golden.py.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from save_deploy.calibration.pairs import Pairs
+from save_deploy.data.audio import Waveform, read_waveform, second
+from save_deploy.data.log_mel import SAMPLE_RATE_HZ
+from save_deploy.data.scenes import Scenes
+from save_deploy.data.transforms import Frame, read_frame, resize_frame
 from save_deploy.errors import ExportError
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.pipeline import SavePipeline
+from save_deploy.metrics.parity import ParityBudget
+from save_deploy.runtime.golden import (
+    ANSWERS,
+    BACKGROUND,
+    CONFORMANCE,
+    FOREGROUND,
+    GOLDEN,
+    UNDECIDED,
+    Answers,
+    Tolerances,
+)
+from save_deploy.runtime.pipeline import SavePipeline, at_frame_size
+
+_LOGITS_SIDE = 64  # kept of every case, at most: some kilobytes at any resolution
+# Without a bound on single logits (fp16, int8) pixels nearer to 0 than this decide nothing.
+_WIDE_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,13 +81,11 @@ def run_golden(
 
 def write_golden(folder: Path, golden: Golden) -> dict[str, object]:
     """golden/*.npy below the bundle; returns its entry in the manifest."""
-    place = folder / "golden"
+    place = folder / GOLDEN
     place.mkdir()
     np.save(place / "image.npy", golden.pairs.image)
-    np.save(place / "waveform.npy", golden.pairs.waveform)
     np.save(place / "truth.npy", golden.pairs.truth)
-    np.save(place / "audio_embedding.npy", golden.audio_embedding)
-    np.save(place / "mask_logits.npy", golden.mask_logits)
+    Answers(golden.pairs.waveform, golden.audio_embedding, golden.mask_logits).write(place)
     return {
         "n": len(golden.pairs),
         "names": list(golden.pairs.names),
@@ -73,3 +98,121 @@ def predict_golden(pipeline: SavePipeline, pairs: Pairs) -> NDArray[np.float32]:
     """Logits (N,S,S) of a pipeline on the pairs, through its own audio side."""
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     return pipeline.run(pairs.image, embeddings)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a frame and a sound are stored. size_px is (width, height), in eighths of the resolution
+    where of_res is set; seconds of sound."""
+
+    name: str
+    size_px: tuple[int, int]
+    mode: str = "RGB"
+    rate_hz: int = SAMPLE_RATE_HZ
+    channels: int = 1
+    seconds: float = 1.1
+    subtype: str = "PCM_16"
+    loudness: float = 1.0
+    of_res: bool = False
+
+    def size_at(self, res: int) -> tuple[int, int]:
+        width, height = self.size_px
+        return (width * res // 8, height * res // 8) if self.of_res else (width, height)
+
+
+CASES = (
+    Case("normal", (256, 256)),
+    Case("silence", (320, 180), loudness=0.0),
+    Case("short", (53, 80), "L", seconds=0.3),
+    Case("rate_8000", (120, 90), "RGBA", rate_hz=8_000),
+    Case("rate_44100", (37, 211), rate_hz=44_100),
+    Case("rate_48000_stereo", (640, 360), rate_hz=48_000, channels=2),
+    Case("one_pixel", (1, 1), rate_hz=22_050, subtype="PCM_24"),
+    Case("palette", (257, 255), "P", rate_hz=11_025, channels=3, subtype="FLOAT"),
+    # its height shrinks by more than twice what its width does: there Pillow begins with the height
+    Case("portrait", (9, 11), of_res=True),
+)
+FEW = ("normal", "silence", "short", "rate_48000_stereo", "portrait")
+
+
+def write_conformance(
+    folder: Path, pipeline: SavePipeline, budget: ParityBudget, *, few: bool = False
+) -> dict[str, Any]:
+    """conformance/ below the bundle, with what `pipeline` (the reference: eager) makes of the cases.
+
+    Returns the manifest's entry. budget: that of the bundle; the logits' tolerance and the masks'
+    agreement follow from it. few: only FEW of the cases, for models that take seconds a frame.
+    """
+    place = folder / CONFORMANCE
+    place.mkdir()
+    tolerances = Tolerances(mask_logits=budget.max_abs_err, min_agreement=budget.min_agreement)
+    margin = _WIDE_MARGIN if budget.max_abs_err is None else budget.max_abs_err
+    step = max(1, pipeline.config.res // _LOGITS_SIDE)
+    rows, answers = [], []
+    for case, frame, sound in _inputs(few):
+        names = {"frame": f"{case.name}.png", "sound": f"{case.name}.wav"}
+        _write_frame(place / names["frame"], frame, case, pipeline.config.res)
+        _write_sound(place / names["sound"], sound, case)
+        image, waveform = read_frame(place / names["frame"]), read_waveform(place / names["sound"])
+        embedding = pipeline.embed(waveform)
+        found = pipeline.logits(image, embedding)
+        names["mask"] = f"{case.name}_mask.png"
+        mask = _three_valued(at_frame_size(found, image.shape[:2]), margin)
+        Image.fromarray(mask).save(place / names["mask"])
+        seen = np.ascontiguousarray(resize_frame(image, pipeline.config.res))
+        rows.append(
+            {
+                "name": case.name,
+                **{kind: f"{CONFORMANCE}/{name}" for kind, name in names.items()},
+                "image_sha256": hashlib.sha256(seen.tobytes()).hexdigest(),
+            }
+        )
+        answers.append((second(waveform), embedding[0], found[::step, ::step]))
+    Answers(*(np.stack(arrays).astype(np.float32) for arrays in zip(*answers, strict=True))).write(
+        place
+    )
+    return {
+        "cases": rows,
+        **{name: f"{CONFORMANCE}/{name}.npy" for name in ANSWERS},
+        "logits_step": step,
+        "margin": margin,
+        "tolerances": asdict(tolerances),
+    }
+
+
+def _inputs(few: bool) -> Iterator[tuple[Case, Frame, Waveform]]:
+    """Drawn scenes, so that something sounds in them; the same ones every time."""
+    scenes = Scenes(n_clips=len(CASES), seed=7)
+    for index, case in enumerate(CASES):
+        if not few or case.name in FEW:
+            clip = scenes[index]
+            yield case, clip.frames[0], clip.waveform
+
+
+def _write_frame(path: Path, frame: Frame, case: Case, res: int) -> None:
+    width, height = case.size_at(res)
+    image = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+    if case.mode == "P":
+        image = image.quantize(64)
+    elif case.mode == "RGBA":  # alpha must be dropped, not blended
+        alpha = np.linspace(0, 255, width).astype(np.uint8)
+        image.putalpha(Image.fromarray(np.tile(alpha, (height, 1))))
+    else:
+        image = image.convert(case.mode)
+    image.save(path)
+
+
+def _write_sound(path: Path, waveform: Waveform, case: Case) -> None:
+    """The scene's sound read at another rate, each channel a little softer than the one before."""
+    import soundfile
+
+    at = np.arange(int(case.seconds * case.rate_hz)) / case.rate_hz * SAMPLE_RATE_HZ
+    sound = case.loudness * np.interp(at, np.arange(waveform.size), waveform)
+    channels = [sound * (1 - 0.3 * c) for c in range(case.channels)]
+    soundfile.write(path, np.stack(channels, axis=1), case.rate_hz, subtype=case.subtype)
+
+
+def _three_valued(logits: NDArray[np.float32], margin: float) -> NDArray[np.uint8]:
+    """Logits -> background, foreground, or undecided where |logit| <= margin."""
+    mask = np.where(logits > 0, FOREGROUND, BACKGROUND)
+    return np.where(np.abs(logits) <= margin, UNDECIDED, mask).astype(np.uint8)

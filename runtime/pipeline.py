@@ -99,9 +99,7 @@ class SavePipeline:
     def mask(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> Mask:
         """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W)."""
         logits = self.logits(frame, audio_embedding)
-        height, width = frame.shape[:2]
-        resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized) > 0
+        return at_frame_size(logits, frame.shape[:2]) > 0
 
     def close(self) -> None:
         self.audio.close()
@@ -112,6 +110,13 @@ class SavePipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def at_frame_size(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
+    """mask_logits (S,S) -> those of a frame of size (H,W): bilinear, smoothed where it shrinks."""
+    height, width = size
+    resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 class Listener:

@@ -39,19 +39,17 @@ from polygraphy.comparator import Comparator
 from save_deploy.bundle import Manifest
 from save_deploy.metrics.parity import ParityBudget, ParityMeter
 from save_deploy.runtime.engine_check import probe_machine
+from save_deploy.runtime.golden import read_golden
 from save_deploy.runtime.session import open_session
 
 # Relative errors mean nothing where logits are near 0: the budget is in logits and in masks.
 BUDGET = ParityBudget(**{budget!r})
-SPEC = Manifest.read(BUNDLE).model
+MANIFEST = Manifest.read(BUNDLE)
+SPEC = MANIFEST.model
 BATCH = SPEC.inputs[0].shape[0]
-
-
-def golden(name):
-    return np.load(BUNDLE / "golden" / (name + ".npy"), allow_pickle=False)
-
-
-IMAGE, EMBEDDING, LOGITS = golden("image"), golden("audio_embedding"), golden("mask_logits")
+GOLDEN = read_golden(BUNDLE, MANIFEST)
+IMAGE, EMBEDDING = GOLDEN.image, GOLDEN.answers.audio_embedding
+LOGITS = GOLDEN.answers.mask_logits
 # the last batch is completed with its last sample
 ROWS = [
     np.minimum(np.arange(start, start + BATCH), len(IMAGE) - 1)

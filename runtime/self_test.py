@@ -22,6 +22,7 @@ from save_deploy.bundle import Manifest
 from save_deploy.errors import ParityError
 from save_deploy.files import cache_folder, keep_in_cache
 from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
+from save_deploy.runtime.golden import GOLDEN, embedding_bound, read_golden
 from save_deploy.runtime.session.choose import Choice
 
 FOLDER = "self_test"
@@ -51,18 +52,15 @@ def golden_parity(
     Raises ParityError with the hint when an embedding, or the masks as a whole, are over the budget
     the bundle was exported with.
     """
-    image, waveform, embedding, logits = (
-        np.load(folder / "golden" / f"{name}.npy", allow_pickle=False)
-        for name in ("image", "waveform", "audio_embedding", "mask_logits")
-    )
+    golden = read_golden(folder, manifest)
     meter = ParityMeter()
-    for i in range(len(image)):
-        heard = pipeline.embed(waveform[i])
-        _check_embedding(heard[0], embedding[i], i, manifest, hint)
-        found = pipeline.run(image[i : i + 1], heard)
+    for i in range(len(golden.answers)):
+        heard = pipeline.embed(golden.answers.waveform[i])
+        _check_embedding(heard[0], golden.answers.audio_embedding[i], i, manifest, hint)
+        found = pipeline.run(golden.image[i : i + 1], heard)
         if i == 0 and on_first is not None:
             on_first()
-        meter.add(logits[i : i + 1], found)
+        meter.add(golden.answers.mask_logits[i : i + 1], found)
     result = meter.result()
     result.require(
         ParityBudget(**manifest.golden["budget"]),
@@ -111,7 +109,7 @@ def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
     """All the verdict depends on: GPU, driver, library and its version, engine, golden samples."""
     machine = choice.machine
     gpu = machine.gpus[0] if machine is not None and machine.gpus else None
-    golden = {n: r.sha256 for n, r in manifest.files.items() if n.startswith("golden/")}
+    golden = {n: r.sha256 for n, r in manifest.files.items() if n.startswith(f"{GOLDEN}/")}
     return {
         "gpu": gpu and [gpu.name, list(gpu.compute_capability)],
         "driver": machine and machine.driver,
@@ -145,8 +143,7 @@ def _check_embedding(
     heard: NDArray[np.float32], expected: NDArray[np.float32], i: int, manifest: Manifest, hint: str
 ) -> None:
     error = float(np.abs(heard - expected).max())
-    largest = max(1.0, float(np.abs(expected).max()))
-    tolerance = manifest.golden["audio_embedding_tolerance"] * largest
+    tolerance = embedding_bound(expected, manifest.golden["audio_embedding_tolerance"])
     if not error <= tolerance:
         raise ParityError(
             "audio embedding differs from eager",

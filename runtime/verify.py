@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from save_deploy.bundle import Manifest
-from save_deploy.metrics.parity import ParityResult
-from save_deploy.runtime.conformance import Conformed, check_conformance
-from save_deploy.runtime.pipeline import load
+from save_deploy.data.audio import read_waveform, second
+from save_deploy.data.transforms import Frame, Mask, read_frame, resize_frame
+from save_deploy.errors import BundleError, ParityError
+from save_deploy.metrics.parity import ParityResult, mask_agreement
+from save_deploy.runtime.golden import (
+    ANSWERS,
+    FOREGROUND,
+    UNDECIDED,
+    Pack,
+    embedding_bound,
+    read_pack,
+)
+from save_deploy.runtime.pipeline import SavePipeline, at_frame_size, load
 from save_deploy.runtime.self_test import golden_parity
+
+
+@dataclass(frozen=True)
+class Conformed:
+    """How many pairs of files were compared, and the largest differences found."""
+
+    n_cases: int
+    waveform_err: float
+    embedding_err: float
+    logits_err: float
+    mask_agreement: float
 
 
 @dataclass(frozen=True)
@@ -37,5 +63,93 @@ def verify_bundle(folder: Path, *, backend: str = "auto", threads: int | None = 
             hint="export again on this machine, or with --fp32",
             on_first=lambda: first.append(time.perf_counter() - started),
         )
-        conformed = check_conformance(folder, pipeline) if manifest.conformance else None
+        conformed = None
+        if manifest.conformance:
+            conformed = check_conformance(read_pack(folder, manifest), pipeline)
         return Verified(parity, pipeline.backend, first[0], conformed)
+
+
+def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
+    """Every pair of the pack: files -> tensors -> mask.
+
+    Raises ParityError naming the first pair and stage that differs, BundleError for a mask of another
+    size.
+    """
+    worst = dict.fromkeys(ANSWERS, 0.0)
+    found_masks, expected_masks = list[NDArray[np.bool_]](), list[NDArray[np.bool_]]()
+    for i, pair in enumerate(pack.pairs):
+        frame, sound = read_frame(pair.frame), read_waveform(pair.sound)
+        _check_image(pair.name, frame, pair.image_sha256, pipeline.config.res)
+        heard = pipeline.embed(sound)
+        logits = pipeline.logits(frame, heard)
+        step = pack.logits_step
+        found = {
+            "waveform": second(sound),
+            "audio_embedding": heard[0],
+            "mask_logits": logits[::step, ::step],
+        }
+        for kind, array in found.items():
+            expected = getattr(pack.answers, kind)[i]
+            difference = _check_answer(pair.name, kind, array, expected, pack)
+            worst[kind] = max(worst[kind], difference)
+        marks = read_gray(pair.mask)
+        mask: Mask = at_frame_size(logits, frame.shape[:2]) > 0
+        if marks.shape != mask.shape:
+            raise BundleError(
+                "conformance mask of another size than its frame", got=pair.name,
+                expected=str(mask.shape),
+            )  # fmt: skip
+        decided = marks != UNDECIDED
+        found_masks.append(mask[decided])
+        expected_masks.append(marks[decided] == FOREGROUND)
+    agreement = mask_agreement(np.concatenate(found_masks), np.concatenate(expected_masks))
+    if agreement < pack.tolerances.min_agreement:
+        raise ParityError(
+            "masks differ from the conformance pack",
+            got=f"IoU {agreement:.5f} of decided pixels",
+            expected=f"at least {pack.tolerances.min_agreement}",
+        )
+    return Conformed(
+        n_cases=len(pack.pairs),
+        waveform_err=worst["waveform"],
+        embedding_err=worst["audio_embedding"],
+        logits_err=worst["mask_logits"],
+        mask_agreement=agreement,
+    )
+
+
+def read_gray(path: Path) -> NDArray[np.uint8]:
+    """(H,W) of an 8-bit gray PNG."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"))
+
+
+def _check_image(name: str, frame: Frame, expected: str, res: int) -> None:
+    seen = np.ascontiguousarray(resize_frame(frame, res))
+    sha256 = hashlib.sha256(seen.tobytes()).hexdigest()
+    if sha256 != expected:
+        raise _differs(name, "image tensor", f"sha256 {sha256}", expected)
+
+
+def _check_answer(
+    name: str, kind: str, found: NDArray[np.float32], expected: NDArray[np.float32], pack: Pack
+) -> float:
+    """-> largest absolute difference."""
+    difference = float(np.abs(found - expected).max())
+    allowed = getattr(pack.tolerances, kind)
+    if kind == "audio_embedding":
+        allowed = embedding_bound(expected, allowed)
+    elif allowed is None:
+        allowed = np.inf
+    if not (np.isfinite(difference) and difference <= allowed):
+        raise _differs(name, kind, f"{difference:.1e}", f"at most {allowed:.1e}")
+    return difference
+
+
+def _differs(name: str, what: str, got: str, expected: str) -> ParityError:
+    return ParityError(
+        f"{what} differs from the conformance pack",
+        got=f"{name}: {got}",
+        expected=expected,
+        hint="the version of pillow in this environment may differ",
+    )

@@ -139,7 +139,7 @@ class Manifest:
     engines: tuple[dict[str, Any], ...] = ()
     # rules about engines that earlier versions wrote for clients in other languages
     preflight: dict[str, Any] = field(default_factory=dict)
-    # inputs that every client must turn into the same tensors (export/conformance.py)
+    # inputs that every client must turn into the same tensors (export/golden.py)
     conformance: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

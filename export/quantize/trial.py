@@ -26,6 +26,7 @@ from save_deploy.export.graph import write_graph
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.qdq import count_work
+from save_deploy.metrics.parity import mask_agreement
 from save_deploy.metrics.segmentation import ScoreMeter
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare.speed import time_interleaved
@@ -127,10 +128,7 @@ def _score(
     for start, size in zip(np.cumsum((0, *sizes)), sizes, strict=False):
         meter.add(logits[start : start + size], truth[start : start + size])
     score = meter.score()
-    masks = logits > 0
-    union = int((masks | eager).sum())
-    agreement = int((masks & eager).sum()) / union if union else 1.0
-    return Scored(score.m_j, score.m_f, agreement)
+    return Scored(score.m_j, score.m_f, mask_agreement(logits > 0, eager))
 
 
 class Trial:

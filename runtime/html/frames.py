@@ -14,6 +14,7 @@ from PIL import Image
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Mask
 from save_deploy.metrics.margin import LEVELS
+from save_deploy.metrics.parity import mask_agreement
 from save_deploy.metrics.segmentation import frame_iou
 from save_deploy.runtime.html.data import ReportFrame
 
@@ -37,9 +38,8 @@ def compared(frame: ReportFrame) -> dict[str, Compared]:
     """By row name, at the size of the masks."""
     reference, found = frame.reference_mask, {}
     for name, mask in frame.masks.items():
-        union = int((mask | reference).sum())
         found[name] = Compared(
-            agreement=int((mask & reference).sum()) / union if union else 1.0,
+            agreement=mask_agreement(mask, reference),
             iou=truth_iou(mask, frame.truth),
             on=int((mask & ~reference).sum()),
             off=int((~mask & reference).sum()),

@@ -73,11 +73,13 @@ def measure_system(
     """Random weights: speed, parity and what learns do not depend on their values."""
     import numpy as np
 
+    from save_deploy.bundle import Manifest
     from save_deploy.checkpoints import load_model
     from save_deploy.checkpoints.random import write_random_checkpoint
     from save_deploy.config import SaveConfig
     from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
+    from save_deploy.runtime.golden import read_golden
     from save_deploy.training.systems_table import scene_batch, try_score, try_step
 
     with tempfile.TemporaryDirectory(prefix="save-systems-") as folder:
@@ -88,7 +90,7 @@ def measure_system(
             threads=threads,
         )  # fmt: skip
         eager, graph = export(options).rows[:2]
-        logits = np.load(options.folder / "golden" / "mask_logits.npy")
+        logits = read_golden(options.folder, Manifest.read(options.folder)).answers.mask_logits
         model = load_model(path)
         scores = try_score(model)
         step = try_step(model, scene_batch(res))

@@ -63,6 +63,20 @@ class ParityResult:
         )
 
 
+def mask_agreement(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """IoU of two masks, or of stacks of masks pooled; 1 when both are empty."""
+    return _iou(*_overlap(a, b))
+
+
+def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[int, int]:
+    """Pixels in both masks, and in any of them."""
+    return int((a & b).sum()), int((a | b).sum())
+
+
+def _iou(inter: int, union: int) -> float:
+    return inter / union if union else 1.0
+
+
 class ParityMeter:
     """Accumulates frames; NaN or infinite logits are an error at once, never an average."""
 
@@ -84,8 +98,8 @@ class ParityMeter:
             )
         a, b = expected > 0, got > 0
         self.worst = max(self.worst, float(np.abs(expected - got).max()))
-        self.inter += int((a & b).sum())
-        self.union += int((a | b).sum())
+        inter, union = _overlap(a, b)
+        self.inter, self.union = self.inter + inter, self.union + union
         self.flips += int((a != b).sum())
         self.pixels += a.size
         self.low, self.high = (
@@ -99,7 +113,7 @@ class ParityMeter:
             raise ParityError("nothing was compared", expected="at least one frame")
         return ParityResult(
             max_abs_err=self.worst,
-            mask_agreement=self.inter / self.union if self.union else 1.0,
+            mask_agreement=_iou(self.inter, self.union),
             flipped=self.flips / self.pixels,
             logit_range=self.high - self.low,
             n_frames=self.n_frames,

@@ -7,7 +7,7 @@ import pytest
 
 from save_deploy.errors import ParityError
 from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.metrics.parity import ParityBudget, mask_agreement, parity
 from save_deploy.precision import Precision
 
 
@@ -17,12 +17,14 @@ def test_worked_example() -> None:
     result = parity(a, b)
     assert result.max_abs_err == 1.5
     assert result.mask_agreement == pytest.approx(2 / 3)
+    assert mask_agreement(a > 0, b > 0) == result.mask_agreement
     assert result.flipped == 0.25
     assert result.logit_range == 5.0
 
 
 def test_both_empty_agree() -> None:
     assert parity(-np.ones((1, 2, 2)), -2 * np.ones((1, 2, 2))).mask_agreement == 1.0
+    assert mask_agreement(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -17,7 +17,7 @@ from PIL import Image
 from save_deploy.data.audio import read_waveform, second
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import read_frame, resize_frame
-from save_deploy.export.conformance import CASES, FEW
+from save_deploy.export.golden import CASES, FEW
 from save_deploy.runtime.stream import Listener
 from tests.runtime.cpp import Library, infer
 

@@ -1,4 +1,4 @@
-// The conformance pack: files every client must turn into the same tensors (export/conformance.py).
+// The conformance pack: files every client must turn into the same tensors (export/golden.py).
 #pragma once
 
 #include <string>
