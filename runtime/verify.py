@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from save_deploy.bundle import Manifest
 from save_deploy.data.audio import read_waveform, second
-from save_deploy.data.transforms import Frame, Mask, read_frame, resize_frame
+from save_deploy.data.pictures import read_frame, read_gray
+from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import BundleError, ParityError
 from save_deploy.metrics.parity import ParityResult, mask_agreement
 from save_deploy.runtime.golden import (
@@ -116,12 +116,6 @@ def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
         logits_err=worst["mask_logits"],
         mask_agreement=agreement,
     )
-
-
-def read_gray(path: Path) -> NDArray[np.uint8]:
-    """(H,W) of an 8-bit gray PNG."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"))
 
 
 def _check_image(name: str, frame: Frame, expected: str, res: int) -> None:

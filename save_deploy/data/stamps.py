@@ -25,6 +25,7 @@ from save_deploy.data.compose import (
     crop_background,
     scene_rng,
 )
+from save_deploy.data.pictures import open_picture
 from save_deploy.data.sample import Clip
 from save_deploy.data.scenes import SHAPES, draw_n_sources
 from save_deploy.errors import DataError
@@ -124,10 +125,10 @@ def actors() -> tuple[Actor, ...]:
     ]
     found: list[Actor] = []
     for path in pictures:
-        with Image.open(path) as image:
-            if min(image.size) < MIN_SIDE_PX:
-                continue
-            cutout = image.convert("RGBA")
+        image = open_picture(path, transparency=True)
+        if min(image.size) < MIN_SIDE_PX:
+            continue
+        cutout = image.convert("RGBA")
         cutout.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX), Image.Resampling.LANCZOS)
         cutout = cutout.crop(cutout.getchannel("A").getbbox())
         if not _is_solid(cutout):
@@ -162,8 +163,4 @@ def backgrounds(split: str) -> tuple[Image.Image, ...]:
         raise DataError(
             "too few background photos", got=f"{len(photos)} in all", expected="5 or more"
         )
-    opened = []
-    for path in chosen:
-        with Image.open(path) as image:
-            opened.append(image.convert("RGB"))
-    return tuple(opened)
+    return tuple(open_picture(path).convert("RGB") for path in chosen)

@@ -10,22 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from save_deploy.data.pictures import read_frame as read_frame
+from save_deploy.data.pictures import read_mask as read_mask
 from save_deploy.errors import DataError
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-
-
-def read_frame(path: Path) -> Frame:
-    """Image file -> uint8 (H,W,3) RGB. Raises DataError for a missing or corrupt file."""
-    return np.asarray(_open(path, "RGB"))
-
-
-def read_mask(path: Path) -> Mask:
-    """Mask file of any mode ('1', 'L', 'P', RGB) -> bool (H,W); anything above black is foreground."""
-    return np.asarray(_open(path, "L")) > 0
 
 
 def write_mask(path: Path, mask: Mask) -> None:
@@ -34,18 +26,6 @@ def write_mask(path: Path, mask: Mask) -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(path)
     except (OSError, ValueError) as error:
         raise DataError("mask cannot be written", got=str(error), expected="a .png path") from error
-
-
-def _open(path: Path, mode: str) -> Image.Image:
-    if not path.is_file():
-        raise DataError("image not found", got=str(path), expected="a PNG or JPEG file")
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            "image cannot be read", got=f"{path}: {error}", expected="a PNG or JPEG file"
-        ) from error
 
 
 def resize_frame(frame: Frame, res: int) -> Frame:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
-RELEASE = ("save_runtime", "save-infer", "refusals")  # targets that Python's tests use
+RELEASE = ("save_runtime", "save-infer", "refusals", "pixels")  # what Python's tests use
 TESTS = ("test_core", "test_manifest", "mutate", "test_bundle", "test_header")
 INSTALL = (
     "apt-get install cmake g++ nlohmann-json3-dev libpng-dev libjpeg-dev libsndfile1-dev, and "

@@ -8,8 +8,8 @@ if(NOT PNG_FOUND OR NOT JPEG_FOUND OR NOT SAVE_SNDFILE_INCLUDE OR NOT SAVE_SNDFI
         "libjpeg-dev libsndfile1-dev, or build the library alone with -DSAVE_TOOLS=OFF")
 endif()
 
-add_library(save_media OBJECT tools/conformance.cpp tools/image_file.cpp tools/image_jpeg.cpp
-    tools/image_png.cpp tools/sound_file.cpp)
+add_library(save_media OBJECT tools/conformance.cpp tools/image_exif.cpp tools/image_file.cpp
+    tools/image_jpeg.cpp tools/image_png.cpp tools/sound_file.cpp)
 target_include_directories(save_media PUBLIC include src tools)
 target_include_directories(save_media SYSTEM PRIVATE ${SAVE_SNDFILE_INCLUDE})
 target_link_libraries(save_media PRIVATE PNG::PNG JPEG::JPEG)

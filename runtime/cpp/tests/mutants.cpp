@@ -17,6 +17,10 @@ namespace {
 
 constexpr png_uint_32 kWidth = 23, kHeight = 19;
 constexpr std::size_t kSignature = 8;
+// Exif with one entry: Orientation 6
+constexpr unsigned char kExif[] = {'E', 'x', 'i', 'f', 0, 0, 'I', 'I', '*', 0, 8, 0, 0, 0, 1, 0, 0x12, 1,
+    3, 0, 1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0};
+constexpr std::size_t kExifName = 6;  // a PNG has the block without its name
 
 void append(png_structp png, png_bytep data, png_size_t size) {
     auto* bytes = static_cast<Bytes*>(png_get_io_ptr(png));
@@ -35,6 +39,8 @@ Bytes png_of(int color, int bits, int interlace) {
     for (int i = 0; i < 16; ++i)
         palette.push_back({static_cast<png_byte>(i * 16), static_cast<png_byte>(255 - i), 7});
     if (color == PNG_COLOR_TYPE_PALETTE) png_set_PLTE(png, info, palette.data(), 16);
+    Bytes exif(kExif + kExifName, kExif + sizeof kExif);
+    png_set_eXIf_1(png, info, static_cast<png_uint_32>(exif.size()), exif.data());
     png_write_info(png, info);
     const std::size_t row = png_get_rowbytes(png, info);
     std::vector<png_byte> pixels(row * kHeight);
@@ -56,6 +62,7 @@ std::vector<Bytes> pngs() {
         png_of(PNG_COLOR_TYPE_GRAY, 8, PNG_INTERLACE_NONE),
         png_of(PNG_COLOR_TYPE_GRAY, 1, PNG_INTERLACE_ADAM7),
         png_of(PNG_COLOR_TYPE_RGB, 16, PNG_INTERLACE_NONE),
+        png_of(PNG_COLOR_TYPE_GRAY, 16, PNG_INTERLACE_NONE),
         png_of(PNG_COLOR_TYPE_GRAY_ALPHA, 16, PNG_INTERLACE_NONE)};
 }
 
@@ -72,6 +79,7 @@ Bytes jpeg(bool progressive) {
     jpeg_set_defaults(&info);
     if (progressive) jpeg_simple_progression(&info);
     jpeg_start_compress(&info, TRUE);
+    jpeg_write_marker(&info, JPEG_APP0 + 1, kExif, sizeof kExif);
     std::vector<unsigned char> row(99);
     while (info.next_scanline < info.image_height) {
         for (std::size_t i = 0; i < row.size(); ++i)

@@ -1,4 +1,4 @@
-// PNG and JPEG files <-> pixels, as save_deploy/data/transforms.py reads and writes them.
+// PNG and JPEG files <-> pixels, as Python reads and writes them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,8 @@ struct Image {
     std::vector<std::uint8_t> pixels;  // (height,width,3) RGB, or (height,width) gray
 };
 
-// RGB of a PNG (gray, palette and alpha too; alpha is dropped) or a JPEG (gray or YCbCr).
+// RGB of a PNG (gray, palette and alpha too; alpha is dropped, 16 bits v become v >> 8) or a JPEG
+// (gray or YCbCr), turned as Exif says. The same files as save_deploy/data/pictures.py reads.
 // Throws Error(SAVE_DETAIL_DATA) for anything else and for truncated files.
 Image decode_image(const save_core::Bytes& bytes, const std::string& name);
 Image read_image(const std::string& path);

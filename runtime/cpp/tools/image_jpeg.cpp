@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstdio>
+#include <cstring>
 #include <limits>
+#include <utility>
 
 #include <jpeglib.h>
 
@@ -41,6 +43,7 @@ bool read_header(jpeg_decompress_struct* jpeg, Handler* handler, const unsigned 
     if (setjmp(handler->place) != 0) return false;
     jpeg_create_decompress(jpeg);
     jpeg_mem_src(jpeg, data, size);
+    jpeg_save_markers(jpeg, JPEG_APP0 + 1, 0xffff);  // Exif
     jpeg_read_header(jpeg, TRUE);
     return true;
 }
@@ -54,6 +57,13 @@ void limit_memory(jpeg_decompress_struct* jpeg, std::size_t file_bytes) {
     const std::size_t most = std::numeric_limits<long>::max() / kMemoryPerByte;
     jpeg->mem->max_memory_to_use =
         static_cast<long>(kMemoryFloor + kMemoryPerByte * std::min(file_bytes, most - kMemoryFloor));
+}
+
+int orientation_of(const jpeg_decompress_struct& jpeg) {
+    for (const jpeg_marker_struct* marker = jpeg.marker_list; marker != nullptr; marker = marker->next)
+        if (marker->data_length >= 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0)
+            return orientation(marker->data, marker->data_length);
+    return 1;
 }
 
 bool start(jpeg_decompress_struct* jpeg, Handler* handler) {
@@ -100,8 +110,9 @@ Image decode_jpeg(const save_core::Bytes& bytes, const std::string& name) {
     const int width = static_cast<int>(jpeg.image_width), height = static_cast<int>(jpeg.image_height);
     save_core::check_size(width, height, SAVE_DETAIL_DATA, "image of a size that cannot be used");
     if (jpeg.jpeg_color_space == JCS_CMYK || jpeg.jpeg_color_space == JCS_YCCK)
-        throw Error(SAVE_DETAIL_DATA, "image of print colours (CMYK)", name, "RGB or gray",
+        throw Error(SAVE_DETAIL_DATA, "image of print colors (CMYK)", name, "RGB or gray",
             "convert the image to RGB");
+    const int turn = orientation_of(jpeg);  // its markers are gone after jpeg_finish_decompress
     limit_memory(&jpeg, bytes.size());
     if (!start(&jpeg, &decoder.handler)) refuse_image(name, decoder.handler.text);
     if (jpeg.output_components != 3) refuse_image(name, "not 3 channels");
@@ -114,7 +125,7 @@ Image decode_jpeg(const save_core::Bytes& bytes, const std::string& name) {
             refuse_image(name, decoder.handler.text);
     }
     if (!finish(&jpeg, &decoder.handler)) refuse_image(name, decoder.handler.text);
-    return image;
+    return upright(std::move(image), turn);
 }
 
 }  // namespace save_tools

@@ -2,6 +2,7 @@
 #include <png.h>
 
 #include <cstring>
+#include <utility>
 
 #include "error.hpp"
 #include "image_codec.hpp"
@@ -86,6 +87,16 @@ bool read_rows(png_structp png, png_infop info, png_bytepp rows) {
     return true;
 }
 
+bool read_orientation(png_structp png, png_infop info, int* found) {
+    if (setjmp(png_jmpbuf(png)) != 0) return false;
+#ifdef PNG_eXIf_SUPPORTED
+    png_bytep exif = nullptr;
+    png_uint_32 size = 0;
+    if (png_get_eXIf_1(png, info, &size, &exif) != 0) *found = orientation(exif, size);
+#endif
+    return true;
+}
+
 bool write_rows(png_structp png, png_infop info, const Header& header, png_const_bytep pixels) {
     if (setjmp(png_jmpbuf(png)) != 0) return false;
     png_set_IHDR(png, info, header.width, header.height, 8, PNG_COLOR_TYPE_GRAY, PNG_INTERLACE_NONE,
@@ -134,10 +145,6 @@ Image decode_png(const Bytes& bytes, const std::string& name, bool gray) {
     const int width = static_cast<int>(header.width), height = static_cast<int>(header.height);
     save_core::check_size(width, height, SAVE_DETAIL_DATA, "image of a size that cannot be used");
     const bool is_gray = (header.color & (PNG_COLOR_MASK_COLOR | PNG_COLOR_MASK_PALETTE)) == 0;
-    // Pillow keeps such values in 16 bits and clips them later; with alpha it keeps the upper 8 bits
-    if (header.color == PNG_COLOR_TYPE_GRAY && header.bits == 16)
-        throw Error(SAVE_DETAIL_DATA, "image of 16-bit gray values", name, "8 bits per channel",
-            "convert the image to 8 bits");
     if (gray && !is_gray) refuse_image(name, "not a gray picture");
     // before memory is taken: one bit a pixel at least, and deflate expands that much at most
     if (static_cast<std::uint64_t>(width) * header.height / 8 > kMaxExpansion * bytes.size())
@@ -152,7 +159,9 @@ Image decode_png(const Bytes& bytes, const std::string& name, bool gray) {
     std::vector<png_bytep> rows;
     for (std::size_t y = 0; y < header.height; ++y) rows.push_back(&image.pixels[y * wanted]);
     if (!read_rows(reader.png, reader.info, rows.data())) refuse_image(name, reader.message.text);
-    return image;
+    int turn = 1;
+    if (!read_orientation(reader.png, reader.info, &turn)) refuse_image(name, reader.message.text);
+    return upright(std::move(image), turn);
 }
 
 Bytes encode_png_gray(const std::uint8_t* pixels, int width, int height) {
