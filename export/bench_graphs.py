@@ -30,6 +30,7 @@ from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.export.quantize.sites import find_sites
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
 from save_deploy.export.trace import OPSET
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.bench.entries import Subject
 from save_deploy.runtime.bench.yardsticks import GEMM_SIDE
@@ -139,9 +140,9 @@ def write_int8(
 
 def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) -> None:
     """ONNX Runtime's quantize_static with its defaults on the eager export, the same real inputs."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    quantization = import_onnxruntime("onnxruntime.quantization")
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             self.left: Iterator[Arrays] = iter(inputs)
 
@@ -151,7 +152,7 @@ def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) 
                 return None
             return {name: np.repeat(array, batch, axis=0) for name, array in found.items()}
 
-    quantize_static(naive, path, Reader())
+    quantization.quantize_static(naive, path, Reader())
 
 
 def write_empty_graph(spec: GraphSpec, path: Path) -> Path:

@@ -20,6 +20,7 @@ import psutil
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
 from save_deploy.extras import EXTRA_OF, install_line
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
 from save_deploy.runtime.engine_check import (
     GRAPH,
@@ -41,7 +42,9 @@ _ONE_NODE = (
 )
 _TRY_PROVIDER = f"""
 import json, sys
-import numpy, onnxruntime
+import numpy
+from save_deploy.libraries import import_onnxruntime
+onnxruntime = import_onnxruntime()
 wanted = sys.argv[1]
 if wanted != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
     onnxruntime.preload_dlls()
@@ -51,8 +54,9 @@ print(json.dumps(session.get_providers()[0]))
 """
 _TRY_OPENVINO = f"""
 import json
-import numpy, openvino
-core = openvino.Core()
+import numpy
+from save_deploy.libraries import import_openvino
+core = import_openvino().Core()
 model = core.read_model(bytes.fromhex("{_ONE_NODE}"))
 for device in core.available_devices:
     core.compile_model(model, device)([numpy.ones(1, "f")])
@@ -118,9 +122,7 @@ def run_trials() -> tuple[Trial, ...]:
     """Every provider of the installed onnxruntime, and OpenVINO where it is installed."""
     names = []
     if version("onnxruntime-gpu") or version("onnxruntime"):
-        import onnxruntime
-
-        names = onnxruntime.get_available_providers()
+        names = import_onnxruntime().get_available_providers()
     started = [(name, name, _start(_TRY_PROVIDER, name)) for name in names]
     if version("openvino"):
         started.append(("OpenVINO CPU", "CPU", _start(_TRY_OPENVINO)))

@@ -19,6 +19,7 @@ import numpy as np
 
 from save_deploy.bundle import Arrays
 from save_deploy.errors import BackendError
+from save_deploy.libraries import import_onnxruntime, import_openvino
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.session.openvino import INSTALL, cpu_config
 from save_deploy.runtime.session.ort import session_options
@@ -98,8 +99,7 @@ def _belongs(executed: str, product: str) -> bool:
 
 def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
     """Products of ONNX Runtime's profile of one run, with the options of OrtSession."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     with tempfile.TemporaryDirectory(prefix="save-deploy-profile-") as folder:
         options = session_options(threads)
         options.enable_profiling = True
@@ -126,7 +126,7 @@ def _of_event(event: dict[str, Any]) -> _Executed:
 def _run_openvino(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
     """Products of OpenVINO's counters of one run, with the configuration of OpenVinoSession."""
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise BackendError(
             "openvino is not installed",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,19 @@ from save_deploy.bundle import WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
-from save_deploy.errors import DataError
+from save_deploy.errors import DataError, ParityError
 from save_deploy.extras import named_extras
 from save_deploy.runtime.engine_check import GRAPH
+from save_deploy.runtime.inputs import (
+    as_embeddings,
+    as_folder,
+    as_frame,
+    as_images,
+    as_sound,
+    as_time,
+    check_heard,
+    check_threads,
+)
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
@@ -30,6 +41,7 @@ from save_deploy.runtime.session.choose import choose, require_machine
 # A whole waveform (n,), its seconds in order, or second -> what is heard in it. 16 kHz mono, [-1,1].
 SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform]
 ROUNDING_S = 1e-6  # times are floats: 2.9999999 is the third second
+_SILENCE: Waveform = np.zeros(0, np.float32)
 
 
 class SavePipeline:
@@ -50,26 +62,21 @@ class SavePipeline:
         return self.model.spec.inputs[0].shape[0]
 
     def embed(self, waveform: Waveform) -> NDArray[np.float32]:
-        """One second of sound: float32 (n,) 16 kHz mono in [-1,1] -> audio_embedding (1,128).
+        """One second of sound: float (n,) 16 kHz mono in [-1,1] -> audio_embedding (1,128).
 
         A shorter sound is completed with silence, a longer one is cut to its first second.
+        Raises DataError for one that is empty, of several channels, of integers, not finite, or with
+        samples beyond MAX_PEAK.
         """
-        if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
-            raise DataError(
-                "wrong waveform",
-                got=f"{waveform.dtype} {waveform.shape}",
-                expected="float (n,), 16 kHz mono in [-1,1]",
-            )
-        window = second(waveform.astype(np.float32, copy=False))
-        return self.audio.infer({"waveform": as_batch(window)})["audio_embedding"]
+        window = as_sound(waveform)[:WINDOW_SAMPLES]
+        check_heard(window)
+        return self.audio.infer({"waveform": as_batch(second(window))})["audio_embedding"]
 
     def logits(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """frame uint8 (H,W,3) RGB -> mask_logits float32 (S,S) at network size."""
-        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-            raise DataError(
-                "wrong frame", got=f"{frame.dtype} {frame.shape}", expected="uint8 (H,W,3), RGB"
-            )
-        return self.run(as_batch(resize_frame(frame, self.config.res)), audio_embedding)[0]
+        return self.run(as_batch(resize_frame(as_frame(frame), self.config.res)), audio_embedding)[
+            0
+        ]
 
     def run(
         self, images: NDArray[np.uint8], audio_embedding: NDArray[np.float32]
@@ -78,27 +85,47 @@ class SavePipeline:
 
         Any F: frames go through in batches of the graph, the last one completed with its last frame.
         """
+        images = as_images(images, self.config.res)
+        heard = as_embeddings(audio_embedding, len(images))
         found, batch = [], self.batch
         for start in range(0, len(images), batch):
             chosen = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            inputs: Arrays = {"image": images[chosen], "audio_embedding": audio_embedding[chosen]}
+            inputs: Arrays = {"image": images[chosen], "audio_embedding": heard[chosen]}
             found.append(self.model.infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
         return np.concatenate(found)[: len(images)]
 
     def clip_logits(self, frames: Sequence[Frame], waveform: Waveform) -> NDArray[np.float32]:
         """Frames one second apart and the sound under them (second k belongs to frame k), as in
-        AVSBench: F x uint8 (H,W,3), float32 (n,) -> mask_logits (F,S,S)."""
-        images = np.stack([resize_frame(frame, self.config.res) for frame in frames])
-        heard = [self.embed(second(waveform, k)) for k in range(len(frames))]
-        return self.run(images, np.concatenate(heard))
+        AVSBench: F x uint8 (H,W,3), float (n,) -> mask_logits (F,S,S)."""
+        sound = as_sound(waveform)
+        check_heard(sound[:WINDOW_SAMPLES])
+        listed = frames if isinstance(frames, Iterable) else ()
+        images = [resize_frame(as_frame(frame), self.config.res) for frame in listed]
+        if not images:
+            raise DataError("no frames", got=type(frames).__name__, expected="one frame or more")
+        heard = [self.embed(second(sound, k)) for k in range(len(images))]
+        return self.run(np.stack(images), np.concatenate(heard))
 
     def __call__(self, frame: Frame, waveform: Waveform) -> Mask:
-        """frame uint8 (H,W,3) RGB and its second of sound -> mask bool (H,W), True = sounding."""
+        """frame uint8 (H,W,3) RGB and its second of sound -> mask bool (H,W), True = sounding.
+
+        Lists, tensors and pictures of Pillow are taken for the arrays they are.
+        """
         return self.mask(frame, self.embed(waveform))
 
     def mask(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> Mask:
-        """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W)."""
+        """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W).
+
+        Raises ParityError where the backend gives NaN or infinite logits: no mask can be made of them.
+        """
+        frame = as_frame(frame)
         logits = self.logits(frame, audio_embedding)
+        if not np.isfinite(logits).all():
+            raise ParityError(
+                "the backend produced NaN or infinite logits",
+                expected="finite values",
+                hint="export with --fp32",
+            )
         return at_frame_size(logits, frame.shape[:2]) > 0
 
     def close(self) -> None:
@@ -122,17 +149,18 @@ def at_frame_size(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray
 class Listener:
     """Masks frames as they come; listens anew whenever a second begins.
 
-    sound: the whole waveform float32 (n,) 16 kHz mono; an iterable of one-second waveforms (n,), read
+    sound: the whole waveform float (n,) 16 kHz mono; an iterable of one-second waveforms (n,), read
     as its second begins; or a function second -> waveform (n,), called once in each second that has a
-    frame, for live sound. After the end of the sound, silence. One listener serves one thread;
-    listeners in several threads may share a pipeline.
+    frame, for live sound. After the end of the sound, and where it gives no sample, silence. Sounds
+    are refused as by embed(), when they are heard. One listener serves one thread; listeners in
+    several threads may share a pipeline.
     """
 
     def __init__(self, pipeline: SavePipeline, sound: SoundSource) -> None:
         self.pipeline = pipeline
         self.second = -1  # the one heard now
-        self.waveform: Waveform = np.zeros(0, np.float32)  # its sound, (n,)
-        self._at = sound if callable(sound) else _in_order(sound)
+        self.waveform: Waveform = _SILENCE  # its sound, (n,)
+        self._at = _source(sound)
         self._embedding: NDArray[np.float32] | None = None
 
     def __call__(self, frame: Frame, time_s: float) -> Mask:
@@ -140,16 +168,21 @@ class Listener:
 
         Raises DataError for a time that is no number or in an earlier second than the last frame's.
         """
-        if not math.isfinite(time_s) or int(time_s + ROUNDING_S) < self.second or time_s < 0:
+        at_s = as_time(time_s)
+        if not math.isfinite(at_s) or int(at_s + ROUNDING_S) < self.second or at_s < 0:
             raise DataError(
                 "wrong time of a frame",
-                got=f"{time_s} s",
+                got=f"{time_s} s"[:80],
                 expected=f"{max(self.second, 0)} s or later: seconds are heard in order",
             )
-        wanted = int(time_s + ROUNDING_S)
-        if wanted > self.second or self._embedding is None:
+        wanted = int(at_s + ROUNDING_S)
+        if wanted > self.second:
             self.waveform, self.second = self._at(wanted), wanted
-            self._embedding = self.pipeline.embed(self.waveform)
+            self._embedding = None  # an error in this second stays one until it is over
+        if self._embedding is None:
+            sound = as_sound(self.waveform)
+            heard = sound if sound.size else np.zeros(WINDOW_SAMPLES, np.float32)
+            self._embedding = self.pipeline.embed(heard)
         return self.pipeline.mask(frame, self._embedding)
 
 
@@ -166,10 +199,17 @@ def stream(
     gives them. sound as in Listener: frame i hears second floor(i / frames_per_s), a pair the second
     of its time. Memory does not grow with the length of the video.
     """
-    if frames_per_s is not None and not frames_per_s > 0:
+    if frames_per_s is not None and not 0 < as_time(frames_per_s) < math.inf:
         raise DataError("wrong frame rate", got=str(frames_per_s), expected="frames per second > 0")
     listener = Listener(pipeline, sound)
     for i, item in enumerate(frames):
+        if frames_per_s is None and not (isinstance(item, (tuple, list)) and len(item) == 2):
+            raise DataError(
+                "frame without a time",
+                got=type(item).__name__,
+                expected="pairs (frame, time in s)",
+                hint="frames_per_s= takes bare frames at a fixed rate",
+            )
         frame, time_s = item if frames_per_s is None else (item, i / frames_per_s)
         yield listener(frame, time_s)
 
@@ -191,7 +231,8 @@ def load(
     anything else; by default GPU backends do, once per GPU, driver, library and file.
     Raises BundleError (incomplete, altered), BackendError (cannot run here), ParityError (self-test).
     """
-    folder = Path(bundle)
+    folder = as_folder(bundle)
+    check_threads(threads)
     manifest = Manifest.read(folder)
     if verify:
         require_machine(backend, manifest)  # to hash gigabytes for a refusal would take seconds
@@ -224,22 +265,44 @@ def load(
     return pipeline
 
 
-def _in_order(sound: Waveform | Iterable[Waveform]) -> Callable[[int], Waveform]:
-    """second -> its waveform, for ascending seconds; those between are skipped unheard."""
-    seconds = _seconds(sound) if isinstance(sound, np.ndarray) else iter(sound)
-    done, silence = -1, np.zeros(0, np.float32)
+def _source(sound: Any) -> Callable[[int], Waveform]:
+    """second -> its waveform (n,), for ascending seconds. Raises DataError for what is no sound."""
+    if callable(sound):
+        return cast(Callable[[int], Waveform], sound)
+    if hasattr(sound, "__array__") or _is_flat(sound):
+        return partial(_second_of, as_sound(sound))
+    try:
+        return _in_order(iter(sound))
+    except TypeError as error:
+        raise DataError(
+            "wrong sound",
+            got=type(sound).__name__,
+            expected="a waveform (n,), an iterable of seconds, or a function second -> waveform",
+        ) from error
+
+
+def _is_flat(sound: Any) -> bool:
+    """Samples, and no waveforms of seconds."""
+    return isinstance(sound, (list, tuple)) and all(np.ndim(x) == 0 for x in sound[:1])
+
+
+def _second_of(waveform: Waveform, second: int) -> Waveform:
+    return waveform[WINDOW_SAMPLES * second : WINDOW_SAMPLES * (second + 1)]
+
+
+def _in_order(seconds: Iterator[Waveform]) -> Callable[[int], Waveform]:
+    """Those between the seconds asked for are skipped unheard."""
+    done, ended = -1, False
 
     def at(second: int) -> Waveform:
-        nonlocal done
-        window: Waveform | None = silence
-        while done < second and window is not None:
-            window, done = next(seconds, None), done + 1
+        nonlocal done, ended
+        window = _SILENCE
+        while done < second and not ended:
+            try:
+                window, done = next(seconds), done + 1
+            except StopIteration:
+                window, ended = _SILENCE, True
         done = second
-        return silence if window is None else window
+        return window
 
     return at
-
-
-def _seconds(waveform: Waveform) -> Iterator[Waveform]:
-    for start in range(0, len(waveform), WINDOW_SAMPLES):
-        yield waveform[start : start + WINDOW_SAMPLES]

@@ -37,6 +37,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator
 
 from save_deploy.bundle import Manifest
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.metrics.parity import ParityBudget, ParityMeter
 from save_deploy.runtime.engine_check import probe_machine
 from save_deploy.runtime.golden import read_golden
@@ -102,9 +103,7 @@ class OurSession(SpecRunner):
 
 
 def onnxruntime_session():
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(
+    return import_onnxruntime().InferenceSession(
         str(BUNDLE / "model.onnx"), providers=["CPUExecutionProvider"]
     )
 

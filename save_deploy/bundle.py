@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -82,10 +83,11 @@ class GraphSpec:
             )
         for name, spec in wanted.items():
             array = arrays[name]
-            if array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
+            if found != f"{spec.dtype} {spec.shape}":
                 raise DataError(
                     f"wrong input {name}",
-                    got=f"{array.dtype} {tuple(array.shape)}",
+                    got=str(found),
                     expected=f"{spec.dtype} {spec.shape} ({spec.meaning})",
                 )
 
@@ -171,7 +173,7 @@ class Manifest:
         """Raises BundleError, naming file and key, for a folder without a manifest, one of another
         format version, and a value of a wrong type or out of range. Unknown keys are allowed."""
         path = folder / MANIFEST
-        if not path.is_file():
+        if not os.path.isfile(path):  # which answers for names that are too long as well
             raise BundleError(
                 "not a bundle",
                 got=f"{folder} without {MANIFEST}",

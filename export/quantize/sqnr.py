@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from save_deploy.bundle import Arrays
 from save_deploy.export.trace import KEPT_METADATA
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.metrics.margin import sqnr_db
 
 
@@ -27,8 +28,7 @@ def _block_outputs(
     path: Path, inputs: list[Arrays], n_blocks: int, threads: int
 ) -> list[NDArray[np.float32]]:
     """n_blocks x (N*B,s,s,C)."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     model = onnx.load(path)
     names = [_output_of(model, f"blocks.{i}") for i in range(n_blocks)]
     known = {o.name for o in model.graph.output}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.runtime.engine_check import (
     GRAPH,
     Machine,
@@ -109,9 +110,7 @@ def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool) -> Cho
 
 def _provider_machine(backend: str) -> Machine:
     """GPU and driver, and ONNX Runtime's version, with TensorRT's where it is used."""
-    import onnxruntime
-
-    version = str(onnxruntime.__version__)
+    version = str(import_onnxruntime().__version__)
     if backend == PROVIDERS[TENSORRT]:
         with contextlib.suppress(metadata.PackageNotFoundError):  # installed system-wide
             version += f", TensorRT {metadata.version('tensorrt')}"

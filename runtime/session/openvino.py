@@ -7,6 +7,7 @@ from typing import Any
 
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
+from save_deploy.libraries import import_openvino
 from save_deploy.runtime.session.base import BufferedSession, default_threads
 
 INSTALL = 'pip install "save-deploy[openvino]"'
@@ -34,7 +35,7 @@ class OpenVinoSession(BufferedSession):
         Raises BackendError when OpenVINO is not installed or cannot compile the graph.
         """
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             raise BackendError(
                 "openvino is not installed",

@@ -9,6 +9,7 @@ from typing import Any
 
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.runtime.session.base import BufferedSession, default_threads
 from save_deploy.runtime.session.providers import CPU, PROVIDERS, require_provider
 
@@ -70,15 +71,14 @@ class OrtSession(BufferedSession):
 
 def session_options(threads: int, *, low_memory: bool = False) -> Any:
     """onnxruntime.SessionOptions of every CPU run of the project."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
+    options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = not low_memory
     if low_memory:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        levels = import_onnxruntime().GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
     # without VNNI two 8-bit products are added in 16 bits, which saturates: masks get lost without a
     # word; so slower kernels there (no effect on processors that have it)
@@ -116,10 +116,8 @@ def _open(
 def _load(path: Path, options: Any, providers: Providers, disabled: list[str] | None) -> Any:
     """With precise 8-bit kernels where the graph allows them: they want weights of another sign, and
     one that two products share would be converted twice (our graphs share none; others may)."""
-    import onnxruntime as ort
-
     load = partial(
-        ort.InferenceSession,
+        import_onnxruntime().InferenceSession,
         str(path),
         options,
         providers=list(providers),

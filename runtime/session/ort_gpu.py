@@ -13,6 +13,7 @@ import numpy as np
 
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.runtime.session.cuda import Cuda
 from save_deploy.runtime.session.device import DeviceArray, device_input
 from save_deploy.runtime.session.ort import OrtSession, Providers
@@ -52,9 +53,9 @@ class OrtGpuSession(OrtSession):
             self._binding.bind_ortvalue_output(name, value)
 
     def _value(self, shape: tuple[int, ...], dtype: str) -> Any:
-        import onnxruntime as ort
-
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), self._device, 0)
+        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
+            shape, np.dtype(dtype), self._device, 0
+        )
 
     def _run(self, inputs: Arrays) -> None:
         for name, array in inputs.items():

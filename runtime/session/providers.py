@@ -13,6 +13,7 @@ from pathlib import Path
 
 from save_deploy.errors import BackendError
 from save_deploy.extras import named_extras
+from save_deploy.libraries import import_onnxruntime
 from save_deploy.machine import CUDA_LIBRARY, read_nvidia
 
 CPU = "CPUExecutionProvider"
@@ -31,8 +32,7 @@ def require_provider(provider: str) -> None:
     With a GPU the provider's own library is loaded, as the session is about to do; that part was not
     run on a GPU yet.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     if provider not in ort.get_available_providers():
         raise BackendError(
             f"this onnxruntime has no {provider}",
@@ -65,11 +65,9 @@ def missing_library(provider: str, folder: Path) -> str:
 
     folder: of ONNX Runtime's shared libraries. CUDA's libraries from pip packages are loaded first.
     """
-    import onnxruntime as ort
-
     name = {CUDA: "cuda", TENSORRT: "tensorrt"}[provider]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-        ort.preload_dlls()
+        import_onnxruntime().preload_dlls()
     try:
         shared = folder / "libonnxruntime_providers_shared.so"
         if shared.is_file():  # on Windows the loader of the session itself reports it

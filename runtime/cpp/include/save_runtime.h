@@ -49,7 +49,8 @@ typedef enum save_detail {
     SAVE_DETAIL_ARGUMENT = 1, /* a null pointer or a number out of range */
     SAVE_DETAIL_DATA = 2,     /* a frame, a sound or a file that cannot be used */
     SAVE_DETAIL_BUNDLE = 3,   /* incomplete, altered or of another version */
-    SAVE_DETAIL_PARITY = 4,   /* golden or conformance samples are over their budget */
+    SAVE_DETAIL_PARITY = 4,   /* golden or conformance samples are over their budget, or
+                                 logits that are not finite */
     SAVE_DETAIL_BACKEND = 5,  /* not compiled in, or it cannot load the graph */
     SAVE_DETAIL_DEVICE = 6,   /* no usable GPU or driver */
     SAVE_DETAIL_ENGINE = 7,   /* an engine for another library version, GPU or system */
@@ -101,7 +102,8 @@ typedef struct save_frame {
 } save_frame;
 
 /* Interleaved samples in [-1,1]; channels are averaged, other rates than 16 kHz resampled. Samples
- * that are not finite are refused where they are heard. */
+ * that are not finite, or above 16 as integers that nobody divided are, are refused where they are
+ * heard. */
 typedef struct save_sound {
     const float* samples;
     size_t n_frames; /* samples per channel */
@@ -134,7 +136,7 @@ SAVE_API int save_embed(
  * resampled, to what resampling all of it gives there, so an hour may be walked through. */
 SAVE_API int save_embed_at(
     save_runtime* runtime, const save_sound* sound, double start_s, float* embedding);
-/* One frame and an embedding -> logits: res * res floats, sounding where > 0. */
+/* One frame and an embedding, which must be finite -> logits: res * res floats, sounding where > 0. */
 SAVE_API int save_infer(
     save_runtime* runtime, const save_frame* frame, const float* embedding, float* logits);
 /* n frames, n embeddings (n, SAVE_EMBEDDING_SIZE) -> logits (n, res, res). Fills whole batches of

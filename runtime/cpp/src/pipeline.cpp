@@ -8,6 +8,7 @@
 #include "error.hpp"
 #include "files.hpp"
 #include "resize.hpp"
+#include "sound.hpp"
 
 namespace save_core {
 namespace {
@@ -107,6 +108,7 @@ save_info Pipeline::info() const {
 }
 
 void Pipeline::embed(const float* waveform, float* embedding) {
+    check_heard(waveform);
     const std::lock_guard<std::mutex> lock(mutex_);
     audio_->run({waveform}, embedding);
 }
@@ -140,6 +142,7 @@ void Pipeline::infer(const save_frame* frames, const float* embeddings, int n, f
     const std::size_t side = static_cast<std::size_t>(manifest_.res), pixels = side * side;
     const std::size_t total = static_cast<std::size_t>(n), batch = static_cast<std::size_t>(manifest_.batch);
     std::for_each(frames, frames + total, check_frame);  // before anything is computed
+    check_embeddings(embeddings, total);
     // one batch at a time: memory does not grow with n
     std::vector<std::vector<std::uint8_t>> resized(std::min(batch, total));
     std::vector<const std::uint8_t*> images(resized.size());

@@ -1,11 +1,23 @@
 // ONNX Runtime's CPU provider through its C interface, set up as runtime/session/ort.py does.
 #include <onnxruntime_c_api.h>
 
+#include <cstdlib>
+
 #include "error.hpp"
 #include "session.hpp"
 
 namespace save_core {
 namespace {
+
+// No telemetry, unless the variable is set already (docs/privacy.md). ONNX Runtime reads it when its
+// first environment is made; here it is set while this library is loaded, before there are threads
+// that read the environment too.
+[[maybe_unused]] const int telemetry_off =
+#if defined(_WIN32)
+    std::getenv("ORT_DISABLE_TELEMETRY") != nullptr ? 0 : _putenv_s("ORT_DISABLE_TELEMETRY", "1");
+#else
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+#endif
 
 // The interface of the library that is loaded; null when it is older than the header.
 const OrtApi* interface() { return OrtGetApiBase()->GetApi(ORT_API_VERSION); }

@@ -73,6 +73,31 @@ void check_sound(const save_sound& sound) {
             std::to_string(sound.rate_hz) + " Hz", "1000 to 768000 Hz");
 }
 
+void check_heard(const float* window) {
+    float peak = 0.0F;
+    bool finite = true;
+    for (std::size_t i = 0; i < SAVE_WINDOW_SAMPLES; ++i) {
+        finite = finite && std::isfinite(window[i]);
+        peak = std::max(peak, std::fabs(window[i]));
+    }
+    if (!finite)
+        throw Error(SAVE_DETAIL_DATA, "sound contains NaN or infinite samples", "",
+            "finite samples");
+    if (peak > kMaxPeak)
+        throw Error(SAVE_DETAIL_DATA, "sound is far too loud",
+            "samples up to " + std::to_string(peak),
+            "samples in [-1,1]; above 16 they are taken for integers",
+            "divide samples of 16 bits by 32768");
+}
+
+void check_embeddings(const float* embeddings, std::size_t n) {
+    const bool finite = std::all_of(embeddings, embeddings + n * SAVE_EMBEDDING_SIZE,
+        [](float value) { return std::isfinite(value); });
+    if (!finite)
+        throw Error(SAVE_DETAIL_DATA, "audio embedding contains NaN or infinity", "",
+            "finite values");
+}
+
 std::vector<float> mono(const save_sound& sound, std::size_t begin, std::size_t end) {
     const std::size_t channels = static_cast<std::size_t>(sound.n_channels);
     std::vector<float> mean(end - begin);

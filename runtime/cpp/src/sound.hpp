@@ -10,10 +10,18 @@ namespace save_core {
 
 constexpr int kMinRateHz = 1'000;
 constexpr int kMaxRateHz = 768'000;
+// Floating-point files may go over 1; integers that nobody divided go over this within a whisper.
+// MAX_PEAK in runtime/inputs.py.
+constexpr float kMaxPeak = 16.0F;
 constexpr std::size_t kStepSamples = 15'360;  // 0.96 s, the distance of two examples
 
 // Throws Error for missing samples, a channel count or rate out of range, NaN and infinity.
 void check_sound(const save_sound& sound);
+
+// Throw Error for a second of SAVE_WINDOW_SAMPLES that is not finite or far above 1, and for n
+// embeddings that are not finite: a mask of them would say nothing.
+void check_heard(const float* window);
+void check_embeddings(const float* embeddings, std::size_t n);
 
 // Mean of the channels of samples begin .. end, at the rate of the sound. Throws Error when one of
 // them is not finite.

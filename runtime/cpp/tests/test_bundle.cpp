@@ -111,6 +111,18 @@ int main() {
     }
     CHECK(worst < 1e-4);
 
+    for (const float wrong : {NAN, INFINITY, 20'000.0F}) {  // no mask of what says nothing
+        std::vector<float> sound = tone, embedding = heard;
+        sound[500] = wrong, embedding[5] = wrong;
+        const save_sound given = save::Sound{sound, 16'000}.c();
+        CHECK(save_embed(runtime.c(), &given, 0, embedding.data()) == SAVE_INPUT);
+        CHECK(save_last_detail() == SAVE_DETAIL_DATA);
+        CHECK(save_embed_at(runtime.c(), &given, 0.0, embedding.data()) == SAVE_INPUT);
+        std::vector<std::uint8_t> none(mask.size());
+        const int status = save_mask(runtime.c(), frames, embedding.data(), none.data());
+        CHECK(std::isfinite(wrong) || (status == SAVE_INPUT && none[0] == 0));
+    }
+
     test_threads(bundle, runtime, frame, heard, mask);
     try {
         (void)runtime.mask({rgb, 121, 90}, heard);

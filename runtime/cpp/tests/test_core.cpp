@@ -136,6 +136,27 @@ void test_second() {
     CHECK_THROWS(second({&stereo[0], 3, 2, 8000}, -1, window.data()), SAVE_DETAIL_ARGUMENT, "-1");
 }
 
+void test_what_is_heard() {
+    std::vector<float> window(SAVE_WINDOW_SAMPLES, -16.0F);
+    check_heard(window.data());
+    for (const float wrong : {NAN, -INFINITY}) {
+        window[9] = wrong;
+        CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "NaN or infinite");
+    }
+    for (const float wrong : {-17.0F, 20'000.0F, 1e38F}) {  // integers of 16 bits, and worse
+        window[9] = wrong;
+        CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "divide samples of 16 bits");
+    }
+    std::vector<float> embeddings(2 * SAVE_EMBEDDING_SIZE, 1.0F);
+    check_embeddings(embeddings.data(), 2);
+    embeddings.back() = INFINITY;
+    check_embeddings(embeddings.data(), 1);
+    CHECK_THROWS(check_embeddings(embeddings.data(), 2), SAVE_DETAIL_DATA, "infinity");
+    std::vector<std::uint8_t> mask(4);
+    const float logits[4] = {1.0F, NAN, 1.0F, 1.0F};
+    CHECK_THROWS(mask_of_logits(logits, 2, 2, 2, mask.data()), SAVE_DETAIL_PARITY, "NaN");
+}
+
 // A piece of a long sound is what resampling all of it gives there, and the rest is not looked at.
 void test_ranges() {
     for (const int rate_hz : {1'000, 8'000, 11'025, 16'000, 22'050, 44'100, 44'101, 48'000, 96'000}) {
@@ -233,6 +254,7 @@ int main() {
     test_resize_logits();
     test_resample();
     test_second();
+    test_what_is_heard();
     test_ranges();
     test_second_at();
     test_compare();

@@ -1,0 +1,176 @@
+"""What users pass to a pipeline, checked once where it enters: frames, sounds, embeddings, times.
+
+Anything numpy makes an array of is accepted (lists, tensors, pictures of Pillow); what would give
+a mask of something else (integers for sound, NaN, channels first) is a DataError.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from save_deploy.bundle import AUDIO_DIM
+from save_deploy.data.audio import Waveform
+from save_deploy.data.transforms import Frame
+from save_deploy.errors import BundleError, DataError
+
+# Floating-point files may go over 1; integers that nobody divided go over this within a whisper.
+# kMaxPeak in runtime/cpp/src/sound.hpp.
+MAX_PEAK = 16.0
+MAX_THREADS = 4096
+_SOUND = "float (n,), 16 kHz mono in [-1,1]"
+_FRAME = "uint8 (H,W,3), RGB"
+
+
+def as_sound(sound: Any) -> Waveform:
+    """One channel of floats, as array, list or tensor (n,), (n,1) or (1,n) -> float32 (n,).
+
+    Values are checked where they are heard, by check_heard. Raises DataError.
+    """
+    array = _array(sound, "sound", _SOUND)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
+        raise DataError("wrong sound", got=_got(array), expected=_SOUND, hint=_sound_hint(array))
+    with np.errstate(over="ignore"):  # becomes infinite, which check_heard refuses
+        return array.astype(np.float32, copy=False)
+
+
+def check_heard(window: Waveform) -> None:
+    """Raise DataError for a second of sound (n,) that is empty, not finite or far above 1."""
+    if not window.size:
+        raise DataError("sound without samples", got="0 samples", expected="at least one")
+    peak = float(np.abs(window).max())  # NaN where one sample is
+    if not math.isfinite(peak):
+        raise DataError("sound contains NaN or infinite samples", expected="finite samples")
+    if peak > MAX_PEAK:
+        raise DataError(
+            "sound is far too loud",
+            got=f"samples up to {peak:.6g}",
+            expected=f"samples in [-1,1]; above {MAX_PEAK:g} they are taken for integers",
+            hint="divide samples of 16 bits by 32768",
+        )
+
+
+def as_frame(frame: Any) -> Frame:
+    """Array, list, tensor uint8 (H,W,3) of any memory layout, or a picture of Pillow -> uint8 (H,W,3).
+
+    Raises DataError.
+    """
+    if isinstance(frame, Image.Image):
+        frame = _rgb(frame)
+    array = _array(frame, "frame", _FRAME)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise DataError("wrong frame", got=_got(array), expected=_FRAME, hint=_frame_hint(array))
+    return array
+
+
+def as_images(images: Any, side: int) -> NDArray[np.uint8]:
+    """Frames at network size -> uint8 (F,S,S,3), F > 0. Raises DataError."""
+    expected = f"uint8 (F,{side},{side},3), one frame or more"
+    array = _array(images, "images", expected)
+    if array.dtype != np.uint8 or array.shape[1:] != (side, side, 3) or not array.size:
+        raise DataError("wrong images", got=_got(array), expected=expected)
+    return array
+
+
+def as_embeddings(embeddings: Any, n: int) -> NDArray[np.float32]:
+    """What embed() gave for n frames -> float32 (n,128), finite. Raises DataError."""
+    expected = f"float32 ({n},{AUDIO_DIM}), from embed()"
+    array = _array(embeddings, "audio embedding", expected)
+    if array.shape != (n, AUDIO_DIM) or not np.issubdtype(array.dtype, np.floating):
+        raise DataError("wrong audio embedding", got=_got(array), expected=expected)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise DataError("audio embedding contains NaN or infinity", expected="finite values")
+    return array
+
+
+def as_time(time_s: Any) -> float:
+    """Seconds; NaN for what is no number."""
+    try:
+        return float(time_s)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def as_folder(bundle: Any) -> Path:
+    """A path -> Path. Raises BundleError for what is none."""
+    try:
+        given = os.fspath(bundle)
+    except TypeError:
+        given = None
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise BundleError(
+            "wrong bundle", got=repr(bundle)[:80], expected="the path of a folder, str or Path"
+        )
+    return Path(given)
+
+
+def check_threads(threads: Any) -> None:
+    """Raise DataError for a number of threads that is neither None nor 1 to 4096."""
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+        raise DataError(
+            "wrong number of threads", got=repr(threads)[:80], expected=f"1 to {MAX_THREADS}"
+        )
+
+
+def _array(value: Any, what: str, expected: str) -> NDArray[Any]:
+    if isinstance(value, (str, bytes, os.PathLike)):
+        raise DataError(
+            f"wrong {what}",
+            got=repr(value)[:80],
+            expected=expected,
+            hint="read the file: read_waveform of save_deploy.data.audio, "
+            "read_frame of save_deploy.data.transforms",
+        )
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever a list of unequal rows or a tensor on a GPU raises
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"wrong {what}", got=first[:300], expected=expected) from error
+    if array.dtype == object:
+        raise DataError(f"wrong {what}", got=type(value).__name__, expected=expected)
+    return array
+
+
+def _got(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {array.shape}"
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """As read_frame makes it of a file's pixels."""
+    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits: Pillow would cut them off at 255
+        raise DataError("wrong frame", got=f"a picture of mode {picture.mode}", expected=_FRAME)
+    try:
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # its file is read only now
+        raise DataError("wrong frame", got=str(error), expected=_FRAME) from error
+
+
+def _sound_hint(array: NDArray[Any]) -> str:
+    if array.ndim == 2:
+        axis = int(np.argmin(array.shape))
+        return f"sound.mean(axis={axis}) averages {array.shape[axis]} channels"
+    if array.dtype == np.int16:
+        return "sound / 32768 makes floats in [-1,1] of int16"
+    return ""
+
+
+def _frame_hint(array: NDArray[Any]) -> str:
+    if array.ndim == 2:
+        return "np.stack([frame] * 3, axis=-1) makes RGB of gray"
+    if array.ndim == 3 and array.shape[2] == 4:
+        return "frame[..., :3] leaves the alpha out"
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        return "frame.transpose(1, 2, 0) makes (H,W,3) of (3,H,W)"
+    if np.issubdtype(array.dtype, np.floating):
+        return "(255 * frame).round().astype(np.uint8) makes bytes of floats in [0,1]"
+    return ""
