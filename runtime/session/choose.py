@@ -76,7 +76,7 @@ def require_machine(backend: str, manifest: Manifest) -> None:
 
 def _require_known(backend: str) -> None:
     if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+        raise BackendError("unknown backend", got=str(backend)[:80], expected=", ".join(BACKENDS))
 
 
 def _entries(library: str, manifest: Manifest) -> list[RawEntry]:

@@ -54,7 +54,7 @@ def open_session(
     Raises BackendError for an unknown, missing or failing backend.
     """
     if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS))
+        raise BackendError("unknown backend", got=str(backend)[:80], expected=", ".join(BACKENDS))
     if backend in ENGINE_BACKENDS:
         from save_deploy.runtime.session.tensorrt import TensorRtSession
 
