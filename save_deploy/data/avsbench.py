@@ -6,10 +6,11 @@ log-mel pickle, or in the raw video. S4 training clips have only their first fra
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.data.released import SOURCES, Item, Listing, check_source, collect
-from save_deploy.data.tables import Row, read_table
+from save_deploy.data.tables import Row, Table, read_table
 
 SUBSETS = {
     "s4": {"train": 3452, "val": 740, "test": 740},
@@ -51,18 +52,35 @@ def listing(
     """Clips of a split. source: auto (wav, else log-mel, else the video's sound), one of them, or
     video, which takes the frames from the video too."""
     check_source(source, SOURCES, subset)
-    make = _s4_item if subset == "s4" else _ms3_item
+    table, data = read_table(meta), meta.parent / f"{subset}_data"
+    columns = Columns.of(table, subset)
 
     def item(row: Row, index: int) -> Item | None:
-        return make(row, split, meta.parent / f"{subset}_data", source)
+        if row.choice(columns.split, "split", SUBSETS[subset]) != split:
+            return None
+        make = _s4_item if subset == "s4" else _ms3_item
+        return make(row, columns, split, data, source)
 
-    return collect(read_table(meta).rows, item, limit)
+    return collect(table.rows, item, limit)
 
 
-def _s4_item(row: Row, split: str, data: Path, source: str) -> Item | None:
-    if row.filled(3, "split") != split:
-        return None
-    name, category = row.filled(0, "name"), row.filled(2, "category")
+@dataclass(frozen=True)
+class Columns:
+    """Where these columns are: by name, else at the places where AVSBench's own code reads them."""
+
+    name: int
+    split: int
+    category: int
+
+    @classmethod
+    def of(cls, table: Table, subset: str) -> Columns:
+        width = 4 if subset == "s4" else 2
+        split = table.column("split")
+        return cls(table.at("name", 0, width), split, table.at("category", 2, width))
+
+
+def _s4_item(row: Row, columns: Columns, split: str, data: Path, source: str) -> Item:
+    name, category = row.filled(columns.name, "name"), row.filled(columns.category, "category")
     place = f"{split}/{category}"
     return _item(
         row,
@@ -76,10 +94,8 @@ def _s4_item(row: Row, split: str, data: Path, source: str) -> Item | None:
     )
 
 
-def _ms3_item(row: Row, split: str, data: Path, source: str) -> Item | None:
-    if row.filled(1, "split") != split:
-        return None
-    name = row.filled(0, "name")
+def _ms3_item(row: Row, columns: Columns, split: str, data: Path, source: str) -> Item:
+    name = row.filled(columns.name, "name")
     sounds = {kind: f"{data}/{at}/{split}/{name}{end}" for kind, (at, end) in _sounds()}
     sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # as the frames: no folder of the split
     return _item(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from save_deploy.data.released import Item, Listing, check_source, collect
 from save_deploy.data.tables import Row, Table, read_table
-from save_deploy.errors import DataError
 
 SUBSETS = {
     "v2": {"train": 4750, "val": 500, "test": 750},
@@ -49,7 +48,7 @@ def listing(
 
     def make(row: Row, index: int) -> Item | None:
         wanted = known_label(row, columns) in labels
-        if not wanted or row.filled(split_at, "split") != split:
+        if not wanted or row.choice(split_at, "split", SUBSETS[subset]) != split:
             return None
         return clip_item(folder, row, columns, first_only=split == "train")
 
@@ -101,12 +100,7 @@ def clip_item(
 
 def known_label(row: Row, columns: Columns) -> str:
     """v1s, v1m or v2: the folder of the clip."""
-    label = row.filled(columns.label, "label")
-    if label not in N_FRAMES:
-        raise DataError(
-            "unknown label", got=f"{label} in {row.file}, {row.where}", expected=", ".join(N_FRAMES)
-        )
-    return label
+    return row.choice(columns.label, "label", N_FRAMES)
 
 
 def category_of(a_obj: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,12 +93,16 @@ def check_dataset(
     duplicates: list[Problem] = []
     for place in places:
         names: dict[str, list[tuple[str, Item]]] = defaultdict(list)
+        start = len(splits)
         for split in _splits(place):
             checked, items = _check_split(place, split, deep=deep, on_item=on_item)
             splits.append(checked)
             for item in items:
                 names[item.name].append((split, item))
         duplicates += _duplicates(names)
+        if not names and not any(split.problems for split in splits[start:]):
+            nothing = Problem("no clip of this subset in any split", splits[-1].metadata)
+            splits[-1] = dataclasses.replace(splits[-1], problems=(nothing,))
     return DatasetCheck(str(folder), tuple(splits), tuple(absent), tuple(duplicates))
 
 
@@ -155,7 +160,7 @@ def _missing(item: Item, counts: dict[str, int]) -> list[Problem]:
     problems = []
     files = [("frame", path) for path in item.frames] + [("mask", path) for path in item.masks]
     for what, path in files:
-        if path.is_file():
+        if os.path.isfile(path):  # False, too, for a name that no file can have
             counts[what] += 1
         else:
             problems.append(Problem(f"missing {what}", str(path), item.where))

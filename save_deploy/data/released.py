@@ -6,6 +6,7 @@ reading them is the same for all and lives here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Item:
 
     def found_sound(self) -> Path | None:
         """The sound that will be read."""
-        return next((path for path in self.sounds if path.is_file()), None)
+        return next((path for path in self.sounds if os.path.isfile(path)), None)
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,27 @@ class Family(Protocol):
 def collect(
     rows: Iterable[Row], make: Callable[[Row, int], Item | None], limit: int | None
 ) -> Listing:
-    """make(row, index) -> an item, None for a row of another split, or DataError for a bad row."""
-    found = Listing([])
+    """make(row, index) -> an item, None for a row of another split, or DataError for a bad row.
+
+    A second row of the same masks is a bad row: its clip would count twice.
+    """
+    found, seen = Listing([]), dict[tuple[Path, ...], Item]()
     for row in rows:
         if limit is not None and len(found.items) >= limit:
             break
         try:
             item = make(row, len(found.items))
+            if item is None:
+                continue
+            if (first := seen.setdefault(item.masks, item)) is not item:
+                raise DataError(
+                    "name twice in one split",
+                    got=f"{item.name} in {row.file}, {row.where}",
+                    expected=f"one row of it; {first.where} is the first",
+                )
+            found.items.append(item)
         except DataError as error:
             found.bad_rows[row.where] = error
-        else:
-            if item is not None:
-                found.items.append(item)
     return found
 
 

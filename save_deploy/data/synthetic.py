@@ -7,12 +7,13 @@ example (0.96 to 1.92 s) is the one heard.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from save_deploy.data.released import Item, Listing, check_source, collect
-from save_deploy.data.tables import Row, read_table
+from save_deploy.data.tables import Row, Table, read_table
 from save_deploy.errors import DataError
 
 SUBSETS = {"syn": {"train": 52_609, "val": 5_000, "test": 5_000}}
@@ -42,21 +43,23 @@ def listing(
     """One item per annotated object; its frame is one image."""
     check_source(source, SOURCES, subset)
     table = read_table(meta)
-    split_at = table.column("split")
+    split_at, columns = table.column("split"), Columns.of(table)
     names = _audio_names(folder) if split == "train" else {}
     wanted = "validate" if split == "val" else split
 
     def make(row: Row, index: int) -> Item | None:
-        if row.filled(split_at, "split") != wanted:
+        if row.choice(split_at, "split", ("train", "validate", "test")) != wanted:
             return None
         if split == "train":
-            sound = draw_sound(_names_of_class(row, names), seed, index)
+            class_id = row.filled(columns.cls_id, "cls_id")
+            sound = draw_sound(_names_of_class(class_id, row, names), seed, index)
         else:
-            sound = row.filled(8, "audio_name")
-        instance, image = row.filled(0, "inst_id"), row.filled(1, "img_id")
+            sound = row.filled(columns.audio_name, "audio_name")
+        instance = row.filled(columns.inst_id, "inst_id")
+        image = row.filled(columns.img_id, "img_id")
         return Item(
             name=instance,
-            category=row.filled(4, "cls_name"),
+            category=row.filled(columns.cls_name, "cls_name"),
             frames=(Path(f"{folder}/images/{image}.jpg"),),
             masks=(Path(f"{folder}/masks/{instance}.png"),),
             sounds=(Path(f"{folder}/audios/{sound}.wav"),),
@@ -68,20 +71,35 @@ def listing(
     return collect(table.rows, make, limit)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Where these columns are: by name, else at their published places."""
+
+    inst_id: int
+    img_id: int
+    cls_name: int
+    cls_id: int
+    audio_name: int
+
+    @classmethod
+    def of(cls, table: Table) -> Columns:
+        places = {"inst_id": 0, "img_id": 1, "cls_name": 4, "cls_id": 5, "audio_name": 8}
+        return cls(**{name: table.at(name, place, 9) for name, place in places.items()})
+
+
 def draw_sound(names: list[str], seed: int, index: int) -> str:
     """One of the class's sounds; the same (seed, index) always draws the same."""
     return names[int(np.random.default_rng([seed, index]).integers(len(names)))]
 
 
-def _names_of_class(row: Row, names: dict[int, list[str]]) -> list[str]:
-    text = row.filled(5, "cls_id")
-    if not text.isdigit() or int(text) not in names:
+def _names_of_class(class_id: str, row: Row, names: dict[int, list[str]]) -> list[str]:
+    if not class_id.isdecimal() or int(class_id) not in names:
         raise DataError(
             "class without sounds",
-            got=f"cls_id {text} in {row.file}, {row.where}",
+            got=f"cls_id {class_id} in {row.file}, {row.where}",
             expected=f"a class listed in {AUDIO_NAMES}",
         )
-    return names[int(text)]
+    return names[int(class_id)]
 
 
 def _audio_names(folder: Path) -> dict[int, list[str]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.errors import DataError
+
+_SPLITS = ("train", "val", "validate", "test")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,17 @@ class Row:
             )
         return value
 
+    def choice(self, index: int, name: str, known: Iterable[str]) -> str:
+        """One of the known values, whatever the case of the cell. Raises DataError for another."""
+        value, known = self.filled(index, name), tuple(known)
+        if value.lower() not in known:
+            raise DataError(
+                f"unknown {name}",
+                got=f"{value} in {self.file}, {self.where}",
+                expected=", ".join(known),
+            )
+        return value.lower()
+
     @property
     def where(self) -> str:
         """row 17 of s4_meta_data.csv"""
@@ -49,14 +63,36 @@ class Table:
     rows: list[Row]
 
     def column(self, name: str) -> int:
-        """Index of a column. Raises DataError when the header has none of this name."""
-        if name not in self.header:
+        """Index of a column, whatever the case of its name. Raises DataError unless there is one."""
+        places = self._places(name)
+        if len(places) == 1:
+            return places[0]
+        shown = f"{', '.join(self.header)} in {self.file}"
+        if places:
+            raise DataError("column twice in the metadata file", got=shown, expected=f"one {name}")
+        if any(cell.lower() in _SPLITS for cell in self.header):
             raise DataError(
-                "column not in the metadata file",
-                got=f"{', '.join(self.header)} in {self.file}",
-                expected=name,
+                "metadata file without a header",
+                got=shown,
+                expected=f"a first row that names the columns, {name} among them",
             )
-        return self.header.index(name)
+        raise DataError("column not in the metadata file", got=shown, expected=name)
+
+    def at(self, name: str, place: int, width: int) -> int:
+        """Index of a column by its name or, where no name says it, by its place among the published
+        ones, of which there are `width`: columns of row numbers in front of them do not count."""
+        if places := self._places(name):
+            return places[0]
+        numbers = next((i for i, cell in enumerate(self.header) if not _is_index(cell)), 0)
+        return place + (numbers if len(self.header) - numbers >= width else 0)
+
+    def _places(self, name: str) -> list[int]:
+        return [i for i, cell in enumerate(self.header) if cell.lower() == name]
+
+
+def _is_index(cell: str) -> bool:
+    """A column of row numbers, as pandas writes and reads it."""
+    return cell.lower() in ("", "index") or cell.lower().startswith("unnamed:")
 
 
 def row_name(file: Path, number: int) -> str:
@@ -72,7 +108,9 @@ def read_table(file: Path) -> Table:
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
-            lines = [tuple(cell.strip() for cell in cells) for cells in csv.reader(text)]
+            lines = [
+                tuple(cell.strip() for cell in cells) for cells in csv.reader(text, strict=True)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             "metadata file cannot be read", got=f"{file}: {error}", expected="a csv file"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from save_deploy.data.check import Found, check_dataset
+from save_deploy.data.find import resolve
+from save_deploy.data.open import open_dataset
+from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import DataError
 from tests.data import trees
 from tests.data.test_released import DAMAGED, opened, written
@@ -159,3 +164,96 @@ def test_to_dict_is_json(tmp_path: Path) -> None:
     assert values["complete"] is False
     assert values["problems"][0]["what"] == "missing sound"
     assert values["splits"][0]["published"] == 3452
+
+
+def rewrite(meta: Path, change: Callable[[list[list[str]]], list[list[str]]]) -> None:
+    with meta.open(newline="") as file:
+        rows = list(csv.reader(file))
+    trees.write_csv(meta, change(rows))
+
+
+def numbered(rows: list[list[str]]) -> list[list[str]]:
+    """As pandas' to_csv writes it by default."""
+    return [["", *rows[0]], *([str(i), *row] for i, row in enumerate(rows[1:]))]
+
+
+def renumbered(rows: list[list[str]]) -> list[list[str]]:
+    """Read and written by pandas once more."""
+    return [["", "Unnamed: 0", *rows[0]], *([str(i)] * 2 + row for i, row in enumerate(rows[1:]))]
+
+
+def renamed(rows: list[list[str]]) -> list[list[str]]:
+    """Numbered, with no name that is known but split: the others are known by their places."""
+    header = [name if name in ("split", "uid", "label", "a_obj") else "x" for name in rows[0]]
+    return numbered([header, *rows[1:]])
+
+
+def capitals(rows: list[list[str]]) -> list[list[str]]:
+    """Names of columns, splits and labels, but neither names of files nor of categories."""
+    known = ("train", "val", "validate", "test", "v2")
+    change = lambda cell: cell.capitalize() if cell in known else cell
+    return [[cell.upper() for cell in rows[0]], *([change(c) for c in row] for row in rows[1:])]
+
+
+def padded(rows: list[list[str]]) -> list[list[str]]:
+    return [[f" {cell} " for cell in row] for row in rows]
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3", "v2", "v3_unseen", "syn"])
+@pytest.mark.parametrize("change", [numbered, renumbered, renamed, capitals, padded])
+def test_tables_that_are_understood(
+    tmp_path: Path, subset: str, change: Callable[[list[list[str]]], list[list[str]]]
+) -> None:
+    name, meta = written(tmp_path, subset)
+    expected = {split: opened(name, split=split).items for split in resolve(name).splits}
+    rewrite(meta, change)
+    assert check_dataset(name).complete
+    assert {split: opened(name, split=split).items for split in expected} == expected
+
+
+NO_TABLE: dict[str, tuple[Callable[[list[list[str]]], list[list[str]]], str]] = {
+    "no header": (lambda rows: rows[1:], "metadata file without a header"),
+    "semicolons": (lambda rows: [[";".join(row)] for row in rows], "column not in the metadata"),
+    "two splits": (lambda rows: [[*r, r[-1]] for r in rows], "column twice in the metadata file"),
+    "only a header": (lambda rows: rows[:1], "no clip of this subset in any split"),
+    "other splits": (
+        lambda rows: [rows[0], *([*r[:-1], "tset"] for r in rows[1:])],
+        "unknown split",
+    ),
+    "a name twice": (lambda rows: [*rows, rows[-1]], "name twice in one split"),
+    "a long name": (lambda rows: [*rows, ["a" * 5000, *rows[-1][1:]]], "missing frame"),
+}
+
+
+@pytest.mark.parametrize("subset", ["s4", "ms3"])
+@pytest.mark.parametrize("kind", NO_TABLE)
+def test_tables_that_say_something_else(tmp_path: Path, subset: str, kind: str) -> None:
+    """Found by the check; reading the dataset fails too, but for what only its clips can show."""
+    change, what = NO_TABLE[kind]
+    name, meta = written(tmp_path, subset)
+    rewrite(meta, change)
+    result = check_dataset(name)
+    assert not result.complete and {p.what for p in result.problems if what in p.what}
+    if kind != "a long name":
+        with pytest.raises(DataError):
+            opened(name)
+
+
+def test_a_name_twice_says_both_rows(tmp_path: Path) -> None:
+    name, meta = written(tmp_path, "ms3")
+    rewrite(meta, lambda rows: [*rows, rows[-1]])
+    (problem,) = check_dataset(name).problems
+    assert problem.row == "row 7 of ms3_meta_data.csv" and "ms3_test_1" in problem.file
+    with pytest.raises(DataError, match=r"row 6 of ms3_meta_data\.csv is the first"):
+        opened(name)
+    skipping = open_dataset(name, skip_bad=True)
+    assert isinstance(skipping, SkippingDataset)
+    assert len(skipping) == 2 and list(skipping.skipped) == ["row 7 of ms3_meta_data.csv"]
+
+
+def test_a_quote_that_is_not_closed(tmp_path: Path) -> None:
+    """It would make one cell of all rows behind it."""
+    name, meta = written(tmp_path, "s4")
+    meta.write_text(meta.read_text().replace("s4_val_0", '"s4_val_0'))
+    (problem,) = check_dataset(name).problems
+    assert problem.what == "metadata file cannot be read"
