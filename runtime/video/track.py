@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from save_deploy.data.video import opened, seek, start_of
+from save_deploy.data.film import Damage, decoded, opened, packets_of, seek, sound_track, start_of
+from save_deploy.data.film_sound import GAP_S
 from save_deploy.runtime.video.formats import Format
-from save_deploy.runtime.video.source import GAP_S, Damage, VideoSource, decoded, packets_of
+from save_deploy.runtime.video.source import VideoSource
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -25,7 +26,7 @@ class SoundTrack:
         self.source = source
         self.copied = source.sound_codec in form.copied
         with opened(source.path) as template:
-            given: Any = template.streams.audio[0]
+            given: Any = sound_track(template)
             if self.copied:
                 self._stream: Any = container.add_stream_from_template(given)
             else:
@@ -53,9 +54,9 @@ class SoundTrack:
     def _copied(self) -> Iterator[Any]:
         section, last, damage = self.source.section, None, Damage("sound")
         with opened(self.source.path) as container:
-            begin = Fraction(start_of(container)) + Fraction(section.start_s)
+            begin = start_of(container) + Fraction(section.start_s)
             seek(container, section.start_s)
-            for packet in packets_of(container, container.streams.audio[0], damage):
+            for packet in packets_of(container, sound_track(container), damage):
                 if packet.pts is None or packet.dts is None:
                     continue
                 shift = round(begin / packet.time_base)
@@ -72,9 +73,9 @@ class SoundTrack:
         """Frames follow each other sample by sample, whatever their times round to, but for gaps."""
         section, encoder, ends_at = self.source.section, self._stream, None
         with opened(self.source.path) as container:
-            begin_s = start_of(container) + section.start_s
+            begin_s = float(start_of(container)) + section.start_s
             seek(container, section.start_s)
-            for frame in decoded(container, container.streams.audio[0], Damage("sound")):
+            for frame in decoded(container, sound_track(container), Damage("sound")):
                 given_s = 0.0 if frame.time is None else frame.time - begin_s
                 at = round(given_s * frame.rate)
                 if ends_at is not None and at <= ends_at + GAP_S * frame.rate:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from save_deploy.data.film import url_of
 from save_deploy.data.transforms import Frame
 from save_deploy.runtime.pictures import Color
 from save_deploy.runtime.video.formats import OPTIONS, bit_rate, find_encoder, format_of
@@ -34,7 +35,7 @@ class OverlayVideo:
         self.form = format_of(path)
         self.encoder = find_encoder(self.form.encoders)
         self.padded: tuple[int, int] | None = None  # (H,W) of frames that were
-        self._container: Any = av.open(str(path), "w", format=self.form.muxer)
+        self._container: Any = av.open(url_of(path), "w", format=self.form.muxer)
         self._stream: Any = None
         self._has_sound = sound
         self._sound: SoundTrack | None = None

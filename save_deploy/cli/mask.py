@@ -24,16 +24,27 @@ def mask(
     ] = False,
 ) -> None:
     """Mask what sounds in one picture."""
-    from save_deploy.data.audio import EXAMPLE_SECONDS, MIN_SECONDS, is_silent, read_waveform
+    from save_deploy.data.audio import (
+        EXAMPLE_SECONDS,
+        MIN_SECONDS,
+        is_silent,
+        read_waveform,
+        second,
+    )
     from save_deploy.data.transforms import read_frame, write_mask
 
     picture = read_frame(frame)
     cure = "add --any-sound"
     shortest = MIN_SECONDS if any_sound else EXAMPLE_SECONDS
-    waveform = read_waveform(sound, min_seconds=shortest, hint=cure)
-    if is_silent(waveform) and not any_sound:
-        raise DataError("sound is silent", got=str(sound), expected="something to hear", hint=cure)
+    heard = second(read_waveform(sound, min_seconds=shortest, hint=cure))
+    if is_silent(heard) and not any_sound:
+        raise DataError(
+            "sound is silent",
+            got=f"silence in the first second of {sound}, which is what is heard",
+            expected="something to hear",
+            hint=cure,
+        )
     with placement.load(bundle) as pipeline:
-        found = pipeline(picture, waveform)
+        found = pipeline(picture, heard)
     write_mask(out, found)
     print(f"{out}: {found.mean():.1%} of the picture sounds")

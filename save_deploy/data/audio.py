@@ -16,7 +16,11 @@ Waveform = NDArray[np.float32]
 MIN_SECONDS = 0.025  # one STFT window
 EXAMPLE_SECONDS = EXAMPLE_SAMPLES / SAMPLE_RATE_HZ  # 0.975: what VGGish hears at once
 SILENCE = 1e-4  # root mean square below which nothing is heard (-80 dB)
+# limits of the C++ program too
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
+MAX_CHANNELS = 1024
+MAX_SAMPLES = 2**30  # of all channels together; some kilobytes of FLAC can hold hours of silence
+_PIECE = 2**16  # samples of each channel read at once
 # Defaults of torchaudio.functional.resample: zero crossings of the sinc on each side, and the share
 # of the lower Nyquist frequency that passes.
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99
@@ -26,22 +30,19 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
     """Any file libsndfile reads -> float32 (n,) mono at 16 kHz in [-1,1].
 
     Channels are averaged, other rates resampled. Raises DataError for a file that is missing,
-    unreadable, not finite, at a rate outside 1 to 768 kHz, or shorter than min_seconds (then `hint`
-    is the cure it names).
+    unreadable, not finite, at a rate outside 1 to 768 kHz, longer than MAX_SAMPLES, or shorter than
+    min_seconds (then `hint` is the cure it names).
     """
     import soundfile
 
     if not path.is_file():
         raise DataError("sound file not found", got=str(path), expected="wav, flac or ogg")
     try:
-        samples, rate_hz = soundfile.read(
-            str(path), dtype="float32", always_2d=True
-        )  # (n,channels)
+        waveform, rate_hz = _read(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(
             "sound file cannot be read", got=f"{path}: {error}", expected="wav, flac or ogg"
         ) from error
-    waveform = samples.mean(axis=1)
     if waveform.size < min_seconds * rate_hz:
         raise DataError(
             "sound is too short",
@@ -56,6 +57,47 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
     return resample(waveform, rate_hz)
 
 
+def _read(path: Path) -> tuple[Waveform, int]:
+    """Mean of the channels float32 (n,), and the rate.
+
+    Piece by piece until the sound ends: the length in a header may be missing or wrong. Then
+    libsndfile cannot seek, which soundfile does after every read unless the file says it cannot.
+    """
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    pieces: list[Waveform] = []
+    with Forward(str(path)) as file:
+        check_rate(file.samplerate)
+        if not 1 <= file.channels <= MAX_CHANNELS:
+            raise DataError(
+                "wrong number of channels",
+                got=f"{file.channels} in {path}",
+                expected=f"1 to {MAX_CHANNELS}",
+            )
+        for _ in range(0, MAX_SAMPLES + 1, _PIECE * file.channels):
+            piece = file.read(_PIECE, dtype="float32", always_2d=True)  # (n,channels)
+            pieces.append(piece.mean(axis=1))
+            if len(piece) < _PIECE:
+                return np.concatenate(pieces), file.samplerate
+    raise DataError(
+        "sound is too long", got=str(path), expected=f"at most {MAX_SAMPLES} samples in all"
+    )
+
+
+def check_rate(rate_hz: int) -> None:
+    """Raises DataError for a rate outside 1 to 768 kHz."""
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise DataError(
+            "sample rate out of range",
+            got=f"{rate_hz} Hz",
+            expected=f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz",
+        )
+
+
 def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     """Resample to 16 kHz: float32 (n,) at rate_hz -> float32 (n * 16000 / rate_hz,).
 
@@ -64,12 +106,7 @@ def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     a time is in memory, whatever the rate; torchaudio holds all of them, padded to a whole period.
     Raises DataError for a rate outside 1 to 768 kHz.
     """
-    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        raise DataError(
-            "sample rate out of range",
-            got=f"{rate_hz} Hz",
-            expected=f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz",
-        )
+    check_rate(rate_hz)
     sound = np.ascontiguousarray(waveform, np.float32)
     if rate_hz == SAMPLE_RATE_HZ or not sound.size:
         return sound

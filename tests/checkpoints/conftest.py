@@ -1,4 +1,4 @@
-"""Small sizes registered as presets, so that files of those sizes are recognized."""
+"""Small sizes registered as presets, so that files of those sizes are recognised."""
 
 from __future__ import annotations
 

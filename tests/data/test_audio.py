@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from save_deploy.data import audio
 from save_deploy.data.audio import read_waveform, resample, second
 from save_deploy.errors import DataError
 
@@ -73,6 +74,41 @@ def test_nan_and_too_short(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "t.wav", np.zeros(100, np.float32), 16_000)
     with pytest.raises(DataError, match="too short"):
         read_waveform(tmp_path / "t.wav")
+
+
+def with_length(path: Path, n: int) -> Path:
+    """The FLAC file says that it holds n samples: 36 bits of its first block."""
+    content = bytearray(path.read_bytes())
+    content[21] = content[21] & 0xF0 | n >> 32
+    content[22:26] = (n & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("claimed", [0, 2**36 - 1, 200_000])
+def test_flac_of_unknown_or_wrong_length(tmp_path: Path, claimed: int) -> None:
+    """An encoder that writes to a pipe leaves 0: what is there is read, what is not gets no memory."""
+    sound = sine(16_000, 10.0)
+    soundfile.write(tmp_path / "s.flac", sound, 16_000)
+    found = read_waveform(with_length(tmp_path / "s.flac", claimed))
+    np.testing.assert_allclose(found, sound, rtol=0, atol=2 / 2**15)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001])
+def test_rate_in_a_header_is_checked_first(tmp_path: Path, rate: int) -> None:
+    soundfile.write(tmp_path / "s.wav", sine(16_000, 1.0), rate)
+    with pytest.raises(DataError, match=f"out of range\n.*{rate} Hz"):
+        read_waveform(tmp_path / "s.wav")
+
+
+def test_sound_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a megabyte of FLAC holds 2^30 samples of silence; the limit is lowered here."""
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 2**18)
+    soundfile.write(tmp_path / "s.flac", np.zeros((2**18, 2), np.float32), 16_000)
+    with pytest.raises(DataError, match=r"too long(.|\n)*at most 262144 samples"):
+        read_waveform(tmp_path / "s.flac")
+    soundfile.write(tmp_path / "t.flac", np.zeros((2**17 - 1, 2), np.float32), 16_000)
+    assert read_waveform(tmp_path / "t.flac").size == 2**17 - 1
 
 
 @pytest.mark.parametrize(

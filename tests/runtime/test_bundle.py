@@ -59,17 +59,19 @@ def test_mask_verb(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     soundfile.write(tmp_path / "ok.wav", stereo, 44_100)
     soundfile.write(tmp_path / "short.wav", stereo[: round(0.3 * 44_100)], 44_100)
     soundfile.write(tmp_path / "silent.wav", 0 * stereo, 44_100)
+    soundfile.write(tmp_path / "late.wav", np.concatenate([0 * stereo, stereo]), 44_100)
     (tmp_path / "bad.png").write_bytes(frame.read_bytes()[:99])
     for picture, sound, message in [
         (frame, "short.wav", r"too short(.|\n)*0\.300 s(.|\n)*--any-sound"),
         (frame, "silent.wav", r"silent(.|\n)*--any-sound"),
+        (frame, "late.wav", r"silent(.|\n)*first second(.|\n)*--any-sound"),
         (tmp_path / "bad.png", "ok.wav", "image cannot be read"),
         (tmp_path / "no.png", "ok.wav", "image not found"),
     ]:
         with pytest.raises(DataError, match=message):
             mask(bundle, picture, tmp_path / sound, out)
         assert not out.exists()
-    for sound in ("ok.wav", "short.wav", "silent.wav"):
+    for sound in ("ok.wav", "short.wav", "silent.wav", "late.wav"):
         mask(bundle, frame, tmp_path / sound, out, any_sound=sound != "ok.wav")
         with Image.open(out) as image:
             assert image.size == (200, 256)

@@ -16,8 +16,10 @@ from save_deploy.data.audio import read_waveform, second
 from save_deploy.data.transforms import resize_frame
 from save_deploy.export.golden import CASES, FEW
 from save_deploy.runtime.stream import Listener
+from tests import command
 from tests.data.picture_files import READ, REFUSED
-from tests.runtime.cpp import Library
+from tests.data.test_audio import with_length
+from tests.runtime.cpp import Library, infer
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +158,52 @@ def test_a_long_sound_costs_a_second_at_a_time(library: Library) -> None:
         return min(times)
 
     assert cost(1190.0) < 3 * cost(0.0) + 0.002
+
+
+def sine(seconds: float, rate: int = 16_000) -> NDArray[np.float32]:
+    return (0.1 * np.sin(np.arange(round(seconds * rate)) / 3)).astype(np.float32)
+
+
+def late(what: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([np.zeros(16_000, np.float32), what])
+
+
+REFUSED_SOUNDS: dict[
+    str, tuple[NDArray[np.float32], int, str]
+] = {  # name -> samples, rate, what is said
+    "silent": (np.zeros(32_000, np.float32), 16_000, "sound is silent"),
+    "late": (late(sine(1)), 16_000, "sound is silent"),
+    "short": (sine(0.5), 16_000, "sound is too short"),
+    "late NaN": (np.append(sine(2), np.float32("nan")), 16_000, "sound contains NaN"),
+    "1 Hz": (sine(1), 1, "sample rate out of range"),
+    "769 kHz": (sine(1), 769_000, "sample rate out of range"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_SOUNDS)
+def test_sounds_are_refused_as_in_python(build: Path, tmp_path: Path, name: str) -> None:
+    """Before a bundle is opened: there is none here."""
+    samples, rate, what = REFUSED_SOUNDS[name]
+    frame, sound, out = tmp_path / "f.png", tmp_path / "s.wav", tmp_path / "m.png"
+    Image.fromarray(noise(8, 8)).save(frame)
+    soundfile.write(sound, samples, rate, subtype="FLOAT")
+    there = infer(build, "run", tmp_path / "none", frame, sound, "-o", out)
+    here = command.run("mask", tmp_path / "none", frame, sound, "-o", out)
+    for done in (there, here):
+        assert done.returncode == 1 and what in done.stderr, done.stderr
+        assert ("--any-sound" in done.stderr) == (name in ("silent", "late", "short"))
+
+
+@pytest.mark.parametrize("claimed", [0, 2**36 - 1])
+def test_flac_of_unknown_length(build: Path, bundle: Path, tmp_path: Path, claimed: int) -> None:
+    """As encoders that write to a pipe leave it: heard as Python hears it."""
+    frame, sound = tmp_path / "f.png", tmp_path / "s.flac"
+    Image.fromarray(noise(8, 8)).save(frame)
+    soundfile.write(sound, sine(2), 16_000)
+    with_length(sound, claimed)
+    done = infer(
+        build, "run", bundle, frame, sound, "-o", tmp_path / "m.png", "--tensors", tmp_path / "t"
+    )
+    assert done.returncode == 0, done.stderr
+    heard = np.load(tmp_path / "t" / "waveform.npy").reshape(-1)
+    np.testing.assert_array_equal(heard, second(read_waveform(sound)))

@@ -62,15 +62,19 @@ Kernel kernel_of(std::int64_t phase, Rates rates) {
 
 }  // namespace
 
+void check_format(int n_channels, int rate_hz) {
+    if (n_channels < 1 || n_channels > 1024)
+        throw Error(SAVE_DETAIL_DATA, "wrong number of channels", std::to_string(n_channels),
+            "1 to 1024");
+    if (rate_hz < kMinRateHz || rate_hz > kMaxRateHz)
+        throw Error(SAVE_DETAIL_DATA, "sample rate out of range", std::to_string(rate_hz) + " Hz",
+            "1000 to 768000 Hz");
+}
+
 void check_sound(const save_sound& sound) {
     if (sound.samples == nullptr || sound.n_frames == 0)
         throw Error(SAVE_DETAIL_DATA, "sound without samples", "0 samples", "at least one");
-    if (sound.n_channels < 1 || sound.n_channels > 1024)
-        throw Error(SAVE_DETAIL_DATA, "wrong number of channels", std::to_string(sound.n_channels),
-            "1 to 1024");
-    if (sound.rate_hz < kMinRateHz || sound.rate_hz > kMaxRateHz)
-        throw Error(SAVE_DETAIL_DATA, "sample rate out of range",
-            std::to_string(sound.rate_hz) + " Hz", "1000 to 768000 Hz");
+    check_format(sound.n_channels, sound.rate_hz);
 }
 
 void check_heard(const float* window) {

@@ -15,7 +15,10 @@ constexpr int kMaxRateHz = 768'000;
 constexpr float kMaxPeak = 16.0F;
 constexpr std::size_t kStepSamples = 15'360;  // 0.96 s, the distance of two examples
 
-// Throws Error for missing samples, a channel count or rate out of range, NaN and infinity.
+// Throws Error for a channel count or rate out of range.
+void check_format(int n_channels, int rate_hz);
+
+// Throws Error for missing samples, a channel count or rate out of range.
 void check_sound(const save_sound& sound);
 
 // Throw Error for a second of SAVE_WINDOW_SAMPLES that is not finite or far above 1, and for n

@@ -136,7 +136,9 @@ save_tools::SoundFile checked_sound(const std::string& path, bool any_sound) {
             std::to_string(sound.seconds()) + " s in " + path, std::to_string(shortest) + " s or more",
             any_sound ? "" : cure);
     if (!any_sound && save_tools::is_silent(sound))
-        throw Error(SAVE_DETAIL_DATA, "sound is silent", path, "something to hear", cure);
+        throw Error(SAVE_DETAIL_DATA, "sound is silent",
+            "silence in the first second of " + path + ", which is what is heard",
+            "something to hear", cure);
     return sound;
 }
 

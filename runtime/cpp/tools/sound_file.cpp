@@ -19,6 +19,8 @@ using save_core::Error;
 // root mean square below which nothing is heard (-80 dB)
 constexpr double kSilence = 1e-4;
 constexpr sf_count_t kPieceFrames = 1 << 16;
+// of all channels together; some kilobytes of FLAC can hold hours of silence
+constexpr std::size_t kMaxSamples = std::size_t{1} << 30;
 
 struct Closer {
     void operator()(SNDFILE* file) const { sf_close(file); }
@@ -63,7 +65,7 @@ sf_count_t memory_tell(void* user) { return static_cast<Memory*>(user)->at; }
 SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) {
     if (file == nullptr) refuse(name, sf_strerror(nullptr));
     SoundFile sound{{}, info.channels, info.samplerate};
-    if (info.channels < 1 || info.channels > 1024) refuse(name, "number of channels");
+    save_core::check_format(info.channels, info.samplerate);
     // the length in the header may be anything: grow with what is really there
     const std::size_t piece = static_cast<std::size_t>(kPieceFrames) * static_cast<std::size_t>(info.channels);
     for (;;) {
@@ -74,9 +76,16 @@ SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) 
             static_cast<std::size_t>(std::max<sf_count_t>(got, 0)) * static_cast<std::size_t>(info.channels);
         sound.samples.resize(before + kept);
         if (got < kPieceFrames) break;
+        if (sound.samples.size() > kMaxSamples)
+            throw Error(SAVE_DETAIL_DATA, "sound is too long", name,
+                "at most " + std::to_string(kMaxSamples) + " samples in all");
     }
     if (sf_error(file) != SF_ERR_NO_ERROR) refuse(name, sf_strerror(file));
     if (sound.samples.empty()) refuse(name, "no samples");
+    for (const float value : sound.samples)
+        if (!std::isfinite(value))
+            throw Error(SAVE_DETAIL_DATA, "sound contains NaN or infinite samples", name,
+                "finite samples");
     return sound;
 }
 
@@ -99,9 +108,8 @@ SoundFile decode_sound(const Bytes& bytes, const std::string& name) {
 }
 
 bool is_silent(const SoundFile& sound) {
-    save_core::check_sound(sound.view());
-    const std::vector<float> heard = save_core::resampled(
-        sound.view(), 0, save_core::resampled_size(sound.n_frames(), sound.rate_hz));
+    std::vector<float> heard(SAVE_WINDOW_SAMPLES);
+    save_core::second(sound.view(), 0, heard.data());
     double power = 0.0;
     for (const float value : heard) power += static_cast<double>(value) * static_cast<double>(value);
     return std::sqrt(power / static_cast<double>(heard.size())) < kSilence;

@@ -22,7 +22,7 @@ struct SoundFile {
 SoundFile read_sound(const std::string& path);
 SoundFile decode_sound(const save_core::Bytes& bytes, const std::string& name);
 
-// Nothing is heard in it (save_deploy/data/audio.py).
+// Nothing is heard in its first second (save_deploy/data/audio.py).
 bool is_silent(const SoundFile& sound);
 
 }  // namespace save_tools

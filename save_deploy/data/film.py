@@ -1,0 +1,197 @@
+"""A film as FFmpeg opens it: which of its tracks count, where its clock begins, what is damaged."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from save_deploy.errors import DataError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+MAX_BAD = 0.1  # share of packets that may be skipped
+MAX_TIME_S = 86_400  # of a film; a time beyond it is a clock that was set while recording
+_JUDGED = 200  # packets after which damage is judged while reading
+_NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a raw stream, which cannot be sought in either
+
+
+def url_of(path: Path) -> str:
+    """What FFmpeg takes for this file, whatever is in its name: `12:30.mp4` alone is a protocol."""
+    return f"file:{path}"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """The file, while the block runs. Raises DataError when it is missing or cannot be read."""
+    import av
+
+    if not path.is_file():
+        raise DataError("video not found", got=str(path), expected="an mp4, mkv or webm file")
+    try:
+        with av.open(url_of(path)) as container:
+            yield container
+    except MemoryError as error:  # one of FFmpeg's errors too, but the file is not at fault
+        raise DataError("not enough memory for this video", got=str(path)) from error
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DataError(
+            "video cannot be read", got=f"{path}: {error}", expected="an mp4, mkv or webm file"
+        ) from error
+
+
+def picture_track(container: InputContainer, path: Path) -> Any:
+    """The video stream that is the film: covers are pictures of it, not the film. Raises DataError
+    when there is none, or none that can be decoded."""
+    from av.stream import Disposition
+
+    still = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if not s.disposition & still]
+    if not streams:
+        raise DataError("no video in the file", got=str(path), expected="a video stream")
+    track = _first_choice(streams)
+    if track is None:
+        raise DataError(
+            "no decoder for the video of this file",
+            got=str(path),
+            expected="a codec that this build of PyAV has: H.264, HEVC, VP9, AV1, ...",
+        )
+    return track
+
+
+def sound_track(container: InputContainer) -> Any | None:
+    """The audio stream that is heard: the one marked as default, else the first, of those that can be
+    decoded. None when there is none."""
+    return _first_choice(container.streams.audio)
+
+
+def required_sound(container: InputContainer, path: Path) -> Any:
+    """The same. Raises DataError when there is none."""
+    track = sound_track(container)
+    if track is None and container.streams.audio:
+        raise DataError(
+            "no decoder for the sound of this video",
+            got=str(path),
+            expected="a codec that this build of PyAV has: AAC, MP3, Opus, PCM, ...",
+        )
+    if track is None:
+        raise DataError("no sound in the video", got=str(path), expected="an audio stream")
+    return track
+
+
+def _first_choice(streams: Any) -> Any | None:
+    from av.stream import Disposition
+
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    marked = [stream for stream in decodable if stream.disposition & Disposition.default]
+    return next(iter(marked + decodable), None)
+
+
+def start_of(container: InputContainer) -> Fraction:
+    """Where the times of a file begin: its first picture or sound, seldom at 0 in recordings."""
+    import av
+
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def seek(container: InputContainer, time_s: float) -> None:
+    """To the last key frame at or before a time from the start of the video. A raw stream stays at its
+    start."""
+    import av
+
+    if time_s > 0 and not container.format.flags & _NO_TIMES:
+        container.seek(round((time_s + start_of(container)) * av.time_base))
+
+
+@dataclass
+class Damage:
+    """Packets of one track read, those that could not be decoded, and whether the file broke off.
+    strict: the first that cannot is an error."""
+
+    what: str
+    strict: bool = False
+    read: int = 0
+    bad: int = 0
+    broken_off: bool = False
+
+    def skipped(self, error: Exception) -> None:
+        self.bad += 1
+        if self.strict:
+            raise error
+        if self.bad > MAX_BAD * max(self.read, _JUDGED):
+            self._raise(str(error))
+
+    def judge(self) -> None:
+        """Raise DataError when too much was skipped."""
+        if self.bad > MAX_BAD * self.read:
+            self._raise("")
+
+    def _raise(self, detail: str) -> None:
+        raise DataError(
+            f"too much of the {self.what} is corrupt",
+            got=f"{self.bad} of {self.read} packets cannot be decoded {detail}".rstrip(),
+            expected=f"at most {MAX_BAD:.0%}",
+        )
+
+
+def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
+    """Packets of a stream, until the file ends or breaks off."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.FFmpegError, OSError) as error:
+            if damage.strict or isinstance(error, MemoryError):
+                raise
+            damage.broken_off = True
+            return
+        if packet is None:
+            return
+        if packet.size:  # an empty one only asks a decoder for its rest
+            damage.read += 1
+            yield packet
+
+
+def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
+    """All frames of a stream; what cannot be decoded is counted and passed over."""
+    import av
+
+    for packet in itertools.chain(packets_of(container, stream, damage), [None]):
+        try:
+            frames = stream.decode(packet)  # None: what the decoder still holds
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:
+            damage.skipped(error)
+            frames = []
+        yield from frames
+
+
+def pictures(container: InputContainer, stream: Any, damage: Damage) -> Iterator[tuple[int, Any]]:
+    """(time, decoded frame), the time in steps of the stream's time_base on the clock of the file. A
+    frame that has none follows the last at the rate of the stream: raw streams store no times."""
+    base = Fraction(stream.time_base or 1)
+    rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+    due, step = round(start_of(container) / base), max(1, round(1 / (rate * base)))
+    for frame in decoded(container, stream, damage):
+        stored = frame.dts if frame.pts is None else frame.pts
+        time = due if stored is None else stored
+        due = time + (frame.duration or step)
+        yield time, frame
+
+
+def check_time(time_s: float) -> None:
+    """Raise DataError for a time that no film has: what lies before it would be filled with silence."""
+    if time_s > MAX_TIME_S:
+        raise DataError(
+            "the clock of the video jumps",
+            got=f"something {time_s:.0f} s after the start",
+            expected=f"{MAX_TIME_S} s or less",
+            hint="cut the file where its clock was set",
+        )
