@@ -111,15 +111,15 @@ class Histogram:
         return min(float((index - 1 + inside) * self.width), self._max)
 
     def _least_squares(self, levels: int) -> float:
-        """Threshold of the least squared error of the bin centres on a grid of 2 levels + 1."""
+        """Threshold of the least squared error of the bin centers on a grid of 2 levels + 1."""
         filled = np.flatnonzero(self._counts[1:])
         weights = self._counts[1 + filled].astype(np.float64)
-        centres = np.minimum((filled + 0.5) * self.width, self._max)
+        centers = np.minimum((filled + 0.5) * self.width, self._max)
 
         def error(threshold: float) -> float:
             step = threshold / levels
-            rounded = np.minimum(np.rint(centres / step), levels) * step
-            return float(weights @ np.square(centres - rounded))
+            rounded = np.minimum(np.rint(centers / step), levels) * step
+            return float(weights @ np.square(centers - rounded))
 
         # a step finer than a bin cannot be judged
         low = min(0.1 * self._max, levels * self.width)

@@ -18,7 +18,7 @@ from save_deploy.data.sample import ClipDataset, FrameDataset, Sample
 from save_deploy.data.transforms import Frame, resize_frame, resize_mask
 from save_deploy.errors import DataError
 
-CONSTANT_BELOW = 1.0  # grey levels of standard deviation
+CONSTANT_BELOW = 1.0  # gray levels of standard deviation
 NOISE_ABOVE = 0.8 * math.sqrt(12) / 3  # uniform noise less 20 %
 REAL_DATA = "--calib-data scenes, a dataset folder or a folder of videos"
 
@@ -136,14 +136,14 @@ def refuse_silence(waveforms: Sequence[Waveform], names: Sequence[str]) -> None:
 
 
 def refuse_unreal_frames(pairs: Pairs, roughness: Sequence[float]) -> None:
-    """Raises DataError for frames that are no pictures: of one colour, all the same, or noise.
+    """Raises DataError for frames that are no pictures: of one color, all the same, or noise.
 
     roughness: frame_roughness of each frame. Ranges measured on such frames do not hold for
     pictures.
     """
     if all(i.std(axis=(0, 1), dtype=np.float32).max() < CONSTANT_BELOW for i in pairs.image):
         raise DataError(
-            "every chosen frame is of one colour",
+            "every chosen frame is of one color",
             got=f"{len(pairs)} frames, such as {pairs.names[0]}",
             expected="pictures",
             hint=REAL_DATA,
@@ -166,7 +166,7 @@ def refuse_unreal_frames(pairs: Pairs, roughness: Sequence[float]) -> None:
 
 
 def frame_roughness(frame: Frame) -> float:
-    """Mean difference of neighbours in a row per standard deviation; uint8 (H,W,3), 0 for one colour.
+    """Mean difference of neighbors in a row per standard deviation; uint8 (H,W,3), 0 for one color.
 
     Independent pixels give 1.13 (normal) to 1.15 (uniform), photographs 0.05 to 0.5.
     """

@@ -94,7 +94,7 @@ def select_pairs(
     open_dataset names it, a video file, or a folder of videos. The same seed chooses the same pairs.
 
     on_clip() is called for every clip read, at most 3n times. Raises DataError for too few pairs,
-    data that is random, silent, of one colour or all the same, and the test split.
+    data that is random, silent, of one color or all the same, and the test split.
     """
     _check_request(name, n, split)
     clips, skipped = _open(name, n, split, seed=seed, source=source, skip_bad=skip_bad)

@@ -1,4 +1,4 @@
-"""Unlabelled videos as a dataset: stretches of a few seconds of each file, frames with their sound."""
+"""Unlabeled videos as a dataset: stretches of a few seconds of each file, frames with their sound."""
 
 from __future__ import annotations
 

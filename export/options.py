@@ -176,7 +176,7 @@ class ExportOptions:
 
     @property
     def search_cost(self) -> str:
-        """What a search minimises: the time of CPU kernels says nothing of an engine's."""
+        """What a search minimizes: the time of CPU kernels says nothing of an engine's."""
         return self.search.cost or ("work" if self.target == "tensorrt" else "time")
 
     @property

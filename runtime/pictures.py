@@ -24,7 +24,7 @@ TURNED_OFF: Color = (60, 165, 255)
 _TEXT: Color = (30, 30, 30)
 _WHITE: Color = (255, 255, 255)
 _OPACITY = 0.55
-_GREY, _DIMMED = 0.8, 0.35  # brightness of the frame under masks and under flips
+_GRAY, _DIMMED = 0.8, 0.35  # brightness of the frame under masks and under flips
 _MIN_FONT_PX = 10
 
 
@@ -46,13 +46,13 @@ def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color) -> 
 
 
 def flip_panel(frame: NDArray[np.uint8], flips: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """The frame (H,W,3) grey and dimmed, flipped pixels (H,W) in their full color."""
-    panel = _grey(frame, _DIMMED)
+    """The frame (H,W,3) gray and dimmed, flipped pixels (H,W) in their full color."""
+    panel = _gray(frame, _DIMMED)
     panel[flips > 0], panel[flips < 0] = TURNED_ON, TURNED_OFF
     return panel
 
 
-def _grey(frame: NDArray[np.uint8], brightness: float) -> NDArray[np.uint8]:
+def _gray(frame: NDArray[np.uint8], brightness: float) -> NDArray[np.uint8]:
     """The frame without colors, so that no object of it looks like a mask."""
     mean = np.rint(frame.mean(axis=-1, keepdims=True) * brightness).astype(np.uint8)
     return np.repeat(mean, 3, axis=-1)
@@ -74,8 +74,8 @@ def comparison_strip(
     on and off, in their colors.
     """
     masks = [reference, got] if truth is None else [truth, reference, got]
-    grey = _grey(frame, _GREY)
-    panels = [frame, *(overlay(grey, mask, MASK) for mask in masks), flip_panel(frame, flips)]
+    gray = _gray(frame, _GRAY)
+    panels = [frame, *(overlay(gray, mask, MASK) for mask in masks), flip_panel(frame, flips)]
     height, width = frame.shape[:2]
     gap, font_px = gap_px(width), max(_MIN_FONT_PX, width // 20)
     top = caption_px(width)

@@ -21,7 +21,6 @@ from typing import Any
 from save_deploy.errors import SaveDeployError
 
 MAX_BYTES = 256 * 2**20  # no text file of ours comes near
-MAX_HEADER_BYTES = 100 * 2**20  # the safetensors library's own limit
 _MISSING: Any = object()
 _WORDS = {
     str: "a string", int: "an integer", float: "a number", bool: "a boolean", dict: "a table",
@@ -69,30 +68,6 @@ def read_toml(
         got = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{what} {path} is not TOML", got=got, hint=hint) from None
     return Fields(values, f"{what} {path}", error=error, hint=hint)
-
-
-def read_safetensors_header(
-    path: Path, *, error: type[SaveDeployError] = SaveDeployError, hint: str = ""
-) -> Fields:
-    """The JSON header of a safetensors file, its length checked against the file.
-
-    Raises `error` for a missing, short or foreign file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-                raise error(
-                    f"{path} is not a safetensors file",
-                    got=f"{size} bytes, a header of {length}",
-                    expected="a header that fits the file",
-                    hint=hint,
-                )
-            header = file.read(length)
-    except OSError as problem:
-        raise error(f"cannot read {path}", got=str(problem), hint=hint) from None
-    return parse_json(header, f"header of {path}", error=error, hint=hint)
 
 
 def near(name: str, known: Iterable[str], n: int = 5) -> str:

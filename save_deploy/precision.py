@@ -40,10 +40,6 @@ class Precision:
             raise SaveDeployError("unknown precision", got=str(text), expected=", ".join(near))
         return cls(*known[text])
 
-    @property
-    def without_quantization(self) -> Precision:
-        return Precision(self.floats)
-
     def __str__(self) -> str:
         if self.quantized is None:
             return self.floats

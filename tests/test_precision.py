@@ -16,7 +16,7 @@ def test_text_and_back(text: str) -> None:
 def test_parts() -> None:
     assert Precision.parse("int8_fp16") == Precision("fp16", "int8")
     assert Precision.parse("int8") == Precision("fp32", "int8")
-    assert Precision.parse("int8_fp16").without_quantization == Precision("fp16")
+
     assert Precision() == Precision.parse("fp32")
 
 

@@ -50,7 +50,7 @@ def build_engine(
     *,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> BuildResult:
-    """Build, and say what was built. on_line gets `parsing`, `optimising 45 s` ...
+    """Build, and say what was built. on_line gets `parsing`, `optimizing 45 s` ...
 
     Raises BackendError when the library is missing, ExportError for what it refuses, for a crash of
     the building process and for a full disk. An interrupt ends that process. Then nothing is left.

@@ -49,7 +49,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """plain_softmax: softmax nodes that are in no recognised attention. modules: node -> module."""
+    """plain_softmax: softmax nodes that are in no recognized attention. modules: node -> module."""
 
     products: tuple[Product, ...]
     attentions: tuple[Attention, ...]

@@ -15,7 +15,7 @@ from typing import Any
 
 STAGE = "@"  # how a line of the building process starts that names its stage
 LISTING = "Layers:"  # how the message with the kernels starts
-SYNCHRONISATION = ("signal", "wait")
+SYNCHRONIZATION = ("signal", "wait")
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: (?P<inputs>.*?), "
     r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>.*?), TacticName: (?P<tactic>[^,]*), "
@@ -99,8 +99,8 @@ def read_log(text: str) -> BuildLog:
         elif listing and (kernel := _kernel(line)):
             layers.append(kernel)
     return BuildLog(
-        kernels=tuple(k for k in layers if k.type not in SYNCHRONISATION),
-        synchronisations=sum(k.type in SYNCHRONISATION for k in layers),
+        kernels=tuple(k for k in layers if k.type not in SYNCHRONIZATION),
+        synchronisations=sum(k.type in SYNCHRONIZATION for k in layers),
         activation_bytes=memory.get("Activation"),
         weights_bytes=memory.get("Weights"),
         warnings=tuple(warnings),
@@ -126,7 +126,7 @@ def read_inspector(text: str) -> tuple[Kernel, ...]:
                 nodes=tuple(nodes),
             )
         )
-    return tuple(k for k in kernels if k.type not in SYNCHRONISATION)
+    return tuple(k for k in kernels if k.type not in SYNCHRONIZATION)
 
 
 def operands(kernel: Kernel) -> tuple[str, str]:

@@ -230,7 +230,7 @@ def save_timing_cache(cache: Any, path: Path) -> None:
 
 
 def build_plan(builder: Any, network: Any, config: Any) -> tuple[Any, float]:
-    """The serialised engine, None when the builder failed, and the seconds it took."""
+    """The serialized engine, None when the builder failed, and the seconds it took."""
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     return plan, time.perf_counter() - started

@@ -13,13 +13,13 @@ from save_deploy.export.engine.graph import GraphFacts
 _KNOWN = (
     (
         r"input has type Int32 but must have type .*Int8",
-        "a bias is quantised to INT32; TensorRT dequantises only 8 bits and less",
-        "leave biases in float: save-deploy's own quantisation does (other tools: QuantizeBias=False)",
+        "a bias is quantised to INT32; TensorRT dequantizes only 8 bits and less",
+        "leave biases in float: save-deploy's own quantization does (other tools: QuantizeBias=False)",
     ),
     (
         r"Non-zero zero point",
-        "the quantisation is asymmetric; TensorRT takes zero point 0 alone",
-        "quantise symmetrically with int8 numbers and zero point 0",
+        "the quantization is asymmetric; TensorRT takes zero point 0 alone",
+        "quantize symmetrically with int8 numbers and zero point 0",
     ),
     (
         r"first input has type UInt8",

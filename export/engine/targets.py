@@ -15,7 +15,7 @@ RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
 DEFAULT_TARGETS = RTX_TARGETS[1:]  # Turing has no FP32 and BF16 products
 FP8_TARGETS = ("SM89", "SM120", "SM121")
 
-# Normalised names (see _normalised) of common GPUs.
+# Normalized names (see _normalized) of common GPUs.
 _GPUS = {
     "SM70": "V100 TITANV",
     "SM75": "T4 T400 T600 T1000 RTX2050 RTX2060 RTX2070 RTX2080 TITANRTX GTX1630 GTX1650 GTX1660 "
@@ -48,7 +48,7 @@ def capability_of(name: str) -> str:
     number = re.fullmatch(r"(?:SM[_ ]?)?(\d{1,2})\.?(\d)", text)
     if number:
         return f"SM{number[1]}{number[2]}"
-    found = _CAPABILITY.get(_normalised(text)) or _CAPABILITY.get(re.sub(r"[\s_-]", "", text))
+    found = _CAPABILITY.get(_normalized(text)) or _CAPABILITY.get(re.sub(r"[\s_-]", "", text))
     if found is None:
         raise ExportError(
             "unknown GPU",
@@ -78,7 +78,7 @@ def resolve(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(t for t in RTX_TARGETS if t in wanted)
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     """`NVIDIA A100-SXM4-80GB` -> `A100`; `GeForce RTX 4070 Ti SUPER` -> `RTX4070`."""
     words = re.sub(r"(\d)(TI|SUPER)\b", r"\1 \2", text)  # RTX 4070Ti
     parts = [w for w in re.split(r"[\s_-]+", words) if w and not _FILLER.fullmatch(w)]

@@ -60,7 +60,7 @@ def _build(job: dict[str, Any], log: TextIO) -> dict[str, Any]:
         return result
     config = facade.make_config(trt, builder, options)
     cache = facade.use_timing_cache(config, Path(timing)) if timing else None
-    _stage("optimising")
+    _stage("optimizing")
     plan, result["build_s"] = facade.build_plan(builder, network, config)
     if plan is None:
         return result

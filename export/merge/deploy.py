@@ -22,7 +22,7 @@ from save_deploy.export.merge.forms import REWRITES, Forms
 from save_deploy.export.merge.patch_embed import (
     DeployPatchEmbed,
     EagerPatchEmbed,
-    prove_normalise,
+    prove_normalize,
 )
 from save_deploy.export.merge.proof import MergeProof, count_macs
 from save_deploy.model.image_encoder import Block
@@ -124,7 +124,7 @@ def prove(
     config, forms = model.config, deploy.forms
     rewrites = []
     if isinstance(deploy.patch_embed, DeployPatchEmbed):
-        rewrites.append(prove_normalise(model, deploy.patch_embed))
+        rewrites.append(prove_normalize(model, deploy.patch_embed))
     blocks = [cast(Block, block) for block in model.image_encoder.blocks]
     in_blocks, per_block = prove_blocks(blocks, config, forms, on_block)
     rewrites += in_blocks

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from save_deploy.errors import SaveDeployError
 
 REWRITES: dict[str, str] = {
-    "normalise": "image normalisation in the patch convolution, uint8 NHWC input, constant positions",
+    "normalise": "image normalization in the patch convolution, uint8 NHWC input, constant positions",
     "windows": "padded window tokens skipped in the linears (and as queries)",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",

@@ -59,7 +59,7 @@ class EagerPatchEmbed(nn.Module):
         return self.patch_embed(image) + self.pos_embed
 
 
-def prove_normalise(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
+def prove_normalize(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
     """Compare in float64 on a random frame; the weights are folded again from a float64 copy."""
     eager = in_double(EagerPatchEmbed(model))
     rewritten = DeployPatchEmbed(

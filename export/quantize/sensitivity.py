@@ -6,7 +6,7 @@ from pathlib import Path
 
 from save_deploy.export.quantize.search import BRANCHES, SearchResult, branch_of
 
-_COLOURS = {"attn": "#08519c", "mlp": "#6baed6", "adapter": "#fd8d3c"}
+_COLORS = {"attn": "#08519c", "mlp": "#6baed6", "adapter": "#fd8d3c"}
 
 
 def plot_sensitivity(found: SearchResult, path: Path) -> bool:
@@ -28,7 +28,7 @@ def plot_sensitivity(found: SearchResult, path: Path) -> bool:
             [int(s.unit.split(".")[1]) + 0.27 * (i - 1) for s in own],
             [100 * (1 - s.agreement) for s in own],
             width=0.25,
-            color=_COLOURS[branch],
+            color=_COLORS[branch],
             label=f"{branch} (saves {found.saved[branch]:.3g} {found.cost_unit})",
         )
         for bar, s in zip(bars, own, strict=True):

@@ -10,7 +10,7 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.html.svg import (
     Scale,
-    colour,
+    color,
     line,
     mark,
     number,
@@ -28,7 +28,7 @@ _FAR = (
 )
 PARTS = ("preprocess", "audio", "model", "postprocess")
 
-Ids = Mapping[str, int]  # row name -> colour
+Ids = Mapping[str, int]  # row name -> color
 
 
 def latency(rows: Sequence[Row], ids: Ids) -> str:
@@ -53,7 +53,7 @@ def _latency(rows: Sequence[Row], ids: Ids, width: int) -> str:
 
 
 def _lane(row: Row, index: int, x: Scale, top: float) -> list[str]:
-    taken, tone = row.latency, colour(index)
+    taken, tone = row.latency, color(index)
     middle, half = top + 32, 9
     p50, p90, p99 = (taken.percentile(q) for q in (50, 90, 99))
     quartiles = x(taken.percentile(25)), x(taken.percentile(75))
@@ -90,7 +90,7 @@ def shown_samples(taken: LatencyResult) -> list[tuple[int, float]]:
 
 
 def _jitter(i: int) -> float:
-    """-1..1, the same for the same i, neighbours far apart."""
+    """-1..1, the same for the same i, neighbors far apart."""
     return 2 * ((i * 0.618034 + 0.5) % 1) - 1
 
 
@@ -129,9 +129,9 @@ def _accuracy(
         title = f"{row.name}: {name} {number(mean)}, {number(speed)} frames a second"
         body += [
             f"<g><title>{escape(title)}</title>",
-            line(px, y(lower), px, y(upper), f"whisker {colour(index)}"),
-            line(px - 4, y(lower), px + 4, y(lower), f"whisker {colour(index)}"),
-            line(px - 4, y(upper), px + 4, y(upper), f"whisker {colour(index)}"),
+            line(px, y(lower), px, y(upper), f"whisker {color(index)}"),
+            line(px - 4, y(lower), px + 4, y(lower), f"whisker {color(index)}"),
+            line(px - 4, y(upper), px + 4, y(upper), f"whisker {color(index)}"),
             mark(px, y(mean), index),
             "</g>",
         ]

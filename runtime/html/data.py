@@ -103,7 +103,7 @@ class Report:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the rows, each once: their colours on the page."""
+        """Of the rows, each once: their colors on the page."""
         return tuple(dict.fromkeys(row.name for row in self.rows))
 
     def reference(self, dataset: str) -> Row | None:

@@ -1,5 +1,5 @@
 "use strict";
-// Colours, the table, the choice of a dataset, the numbers as a file. viewer.js follows in one script.
+// Colors, the table, the choice of a dataset, the numbers as a file. viewer.js follows in one script.
 const $ = (selector) => document.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const read = (id) => JSON.parse($(id).textContent);
@@ -11,7 +11,7 @@ const make = (name, words = "", attributes = {}) => {
 };
 let dataset = ""; // "": all of them
 
-// ---- colours of the page
+// ---- colors of the page
 const themes = ["auto", "light", "dark"];
 $("#theme").addEventListener("click", () => {
   const root = document.documentElement;
@@ -19,7 +19,7 @@ $("#theme").addEventListener("click", () => {
   if (next === "auto") delete root.dataset.theme;
   else root.dataset.theme = next;
   $("#theme span").textContent = next;
-  $("#theme").setAttribute("aria-label", `Colours: ${next === "auto" ? "as the system" : next}`);
+  $("#theme").setAttribute("aria-label", `Colors: ${next === "auto" ? "as the system" : next}`);
 });
 
 // ---- the table

@@ -71,7 +71,7 @@ def render(report: Report) -> str:
 
 
 def row_ids(report: Report) -> dict[str, int]:
-    """Row name -> colour: 0 is the reference, the others count from 1."""
+    """Row name -> color: 0 is the reference, the others count from 1."""
     known = {row.name for row in report.rows if row.reference}
     others = [name for name in report.names if name not in known]
     return {**dict.fromkeys(known, 0), **{name: i for i, name in enumerate(others, start=1)}}
@@ -122,7 +122,7 @@ def _json(found: Any) -> str:
 def _viewer_data(report: Report) -> dict[str, Any]:
     return {
         "levels": LEVELS,
-        "colours": {"mask": MASK, "on": TURNED_ON, "off": TURNED_OFF},
+        "colors": {"mask": MASK, "on": TURNED_ON, "off": TURNED_OFF},
         "references": {
             d: base.name if (base := report.reference(d)) else "reference" for d in report.datasets
         },

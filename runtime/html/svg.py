@@ -1,4 +1,4 @@
-"""Small pieces of SVG: axes, marks, text. Colours are classes of style.css, so themes apply."""
+"""Small pieces of SVG: axes, marks, text. Colors are classes of style.css, so themes apply."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDE, NARROW = 520, 330  # px: a column of the page, a phone
-N_COLOURS = 8
+N_COLORS = 8
 
 
 def responsive(draw: Callable[[int], str]) -> str:
@@ -16,9 +16,9 @@ def responsive(draw: Callable[[int], str]) -> str:
     return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
-def colour(index: int) -> str:
-    """Class of the index-th row's colour; 0 is the reference's."""
-    return "c0" if index == 0 else f"c{(index - 1) % N_COLOURS + 1}"
+def color(index: int) -> str:
+    """Class of the index-th row's color; 0 is the reference's."""
+    return "c0" if index == 0 else f"c{(index - 1) % N_COLORS + 1}"
 
 
 def picture(width: int, height: float, label: str, body: Sequence[str]) -> str:
@@ -49,7 +49,7 @@ def rect(x: float, y: float, width: float, height: float, style: str, title: str
 
 
 def mark(x: float, y: float, index: int, size: float = 5.5) -> str:
-    """A point of the index-th row: shape and colour, so that colour is never needed alone."""
+    """A point of the index-th row: shape and color, so that color is never needed alone."""
     shapes = (
         [(math.cos(a), math.sin(a)) for a in (i * math.pi / 6 for i in range(12))],  # round
         [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -58,7 +58,7 @@ def mark(x: float, y: float, index: int, size: float = 5.5) -> str:
         [(0, 1.1), (1.05, -0.8), (-1.05, -0.8)],
     )
     points = " ".join(f"{x + size * a:.1f},{y + size * b:.1f}" for a, b in shapes[index % 5])
-    return f'<polygon points="{points}" class="mark {colour(index)}"/>'
+    return f'<polygon points="{points}" class="mark {color(index)}"/>'
 
 
 @dataclass(frozen=True)

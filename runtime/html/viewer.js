@@ -9,9 +9,9 @@
   const state = { frame: null, row: worstRow(shown.frames[0]), layer: "flips", opacity: 0.55, zoom: null };
   let order = shown.frames;
   const LAYERS = ["frame", "truth", "reference", "row", "flips", "near"];
-  const { mask: MASK, on: ON, off: OFF } = shown.colours;
+  const { mask: MASK, on: ON, off: OFF } = shown.colors;
   const NEAR = [null, [76, 64, 108], [138, 118, 196], [205, 190, 255]]; // by level
-  const css = (colour) => `rgb(${colour.join(" ")})`;
+  const css = (color) => `rgb(${color.join(" ")})`;
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
   function unpack(text, n) { // run lengths -> one value a pixel
@@ -45,7 +45,7 @@
     frame.pixels = surface.getImageData(0, 0, width, height).data;
   }
 
-  function base(frame, brightness) { // null: in colour
+  function base(frame, brightness) { // null: in color
     const pixels = new Uint8ClampedArray(frame.pixels);
     if (brightness === null) return pixels;
     for (let i = 0; i < pixels.length; i += 4) {
@@ -54,9 +54,9 @@
     }
     return pixels;
   }
-  function tint(pixels, i, colour, opacity) {
+  function tint(pixels, i, color, opacity) {
     for (let c = 0; c < 3; c++) {
-      pixels[4 * i + c] = pixels[4 * i + c] * (1 - opacity) + colour[c] * opacity;
+      pixels[4 * i + c] = pixels[4 * i + c] * (1 - opacity) + color[c] * opacity;
     }
   }
   function edges(map, { width, height }, visit) {
@@ -75,11 +75,11 @@
     const reach = 3;
     for (let i = 0; i < map.length; i++) {
       if (!map[i]) continue;
-      const x = i % width, y = (i - x) / width, colour = map[i] === 1 ? ON : OFF;
+      const x = i % width, y = (i - x) / width, color = map[i] === 1 ? ON : OFF;
       for (let v = Math.max(0, y - reach); v <= Math.min(height - 1, y + reach); v++) {
         for (let u = Math.max(0, x - reach); u <= Math.min(width - 1, x + reach); u++) {
           if (!map[v * width + u] && (u - x) ** 2 + (v - y) ** 2 <= reach * reach) {
-            tint(pixels, v * width + u, colour, 0.12);
+            tint(pixels, v * width + u, color, 0.12);
           }
         }
       }
@@ -120,7 +120,7 @@
 
   function caption() {
     const { frame, layer } = state, row = frame.rows[state.row];
-    const swatch = (colour) => make("i", "", { style: `background:${css(colour)}` });
+    const swatch = (color) => make("i", "", { style: `background:${css(color)}` });
     const reference = shown.references[frame.dataset];
     const flips = () => [swatch(ON), `${row.on} turned on`, swatch(OFF), `${row.off} turned off`];
     const words = {

@@ -193,7 +193,7 @@ def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dic
 
 
 def swap_colors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The patch embedding for BGR input <-> the one for RGB input, both normalised in RGB order.
+    """The patch embedding for BGR input <-> the one for RGB input, both normalized in RGB order.
 
     Exact up to rounding, as every patch lies inside the image: weights change places and scale, the
     difference of the means goes into the bias. Applied twice it gives the original back.

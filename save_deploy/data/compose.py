@@ -51,7 +51,7 @@ class Staging:
 @dataclass(frozen=True)
 class _Placed:
     rgba: NDArray[np.uint8]  # (h,w,4)
-    centre: NDArray[np.float64]  # (x,y) px at frame 0
+    center: NDArray[np.float64]  # (x,y) px at frame 0
     velocity: NDArray[np.float64]  # px per frame
     label: int
 
@@ -157,7 +157,7 @@ def _place(rng: Rng, actor: Actor, staging: Staging) -> _Placed:
     lit.putalpha(alpha)
     return _Placed(
         rgba=np.asarray(lit),
-        centre=np.zeros(2),
+        center=np.zeros(2),
         velocity=rng.normal(0.0, 0.015 * staging.size_px, 2),
         label=actor.label,
     )
@@ -174,13 +174,13 @@ def _spread(rng: Rng, placed: list[_Placed], size_px: int) -> list[_Placed]:
     low, high = halves * 0.8, size_px - halves * 0.8
     best, best_overlap = np.full_like(halves, size_px / 2), np.inf
     for _ in range(24):
-        centres = rng.uniform(np.minimum(low, high), np.maximum(low, high))
-        gap = np.abs(centres[:, None] - centres[None]) - (halves[:, None] + halves[None])  # (n,n,2)
+        centers = rng.uniform(np.minimum(low, high), np.maximum(low, high))
+        gap = np.abs(centers[:, None] - centers[None]) - (halves[:, None] + halves[None])  # (n,n,2)
         overlap = np.triu(np.prod(np.maximum(-gap, 0.0), axis=-1), k=1).sum()
         if overlap < best_overlap:
-            best, best_overlap = centres, overlap
+            best, best_overlap = centers, overlap
     return [
-        _Placed(rgba=p.rgba, centre=c, velocity=p.velocity, label=p.label)
+        _Placed(rgba=p.rgba, center=c, velocity=p.velocity, label=p.label)
         for p, c in zip(placed, best, strict=True)
     ]
 
@@ -188,7 +188,7 @@ def _spread(rng: Rng, placed: list[_Placed], size_px: int) -> list[_Placed]:
 def _window(placed: _Placed, t: int, size_px: int) -> tuple[slice, slice, slice, slice]:
     """Rows and columns in the frame, then in the cut-out, after t frames of motion."""
     height, width = placed.rgba.shape[:2]
-    left, top = np.round(placed.centre + t * placed.velocity - (width / 2, height / 2)).astype(int)
+    left, top = np.round(placed.center + t * placed.velocity - (width / 2, height / 2)).astype(int)
     rows = slice(max(top, 0), min(top + height, size_px))
     cols = slice(max(left, 0), min(left + width, size_px))
     return (

@@ -25,12 +25,12 @@ EXAMPLE_SAMPLES = (EXAMPLE_FRAMES - 1) * HOP + WINDOW  # 15,600 = 0.975 s, the s
 
 @lru_cache(maxsize=1)
 def mel_filterbank() -> NDArray[np.float64]:
-    """(257,64) triangular filters, linear in mel, not normalised, DC row zero; sums to 230.9136."""
+    """(257,64) triangular filters, linear in mel, not normalized, DC row zero; sums to 230.9136."""
     to_mel = lambda hz: 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
     bins = to_mel(np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT)[:, None]  # (257,1)
     edges = np.linspace(to_mel(MEL_LOW_HZ), to_mel(MEL_HIGH_HZ), N_MELS + 2)
-    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
-    weights = np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre))
+    lower, center, upper = edges[:-2], edges[1:-1], edges[2:]
+    weights = np.minimum((bins - lower) / (center - lower), (upper - bins) / (upper - center))
     weights = np.maximum(weights, 0.0)
     weights[0] = 0.0
     return weights

@@ -191,7 +191,7 @@ def _timbre(index: int) -> Waveform:
 
 
 def _background(rng: Rng, size_px: int) -> NDArray[np.uint8]:
-    """Smooth coloured noise at two scales -> uint8 (S,S,3)."""
+    """Smooth colored noise at two scales -> uint8 (S,S,3)."""
     coarse = Image.fromarray(rng.integers(40, 216, (4, 4, 3), dtype=np.uint8))
     fine = Image.fromarray(rng.integers(90, 166, (32, 32, 3), dtype=np.uint8))
     a, b = (

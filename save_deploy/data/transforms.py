@@ -1,7 +1,7 @@
 """Frames and masks -> arrays of the network's size. The one resize rule of the project lives here.
 
 Default (A10): square resize, aspect ignored, as SAMA-AVS and AVSBench do. Bilinear with antialias
-(Pillow) for frames, nearest for masks. No normalisation: the graph takes uint8.
+(Pillow) for frames, nearest for masks. No normalization: the graph takes uint8.
 """
 
 from __future__ import annotations

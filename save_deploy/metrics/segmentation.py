@@ -97,9 +97,9 @@ class ScoreMeter:
         """mask_logits (F,H,W), truth bool (F,H,W) of one video -> its own mean J (0..1)."""
         found = frame_iou(logits > self.protocol.logit_threshold, truth)
         values = sigmoid(logits) if self.protocol.f_input == "prob" else logits
-        labelled = truth.reshape(len(truth), -1).any(axis=1)
+        labeled = truth.reshape(len(truth), -1).any(axis=1)
         self._frames.extend(found)
-        self._curves.extend(f_curves(values[labelled].astype(np.float32), truth[labelled]))
+        self._curves.extend(f_curves(values[labeled].astype(np.float32), truth[labeled]))
         self.n_videos, self.n_frames = self.n_videos + 1, self.n_frames + len(truth)
         if self.n_videos % self.protocol.videos_per_batch == 0:
             self._close()

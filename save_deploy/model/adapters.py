@@ -53,7 +53,7 @@ class ImageAdapter(nn.Module):
             nn.init.zeros_(self.norm.weight)  # identity start: leaves frozen SAM features intact
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B,s,s,C), already normalised by the block's norm2 -> (B,s,s,C)."""
+        """tokens (B,s,s,C), already normalized by the block's norm2 -> (B,s,s,C)."""
         x = tokens.permute(0, 3, 1, 2)  # (B,C,s,s)
         gate = self.channel(x.mean(dim=(2, 3)))  # (B,C)
         gated = x * gate[:, :, None, None]

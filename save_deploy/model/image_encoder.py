@@ -23,7 +23,7 @@ from save_deploy.model.adapters import AdaptedMlp, ImageAdapter
 
 
 class ImageEncoder(nn.Module):
-    """image (B,3,S,S) normalised + injections (N,B,C) -> image_embeddings (B,256,S/16,S/16)."""
+    """image (B,3,S,S) normalized + injections (N,B,C) -> image_embeddings (B,256,S/16,S/16)."""
 
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()

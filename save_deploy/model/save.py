@@ -41,11 +41,11 @@ class SaveModel(nn.Module):
 
     def forward_embedding(self, frames: Tensor, audio_embedding: Tensor) -> Tensor:
         """frames uint8 (B,S,S,3) RGB, audio_embedding (B,128) -> mask_logits (B,1,S,S)."""
-        image_embeddings, prompt_source = self.encode(self.normalise(frames), audio_embedding)
+        image_embeddings, prompt_source = self.encode(self.normalize(frames), audio_embedding)
         low_res_masks, _ = self.decode(image_embeddings, prompt_source)
         return self.upsample(low_res_masks[:, :1])
 
-    def normalise(self, frames: Tensor) -> Tensor:
+    def normalize(self, frames: Tensor) -> Tensor:
         """uint8 (B,S,S,3) RGB -> image (B,3,S,S), SAM's mean and standard deviation."""
         image = frames.permute(0, 3, 1, 2).to(self.pixel_mean.dtype)  # (B,3,S,S)
         return (image - self.pixel_mean) / self.pixel_std

@@ -9,16 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.fields import Fields, read_toml
 from save_deploy.recipes.notes import notes_on
-from save_deploy.recipes.recipe import DATASETS, PaperScore, Recipe, built_in_recipes, read_score
-
-OTHERS = Path(__file__).parent / "others.toml"
+from save_deploy.recipes.recipe import PaperScore, Recipe, built_in_recipes
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,6 @@ class PaperComparison:
         """Every number the paper has for this experiment, this row's first, each once."""
         printed = (self.printed,) if self.printed else ()
         return tuple(dict.fromkeys((*printed, *(c.score for c in self.elsewhere))))
-
-    @property
-    def contradicted(self) -> bool:
-        return len(self.scores) > 1
 
     def lines(self) -> list[str]:
         score = self.printed.text if self.printed else "no number"
@@ -132,28 +123,3 @@ def compare(recipe: Recipe, dataset: str, m_j: float, m_f: float) -> Verdict:
             "not a score", got=f"M_J {m_j}, M_F {m_f}", expected="M_J 0..100 and M_F 0..1"
         )
     return Verdict(PaperScore(m_j, m_f), paper_says(recipe, dataset))
-
-
-@dataclass(frozen=True)
-class OtherRow:
-    """A row of a method that is not built here: only its numbers."""
-
-    table: str
-    row: str
-    paper: dict[str, PaperScore]
-
-
-@cache
-def other_rows() -> tuple[OtherRow, ...]:
-    """The methods the paper only compares with, in its order."""
-    file = read_toml(OTHERS, what="recipe")
-    rows = [_other(fields) for fields in file.tables("row")]
-    file.done()
-    return tuple(rows)
-
-
-def _other(fields: Fields) -> OtherRow:
-    table, row = fields.string("table"), fields.string("row")
-    paper = {d: read_score(fields.table(d)) for d in DATASETS if d in fields.values}
-    fields.done(DATASETS)
-    return OtherRow(table, row, paper)

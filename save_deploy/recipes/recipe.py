@@ -32,7 +32,7 @@ _CHOSEN_BY_ROW = ("name", "res", "system")  # keys of a recipe, so no switches
 class Stage:
     """One training run, on from the best weights of the stage before it (SPEC 6).
 
-    towards: the tested datasets whose chain has this stage. item: what a batch counts, a labelled
+    towards: the tested datasets whose chain has this stage. item: what a batch counts, a labeled
     frame or a video with all of them. A cosine goes from lr to final_lr over all epochs.
     """
 

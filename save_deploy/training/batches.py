@@ -40,10 +40,10 @@ class Batch:
 
 
 class MixedSamples:
-    """Item i is a labelled frame of a source drawn by weight; a pure function of (seed, i), so a
+    """Item i is a labeled frame of a source drawn by weight; a pure function of (seed, i), so a
     resumed run sees what an uninterrupted one would.
 
-    A single stored dataset is gone through in epochs: every labelled frame once, in a new order each
+    A single stored dataset is gone through in epochs: every labeled frame once, in a new order each
     time. From a mixture, and from generated data, frames are drawn at random.
     """
 
@@ -91,7 +91,7 @@ class MixedSamples:
         return found
 
     def sample(self, index: int) -> Sample:
-        """The labelled frame that item `index` is made of."""
+        """The labeled frame that item `index` is made of."""
         rng = np.random.default_rng([self.seed, index])
         weights = np.array(list(self.mixture.values()))
         chosen = int(rng.choice(len(weights), p=weights / weights.sum()))

@@ -58,7 +58,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
     """
     config, encoder = model.config, model.prompt_encoder
     embedding, _ = model.encode(
-        model.normalise(frame), frame.new_zeros(1, AUDIO_DIM, dtype=torch.float32)
+        model.normalize(frame), frame.new_zeros(1, AUDIO_DIM, dtype=torch.float32)
     )
     target = torch.from_numpy(truth).to(frame.device)
     best, best_iou = embedding.new_zeros(1, 1, config.res, config.res), -1.0
@@ -76,8 +76,8 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
             best, best_iou = logits[top][None, None], float(iou[top])
 
     consider(model.decode(embedding, frame.new_zeros(1, AUDIO_DIM))[0])
-    centres = (torch.arange(n, dtype=torch.float32, device=frame.device) + 0.5) * config.res / n
-    grid = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).reshape(-1, 1, 2)
+    centers = (torch.arange(n, dtype=torch.float32, device=frame.device) + 0.5) * config.res / n
+    grid = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1).reshape(-1, 1, 2)
     for points in grid.split(_POINTS_AT_ONCE):  # (P,1,2)
         labels = torch.ones(points.shape[:2], device=frame.device)
         sparse, dense = encoder(points=(points, labels), boxes=None, masks=None)

@@ -68,7 +68,7 @@ class AdamWBf16(Optimizer):
     """AdamW whose two moments are stored in bfloat16: 4 bytes a parameter instead of 8.
 
     Stored with stochastic rounding. Rounding to nearest would freeze the second moment: a step moves
-    it by 1/1000 of the difference, less than the 1/256 between neighbouring bfloat16 numbers.
+    it by 1/1000 of the difference, less than the 1/256 between neighboring bfloat16 numbers.
     """
 
     def __init__(

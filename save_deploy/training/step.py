@@ -88,7 +88,7 @@ class TrainStep(nn.Module):
         """-> mask_logits (B,1,S,S), image_embeddings (B,256,s,s), both float32."""
         model = self.model
         with self._autocast(frames):
-            image_embeddings, source = model.encode(model.normalise(frames), audio_embedding)
+            image_embeddings, source = model.encode(model.normalize(frames), audio_embedding)
             low_res_masks, _ = model.decode(image_embeddings, source)
         return model.upsample(low_res_masks[:, :1].float()), image_embeddings.float()
 

@@ -290,9 +290,9 @@ def test_frames_that_are_no_pictures(tmp_path: Path, make: object, message: str)
 
 
 def test_a_few_odd_frames_are_no_reason(tmp_path: Path) -> None:
-    """One in four noise, one in four of one colour."""
-    grey = np.full((24, 32, 3), 90, np.uint8)
-    odd = {0: noise(1), 1: grey}
+    """One in four noise, one in four of one color."""
+    gray = np.full((24, 32, 3), 90, np.uint8)
+    odd = {0: noise(1), 1: gray}
     base = write_s4(tmp_path, {"cat": 40}, make=lambda i: odd.get(i % 4, picture(i)))
     assert len(pick(base).pairs) == 32
 

@@ -1,4 +1,4 @@
-"""Unlabelled videos: where stretches lie, that frame and sound are of the same second, bad files."""
+"""Unlabeled videos: where stretches lie, that frame and sound are of the same second, bad files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small sizes registered as presets, so that files of those sizes are recognised."""
+"""Small sizes registered as presets, so that files of those sizes are recognized."""
 
 from __future__ import annotations
 

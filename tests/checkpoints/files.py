@@ -106,7 +106,7 @@ def gavs_state(parts: dict[str, nn.Module], depth: int, tune_v: int) -> dict[str
     return {f"model_v.{k}": v for k, v in state.items()}
 
 
-def normalised(frames: Tensor) -> Tensor:
+def normalized(frames: Tensor) -> Tensor:
     mean = torch.tensor([123.675, 116.28, 103.53])
     std = torch.tensor([58.395, 57.12, 57.375])
     return ((frames.float() - mean) / std).permute(0, 3, 1, 2)
@@ -148,7 +148,7 @@ def sama_forward(
     )
     encoder: Any = parts["image_encoder"]
     g = "image_encoder.prompt_generator"
-    x = encoder.patch_embed(normalised(frame)) + encoder.pos_embed
+    x = encoder.patch_embed(normalized(frame)) + encoder.pos_embed
     for i, block in enumerate(encoder.blocks):
         mlp = f"{g}.lightweight_mlp_{i}.0"
         vector = gelu(linear(sound, state[f"{mlp}.weight"], state[f"{mlp}.bias"]))
@@ -188,7 +188,7 @@ def gavs_forward(
         behind(layer.mlp, f"mask_decoder.transformer.layers.{i}.adapter_tf", "dense", "proj", gelu)
         for i, layer in enumerate(decoder.transformer.layers)
     ]
-    features = encoder(normalised(frame.flip(-1)))
+    features = encoder(normalized(frame.flip(-1)))
     token = two(sound, "mask_decoder.audio_proj", "0", "2", relu)[:, None]
     no_mask = prompt.no_mask_embed.weight
     mask = decode(parts, features, token, prompt.get_dense_pe(), no_mask)

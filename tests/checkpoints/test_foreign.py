@@ -152,7 +152,7 @@ def test_gavs_computes_what_its_code_computes(tmp_path: Path, tune_v: int) -> No
     torch.testing.assert_close(model(frame, log_mel), expected, rtol=1e-4, atol=1e-4)
     assert (model(frame, -log_mel) - expected).abs().max() > 1e-2
     swapped = gavs_forward(parts, state, frame.flip(-1), sound, tune_v)
-    assert (swapped - expected).abs().max() > 1e-2  # the order of colours shows
+    assert (swapped - expected).abs().max() > 1e-2  # the order of colors shows
 
 
 def test_gavs_there_and_back() -> None:
@@ -184,7 +184,7 @@ def test_gavs_with_a_sound_encoder_inside(tmp_path: Path) -> None:
         load_model(path, vggish=saved(tmp_path / "v.pth", vggish_state()))
 
 
-def test_swapped_colours_twice_are_the_original() -> None:
+def test_swapped_colors_twice_are_the_original() -> None:
     state = make_tiny().state_dict()
     back = swap_colors(swap_colors(state))
     for key in ("weight", "bias"):

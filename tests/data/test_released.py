@@ -26,7 +26,7 @@ def opened(name: Path | str, **options: object) -> ReleasedClips:
 
 
 def check_clip(clips: ReleasedClips, index: int, name: str, numbers: range, tolerance: int) -> None:
-    """Frames of a clip by their grey, masks by their column, as trees.py writes them."""
+    """Frames of a clip by their gray, masks by their column, as trees.py writes them."""
     clip = clips[index]
     assert clip.name == name
     assert clip.frames.shape == (len(numbers), 12, 16, 3) and clip.frames.dtype == np.uint8
@@ -155,7 +155,7 @@ def test_synthetic_training_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_mask_modes(tmp_path: Path, mode: str) -> None:
-    """The darkest class colour, blue 64, is grey 7: foreground too."""
+    """The darkest class color, blue 64, is gray 7: foreground too."""
     trees.write_mask(tmp_path / "m.png", 3, mode)
     np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), trees.mask_array(3) == 1)
 

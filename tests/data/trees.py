@@ -1,6 +1,6 @@
 """Small trees in exactly the layout of the released datasets (SPEC 4), for tests to read and damage.
 
-Every frame of a clip has one grey level, `shade(name, i)`, and every mask one white column, column i,
+Every frame of a clip has one gray level, `shade(name, i)`, and every mask one white column, column i,
 so that a test knows which file a frame or mask came from.
 """
 
@@ -21,7 +21,7 @@ from PIL import Image
 RATE = 16_000
 SIZE = (16, 12)  # width, height
 CATEGORY = "dog_barking"
-DARKEST = (0, 0, 64)  # the class colour of least grey in AVSS's palette: grey 7
+DARKEST = (0, 0, 64)  # the class color of least gray in AVSS's palette: gray 7
 AVSS_HEADER = ["vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"]
 UNSEEN_OBJECT = "guzheng_emergency-car"
 
@@ -91,7 +91,7 @@ def write_video(
     sound: np.ndarray | None = None,
     rate: int = 44_100,
 ) -> None:
-    """Frame k has grey level 2k. sound float32 (channels,n) at `rate`, None for a silent file."""
+    """Frame k has gray level 2k. sound float32 (channels,n) at `rate`, None for a silent file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=fps)

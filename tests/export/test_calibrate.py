@@ -163,8 +163,8 @@ def test_bias_correction_takes_the_mean_error_away() -> None:
     weight = rng.normal(size=(32, 16)).astype(np.float32)
     amax = float(np.abs(rows).max())
     assert module._bias_helps(rows, weight, rows.mean(0, dtype=np.float64), amax)
-    centred = rows - rows.mean(0)
-    assert not module._bias_helps(centred, weight, np.zeros(32), float(np.abs(centred).max()))
+    centered = rows - rows.mean(0)
+    assert not module._bias_helps(centered, weight, np.zeros(32), float(np.abs(centered).max()))
 
 
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ DEPTH = 2
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny model in fp32, fp16 and int8 with FP16 between."""
     folder = tmp_path_factory.mktemp("graphs")
-    # no global block: TensorRT dequantises its qkv weights to split them
+    # no global block: TensorRT dequantizes its qkv weights to split them
     deploy = DeployModel(make_tiny(depth=DEPTH, global_blocks=()), Forms(adapter="matmul")).eval()
     names = [spec.name for spec in model_spec(deploy.config).inputs]
     pair = (torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.rand(1, 128))
@@ -135,7 +135,7 @@ def test_tiny_model(
     assert receipt.warnings == () and failures(receipt, Allow()) == []
     assert result.targets == ("SM89",) and result.version == RTX.__version__
     stages = [line for line in said if not line.endswith(" s")]  # a busy machine adds seconds
-    assert stages == ["parsing", "optimising", "writing"]
+    assert stages == ["parsing", "optimizing", "writing"]
     assert {p.name for p in result.engine.parent.iterdir()} == {"engine"}
     named = {m for kernel in receipt.kernels for m in kernel.modules}
     assert {"patch_embed", "blocks.0.attn", "blocks.1.mlp.lin2"} <= named and "cast" not in named
@@ -143,7 +143,7 @@ def test_tiny_model(
 
 
 def test_type_of_products(results: dict[str, tuple[BuildResult, list[str]]]) -> None:
-    """In FP32 nothing is half; in FP16 nothing but sums after a normalisation is FP32."""
+    """In FP32 nothing is half; in FP16 nothing but sums after a normalization is FP32."""
     full = results["fp32"][0].receipt.products
     assert not [how for how in full if "fp16" in how]
     half = results["fp16"][0].receipt.products
@@ -270,10 +270,10 @@ def test_killed_worker_leaves_nothing(
     (tmp_path / "engine").write_bytes(b"the engine before")
 
     def kill(stage: str) -> None:
-        if stage == "optimising":
+        if stage == "optimizing":
             os.kill(worker().pid, number)
 
-    with pytest.raises(ExportError, match="ended while optimising; nothing was written") as caught:
+    with pytest.raises(ExportError, match="ended while optimizing; nothing was written") as caught:
         built(files["fp32"], tmp_path, on_line=kill)
     assert f"signal {number.value} ({number.name})" in caught.value.got
     assert cause in caught.value.hint
@@ -285,7 +285,7 @@ def test_interrupt_ends_the_worker(files: dict[str, Path], tmp_path: Path) -> No
     running = []
 
     def stop(stage: str) -> None:
-        if stage == "optimising":
+        if stage == "optimizing":
             running.append(worker())
             raise KeyboardInterrupt
 

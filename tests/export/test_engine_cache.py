@@ -119,7 +119,7 @@ def test_second_build_is_taken_from_the_cache(bundle: Path, own_cache: Path) -> 
     assert len(said) == 1 and "from the cache" in said[0]
     assert (bundle / "model.rtx.plan").read_bytes() == engine and plan_engine(bundle, L4).cached
     add_engine(bundle, L4, use_cache=False, on_line=said.append)
-    assert "optimising" in said and len(cache.entries()) == 1
+    assert "optimizing" in said and len(cache.entries()) == 1
 
 
 def test_key_follows_everything_that_decides(bundle: Path, tmp_path: Path) -> None:
@@ -153,21 +153,21 @@ def test_damaged_entry_is_built_again(bundle: Path, own_cache: Path, damage: str
         (place / damage).write_bytes(data)
     said: list[str] = []
     add_engine(bundle, L4, on_line=said.append)
-    assert "damaged" in said[0] and "optimising" in said
+    assert "damaged" in said[0] and "optimizing" in said
     found = cache.lookup(entry.key)
     assert found is not None
     assert sha256_of(found.engine) == sha256_of(bundle / "model.rtx.plan")
 
 
 def builder(bundle: Path, *, wait_for: Path | None = None) -> subprocess.Popen[str]:
-    """Another process that builds; it stops at `optimising` until `wait_for` exists."""
+    """Another process that builds; it stops at `optimizing` until `wait_for` exists."""
     code = (
         "import pathlib, sys, time\n"
         "from save_deploy.export.engine import BuildOptions, add_engine\n"
         f"go = {str(wait_for) if wait_for else None!r}\n"
         "def say(line):\n"
         "    print(line, flush=True)\n"
-        "    while line == 'optimising' and go and not pathlib.Path(go).exists():\n"
+        "    while line == 'optimizing' and go and not pathlib.Path(go).exists():\n"
         "        time.sleep(0.02)\n"
         f"add_engine(pathlib.Path({str(bundle)!r}), BuildOptions(library='rtx', targets=('L4',)),"
         " on_line=say)\n"
@@ -188,7 +188,7 @@ def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
 def test_two_processes_build_once(bundle: Path, tmp_path: Path) -> None:
     other, go = make_bundle(tmp_path / "b2"), tmp_path / "go"
     first = builder(bundle, wait_for=go)
-    read_until(first, "optimising")
+    read_until(first, "optimizing")
     second = builder(other)
     read_until(second, "waiting")  # the first holds the lock
     go.touch()
@@ -206,7 +206,7 @@ def test_killed_builder(bundle: Path, own_cache: Path, tmp_path: Path) -> None:
     import psutil
 
     process = builder(bundle, wait_for=tmp_path / "never")
-    read_until(process, "optimising")
+    read_until(process, "optimizing")
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     for child in children:
@@ -345,7 +345,7 @@ def test_an_engine_removed_before_it_is_copied(
     monkeypatch.setattr(cache, "lookup", then_removed)
     said: list[str] = []
     add_engine(bundle, L4, on_line=said.append)
-    assert "optimising" in said and "from the cache" not in said[0]
+    assert "optimizing" in said and "from the cache" not in said[0]
     Manifest.read(bundle).verify(bundle)
 
 

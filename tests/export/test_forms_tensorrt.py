@@ -169,9 +169,9 @@ class LayerNormalization(OpRun):  # type: ignore[misc]
     def _run(self, x, scale, bias, axis=None, epsilon=None, stash_type=None):  # type: ignore[no-untyped-def]
         assert stash_type == 1
         wide = x.astype(np.float32)
-        centred = wide - wide.mean(axis=-1, keepdims=True)
-        deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + epsilon)
-        return ((centred / deviation).astype(x.dtype) * scale + bias,)
+        centered = wide - wide.mean(axis=-1, keepdims=True)
+        deviation = np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + epsilon)
+        return ((centered / deviation).astype(x.dtype) * scale + bias,)
 
 
 def run_half(path: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:

@@ -160,11 +160,11 @@ def test_logits_stay_close(files, deploy, pair, name: str, least_db: float) -> N
     """Against the float graph, by ONNX's own evaluator; and ONNX Runtime agrees for INT8."""
     expected = run(files["fp32"], deploy, pair)
     got = ReferenceEvaluator(str(files[name])).run(None, arrays(pair))[0]
-    centred = expected - expected.mean()
-    assert sqnr_db(centred, got - expected.mean()) > least_db
+    centered = expected - expected.mean()
+    assert sqnr_db(centered, got - expected.mean()) > least_db
     if name == "int8":
         native = run(files[name], deploy, pair)
-        assert sqnr_db(centred, native - expected.mean()) > least_db
+        assert sqnr_db(centered, native - expected.mean()) > least_db
 
 
 def test_a_wrong_scale_is_caught(files, deploy, pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -98,7 +98,7 @@ def test_sigmoid_does_not_overflow() -> None:
 
 
 def test_ranks_equal_a_binary_search() -> None:
-    """Every threshold, its neighbours in float32, logits far outside 0..1."""
+    """Every threshold, its neighbors in float32, logits far outside 0..1."""
     rng = np.random.default_rng(0)
     low, high = np.float32(-9), np.float32(9)
     values = np.concatenate(

@@ -9,8 +9,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.errors import SaveDeployError
 from save_deploy.model.save import SaveModel
 from save_deploy.recipes.notes import NOTES
-from save_deploy.recipes.paper import other_rows
-from save_deploy.recipes.recipe import PaperScore, built_in_recipes, load_recipe, recipe_names
+from save_deploy.recipes.recipe import built_in_recipes, load_recipe, recipe_names
 
 # name -> M_J, M_F on S4, then on MS3
 S4_MS3: dict[str, tuple[float, ...]] = {
@@ -77,16 +76,6 @@ def test_every_number() -> None:
     read = {r.name: {d: (s.m_j, s.m_f) for d, s in r.paper.items()} for r in built_in_recipes()}
     assert read == typed
     assert all(set(r.paper) == set(r.test) for r in built_in_recipes())
-
-
-def test_others() -> None:
-    rows = {(row.table, row.row): row.paper for row in other_rows()}
-    assert [sum(t == table for t, _ in rows) for table in ("T2", "T3", "T4")] == [13, 2, 2]
-    assert rows["T2", "COMBO"] == {"s4": PaperScore(84.70, 0.919), "ms3": PaperScore(59.20, 0.712)}
-    assert rows["T2", "LVS"]["ms3"] == PaperScore(29.45, 0.330)
-    assert rows["T3", "AVSegFormer"] == {"v2": PaperScore(64.34, 0.759)}
-    assert [s.m_j for s in rows["T4", "AVSBench"].values()] == [53.00, 56.11, 63.22, 63.87]
-    assert set(rows["T4", "AVSBench"]) == set(V3)
 
 
 CHAINS = {

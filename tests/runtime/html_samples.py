@@ -45,8 +45,8 @@ def clip(index: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         distance = np.hypot(ys - 0.3 - 0.05 * index % 0.4, xs - 0.3 - 0.3 * k)
         truth.append(distance < 0.2)
         logits.append(20 * (0.21 - distance))
-        colour = np.stack([ys, xs, distance], -1) * 200 + rng.integers(0, 40, (side, side, 3))
-        frames.append(colour.astype(np.uint8))
+        color = np.stack([ys, xs, distance], -1) * 200 + rng.integers(0, 40, (side, side, 3))
+        frames.append(color.astype(np.uint8))
     return np.stack(frames), np.stack(truth), np.stack(logits).astype(np.float32)
 
 

@@ -127,7 +127,7 @@ def rewritten(bundle: Path, copy: Path) -> Path:
 
 
 def with_other_weights(copy: Path) -> None:
-    """The patch embedding's sign turned: no normalisation after it can hide that."""
+    """The patch embedding's sign turned: no normalization after it can hide that."""
     model = onnx.load(copy / "model.onnx")
     (weight,) = [t for t in model.graph.initializer if t.name.startswith("patch_embed.weight")]
     weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))

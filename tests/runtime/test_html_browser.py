@@ -100,7 +100,7 @@ def test_browser_keys(page: Browser) -> None:
 
 @needs_browser
 def test_browser_draws_the_flips(page: Browser) -> None:
-    """Pixels of the canvas in the two colours, as many as the data counts."""
+    """Pixels of the canvas in the two colors, as many as the data counts."""
     count = """(() => {
       const canvas = document.querySelector("#canvas"), times = canvas.width / 64;
       const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

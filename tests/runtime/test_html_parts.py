@@ -1,4 +1,4 @@
-"""The parts of report.html: frames as the viewer reads them, scales, colours."""
+"""The parts of report.html: frames as the viewer reads them, scales, colors."""
 
 from __future__ import annotations
 
@@ -118,23 +118,23 @@ def test_dots_of_many_samples_keep_both_ends() -> None:
     assert shorten("a_very_long_name_of_a_bundle", 80) == "a_ver…bundle"
 
 
-def test_colours_can_be_read() -> None:
+def test_colors_can_be_read() -> None:
     """Text has a contrast of 4.5 (WCAG AA) on both grounds, marks 3, in both themes."""
     css = (Path(__file__).parents[2] / "runtime/html/style.css").read_text()
     pairs = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", css))
     for theme in (0, 1):
-        colour = {name: value.split(", ")[theme] for name, value in pairs.items()}
-        for ground in (colour["bg"], colour["panel"]):
+        color = {name: value.split(", ")[theme] for name, value in pairs.items()}
+        for ground in (color["bg"], color["panel"]):
             for name in ("ink", "soft", "accent", "good", "bad"):
-                assert contrast(colour[name], ground) >= 4.5, name
+                assert contrast(color[name], ground) >= 4.5, name
             for name in (f"c{i}" for i in range(9)):
-                assert contrast(colour[name], ground) >= 3, name
+                assert contrast(color[name], ground) >= 3, name
     assert contrast("#000", "#fff") == pytest.approx(21) and contrast("#777", "#888") < 2
 
 
 def contrast(a: str, b: str) -> float:
-    def luminance(colour: str) -> float:
-        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
         values = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
         red, green, blue = (
             v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values

@@ -1,4 +1,4 @@
-"""Pictures: where panels lie, what colour a flipped pixel has, which frames are the worst."""
+"""Pictures: where panels lie, what color a flipped pixel has, which frames are the worst."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELS = ("frame", "truth", "eager", "int8", "flips")
 
 
 def example(side: int = S) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A grey frame, truth in the upper half, eager right, the backend wrong in two pixels."""
+    """A gray frame, truth in the upper half, eager right, the backend wrong in two pixels."""
     frame = np.full((side, side, 3), 100, np.uint8)
     truth = np.zeros((side, side), bool)
     truth[: side // 2] = True
@@ -44,7 +44,7 @@ def panel(strip: Image.Image, index: int, side: int = S) -> np.ndarray:
 def test_overlay() -> None:
     frame, mask = np.full((2, 2, 3), 100, np.uint8), np.array([[True, False], [False, False]])
     tinted = overlay(frame, mask, (200, 0, 100))
-    # 45 % of the frame, 55 % of the colour
+    # 45 % of the frame, 55 % of the color
     np.testing.assert_array_equal(tinted[0, 0], [155, 45, 100])
     assert (tinted[~mask] == 100).all() and tinted.dtype == np.uint8
     assert (frame == 100).all()
@@ -60,8 +60,8 @@ def test_strip_panels() -> None:
     np.testing.assert_array_equal(panel(strip, 0), frame)
     for index, mask in ((1, truth), (2, reference), (3, got)):
         shown = panel(strip, index)
-        grey = np.repeat(np.rint(frame.mean(-1, keepdims=True) * 0.8), 3, -1).astype(np.uint8)
-        np.testing.assert_array_equal(shown, overlay(grey, mask, MASK))
+        gray = np.repeat(np.rint(frame.mean(-1, keepdims=True) * 0.8), 3, -1).astype(np.uint8)
+        np.testing.assert_array_equal(shown, overlay(gray, mask, MASK))
     flipped = panel(strip, 4)
     assert tuple(flipped[0, 0]) == TURNED_OFF and tuple(flipped[-1, -1]) == TURNED_ON
     rest = np.ones((S, S), bool)
@@ -90,8 +90,8 @@ def test_last_caption_counts_flips() -> None:
     changed = got.astype(np.int8) - reference.astype(np.int8)
     strip = np.asarray(comparison_strip(frame, truth, reference, got, changed, labels=LABELS))
     caption = strip[: caption_px(256), 4 * (256 + gap_px(256)) :].reshape(-1, 3)
-    for colour in (TURNED_ON, TURNED_OFF):
-        assert (np.abs(caption.astype(int) - colour).sum(axis=1) < 40).any()
+    for color in (TURNED_ON, TURNED_OFF):
+        assert (np.abs(caption.astype(int) - color).sum(axis=1) < 40).any()
 
 
 def test_labels_match_panels() -> None:

@@ -17,7 +17,7 @@ from save_deploy.training.options import TrainConfig
 from save_deploy.training.sound import sound_example, warm_up_sound
 
 
-def test_mixtures_are_labelled_and_repeatable() -> None:
+def test_mixtures_are_labeled_and_repeatable() -> None:
     """0 to 3 sources; the same index always gives the same sound."""
     cast = list(actors())
     drawn = [sound_example(cast, 0, i, 20) for i in range(24)]
