@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test thorough fast check dist cpp fmt clean
+.PHONY: demo test thorough fuzz fast check dist cpp fmt clean
 
 # Install, then turn the built-in checkpoint into an FP16 bundle and print the comparison.
 demo: $(VENV)/.installed
@@ -19,6 +19,11 @@ test: $(VENV)/.installed-test
 # after `make test`.
 thorough: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(SHARED) --durations 25 -m thorough
+
+# Damaged files for every reader of a stranger's file, SECONDS each (atheris, and clang for C++).
+SECONDS ?= 600
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 # The tests for daily work: no exported bundle, no C++, no datasets that have to be installed.
 fast: $(VENV)/.installed-test
