@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["save_deploy"]):
+with atheris.instrument_imports(include=["save_deploy", "tests.fuzz"]):
     from save_deploy.errors import SaveDeployError
     from tests.fuzz.readers import reader as reader_of
 
