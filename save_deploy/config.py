@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.fields import Fields
+from save_deploy.fields import Fields, shown
 from save_deploy.systems import LATE_BLOCKS, SYSTEMS, system
 
 RESOLUTIONS = (224, 256, 1024)
 PATCH = 16
 AUDIO_DIM = 128  # VGGish embedding size
 PROMPT_DIM = 256  # SAM prompt and image embedding channels
+VGGISH_CONVOLUTIONS = 6
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "pos_interp": ("bilinear", "bicubic"),
@@ -40,7 +42,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "window_pad": ("materialise", "exact_skip"),
 }
 # Upper bounds of integers read from a file: nothing is built from a number that makes no sense
-_LARGEST = {"res": 8192, "depth": 256, "audio_layers": 64}
+_LARGEST = {
+    "res": 8192, "depth": 64, "audio_layers": 16, "window_size": 512, "mlp_ratio": 64,
+    "image_adapter_down_kernel": 31, "image_adapter_up_kernel": 32,
+}  # fmt: skip
 _MAX_WIDTH = 1 << 16
 # Files say true for gated and false for none, as before the third choice: their hashes stay
 _SKIPS_IN_FILES: dict[str, bool] = {"gated": True, "none": False}
@@ -115,12 +120,13 @@ class SaveConfig:
                 got=f"{self.embed_dim} / {self.num_heads}",
                 expected="no remainder",
             )
-        if not all(0 <= i < self.depth for i in self.global_blocks):
+        if not all(0 <= i < self.depth for i in self.global_blocks[: self.depth + 1]):
             raise SaveDeployError(
                 "global block outside the encoder",
-                got=str(self.global_blocks),
+                got=shown(self.global_blocks),
                 expected=f"0..{self.depth - 1}",
             )
+        self._check_parts()
         if self.audio_mode == "off" and (
             self.audio_inject != "none" or self.prompt_source in ("sum", "last")
         ):
@@ -140,6 +146,32 @@ class SaveConfig:
                 "the residual audio adapters need the 128 -> C projection",
                 got=f"audio_in_proj=False, audio_mode={self.audio_mode}",
                 expected="audio_mode=independent",
+            )
+
+    def _check_parts(self) -> None:
+        """What a part of the model takes for granted."""
+        if not re.fullmatch(r"[\w.+-]{1,64}", self.name):
+            raise SaveDeployError(
+                "name of no model", got=shown(self.name), expected="up to 64 letters, digits, _.+-"
+            )
+        if len(self.global_blocks) > self.depth:
+            raise SaveDeployError(
+                "more global blocks than blocks",
+                got=str(len(self.global_blocks)),
+                expected=f"at most {self.depth}",
+            )
+        if len(self.audio_channels) != VGGISH_CONVOLUTIONS:
+            raise SaveDeployError(
+                "VGGish of another form",
+                got=f"{len(self.audio_channels)} audio_channels",
+                expected=str(VGGISH_CONVOLUTIONS),
+            )
+        down, up = self.image_adapter_down_kernel, self.image_adapter_up_kernel
+        if down % 2 == 0 or up % 2:
+            raise SaveDeployError(
+                "the image adapter's kernels do not give back the token grid",
+                got=f"image_adapter_down_kernel={down}, image_adapter_up_kernel={up}",
+                expected="an odd one down, an even one up",
             )
 
     @property

@@ -10,13 +10,14 @@ import torch
 
 from save_deploy.checkpoints.foreign import from_save
 from save_deploy.checkpoints.layouts import LAYOUTS
-from save_deploy.checkpoints.load import PTH_SUFFIXES, load_model
+from save_deploy.checkpoints.load import load_model
 from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
 from save_deploy.files import new_file
 
 OWN = "save"
+_PTH_SUFFIXES = (".pth", ".pt")  # as their code names what it saves
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _check_target(out: Path, layout: str, *, force: bool) -> None:
     writable = (OWN, *(name for name, table in LAYOUTS.items() if table.systems))
     if layout not in writable:
         raise CheckpointError("unknown layout", got=layout, expected=", ".join(writable))
-    suffixes = (".safetensors",) if layout == OWN else PTH_SUFFIXES
+    suffixes = (".safetensors",) if layout == OWN else _PTH_SUFFIXES
     if out.suffix not in suffixes:
         raise CheckpointError(
             "the file name does not fit the layout",

@@ -11,24 +11,28 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from save_deploy.checkpoints.fit import meta_state
 from save_deploy.checkpoints.layouts import LAYOUTS, PIXEL_BUFFERS, Rules, Table
-from save_deploy.checkpoints.pth import read_pth
+from save_deploy.checkpoints.weights import open_weights
 from save_deploy.config import PATCH, PRESETS, SaveConfig
 from save_deploy.errors import CheckpointError
-from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
+from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD
 from save_deploy.systems import LATE_BLOCKS, SYSTEMS, group_of, is_unused
 
 _PATCH = "image_encoder.patch_embed.proj"
 _POS = "image_encoder.pos_embed"
 _ADAPTER_V = "image_encoder.blocks.{i}.adapter_v.{j}.{p}"
-_PLACES = {"i": r"(?P<i>\d+)", "j": r"(?P<j>\d+)", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])"}
+PLACES = {
+    "i": r"(?P<i>\d+)", "j": r"(?P<j>\d+)", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])",
+    "rest": "(?P<rest>.+)",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Layout:
     names: dict[str, str]  # their name -> ours
     unmatched: tuple[str, ...]  # their names that the layout does not have
     missing: tuple[str, ...]  # our names that the layout has and the file does not
+    left_out: tuple[str, ...]  # their names that nothing here computes with
 
     @property
     def table(self) -> Table:
@@ -61,11 +66,11 @@ class Layout:
 
 
 def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:
-    """SAM or SAM-Med2D .pth -> (tensors by our names, preset name vit_b, vit_l or vit_h).
+    """SAM or SAM-Med2D -> (tensors by our names, preset name vit_b, vit_l or vit_h).
 
     SAM-Med2D brings image adapters (image_encoder.blocks.i.adapter.*) and 256 px position tables.
     """
-    state, layout = _read_half(path, ("sam", "sam_med2d"), "SAM", "SAM's official .pth")
+    state, layout = _read_half(path, ("sam", "sam_med2d"), "SAM", "SAM's official weights")
     if layout.backbone is None:
         raise unknown_size(layout)
     return to_ours(state, layout), layout.backbone
@@ -79,9 +84,7 @@ def read_vggish(path: Path) -> dict[str, Tensor]:
 
 def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
     """Names and shapes (prefixes stripped) -> the layout, or None for tensors of none of them."""
-    name = next(
-        (n for n, t in LAYOUTS.items() if any(m in key for key in shapes for m in t.marks)), None
-    )
+    name = next((n for n, table in LAYOUTS.items() if _has_mark(shapes, table)), None)
     if name is None or any(k.startswith(("audio_adapter.", "audio_prompt.")) for k in shapes):
         return None  # the latter are ours without their configuration
     table = LAYOUTS[name]
@@ -96,7 +99,7 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
     if backbone is not None or name == "vggish":
         config = SaveConfig.of_system(table.like, backbone or "vit_b")
         back = _reverse(table.rules)
-        wanted = (k for k in _model_shapes(config) if rename(k, back) is not None)
+        wanted = (k for k in meta_state(config) if rename(k, back) is not None)
     present = set(names.values())
     return Layout(
         name=name,
@@ -105,9 +108,28 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
         depth=depth,
         res=pos[1] * PATCH if pos else None,
         names=names,
-        unmatched=tuple(k for k in unmatched if k not in PIXEL_BUFFERS),
+        unmatched=tuple(k for k in unmatched if k not in (*PIXEL_BUFFERS, *table.drops)),
         missing=tuple(k for k in wanted if k not in present),
+        left_out=tuple(k for k in unmatched if k in table.drops),
     )
+
+
+def _has_mark(names: Collection[str], table: Table) -> bool:
+    """A name with one of the table's marks that is a name of this layout, not merely like one."""
+    marked = (name for name in names if any(mark in name for mark in table.marks))
+    known = any(rename(name, table.rules) is not None for name in marked)
+    return known and all(name in names for name in table.requires)
+
+
+def refuse_unmatched(layout: Layout) -> None:
+    if layout.unmatched:
+        raise CheckpointError(
+            f"{len(layout.unmatched)} tensors are not part of a {layout.table.title} checkpoint",
+            got="; ".join(layout.unmatched[:8]),
+            expected=f"the {len(layout.names)} others only",
+            hint="save the model as its public code builds it, or write down what its names mean: "
+            "save-deploy checkpoint convert --map (docs/checkpoints.md)",
+        )
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -116,13 +138,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """float32 tensors under our names, values unchanged. Refuses names the layout does not have."""
-    if layout.unmatched:
-        raise CheckpointError(
-            f"{len(layout.unmatched)} tensors are not part of a {layout.table.title} checkpoint",
-            got="; ".join(layout.unmatched[:8]),
-            expected=f"the {len(layout.names)} others only",
-            hint="save the model as its public code builds it",
-        )
+    refuse_unmatched(layout)
     for key, values in zip(PIXEL_BUFFERS, (PIXEL_MEAN, PIXEL_STD), strict=True):
         if key in state and not torch.allclose(state[key].float().flatten(), torch.tensor(values)):
             raise CheckpointError(
@@ -158,8 +174,8 @@ def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, di
         ours = {k: v for k, v in ours.items() if k not in {layout.names[e] for e in early}}
         ours = swap_colors(ours)
     filled = {
-        key: torch.zeros(shape)
-        for key, shape in _model_shapes(config).items()
+        key: torch.zeros(like.shape)
+        for key, like in meta_state(config).items()
         if key not in ours and is_unused(key) and key.startswith(layout.table.leaves_out)
     }
     return config, {**ours, **filled}
@@ -233,18 +249,13 @@ def rename_all(keys: Iterable[str], rules: Rules) -> tuple[dict[str, str], list[
 
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    literal = re.split(r"\{(\w)\}", pattern)  # text, place, text, place, ...
-    parts = [_PLACES[p] if i % 2 else re.escape(p) for i, p in enumerate(literal)]
+    literal = re.split(r"\{(\w+)\}", pattern)  # text, place, text, place, ...
+    parts = [PLACES[p] if i % 2 else re.escape(p) for i, p in enumerate(literal)]
     return re.compile("".join(parts))
 
 
 def _reverse(rules: Rules) -> Rules:
     return tuple((ours, theirs) for theirs, ours in rules)
-
-
-def _model_shapes(config: SaveConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return shapes_of(SaveModel(config).state_dict())
 
 
 def _is_adapter_v(key: str) -> bool:
@@ -295,7 +306,8 @@ def _check_switches(config: SaveConfig, table: Table) -> None:
 def _read_half(
     path: Path, wanted: tuple[str, ...], title: str, expected: str
 ) -> tuple[dict[str, Tensor], Layout]:
-    state = read_pth(path)
+    file = open_weights(path)
+    state = file.tensors
     layout = identify(shapes_of(state))
     if layout is None or layout.name not in wanted:
         found = f"{layout.table.title}: " if layout is not None else ""
@@ -310,4 +322,5 @@ def _read_half(
             got=f"{path} without {'; '.join(layout.missing[:8])}",
             expected=expected,
         )
+    file.say(layout.left_out)
     return state, layout

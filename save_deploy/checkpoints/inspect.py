@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from save_deploy.checkpoints.foreign import Layout, identify
-from save_deploy.checkpoints.load import PTH_SUFFIXES
-from save_deploy.checkpoints.native import is_native, open_safetensors, read_metadata, read_notes
-from save_deploy.checkpoints.pth import is_safetensors, open_pth
+from save_deploy.checkpoints.fit import meta_state
+from save_deploy.checkpoints.foreign import Layout, identify, shapes_of
+from save_deploy.checkpoints.native import (
+    DTYPES,
+    open_safetensors,
+    read_metadata,
+    read_notes,
+    read_shapes,
+)
+from save_deploy.checkpoints.weights import WeightFile, is_ours, open_weights
 from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
 from save_deploy.errors import SaveDeployError
-from save_deploy.model.save import SaveModel
-from save_deploy.systems import SYSTEMS, comes_with_sam, group_of
+from save_deploy.systems import SYSTEMS, group_of
 
-_DTYPES = {  # safetensors' names -> bytes per value
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-_TORCH_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16",
-                torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
-                torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+_TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SHOWN = 5
 # a field that follows from another one says nothing
 _DERIVED = ("name", "res", "system")
@@ -72,35 +71,18 @@ class Inspection:
         return {**dataclasses.asdict(self), "parameters": self.parameters}
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def numel(self) -> int:
-        return int(torch.Size(self.shape).numel())
-
-
 def inspect_checkpoint(path: Path) -> Inspection:
     """Ours or foreign, by content. Raises CheckpointError for a file that cannot be opened."""
-    if path.is_file() and (path.suffix == ".safetensors" or is_safetensors(path)):
-        return _inspect_safetensors(path)
-    return _inspect_pth(path)
+    if is_ours(path):
+        return _inspect_ours(path)
+    return _inspect_foreign(open_weights(path, shapes_only=True))
 
 
-def _inspect_safetensors(path: Path) -> Inspection:
+def _inspect_ours(path: Path) -> Inspection:
     with open_safetensors(path) as (file, metadata):
-        slices = ((key, file.get_slice(key)) for key in file.keys())
-        tensors = {k: _Tensor(tuple(s.get_shape()), s.get_dtype()) for k, s in slices}
-    if not is_native(metadata):
-        return _foreign(path, tensors, dropped=(), wrapped="safetensors")
+        tensors = read_shapes(file)
     config, kind = read_metadata(metadata)
-    wanted = {
-        key
-        for key in _names(config)
-        if kind == "full" or not comes_with_sam(key, config.system, config.depth)
-    }
+    wanted = meta_state(config, kind).keys()
     return Inspection(
         path=str(path),
         size_bytes=path.stat().st_size,
@@ -108,7 +90,7 @@ def _inspect_safetensors(path: Path) -> Inspection:
         system=SYSTEMS[config.system].title,
         backbone=config.name,
         res=config.res,
-        parts=_parts(((k, t) for k, t in tensors.items()), config.system, config.depth),
+        parts=_parts(tensors.items(), config.system, config.depth),
         format_version=metadata.string("format_version"),
         kind=kind,
         config=switches(config),
@@ -120,50 +102,40 @@ def _inspect_safetensors(path: Path) -> Inspection:
     )
 
 
-def _inspect_pth(path: Path) -> Inspection:
-    file = open_pth(path, shapes_only=True)
-    tensors = {
-        k: _Tensor(tuple(v.shape), _TORCH_NAMES.get(v.dtype, str(v.dtype)))
-        for k, v in file.tensors.items()
-    }
-    around = [f"under '{file.wrapper}'"] if file.wrapper else []
-    around += [f"names start with {file.prefix}"] if file.prefix else []
-    return _foreign(path, tensors, dropped=file.dropped, wrapped=", ".join(["PyTorch", *around]))
-
-
-def _foreign(
-    path: Path, tensors: Mapping[str, _Tensor], *, dropped: tuple[str, ...], wrapped: str
-) -> Inspection:
-    layout = identify({k: t.shape for k, t in tensors.items()})
+def _inspect_foreign(file: WeightFile) -> Inspection:
+    path, tensors = file.path, file.tensors
+    layout = identify(shapes_of(tensors))
     if layout is None:
         first = ", ".join(list(tensors)[:_SHOWN])
         return Inspection(
             path=str(path),
             size_bytes=path.stat().st_size,
-            layout=f"unknown ({wrapped}): {first}",
+            layout=f"unknown ({file.around}): {first}",
             system=None,
             backbone=None,
             res=None,
             parts=_parts(((f"?{k}", t) for k, t in tensors.items()), None, 0),
-            dropped=dropped,
+            dropped=file.dropped,
             unused=tuple(tensors),
         )
     table = layout.table
-    named = ((layout.names.get(k, f"?{k}"), t) for k, t in tensors.items())
+    named = (
+        (layout.names.get(k, f"?{k}"), t) for k, t in tensors.items() if k not in layout.left_out
+    )
     return Inspection(
         path=str(path),
         size_bytes=path.stat().st_size,
-        layout=f"{table.title} ({wrapped})",
+        layout=f"{table.title} ({file.around})",
         system=SYSTEMS[table.system].title if table.system else None,
         backbone=layout.backbone or (f"{layout.width} x {layout.depth}" if layout.width else None),
         res=layout.res,
         parts=_parts(named, table.system, layout.depth or 0),
         config=_foreign_switches(layout),
         remarks=table.notes,
-        dropped=dropped,
+        dropped=(*file.dropped, *layout.left_out),
         unused=layout.unmatched,
         missing=layout.missing,
-        next=_next(path, layout) if path.suffix in PTH_SUFFIXES else "",  # what a load reads
+        next=_next(path, layout),
     )
 
 
@@ -187,10 +159,10 @@ def _foreign_switches(layout: Layout) -> dict[str, Any]:
 
 
 def _parts(
-    tensors: Iterable[tuple[str, _Tensor]], system: str | None, depth: int
+    tensors: Iterable[tuple[str, Tensor]], system: str | None, depth: int
 ) -> tuple[Part, ...]:
     """Group by part; names that are none of ours come as `?name`."""
-    groups: dict[str, list[_Tensor]] = {}
+    groups: dict[str, list[Tensor]] = {}
     for name, tensor in tensors:
         groups.setdefault(_group(name, depth), []).append(tensor)
     trains = SYSTEMS[system].trains if system else ()
@@ -198,9 +170,9 @@ def _parts(
         Part(
             name=group,
             tensors=len(found),
-            parameters=sum(t.numel for t in found),
-            bytes=sum(t.numel * _DTYPES.get(t.dtype, 0) for t in found),
-            dtypes=tuple(sorted({t.dtype for t in found})),
+            parameters=sum(t.numel() for t in found),
+            bytes=sum(t.nbytes for t in found),
+            dtypes=tuple(sorted({_TYPE_NAMES.get(t.dtype, str(t.dtype)) for t in found})),
             trained=group in trains,
         )
         for group, found in groups.items()
@@ -212,11 +184,6 @@ def _group(name: str, depth: int) -> str:
         return group_of(name, depth)
     except SaveDeployError:
         return "unknown"
-
-
-def _names(config: SaveConfig) -> list[str]:
-    with torch.device("meta"):
-        return list(SaveModel(config).state_dict())
 
 
 def _res(res: int | None) -> int:

@@ -86,12 +86,14 @@ class Table:
 
     title: str
     marks: tuple[str, ...]  # parts of names that only this layout has
+    requires: tuple[str, ...] = ()  # names without which a mark says nothing
     rules: Rules
     like: str  # a system of ours that has all of its tensors
     system: str | None = None  # whose configuration it needs; None: no sound side of its own
     systems: tuple[str, ...] = ()  # ours that can be written in it
     needs: dict[str, Any] = field(default_factory=dict)  # switches that its code has built in
     leaves_out: tuple[str, ...] = ()  # our tensors it has no place for, by prefix
+    drops: tuple[str, ...] = ()  # their tensors that nothing here computes with
     prefix: str = ""  # of every name, when written
     wrapper: str = ""  # entry the names are under, when written
     notes: tuple[str, ...] = ()
@@ -191,6 +193,9 @@ LAYOUTS: dict[str, Table] = {
         title="VGGish",
         like="sam",
         marks=("embeddings.0.weight",),
+        requires=("features.0.weight",),
         rules=_under("audio_encoder.", _VGGISH),
+        # torch.hub's class also turns its vectors by a PCA; AVSBench's and SAMA-AVS's do not
+        drops=("pproc.pca_eigen_vectors", "pproc.pca_means"),
     ),
 }

@@ -9,16 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from save_deploy.checkpoints.foreign import identify, read_sam, read_vggish, shapes_of, to_save
+from save_deploy.checkpoints.fit import check_fit
+from save_deploy.checkpoints.foreign import (
+    identify,
+    read_sam,
+    read_vggish,
+    refuse_unmatched,
+    shapes_of,
+    to_save,
+)
 from save_deploy.checkpoints.native import read_native
-from save_deploy.checkpoints.pth import read_pth
+from save_deploy.checkpoints.weights import is_ours, open_weights
 from save_deploy.config import SaveConfig, check_resolution
 from save_deploy.errors import BackendError, CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam
 from save_deploy.systems import system as check_system
 
-PTH_SUFFIXES = (".pth", ".pt")
 _SHOWN = 8
 # layout of one half of a model -> what to say, what to run
 _ALONE = {
@@ -67,15 +74,16 @@ def load_model(
 ) -> SaveModel:
     """Checkpoint -> eager model in eval mode at resolution `res` (default: as trained).
 
-    path: our safetensors (full or adapter-only), a complete SAMA-AVS or GAVS .pth, or None for the
-    built-in one. sam: SAM's official .pth, required by an adapter-only file. vggish: its .pth, for
-    a GAVS file without sound encoder. system: refuse a checkpoint of another one. Position tables
+    path: our safetensors (full or adapter-only), a complete SAMA-AVS or GAVS file, or None for the
+    built-in one. sam: SAM's weights, required by an adapter-only file. vggish: its weights, for
+    a GAVS file without sound encoder. system: refuse a checkpoint of another one. Files are known by
+    their content. What is unwrapped and left out of a foreign one is told on stderr. Position tables
     are resized. Raises CheckpointError.
     """
     path = path or builtin_path()
     if system is not None:
         check_system(system)
-    if path.suffix in PTH_SUFFIXES and path.is_file():
+    if not is_ours(path):
         _refuse_extra("SAM base", "--sam", sam)
         state, config = _read_foreign(path, res=res, vggish=vggish, system=system)
     else:
@@ -103,24 +111,7 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
         model = SaveModel(config)
     model.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
     model.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
-    wanted = model.state_dict()
-    problems = [f"missing {k}" for k in wanted if k not in state]
-    problems += [f"unknown {k}" for k in state if k not in wanted]
-    problems += [
-        f"shape of {k}: {tuple(state[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:_SHOWN]) + (
-            f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        )
-        raise CheckpointError(
-            f"{len(problems)} tensors of the checkpoint do not fit {config.name} at {config.res} px",
-            got=shown,
-            expected=f"exactly the {len(wanted)} tensors of this configuration",
-            hint=f"check that {source} belongs to this configuration",
-        )
+    check_fit(config, model.state_dict(), state, source=source)
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
         raise CheckpointError(
@@ -140,12 +131,12 @@ def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> 
         raise CheckpointError(
             "this checkpoint holds only the trained parts",
             got="no SAM base",
-            expected=f"SAM's official {config.name} .pth",
+            expected=f"SAM's official {config.name} weights",
             hint="add --sam sam_vit_*.pth",
         )
     if not sam.is_file():
         raise CheckpointError(
-            "SAM checkpoint not found", got=str(sam), expected="SAM's official .pth"
+            "SAM checkpoint not found", got=str(sam), expected="SAM's official weights"
         )
     base, preset = read_sam(sam)
     if preset != config.name:
@@ -161,7 +152,7 @@ def _refuse_extra(what: str, option: str, given: Path | None) -> None:
         raise CheckpointError(
             f"a {what} was given but the checkpoint is complete",
             got=f"{option} {given}",
-            expected="an adapter-only file" if option == "--sam" else "a GAVS .pth",
+            expected="an adapter-only file" if option == "--sam" else "a GAVS file",
         )
 
 
@@ -169,23 +160,30 @@ def _read_foreign(
     path: Path, *, res: int | None, vggish: Path | None, system: str | None
 ) -> tuple[dict[str, Tensor], SaveConfig]:
     """A complete foreign system -> tensors by our names, configuration at the file's resolution."""
-    state = read_pth(path)
+    file = open_weights(path)
+    state = file.tensors
     layout = identify(shapes_of(state))
     if layout is None:
+        own = any(k.startswith(("audio_adapter.", "audio_prompt.")) for k in state)
         raise CheckpointError(
-            "unknown .pth layout",
+            "SAVE's tensors without their configuration" if own else "unknown checkpoint layout",
             got=f"{path} with keys such as {', '.join(sorted(state)[:3])}",
-            expected="a SAVE checkpoint (.safetensors), SAMA-AVS or GAVS",
+            expected="a file written by save-train, SAMA-AVS or GAVS",
+            hint=f"save-deploy checkpoint convert {path} --map names.toml -o ours.safetensors   "
+            "(docs/checkpoints.md)",
         )
     if layout.name in _ALONE:
+        refuse_unmatched(layout)
         what, hint = _ALONE[layout.name]
+        beside = f", beside it {', '.join(file.dropped[:_SHOWN])}" if file.dropped else ""
         raise CheckpointError(
             what,
-            got=str(path),
-            expected="a SAVE checkpoint (.safetensors)",
+            got=f"{path}{beside}",
+            expected="a file written by save-train, SAMA-AVS or GAVS",
             hint=hint.format(path=path),
         )
     config, ours = to_save(state, layout)
+    file.say(layout.left_out)
     if "audio_encoder" not in layout.missing_groups:
         _refuse_extra("VGGish", "--vggish", vggish)
     elif vggish is not None:

@@ -28,6 +28,11 @@ from save_deploy.systems import comes_with_sam
 FORMAT = "save-deploy"
 FORMAT_VERSION = "1"
 KINDS = ("full", "adapter")
+DTYPES = {  # safetensors' names
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def save_checkpoint(
@@ -73,6 +78,22 @@ def read_header(path: Path) -> tuple[SaveConfig, str]:
         return read_metadata(metadata)
 
 
+def read_shapes(file: Any) -> dict[str, Tensor]:
+    """Meta tensors of an open safetensors file. Raises CheckpointError for an unknown type."""
+    found = {key: file.get_slice(key) for key in file.keys()}
+    unknown = [
+        f"{k} of type {s.get_dtype()}" for k, s in found.items() if s.get_dtype() not in DTYPES
+    ]
+    if unknown:
+        raise CheckpointError(
+            "tensors of a type that is no weight's", got=unknown[0], expected=", ".join(DTYPES)
+        )
+    return {
+        key: torch.empty(s.get_shape(), dtype=DTYPES[s.get_dtype()], device="meta")
+        for key, s in found.items()
+    }
+
+
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
     """Yield the open file and the text entries of its header. Raises CheckpointError."""
@@ -80,7 +101,7 @@ def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
         raise CheckpointError(
             "checkpoint not found",
             got=str(path),
-            expected="a .safetensors file",
+            expected="a PyTorch or safetensors file",
             hint="save-export without a path exports the built-in checkpoint",
         )
     try:
@@ -92,7 +113,7 @@ def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
             "checkpoint cannot be read",
             got=f"{path}: {error}",
             expected="a complete safetensors file",
-            hint="copy it again: it looks truncated or is not a safetensors file",
+            hint="copy it again: it looks truncated or damaged",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""PyTorch files (zip or legacy) -> a flat dict of tensors, memory-mapped; nothing in them is run.
+"""PyTorch files (zip or legacy) -> a dict of tensors, memory-mapped; nothing in them is run.
 
 torch's restricted unpickler reads tensors and plain containers. Training scripts also store an
 optimizer, their arguments or numpy scalars: those few names become inert stand-ins, so the tensors
@@ -20,19 +20,20 @@ from torch import Tensor
 
 from save_deploy.errors import CheckpointError
 
-WRAPPERS = ("model", "state_dict", "model_state_dict")
-# DataParallel, Lightning-like wrappers, GAVS's AVSM, torch.compile
-PREFIXES = ("module.", "model.", "model_v.", "_orig_mod.")
+# Entries that hold the model, the likeliest first; others only where no tensor stands beside them
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "ema")
+_DEEPEST = 8  # a pickled dict may contain itself
 # Names whose objects are replaced by a stand-in that keeps nothing and does nothing.
 _INERT_PREFIX = "torch.optim."
 _INERT = frozenset(
     {
         "argparse.Namespace",
-        "collections.defaultdict",
         "builtins.dict",  # factories of a defaultdict
         "builtins.list",
         "builtins.int",
         "builtins.float",
+        "pathlib.PosixPath",
+        "pathlib.WindowsPath",
         "numpy.dtype",
         "numpy.ndarray",
         "numpy.core.multiarray.scalar",
@@ -41,16 +42,24 @@ _INERT = frozenset(
         "numpy._core.multiarray._reconstruct",
     }
 )
+# dicts with another name: Lightning keeps a model's arguments in one
+_DICTS = frozenset(
+    {
+        "collections.defaultdict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+    }
+)
 _HEAD = 512
 
 
 @dataclass(frozen=True)
 class PthFile:
-    """The tensors of a file under their bare names, and what surrounded them."""
+    """The tensors of a file under the names it has, and what surrounded them."""
 
     tensors: dict[str, Tensor]
     wrapper: str  # "model" for {'model': {...}}, "" for a bare dict
-    prefix: str  # stripped from every name: "module." after DataParallel
     dropped: tuple[str, ...]  # entries that are no tensor of the model: optimizer, epoch, args
 
 
@@ -70,13 +79,8 @@ def _plain_dict(*_args: Any) -> dict[Any, Any]:
     return {}
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file by bare name. Raises CheckpointError."""
-    return open_pth(path).tensors
-
-
 def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
-    """Read, unwrap and strip common prefixes. Zip files are memory-mapped: no weight is read yet.
+    """Read and unwrap. Zip files are memory-mapped: no weight is read yet.
 
     shapes_only: meta tensors, so that a legacy file is not held in memory either.
     Raises CheckpointError for a file that is no PyTorch file, is incomplete, refers to anything
@@ -99,32 +103,36 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
             got=f"{path} with entries such as {', '.join(map(str, list(loaded)[:3])) or 'none'}",
             expected="a dict of tensors, bare or under " + ", ".join(WRAPPERS),
         )
-    stripped, prefix = strip_prefixes(tensors)
-    return PthFile(stripped, wrapper, prefix, tuple(dropped))
-
-
-def strip_prefixes(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """-> the same tensors without the prefixes that every name shares, and what was removed."""
-    removed = ""
-    while True:
-        prefix = next((p for p in PREFIXES if all(k.startswith(p) for k in tensors)), None)
-        if prefix is None:
-            return tensors, removed
-        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-        removed += prefix
+    return PthFile(tensors, wrapper, tuple(dropped))
 
 
 def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
     """-> the dict that holds the tensors, the entry it came from, and the entries beside it."""
-    wrapper = ""
+    entries: list[str] = []
     dropped: list[str] = []
-    while True:
-        name = next((w for w in WRAPPERS if isinstance(loaded.get(w), dict)), None)
+    while len(entries) < _DEEPEST:
+        held = {k: n for k, v in loaded.items() if isinstance(k, str) and (n := _count(v))}
+        name = next((w for w in WRAPPERS if w in held), None)
+        if name is None and held and not any(_is_dense(v) for v in loaded.values()):
+            name = max(held, key=held.__getitem__)
         if name is None:
-            return loaded, wrapper, dropped
+            break
         dropped += [str(k) for k in loaded if k != name]
-        wrapper = f"{wrapper}.{name}" if wrapper else name
+        entries.append(name)
         loaded = loaded[name]
+    return loaded, ".".join(entries), dropped
+
+
+def _count(value: Any) -> int:
+    """Tensors with a name in a dict and the dicts in it, each once. An optimizer's are numbered."""
+    waiting, seen, count = [value], set(), 0
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict) and id(found) not in seen:
+            seen.add(id(found))
+            waiting += [v for k, v in found.items() if isinstance(k, str)]
+        count += _is_dense(found)
+    return count
 
 
 def _is_dense(value: Any) -> bool:
@@ -150,15 +158,15 @@ def _unpickle(path: Path, device: str) -> Any:
                 return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             name = _refused(error)
-            inert = name is not None and (name in _INERT or name.startswith(_INERT_PREFIX))
-            if name is None or not inert or name in stand_ins:
+            known = name is not None and (name in _INERT | _DICTS or name.startswith(_INERT_PREFIX))
+            if name is None or not known or name in stand_ins:
                 raise _holds_more(path, name) from error
-            stand_ins[name] = _plain_dict if name == "collections.defaultdict" else _Inert
+            stand_ins[name] = _plain_dict if name in _DICTS else _Inert
         except Exception as error:  # a damaged pickle fails in any way: IndexError, TypeError, ...
             text = (str(error).splitlines() or [""])[0].split(". ")[0]
             if len(text.split()) < 2:  # a KeyError says only '105'
                 text = f"its content ends in a {type(error).__name__}"
-            raise _unreadable(path, text, "it looks truncated or is not a PyTorch file") from error
+            raise _unreadable(path, text, "it looks truncated or is no weight file") from error
 
 
 def _refused(error: pickle.UnpicklingError) -> str | None:
@@ -183,7 +191,7 @@ def _unreadable(path: Path, got: str, why: str) -> CheckpointError:
     return CheckpointError(
         "checkpoint cannot be read",
         got=f"{path}: {got}",
-        expected="a complete PyTorch file",
+        expected="a complete PyTorch or safetensors file",
         hint=f"download or copy it again: {why}",
     )
 
@@ -191,7 +199,9 @@ def _unreadable(path: Path, got: str, why: str) -> CheckpointError:
 def _check_head(path: Path) -> None:
     """Name what is often found in place of a checkpoint."""
     if not path.is_file():
-        raise CheckpointError("checkpoint not found", got=str(path), expected="a PyTorch file")
+        raise CheckpointError(
+            "checkpoint not found", got=str(path), expected="a PyTorch or safetensors file"
+        )
     head = _head(path)
     text = head.lstrip().lower()
     if not head:
@@ -200,13 +210,6 @@ def _check_head(path: Path) -> None:
         raise _unreadable(path, "a web page", "the link led to a page, not to the file")
     if text.startswith(b"version https://git-lfs"):
         raise _unreadable(path, "a Git LFS pointer", "run git lfs pull")
-    if is_safetensors(path):
-        raise CheckpointError(
-            "checkpoint with the wrong suffix",
-            got=f"{path}: a safetensors file",
-            expected="a PyTorch file",
-            hint=f"mv {path} {path.with_suffix('.safetensors')}",
-        )
 
 
 def is_safetensors(path: Path) -> bool:

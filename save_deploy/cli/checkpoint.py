@@ -14,7 +14,7 @@ _SHOWN = 6
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help=".safetensors, .pth or .pt, of any known layout.")],
+    file: Annotated[Path, typer.Argument(help="A safetensors or PyTorch file of any project.")],
     json_out: Annotated[
         Path | None, typer.Option("--json", help="Write it to this file.", show_default=False)
     ] = None,
@@ -31,7 +31,8 @@ def inspect(
     if found.kind:
         print(f"format {found.format_version}, {found.kind} weights")
     if found.system:
-        print(f"{found.system} on {found.backbone} at {found.res} px")
+        on = f" on {found.backbone}" if found.backbone else ""
+        print(f"{found.system}{on}" + (f" at {found.res} px" if found.res else ""))
     for what, values in (("switches", found.config), ("notes", found.notes)):
         if values:
             print(f"{what}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
@@ -59,7 +60,8 @@ def inspect(
         if names:
             more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             print(f"{what}: " + ", ".join(names[:_SHOWN]) + more)
-    print(f"next: {found.next}")
+    if found.next:
+        print(f"next: {found.next}")
     if json_out is not None:
         json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
 

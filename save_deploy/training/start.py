@@ -11,6 +11,7 @@ from torch import nn
 from save_deploy.checkpoints.foreign import read_sam, read_vggish
 from save_deploy.checkpoints.load import load_model, model_from_state, over_sam, resize_positions
 from save_deploy.checkpoints.native import read_native
+from save_deploy.checkpoints.weights import is_ours
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.save import SaveModel
@@ -67,7 +68,7 @@ def initial_model(
 def _from_checkpoint(
     init: Path, res: int, system: str | None, *, sam: Path | None, vggish: Path | None
 ) -> SaveModel:
-    if init.suffix in (".pth", ".pt"):
+    if not is_ours(init):
         model = load_model(init, sam=sam, vggish=vggish)
         state, config = model.state_dict(), model.config
     else:

@@ -188,6 +188,8 @@ def test_skip_in_files(tiny, said: bool | str | None, meant: str) -> None:  # ty
         ("audio_mode", "loud"),
         ("global_blocks", [1, "a"]),
         ("global_blocks", [-1]),
+        ("depth", 256),
+        ("audio_layers", 64),
         ("audio_channels", 64),
     ],
 )
@@ -200,6 +202,13 @@ def test_config_from_a_file_is_checked(tiny, key: str, value: object) -> None:  
 
 def test_config_from_a_file_must_make_sense(tiny) -> None:  # type: ignore[no-untyped-def]
     """What __post_init__ refuses is refused with the name of the file."""
-    values = json.loads(tiny().config.to_json()) | {"num_heads": 7}
-    with pytest.raises(CheckpointError, match=r"c\.json(.|\n)*heads"):
-        SaveConfig.from_fields(Fields(values, "c.json", error=CheckpointError))
+    for change, said in (
+        (dict(num_heads=7), "heads"),
+        (dict(audio_channels=[1] * 100_000), "100000 audio_channels"),
+        (dict(global_blocks=[0] * 100_000), "more global blocks"),
+        (dict(image_adapter_up_kernel=1), "kernels"),
+        (dict(name="a\x1b[31mb"), "name of no model"),
+    ):
+        values = json.loads(tiny().config.to_json()) | change
+        with pytest.raises(CheckpointError, match=rf"c\.json(.|\n)*{said}"):
+            SaveConfig.from_fields(Fields(values, "c.json", error=CheckpointError))
