@@ -1,6 +1,6 @@
 """Bundle + options -> the bundle with an engine in it, recorded in its manifest.
 
-At every moment the manifest matches the files it lists, also when the process is killed.
+The manifest matches the files it lists at every moment, also when the process is killed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADER_BYTES = 32
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What a build would do, known before it. options: fitted to the library and the graph."""
+    """A build before it runs. options: fitted to the library and the graph."""
 
     bundle: Path
     module: str
@@ -54,7 +54,7 @@ class EnginePlan:
             f"library:  {self.module} {self.version}",
             f"targets:  {', '.join(self.options.targets) or 'the GPU of this machine'}",
             f"options:  strongly typed{''.join(f', {g}' for g in given)}",
-            f"products: {self.facts.precision}; {len(self.facts.attentions)} attentions",
+            f"MatMuls:  {self.facts.precision}; {len(self.facts.attentions)} attentions",
             f"inputs:   {'; '.join(self.facts.inputs)}",
             f"outputs:  {'; '.join(self.facts.outputs)}",
             f"engine:   {self.file}, {'in the cache' if self.cached else 'not in the cache'}"
@@ -122,7 +122,7 @@ def add_engine(
 
 
 def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Old entry out, new file in, new entry in: after each step the manifest is right."""
+    """Remove the old entry, add the file, add the new entry: the manifest is right after each step."""
     manifest = Manifest.read(bundle)
     files = {n: record for n, record in manifest.files.items() if n != name}
     engines = tuple(e for e in manifest.engines if e["file"] != name)
@@ -146,7 +146,7 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         header = file.read(_HEADER_BYTES)
     device, receipt = result.device, result.receipt
     graph = external_files(onnx)
-    # a stripped file says nothing of the memory its weights will take
+    # the size of a stripped file does not contain its weights
     stripped = sum(p.stat().st_size for p in graph) if plan.options.strip_weights else 0
     return {
         "file": plan.file,
@@ -158,27 +158,27 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         "os": system_name(),
         "gpu": device.get("gpu"),
         "driver": device.get("driver"),
-        "cuda": device.get("cuda"),  # the newest that driver serves; for readers, no rule uses it
+        "cuda": device.get("cuda"),  # the newest version the driver supports; no rule uses it
         "onnx_sha256": sha256_of(onnx),
         "onnx_data_sha256": sha256_of(graph[1]) if len(graph) > 1 else None,
         "engine_bytes": engine.stat().st_size,
-        "activation_bytes": receipt.activation_bytes or 0,  # 0: not told
+        "activation_bytes": receipt.activation_bytes or 0,  # 0: not reported
         "weights_bytes": receipt.weights_bytes or stripped,  # the same
-        "header": header.hex(),  # read by runtimes before this version
+        "header": header.hex(),  # only older runtimes read it
         "options": plan.options.to_dict(),
         "receipt": receipt.to_dict(),
     }
 
 
 def _gpu() -> str:
-    """What decides the engine of full TensorRT beside its version: GPU model and driver."""
+    """GPU model and driver, which decide the engine of full TensorRT beside its version."""
     found = read_nvidia()
     return f"{found.gpus[0].name if found.gpus else ''} {found.driver} {found.cuda}"
 
 
 @contextlib.contextmanager
 def _alone(bundle: Path) -> Iterator[None]:
-    """One process at a time changes a bundle; the lock of one that died is free."""
+    """Lock the bundle against other processes. The lock of a process that died is free."""
     try:
         folder = os.open(bundle, os.O_RDONLY)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""ONNX file -> engine file, in a process of its own that may crash without harm.
+"""ONNX file -> engine file, built in a process of its own: a crash there ends no other work.
 
 Nothing appears at the target until the engine is complete.
 """
@@ -32,7 +32,7 @@ _LAST_LINES = 5
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished engine. targets: capabilities it is for; device: the GPU full TensorRT built on."""
+    """A finished engine. targets: compute capabilities; device: the GPU full TensorRT built on."""
 
     engine: Path
     library: str
@@ -50,7 +50,7 @@ def build_engine(
     *,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> BuildResult:
-    """Build, and say what was built. on_line gets `parsing`, `optimizing 45 s` ...
+    """Build an engine -> what was built. on_line receives `parsing`, `optimizing 45 s` ...
 
     Raises BackendError when the library is missing, ExportError for what it refuses, for a crash of
     the building process and for a full disk. An interrupt ends that process. Then nothing is left.
@@ -119,7 +119,7 @@ def _run_worker(
         try:
             stage = _follow(process, on_line)
             code = process.wait()
-        finally:  # an interrupt, too, ends the build
+        finally:  # an interrupt ends the build too
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -137,7 +137,7 @@ def _run_worker(
 
 
 def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> str:
-    """Pass stages on, with seconds, until the process closes its output -> the last stage."""
+    """Report stages, with seconds, until the process closes its output -> the last stage."""
     assert process.stdout is not None
     stage, rest = "starting", b""
     started = shown = time.monotonic()

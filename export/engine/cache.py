@@ -1,7 +1,8 @@
-"""Engines already built, by content: the same graph, options, library and targets build once.
+"""Cache of built engines: the same graph, options, library and targets build once.
 
 A folder per engine under the cache of compiled models: `engine`, `entry.json`, and a lock file beside
-it. Of two processes one builds and the other waits; the lock of a process that died is free.
+it. If two processes ask for one engine, one builds and the other waits; the lock of a process that
+died is free.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from save_deploy.files import cache_root, partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 _POLL_S = 0.1
-# Raise it when what a build or its receipt says changes: older entries are built again.
-# 2: no TF32; products without a named kernel are counted apart
+# Raise it when builds or receipts change: older entries are then built again.
+# 2: no TF32; MatMuls without a named kernel are counted apart
 _RECEIPT_VERSION = 2
 
 
@@ -41,8 +42,8 @@ _PARTIAL = re.compile(r"\.([0-9a-f]+)\.partial-(\d+)-")  # see partial_folder
 
 @dataclass(frozen=True)
 class Cached:
-    """One entry of the cache, for lists. damaged: its description cannot be read; unfinished: what a
-    killed build left."""
+    """One entry of the cache. damaged: its description cannot be read; unfinished: left by a killed
+    build."""
 
     key: str
     library: str
@@ -58,7 +59,7 @@ def folder() -> Path:
 
 
 def usable() -> bool:
-    """False where nothing may be written (read-only containers): engines are then built anew."""
+    """False where nothing may be written (read-only containers): engines are then built every time."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -119,7 +120,7 @@ def get_or_build(
 
 
 def _copied(engine: Path, out: Path) -> bool:
-    """False when the engine was removed meanwhile, by someone who asks no lock."""
+    """False when the engine was removed meanwhile by a process that takes no lock."""
     try:
         shutil.copyfile(engine, out)
     except FileNotFoundError:
@@ -128,7 +129,7 @@ def _copied(engine: Path, out: Path) -> bool:
 
 
 def entries() -> list[Cached]:
-    """What is in the cache, the newest first."""
+    """All entries of the cache, the newest first."""
     found = []
     for place in folder().glob("[0-9a-f]*"):
         if not place.is_dir():
@@ -144,7 +145,7 @@ def entries() -> list[Cached]:
 
 
 def unfinished() -> list[Cached]:
-    """What builds left that were killed and not tried again."""
+    """Remains of builds that were killed and not repeated."""
     named = [(place, _PARTIAL.match(place.name)) for place in folder().glob(".*.partial-*")]
     return [
         Cached(found[1], "?", (), *_size_and_age(place), damaged=True, unfinished=True)
@@ -154,9 +155,9 @@ def unfinished() -> list[Cached]:
 
 
 def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Cached]:
-    """Delete entries whose key starts with `prefix` (`` is all), all or the old ones -> the deleted.
+    """Delete the old enough entries whose key starts with `prefix` (empty: every key) -> the deleted.
 
-    What killed builds left goes at any age. One that is being built at the moment is left alone. Raises
+    Remains of killed builds are deleted at any age. Entries that are being built now are kept. Raises
     ExportError when nothing has the prefix.
     """
     chosen = [e for e in (*unfinished(), *entries()) if e.key.startswith(prefix)]
@@ -166,7 +167,9 @@ def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Ca
     gone = []
     for entry in chosen:
         if entry.unfinished:
-            with partial_folder(folder() / entry.key):  # opening one removes those of the dead
+            with partial_folder(
+                folder() / entry.key
+            ):  # it removes the partial folders of dead processes
                 gone.append(entry)
             continue
         if older_than_days is not None and entry.age_days < older_than_days:

@@ -1,4 +1,4 @@
-"""What an ONNX file asks for: its products, attentions and quantised inputs, by our modules.
+"""What an ONNX file asks for: its MatMuls, attentions and quantized inputs, by module of the model.
 
 The receipt compares this with what the builder says it made.
 """
@@ -15,8 +15,8 @@ from typing import Any
 from save_deploy.bundle import sha256_of
 from save_deploy.errors import ExportError
 
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-# Between an attention's two products and its softmax; nothing else is crossed.
+MATMULS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+# Operators allowed between the two MatMuls of an attention and its softmax.
 _BETWEEN = frozenset(
     "Add Sub Mul Div Where Cast Reshape Transpose Squeeze Unsqueeze Identity Concat Slice Expand "
     "Dropout QuantizeLinear DequantizeLinear".split()
@@ -25,20 +25,21 @@ _LABELS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
 @dataclass(frozen=True)
-class Product:
-    """A multiplying node. dtype: of its data input (fp32, fp16, bf16 ...); quantised: that input
-    comes from a DequantizeLinear."""
+class MatMul:
+    """A MatMul, Gemm or convolution. dtype: of its data input (fp32, fp16, bf16 ...); quantized: that
+    input comes from a DequantizeLinear."""
 
     node: str
     module: str
     operator: str
     dtype: str
-    quantised: bool
+    quantized: bool
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Names of the scores' product, the softmax and the values' product; one node may be all."""
+    """Names of the MatMul of the scores, the softmax and the MatMul of the values; one node may be all
+    three."""
 
     module: str
     scores: str
@@ -49,9 +50,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """plain_softmax: softmax nodes that are in no recognized attention. modules: node -> module."""
+    """All that a receipt compares. plain_softmax: softmax nodes outside of every recognized attention;
+    modules: node -> module."""
 
-    products: tuple[Product, ...]
+    matmuls: tuple[MatMul, ...]
     attentions: tuple[Attention, ...]
     plain_softmax: tuple[str, ...]
     fp8: bool
@@ -60,14 +62,14 @@ class GraphFacts:
     modules: dict[str, str] = field(repr=False)
 
     def count(self, dtype: str) -> int:
-        """Products of this data type that are not quantised."""
-        return sum(p.dtype == dtype and not p.quantised for p in self.products)
+        """How many MatMuls have this data type and are not quantized."""
+        return sum(m.dtype == dtype and not m.quantized for m in self.matmuls)
 
     @property
     def precision(self) -> str:
-        """`fp16 90, fp32 14, quantised 27`: products by data type."""
-        kinds = Counter("quantised" if p.quantised else p.dtype for p in self.products)
-        return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()) or "no products"
+        """`fp16 90, fp32 14, quantized 27`: MatMuls by data type."""
+        kinds = Counter("quantized" if m.quantized else m.dtype for m in self.matmuls)
+        return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()) or "no MatMuls"
 
 
 def read_graph(path: Path) -> GraphFacts:
@@ -77,7 +79,7 @@ def read_graph(path: Path) -> GraphFacts:
     try:
         model = onnx.load(str(path), load_external_data=False)
         graph = _Graph(model)
-    except Exception as error:  # protobuf's, onnx's and OSError: one answer for the user
+    except Exception as error:  # of protobuf, of onnx, or OSError
         raise ExportError(
             "not a readable ONNX file",
             got=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
@@ -111,14 +113,14 @@ class _Graph:
             for name in node.input:
                 self.consumers[name].append(node)
         self.constant = {w.name for w in graph.initializer}
-        for node in self.nodes:  # a file's nodes are sorted
+        for node in self.nodes:  # nodes of a file are in the order of execution
             if node.op_type == "Constant" or (
                 node.input and all(not i or i in self.constant for i in node.input)
             ):
                 self.constant.update(node.output)
         self.graph, self.type_name = graph, onnx.TensorProto.DataType.Name
         self.types = self._types(graph)
-        if any(n.input[0] not in self.types for n in self.nodes if n.op_type in PRODUCTS):
+        if any(n.input[0] not in self.types for n in self.nodes if n.op_type in MATMULS):
             self.types |= self._types(onnx.shape_inference.infer_shapes(model).graph)
 
     @staticmethod
@@ -132,12 +134,12 @@ class _Graph:
         attentions, plain = self._attentions()
         fp8 = {f"FLOAT8E{kind}" for kind in ("4M3FN", "4M3FNUZ", "5M2", "5M2FNUZ")}
         return GraphFacts(
-            products=tuple(
-                Product(
-                    n.name, _module(n) or "", n.op_type, self._dtype(n.input[0]), self._quantised(n)
+            matmuls=tuple(
+                MatMul(
+                    n.name, _module(n) or "", n.op_type, self._dtype(n.input[0]), self._quantized(n)
                 )
                 for n in self.nodes
-                if n.op_type in PRODUCTS and not set(n.output) <= self.constant
+                if n.op_type in MATMULS and not set(n.output) <= self.constant
             ),
             attentions=attentions,
             plain_softmax=plain,
@@ -148,7 +150,7 @@ class _Graph:
         )
 
     def _modules(self) -> dict[str, str]:
-        """Casts and Q/DQ pairs, which the exporter does not mark, belong to what reads them."""
+        """Node -> module: casts and Q/DQ pairs, unmarked by the exporter, get that of a reader."""
         found: dict[str, str] = {}
         for node in reversed(self.nodes):
             module = _module(node)
@@ -162,7 +164,7 @@ class _Graph:
         name = self.type_name(self.types.get(value, 0))
         return _LABELS.get(name, name.lower())
 
-    def _quantised(self, node: Any) -> bool:
+    def _quantized(self, node: Any) -> bool:
         made_by = self.producer.get(node.input[0])
         return made_by is not None and made_by.op_type == "DequantizeLinear"
 
@@ -193,7 +195,8 @@ class _Graph:
         return tuple(found), tuple(plain)
 
     def _nearest(self, start: Any, step: Callable[[Any], Iterable[Any]]) -> Any:
-        """The closest product of two computed tensors; tables of positions are no attention's."""
+        """The closest MatMul of two computed tensors. One with a table of positions is not part of an
+        attention."""
         queue, seen = deque([start]), {id(start)}
         while queue:
             for node in step(queue.popleft()):
@@ -209,5 +212,5 @@ class _Graph:
 
 
 def _module(node: Any) -> str | None:
-    """The module of ours, which the exporter writes into the node; `` is the model itself."""
+    """Module of the model, as the exporter writes it into the node; empty for the model itself."""
     return next((str(e.value) for e in node.metadata_props if e.key == "module"), None)

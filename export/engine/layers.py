@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-STAGE = "@"  # how a line of the building process starts that names its stage
-LISTING = "Layers:"  # how the message with the kernels starts
+STAGE = "@"  # first character of lines in which the building process names its stage
+LISTING = "Layers:"  # first words of the message that lists the kernels
 SYNCHRONIZATION = ("signal", "wait")
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: (?P<inputs>.*?), "
@@ -30,14 +30,15 @@ _DTYPES = {"Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "BF16": "bf16", 
 
 @dataclass(frozen=True)
 class Tensor:
-    """dtype: fp32, fp16, bf16, or TensorRT's own word in lower case (int8, fp8, uint8 ...)."""
+    """One input or output. dtype: fp32, fp16, bf16, or TensorRT's own word in lower case (int8, fp8,
+    uint8 ...)."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def is_matrix(self) -> bool:
-        """At least two dimensions that are not 1: no scalar, scale or bias."""
+        """True for at least two dimensions above 1, so not for scalars, scales and biases."""
         return sum(d > 1 for d in self.shape) >= 2
 
 
@@ -63,8 +64,8 @@ class Kernel:
 
 @dataclass(frozen=True)
 class BuildLog:
-    """What the log says. kernels: without signals and waits, which synchronisations counts; None
-    memory: the line is missing."""
+    """Content of a log. kernels: without signals and waits, whose number is synchronisations; memory is
+    None where its line is missing."""
 
     kernels: tuple[Kernel, ...]
     synchronisations: int
@@ -74,7 +75,7 @@ class BuildLog:
     errors: tuple[str, ...]
 
 
-# Said by every build and of no consequence: no driver on the machine (an RTX build needs none), and
+# Warnings of every build that mean nothing: no driver on the machine (an RTX build needs none), and
 # what a build without a GPU cannot do.
 _HARMLESS = re.compile(
     r"catchCudaError|cudaError 35|legacy CPU-only mode|CUDA lazy loading is not enabled|"
@@ -132,7 +133,7 @@ def read_inspector(text: str) -> tuple[Kernel, ...]:
 def operands(kernel: Kernel) -> tuple[str, str]:
     """Data types of the two factors of a multiplying kernel; `?` for one that is not listed.
 
-    Weights are the largest constant matrix; a product of two computed tensors has none.
+    Weights are the largest constant matrix; a MatMul of two computed tensors has none.
     """
     data = kernel.inputs[0].dtype if kernel.inputs else "?"
     weights = [c for c in kernel.constants if c.is_matrix]
@@ -164,7 +165,7 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
 
 
 def _inspected(tensors: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:
-    """`Datatype`, or the first word of the older `Format/Datatype`."""
+    """The data type: `Datatype`, or the first word of the older `Format/Datatype`."""
     found = []
     for tensor in tensors:
         words = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "?").split()

@@ -1,8 +1,8 @@
-"""One thin face for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+"""One interface to TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-Names are looked up, never numbers: flags moved between versions. The network is always strongly
-typed, so precision comes from the graph alone. A test holds every name used here against the three
-libraries' own tables.
+Flags are looked up by name, because their numbers moved between versions. The network is always
+strongly typed, so precision comes from the graph alone. A test compares every name used here with
+the tables of the three libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from save_deploy.export.engine.targets import RTX_TARGETS
 from save_deploy.files import write_bytes
 from save_deploy.machine import Gpu, read_nvidia
 
-ENGINES = ("auto", "none", "tensorrt", "rtx")  # what `save-export --engine` takes
+ENGINES = ("auto", "none", "tensorrt", "rtx")  # values of `save-export --engine`
 OLDEST = (10, 8)
 _INSTALL = {
     "tensorrt_rtx": 'pip install "save-deploy[rtx]"',
@@ -31,7 +31,7 @@ _MIB = 2**20
 
 
 def has_driver() -> bool:
-    """Whether NVIDIA's driver library is on this machine."""
+    """True if NVIDIA's driver library is on this machine."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -42,9 +42,9 @@ def has_driver() -> bool:
 def choose(library: str, *, targets: bool = False) -> str:
     """auto, tensorrt or rtx -> name of the module to use.
 
-    auto is full TensorRT where it is installed, has a driver and no targets are asked; else RTX.
-    Raises BackendError when the package, or the driver full TensorRT cannot build without, is missing,
-    and for auto where RTX is all there is and has no code for the GPU of this machine.
+    auto is full TensorRT where it is installed, a driver is there and no targets are given; else RTX.
+    Raises BackendError for a missing package, for full TensorRT without a driver, and for auto where
+    only RTX is installed and has no code for the GPU of this machine.
     """
     installed = {name: importlib.util.find_spec(name) is not None for name in _INSTALL}
     asked = library
@@ -72,7 +72,7 @@ def choose(library: str, *, targets: bool = False) -> str:
 
 
 def _require_code_for(gpus: tuple[Gpu, ...]) -> None:
-    """An engine nobody named a GPU for is meant for the one here, where there is one."""
+    """Raise BackendError if this machine has a GPU that an RTX engine without targets cannot run on."""
     if gpus and gpus[0].target not in RTX_TARGETS:
         raise BackendError(
             "TensorRT-RTX has no code for the GPU of this machine",
@@ -83,9 +83,9 @@ def _require_code_for(gpus: tuple[Gpu, ...]) -> None:
 
 
 def engine_for(asked: str) -> str:
-    """auto, none, tensorrt or rtx -> the library an export builds an engine with; "" for none.
+    """auto, none, tensorrt or rtx -> the library an export builds an engine with; empty for none.
 
-    auto is an engine for the GPU of this machine, where it has one and a library that builds for it.
+    auto builds one if this machine has a GPU and a library that builds for it.
     Raises ExportError for another name, BackendError where an asked library cannot build.
     """
     if asked not in ENGINES:
@@ -105,7 +105,8 @@ def engine_for(asked: str) -> str:
 
 
 def why_no_engine(asked: str) -> str:
-    """Why auto builds none for the GPU that is here, and the cure; "" where it does or none is."""
+    """Why auto builds no engine for the GPU of this machine, and what to do; empty where it builds one
+    and without a GPU."""
     gpus = read_nvidia().gpus
     if asked != "auto" or not gpus or engine_for(asked):
         return ""
@@ -140,7 +141,7 @@ def import_library(module: str) -> Any:
 
 
 def named(enum: Any, name: str) -> Any:
-    """A member of an enumeration that some versions lack. Raises ExportError there."""
+    """A member of an enumeration. Raises ExportError for a version that lacks it."""
     member = getattr(enum, name, None)
     if member is None:
         raise ExportError(
@@ -153,7 +154,7 @@ def named(enum: Any, name: str) -> Any:
 
 
 def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
-    """A logger that hands (severity, text) on, verbose messages too."""
+    """A logger that passes every message on as (severity, text)."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -184,13 +185,13 @@ def parse(trt: Any, builder: Any, logger: Any, onnx: Path) -> tuple[Any, list[di
                 }
             )
         errors = errors or [{"code": "UNKNOWN", "text": "", "node": "", "operator": ""}]
-    return (network, parser), errors  # the network lives no longer than its parser
+    return (network, parser), errors  # the network is only valid while its parser is alive
 
 
 def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
     """The builder's configuration of BuildOptions.to_dict() after `fitted`."""
     config = builder.create_builder_config()
-    # set in a fresh one: FP32 products would be of 10-bit factors, and precision is the graph's alone
+    # on by default: it would round the factors of FP32 MatMuls to 10 bits
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options["workspace_mib"]:
@@ -203,7 +204,7 @@ def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
         config.set_flag(trt.BuilderFlag.REFIT)
     elif options[
         "strip_weights"
-    ]:  # the same weights come back, so nothing need be given up for others
+    ]:  # only the same weights are put back: no optimization has to be left out for others
         config.set_flag(named(trt.BuilderFlag, "REFIT_IDENTICAL"))
     if options["version_compatible"]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)

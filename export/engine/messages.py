@@ -1,4 +1,4 @@
-"""Errors of TensorRT's parser and builder in the words of someone who exported a model."""
+"""Errors of TensorRT's parser and builder, translated into what to change in the export."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.graph import GraphFacts
 
-# Pattern of TensorRT's text, what it means (empty: it says so itself), what to do. One table: what
-# the parser refuses in one version, the builder refuses in another.
+# Pattern in TensorRT's text, its meaning (empty: the text is clear), what to do. One table for both,
+# because the parser of one version refuses what the builder of another refuses.
 _KNOWN = (
     (
         r"input has type Int32 but must have type .*Int8",
-        "a bias is quantised to INT32; TensorRT dequantizes only 8 bits and less",
+        "a bias is quantized to INT32; TensorRT dequantizes only 8-bit and smaller types",
         "leave biases in float: save-deploy's own quantization does (other tools: QuantizeBias=False)",
     ),
     (
@@ -78,7 +78,7 @@ _KNOWN = (
 
 
 def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> ExportError:
-    """The first error of the parser: which node, which of our modules, what to do."""
+    """The first error of the parser: which node, which module, what to do."""
     first = errors[0]
     text = " ".join(line for line in first["text"].splitlines() if "catchCudaError" not in line)
     node, module = first["node"], facts.modules.get(first["node"], "")
@@ -94,7 +94,7 @@ def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> 
 
 
 def builder_error(errors: tuple[str, ...], name: str) -> ExportError:
-    """The builder gave no engine: its own message that is known, or the first, and what to do."""
+    """No engine was built: the first known message of the builder, else its first, and what to do."""
     meaning, cure, text = _explained(errors)
     return ExportError(
         f"TensorRT cannot build {name}{meaning}",
@@ -125,7 +125,7 @@ def crash(code: int, last: list[str], name: str, stage: str) -> ExportError:
         except ValueError:
             ended = f"signal {-code}"
         if code == -signal.SIGKILL:
-            cause = "someone killed it, or the system ran out of memory: free memory, build again"
+            cause = "it was killed, or the system ran out of memory: free memory, build again"
     if any(re.search(r"[Oo]ut of memory|bad_alloc|MemoryError", line) for line in last):
         ended, cause = f"out of memory, {ended}", "free memory, or build on a larger machine"
     said = "".join(f"\n{_short(line)}" for line in last)

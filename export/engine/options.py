@@ -1,4 +1,4 @@
-"""What to ask of TensorRT. Precision is not among it: it is in the graph, always strongly typed."""
+"""Options of TensorRT's builder. Precision is in the graph, which is always strongly typed."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class BuildOptions:
     )  # fmt: skip
     strip_weights: bool = option(
         "--strip-weights", panel=BUILDER, default=False,
-        help="Leave the weights out of the engine: they come from model.onnx when it is loaded (from "
-        "Python alone; needs a driver to build; never tried on a GPU).",
+        help="Leave the weights out of the engine; they are read from model.onnx at loading "
+        "(in Python only; needs a driver to build; never tried on a GPU).",
     )  # fmt: skip
     refit: bool = option(
         "--refit", panel=BUILDER, default=False,
-        help="Let other weights be put into the engine (needs a driver).",
+        help="Weights of the engine can be replaced later (needs a driver).",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class BuildOptions:
             _refuse(
                 [t for t in targets if t == "SM75"],
                 f"Turing: FP32 GEMM is not supported, and this graph has {facts.count('fp32')} "
-                "FP32 products",
+                "FP32 MatMuls",
             )
         return replace(self, library=short, targets=targets)
 

@@ -1,4 +1,4 @@
-"""The receipt: what was asked for in the graph against what the builder says it made."""
+"""The receipt: what the graph asks for beside what the builder reports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from save_deploy.export.engine.graph import GraphFacts, Product
+from save_deploy.export.engine.graph import GraphFacts, MatMul
 from save_deploy.export.engine.layers import BuildLog, Kernel, operands
 from save_deploy.options import option
 
@@ -17,21 +17,21 @@ ALLOW = "What the receipt may show"
 _MULTIPLYING = re.compile(r"gemm|gemv|conv|correlation|fusion|matrix|matmul", re.IGNORECASE)
 _EIGHT_BIT = ("int8", "fp8", "int4", "fp4")
 _HALF = ("fp16", "bf16")
-# Steps of generated kernels that move numbers and compute none
+# Steps of generated kernels that only move numbers
 _MOVES = frozenset(("Resh", "Tran", "Move", "Slic", "Conc", "Repl", "Copy", "Pad"))
 _CASTS = frozenset(("Cast",))
 _UNKNOWN_RTX = (
-    "tactics of products (chosen and compiled on the target GPU)",
+    "tactics of MatMuls (chosen and compiled on the target GPU)",
     "speed",
     "numerics on a GPU",
 )
 _UNKNOWN_FULL = ("speed", "numerics on a GPU (compare with the golden samples)")
-_NAMED = 3  # names in a message
+_NAMED = 3  # names listed in a message
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel as the receipt keeps it. dtypes: `int8 x int8 -> fp16`; modules: ours."""
+    """One kernel. dtypes: `int8 x int8 -> fp16`; modules: those of the model it computes."""
 
     name: str
     type: str
@@ -41,13 +41,14 @@ class KernelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """Counts over one engine; names are ONNX nodes, which start with our modules.
+    """Counts over one engine. Names are ONNX nodes, which start with the module.
 
-    kernels_by_type leaves out synchronisations (signals and waits between streams). products: how a
-    product of the graph was built -> how many. fused of attentions are one kernel; unfused are those
-    of attentions asked in FP16 or BF16, fp32_attentions those asked in FP32, of which TensorRT
-    fuses none. quantised of quantised_asked products multiply 8-bit numbers. unproven are quantised
-    products and attentions in FP16 or BF16 that no kernel names. bytes None: not told.
+    kernels_by_type: without the synchronisations (signals and waits between streams). products: how
+    the MatMuls of the graph were built -> how many. attentions: all; fused: those that are one kernel;
+    unfused: nodes of FP16 and BF16 ones that are not; fp32_attentions: TensorRT fuses none of these.
+    quantised_asked: quantized MatMuls of the graph; quantised: those that multiply 8-bit numbers;
+    dequantised: nodes of those that multiply floats; unproven: nodes of quantized MatMuls and of FP16
+    and BF16 attentions that no kernel names. Bytes are None where the builder does not report them.
     """
 
     kernels_by_type: dict[str, int]
@@ -90,7 +91,8 @@ class Receipt:
         return cls(**{**plain, "kernels": tuple(rows)})
 
     def by_module(self, depth: int = 2) -> dict[str, int]:
-        """Kernels per module, cut to `depth` names (blocks.3); a shared kernel counts for each."""
+        """Number of kernels per module, cut to `depth` names (blocks.3). A kernel that computes several
+        modules counts for each."""
         found: Counter[str] = Counter()
         for kernel in self.kernels:
             names = {".".join(m.split(".")[:depth]) or "model" for m in kernel.modules}
@@ -134,29 +136,29 @@ def make_receipt(
     halves = [a for a in facts.attentions if a.dtype != "fp32"]
     named = [a for a in halves if built.names_any(a.scores, a.softmax, a.values)]
     unfused = [a for a in named if not built.together(a.scores, a.softmax, a.values)]
-    made = {p.node: built.product(p) for p in facts.products}
-    asked = [p for p in facts.products if p.quantised]
-    silent = tuple(p.node for p in asked if made[p.node] is None)
+    made = {m.node: built.kernel_of(m) for m in facts.matmuls}
+    asked = [m for m in facts.matmuls if m.quantized]
+    silent = tuple(m.node for m in asked if made[m.node] is None)
     dequantised = tuple(
-        p.node for p in asked if p.node not in silent and not _is_quantised(made[p.node])
+        m.node for m in asked if m.node not in silent and not _is_quantized(made[m.node])
     )
     unknown = list(_UNKNOWN_RTX if rtx else _UNKNOWN_FULL)
     missing = [name for name, kernel in made.items() if kernel is None]
     if missing:
-        unknown.append(f"kernels of {len(missing)} products, which the log does not name")
+        unknown.append(f"kernels of {len(missing)} MatMuls, which the log does not name")
     return Receipt(
         kernels_by_type=dict(Counter(k.type for k in log.kernels).most_common()),
         synchronisations=log.synchronisations,
-        products=dict(Counter(_label(made[p.node]) for p in facts.products).most_common()),
+        products=dict(Counter(_label(made[m.node]) for m in facts.matmuls).most_common()),
         attentions=len(facts.attentions),
         fused=sum(built.together(a.scores, a.softmax, a.values) for a in facts.attentions),
         fp32_attentions=len(fp32_attentions),
         unfused=tuple(a.softmax for a in unfused),
         unfused_softmax=facts.plain_softmax,
         fp32_built=tuple(
-            p.node
-            for p in facts.products
-            if (p.quantised or p.dtype in _HALF) and _is_fp32(made[p.node])
+            m.node
+            for m in facts.matmuls
+            if (m.quantized or m.dtype in _HALF) and _is_fp32(made[m.node])
         ),
         quantised_asked=len(asked),
         quantised=len(asked) - len(dequantised) - len(silent),
@@ -176,22 +178,22 @@ def make_receipt(
 
 
 def failures(receipt: Receipt, allow: Allow) -> list[str]:
-    """What is not as asked, each with the option that accepts it; [] when all is as asked."""
+    """Differences from what was asked, each with the option that accepts it; empty for none."""
     found = []
     if not receipt.kernels and not allow.unproven:
         found.append("the builder listed no kernels, so nothing of this engine is proven "
                      "(--allow-unproven)")  # fmt: skip
     elif receipt.unproven and not allow.unproven:
         found.append(
-            f"quantised products and attentions that no kernel names: {len(receipt.unproven)}: "
+            f"quantized MatMuls and attentions that no kernel names: {len(receipt.unproven)}: "
             f"{_few(receipt.unproven)} (--allow-unproven)"
         )
     if receipt.fp32_built and not allow.fp32:
-        found.append(f"products asked in 16 or 8 bits but built in FP32: {_few(receipt.fp32_built)} "
+        found.append(f"MatMuls asked in 16 or 8 bits but built in FP32: {_few(receipt.fp32_built)} "
                      "(--allow-fp32)")  # fmt: skip
     if receipt.dequantised and not allow.dequantised:
         found.append(
-            f"quantised products that multiply floats: {len(receipt.dequantised)} of "
+            f"quantized MatMuls that multiply floats: {len(receipt.dequantised)} of "
             f"{receipt.quantised_asked}: {_few(receipt.dequantised)} (--allow-dequantised)"
         )
     if receipt.unfused and not allow.unfused:
@@ -215,22 +217,22 @@ class _Built:
                 self.of.setdefault(node, []).append(kernel)
 
     def together(self, *nodes: str) -> bool:
-        """Whether one kernel computes all of these: a fused attention, whatever it is called."""
+        """Whether one kernel computes all of these nodes, as it does for a fused attention."""
         return any(set(nodes) <= set(kernel.nodes) for kernel in self.of.get(nodes[0], ()))
 
     def names_any(self, *nodes: str) -> bool:
         return any(node in self.of for node in nodes)
 
-    def product(self, product: Product) -> Kernel | None:
-        """The kernel that multiplies; preparing ones name the node too."""
-        named = self.of.get(product.node, [])
+    def kernel_of(self, matmul: MatMul) -> Kernel | None:
+        """The kernel that multiplies. Kernels that only prepare its inputs name the node too."""
+        named = self.of.get(matmul.node, [])
         multiplying = [k for k in named if _MULTIPLYING.search(k.type)]
         generated = [k for k in named if not set(k.steps) <= _MOVES | _CASTS]
         return next(iter([*multiplying, *generated, *named]), None)
 
 
-def _is_quantised(kernel: Kernel | None) -> bool:
-    """Both factors have 8 bits or less, and nothing is converted before the multiplication."""
+def _is_quantized(kernel: Kernel | None) -> bool:
+    """True if both factors have 8 bits or fewer and nothing is converted before the multiplication."""
     if kernel is None or not all(dtype in _EIGHT_BIT for dtype in operands(kernel)):
         return False
     before = kernel.steps[: kernel.steps.index("Fc")] if "Fc" in kernel.steps else ()
@@ -242,7 +244,7 @@ def _is_fp32(kernel: Kernel | None) -> bool:
 
 
 def _factors(kernel: Kernel) -> tuple[str, ...]:
-    """Data types of the factors; of all that is read where a generated kernel does not tell."""
+    """Data types of the factors; of all inputs where a generated kernel does not name its factors."""
     if _MULTIPLYING.search(kernel.type):
         return tuple(dtype for dtype in operands(kernel) if dtype != "?")
     read = [t for t in (*kernel.inputs, *kernel.constants) if max(t.shape, default=1) > 1]
@@ -275,5 +277,5 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """blocks.10 after blocks.9."""
+    """Sort key: blocks.10 comes after blocks.9."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]

@@ -1,4 +1,4 @@
-"""Which GPU is which compute capability, and which of them TensorRT-RTX builds for.
+"""Compute capabilities of GPUs, and those that TensorRT-RTX builds for.
 
 An RTX engine is made for a list of compute capabilities and needs no GPU to build. Full TensorRT
 builds for the GPU it runs on.
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from save_deploy.errors import ExportError
 
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-DEFAULT_TARGETS = RTX_TARGETS[1:]  # Turing has no FP32 and BF16 products
+DEFAULT_TARGETS = RTX_TARGETS[1:]  # Turing has no FP32 and BF16 MatMuls
 FP8_TARGETS = ("SM89", "SM120", "SM121")
 
 # Normalized names (see _normalized) of common GPUs.
@@ -54,7 +54,7 @@ def capability_of(name: str) -> str:
             "unknown GPU",
             got=name,
             expected="a compute capability (8.6, SM86) or a name such as RTX 4090, L4, A100, T4",
-            hint="look the compute capability of the GPU up and give the number: --for 8.6",
+            hint="look up the compute capability of the GPU: --for 8.6",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""One build in its own process: python -m save_deploy.export.engine.worker JOB.json
+"""One build in a process of its own: python -m save_deploy.export.engine.worker JOB.json
 
 JOB.json names the library, the ONNX file, the options and the files to write: the engine, the log
 (without the verbose messages but for the list of kernels) and result.json. Stages go to stdout as
@@ -49,7 +49,7 @@ def _build(job: dict[str, Any], log: TextIO) -> dict[str, Any]:
     def write(severity: str, text: str) -> None:
         if severity != "VERBOSE" or text.startswith(LISTING):
             log.write(f"[{severity}] {text}\n")
-            log.flush()  # a killed process must leave its last words
+            log.flush()  # a killed process must leave its last message
 
     logger = facade.make_logger(trt, write)
     _stage("parsing")
@@ -92,7 +92,7 @@ def _stage(name: str) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Linux: no orphan goes on building for a parent that was killed."""
+    """Linux: end this process when its parent is killed."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:

@@ -21,11 +21,9 @@ from save_deploy.runtime.html.svg import (
     text,
 )
 
-MAX_DOTS = 250  # samples drawn per row; percentiles are those of all
-_LOG_ABOVE = 6.0  # slowest over fastest median from which the axis is logarithmic
-_FAR = (
-    2.0  # a sample so many times over every p90 does not stretch the axis: it is counted at its end
-)
+MAX_DOTS = 250  # samples drawn per row; percentiles are of all samples
+_LOG_ABOVE = 6.0  # the axis is logarithmic from this ratio of the slowest to the fastest median
+_FAR = 2.0  # samples beyond this multiple of the largest p90 are counted at the end of the axis
 PARTS = ("preprocess", "audio", "model", "postprocess")
 
 Ids = Mapping[str, int]  # row name -> color
@@ -82,7 +80,7 @@ def _lane(row: Row, index: int, x: Scale, top: float) -> list[str]:
 
 
 def shown_samples(taken: LatencyResult) -> list[tuple[int, float]]:
-    """(place, ms) of all samples, or of evenly chosen ones that include both ends."""
+    """(place, ms) of all samples, or of evenly spaced ones with the smallest and the largest."""
     ordered = list(enumerate(sorted(taken.samples_ms)))
     if len(ordered) <= MAX_DOTS:
         return ordered
@@ -90,7 +88,7 @@ def shown_samples(taken: LatencyResult) -> list[tuple[int, float]]:
 
 
 def _jitter(i: int) -> float:
-    """-1..1, the same for the same i, neighbors far apart."""
+    """A fixed number in -1..1 for every i, far apart for neighbors."""
     return 2 * ((i * 0.618034 + 0.5) % 1) - 1
 
 
@@ -140,7 +138,7 @@ def _accuracy(
 
 
 def time_split(rows: Sequence[Row], ids: Ids) -> str:
-    """Stacked bars, one a row that has a split; empty where none has."""
+    """Stacked bars, one for each row with a split; empty where no row has one."""
     split = [(row, row.time_split) for row in rows if row.time_split is not None]
     return responsive(lambda width: _time_split(split, ids, width)) if split else ""
 

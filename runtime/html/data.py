@@ -1,4 +1,4 @@
-"""What report.html shows. Everything here is checked before a byte is written."""
+"""Content of report.html. All of it is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReportFrame:
     """One frame to look at, with the masks of the rows of its dataset.
 
     frame uint8 (H,W,3) RGB; masks bool (S,T) by row name; reference of the same size, logits or a
-    mask (logits add a layer that shows where eager hesitates); truth (S,T) where known; waveform
+    mask (logits add a layer that shows pixels near the threshold); truth (S,T) where known; waveform
     float32 (n,) 16 kHz in [-1,1], empty where no sound is stored. The frame is stretched over the
     masks, as the network sees it.
     """
@@ -67,7 +67,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Check:
-    """One budget and what was found, in words: "M_J drop", "0.12", "at most 0.5"."""
+    """One budget and the value found, as text: "M_J drop", "0.12", "at most 0.5"."""
 
     name: str
     got: str
@@ -77,7 +77,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The page. Rows keep their order; frames are shown worst first whatever theirs is."""
+    """The page. Rows keep their order; frames are sorted, the worst first."""
 
     title: str
     note: str
@@ -98,12 +98,12 @@ class Report:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """In the order of the rows."""
+        """Names of the datasets, in the order of the rows."""
         return tuple(dict.fromkeys(row.dataset for row in self.rows))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the rows, each once: their colors on the page."""
+        """Names of the rows, each once. Every name has one color on the page."""
         return tuple(dict.fromkeys(row.name for row in self.rows))
 
     def reference(self, dataset: str) -> Row | None:
@@ -112,7 +112,7 @@ class Report:
     def m_j_change(self, row: Row) -> tuple[float, Interval | None] | None:
         """M_J minus the reference's in points, with the 95 % interval of the paired differences.
 
-        None for the reference or without one; no interval where the videos are not the same number.
+        None for the reference and without one; no interval where the numbers of videos differ.
         """
         base = self.reference(row.dataset)
         if base is None or row.reference:
@@ -158,7 +158,7 @@ def _check_row(row: Row) -> None:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every float inside nested dataclasses, mappings and tuples, with where it is."""
+    """(place, value) of every float inside nested dataclasses, mappings and tuples."""
     if is_dataclass(value):
         for f in fields(value):
             yield from _numbers(getattr(value, f.name), f"{name}.{f.name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Frames as the viewer reads them: JPEG, run lengths, 16-bit sound; and the numbers beside them."""
+"""Frames as the viewer reads them (JPEG, run lengths, 16-bit sound), and their numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Compared:
 
 
 def compared(frame: ReportFrame) -> dict[str, Compared]:
-    """By row name, at the size of the masks."""
+    """Numbers of every row's mask, by row name, at the size of the masks."""
     reference, found = frame.reference_mask, {}
     for name, mask in frame.masks.items():
         found[name] = Compared(
@@ -117,7 +117,7 @@ def _dict(found: Compared) -> dict[str, Any]:
 
 
 def near(logits: NDArray[np.floating] | Mask) -> NDArray[np.uint8]:
-    """How near the threshold: 3 below the first level of |logit|, 2, 1 below the last, else 0."""
+    """Distance to the threshold: 3 for |logit| below the first level, 2, 1 below the last, else 0."""
     size = np.abs(logits)
     return np.sum([size < level for level in LEVELS], axis=0).astype(np.uint8)
 
@@ -138,7 +138,7 @@ def runs(values: NDArray[Any]) -> str:
 
 
 def _shrunk(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Nearest; the array itself where the size is right."""
+    """values (H,W) resized by nearest neighbor; the array itself where the size is right."""
     if values.shape == (height, width):
         return values
     ys = (np.arange(height) + 0.5) * values.shape[0] / height
@@ -147,7 +147,7 @@ def _shrunk(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def _flips(reference: Mask, mask: Mask, height: int, width: int) -> NDArray[np.uint8]:
-    """1 turned on, 2 turned off; when shrunk, one flipped pixel is still one pixel."""
+    """(height,width): 1 turned on, 2 turned off. One flipped pixel stays one pixel when shrunk."""
     shown = np.zeros((height, width), np.uint8)
     for value, where in ((2, reference & ~mask), (1, mask & ~reference)):
         ys, xs = np.nonzero(where)

@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"\s*([-+<>~]?\s*[\d.,]+(e[-+]?\d+)?\s*\S{0,4}|-?)\s*$")
 
 
 def write_html(path: Path, report: Report) -> None:
-    """The whole page; the same report gives the same bytes.
+    """Write the whole page. The same report gives the same bytes.
 
     Raises SaveDeployError for a report that cannot be shown and a file that cannot be written.
     """
@@ -66,7 +66,7 @@ def render(report: Report) -> str:
         "script": script,
     }
     template = (_HERE / "template.html").read_text()
-    # one pass: what a part contains is never taken for a slot
+    # one pass, so that slots inside of inserted text stay text
     return re.sub(r"\{\{(\w+)\}\}", lambda slot: parts[slot[1]], template)
 
 
@@ -78,7 +78,7 @@ def row_ids(report: Report) -> dict[str, int]:
 
 
 def values(report: Report) -> dict[str, Any]:
-    """Every number of the page, raw samples included: the JSON it offers for download."""
+    """Every number of the page with the raw samples: the JSON offered for download."""
     return {
         "title": report.title,
         "note": report.note,
@@ -211,7 +211,7 @@ def _section(section: Section) -> str:
     if isinstance(body, Table):
         found = _table(section.title, body)
     elif isinstance(body, Figure):
-        # as an image an SVG can neither run scripts nor load anything
+        # inside an image element an SVG cannot run scripts or load files
         data = f"data:{picture_type(body.data)};base64,{base64.b64encode(body.data).decode()}"
         found = f'<img class="picture" src="{data}" alt="{escape(body.alt)}">'
     else:
@@ -221,7 +221,7 @@ def _section(section: Section) -> str:
 
 
 def _table(title: str, body: Table) -> str:
-    """Columns of numbers to the right, words to the left."""
+    """A table: numbers aligned right, text left."""
     styles = [
         ' class="number"' if all(_NUMBER.match(row[i]) for row in body.rows) else ""
         for i in range(len(body.columns))

@@ -18,7 +18,7 @@ _MINUS, _TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table cell shows, its smaller second line, and the number it is sorted by."""
+    """Text of a table cell, its smaller second line, and the number it is sorted by."""
 
     text: str
     small: str = ""
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """title and what it means; cell(report, row)."""
+    """title, its explanation, and cell(report, row)."""
 
     title: str
     means: str
@@ -97,7 +97,7 @@ def _where(report: Report, row: Row) -> str:
 
 
 def checks(report: Report) -> str:
-    """Every budget with what was found; empty without budgets."""
+    """Every budget with the value found; empty without budgets."""
     lines = [
         f'<li class="{"pass" if c.passed else "fail"}"><b>{"✓" if c.passed else "✗"} '
         f"{escape(c.name)}</b> {escape(c.got)} <span>({escape(c.allowed)})</span></li>"
@@ -107,7 +107,7 @@ def checks(report: Report) -> str:
 
 
 def signed(value: float) -> str:
-    """+0.12, -0.12 with a true minus, 0.00: zero has no sign."""
+    """+0.12, -0.12 with a typographic minus, 0.00 without a sign."""
     shown = f"{abs(value):.2f}"
     return shown if shown == "0.00" else f"{_MINUS if value < 0 else '+'}{shown}"
 
@@ -212,7 +212,7 @@ def table(report: Report, ids: dict[str, int]) -> str:
 
 
 def key(index: int) -> str:
-    """The row's mark as it is in the charts."""
+    """The row's mark in the charts."""
     return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true">{mark(7, 7, index)}</svg>'
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDE, NARROW = 520, 330  # px: a column of the page, a phone
+WIDE, NARROW = 520, 330  # px: width of a column of the page and of a phone
 N_COLORS = 8
 
 
 def responsive(draw: Callable[[int], str]) -> str:
-    """The same drawing for a column and for a phone; the style sheet shows one of them."""
+    """The drawing for a column and for a phone; the style sheet shows one of the two."""
     return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
@@ -49,7 +49,7 @@ def rect(x: float, y: float, width: float, height: float, style: str, title: str
 
 
 def mark(x: float, y: float, index: int, size: float = 5.5) -> str:
-    """A point of the index-th row: shape and color, so that color is never needed alone."""
+    """A point of the index-th row. Rows differ in shape and color, so that neither is needed alone."""
     shapes = (
         [(math.cos(a), math.sin(a)) for a in (i * math.pi / 6 for i in range(12))],  # round
         [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -79,7 +79,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, n: int = 5) -> list[float]:
-        """Round values inside."""
+        """Round values within the range."""
         if not self.log:
             return linear_ticks(self.low, self.high, n)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
@@ -102,7 +102,7 @@ def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
 def padded(
     values: Sequence[float], share: float = 0.06, least: float = 1e-3
 ) -> tuple[float, float]:
-    """A range that holds the values with a little room on both sides."""
+    """Range of the values with a margin on both sides."""
     low, high = min(values), max(values)
     room = max((high - low) * share, least, abs(high) * 1e-3)
     return low - room, high + room

@@ -82,16 +82,16 @@ def print_engine(entry: dict[str, Any], receipt: Receipt) -> None:
     made_for = ", ".join(entry["targets"]) + (f" ({entry['gpu']})" if entry["gpu"] else "")
     print(f"{entry['file']}: {entry['library']} {entry['library_version']}, for {made_for}")
     table = new_table("receipt", "")
-    mib = lambda n: "not told" if n is None else f"{n / 2**20:.1f} MiB"
+    mib = lambda n: "not reported" if n is None else f"{n / 2**20:.1f} MiB"
     kinds = ", ".join(f"{kind} {n}" for kind, n in receipt.kernels_by_type.items())
     table.add_row("kernels", f"{receipt.n_kernels}: {kinds}")
-    table.add_row("products", "\n".join(f"{n} {how}" for how, n in receipt.products.items()))
+    table.add_row("MatMuls", "\n".join(f"{n} {how}" for how, n in receipt.products.items()))
     table.add_row("attentions", _attentions(receipt))
     if receipt.unproven:
-        table.add_row("not named", f"{len(receipt.unproven)} quantised products and attentions")
+        table.add_row("not named", f"{len(receipt.unproven)} quantized MatMuls and attentions")
     if receipt.quantised_asked:
         table.add_row(
-            "quantised", f"{receipt.quantised} of {receipt.quantised_asked} multiply 8 bits"
+            "quantized", f"{receipt.quantised} of {receipt.quantised_asked} multiply 8-bit numbers"
         )
     table.add_row("only moving", f"{receipt.casts} casts, {receipt.layout_copies} layout copies")
     table.add_row("memory", f"activations {mib(receipt.activation_bytes)}, weights "

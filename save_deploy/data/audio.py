@@ -14,8 +14,8 @@ from save_deploy.errors import DataError
 
 Waveform = NDArray[np.float32]
 MIN_SECONDS = 0.025  # one STFT window
-EXAMPLE_SECONDS = EXAMPLE_SAMPLES / SAMPLE_RATE_HZ  # 0.975: what VGGish hears at once
-SILENCE = 1e-4  # root mean square below which nothing is heard (-80 dB)
+EXAMPLE_SECONDS = EXAMPLE_SAMPLES / SAMPLE_RATE_HZ  # 0.975: length of one VGGish example
+SILENCE = 1e-4  # root mean square below which a sound counts as silent (-80 dB)
 # limits of the C++ program too
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_CHANNELS = 1024
@@ -164,5 +164,5 @@ def second(waveform: Waveform, index: int = 0) -> Waveform:
 
 
 def is_silent(waveform: Waveform) -> bool:
-    """True when there is nothing to hear: the mask can then say nothing about sound."""
+    """True for a sound below -80 dB: a mask would then not depend on the sound."""
     return bool(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))) < SILENCE)

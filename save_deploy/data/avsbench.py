@@ -97,7 +97,7 @@ def _s4_item(row: Row, columns: Columns, split: str, data: Path, source: str) ->
 def _ms3_item(row: Row, columns: Columns, split: str, data: Path, source: str) -> Item:
     name = row.filled(columns.name, "name")
     sounds = {kind: f"{data}/{at}/{split}/{name}{end}" for kind, (at, end) in _sounds()}
-    sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # as the frames: no folder of the split
+    sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # as for frames: no folder per split
     return _item(
         row,
         name,

@@ -1,4 +1,4 @@
-"""Is a dataset folder complete? Rows against published counts, files against rows, splits disjoint."""
+"""Checks of a dataset folder: rows and published counts, rows and files, disjoint splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from save_deploy.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with which file, and the metadata row that asks for it ("" when none does)."""
+    """A fault, its file, and the metadata row that lists the file (empty for none)."""
 
     what: str
     file: str
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """Files that are there of those the metadata asks for."""
+    """Number of files that exist, of those that the metadata lists."""
 
     found: int
     expected: int
@@ -41,8 +41,8 @@ class Found:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """One split of one subset. `rows` can be used; that they differ from
-    `published` is no problem: say n of N published."""
+    """One split of one subset. `rows` can be used. Fewer rows than `published` are not
+    a fault."""
 
     subset: str
     split: str
@@ -57,7 +57,7 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """`absent` are subsets that the metadata lists and whose media folders are not there."""
+    """Checks of all subsets. absent: those that the metadata lists without a media folder."""
 
     folder: str
     splits: tuple[SplitCheck, ...]
@@ -66,7 +66,7 @@ class DatasetCheck:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Each once: a broken row of a file that lists all splits is found in every one of them."""
+        """Each fault once: a broken row of a file that lists all splits is found in every split."""
         found = [p for split in self.splits for p in split.problems]
         return tuple(dict.fromkeys([*found, *self.duplicates]))
 
@@ -156,7 +156,7 @@ def _check_split(
 
 
 def _missing(item: Item, counts: dict[str, int]) -> list[Problem]:
-    """Files that are not there; counts those that are."""
+    """Missing files of a clip; counts the others."""
     problems = []
     files = [("frame", path) for path in item.frames] + [("mask", path) for path in item.masks]
     for what, path in files:
@@ -182,7 +182,7 @@ def _unreadable(clips: ReleasedClips, index: int) -> list[Problem]:
 
 
 def _duplicates(names: dict[str, list[tuple[str, Item]]]) -> list[Problem]:
-    """Names in two splits: what is tested on would have been trained on."""
+    """Names in two splits: a model would be tested on what it was trained on."""
     problems = []
     for name, uses in names.items():
         if len({split for split, _ in uses}) > 1:

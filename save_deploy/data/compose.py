@@ -1,4 +1,4 @@
-"""Audio-visual scenes from cut-outs with a sound each: what sounds is the mask, the rest distracts.
+"""Audio-visual scenes from cut-outs with a sound each: the mask covers those that sound.
 
 Used by `scenes` (drawn objects) and `stamps` (photographs). Everything is a function of the seed.
 """
@@ -38,7 +38,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Staging:
-    """How scenes are set: sizes are fractions of the frame side."""
+    """Sizes and numbers of a scene. Sizes are fractions of the frame side."""
 
     size_px: int = 256
     n_objects: tuple[int, int] = (2, 4)
@@ -145,7 +145,7 @@ def _place(rng: Rng, actor: Actor, staging: Staging) -> _Placed:
     """A cut-out scaled, mirrored, tilted and lit at random."""
     cutout = actor.cutout
     side = rng.uniform(*staging.scale) * staging.size_px
-    factor = side / np.sqrt(cutout.width * cutout.height)  # same area whatever the aspect
+    factor = side / np.sqrt(cutout.width * cutout.height)  # same area for every aspect ratio
     factor = min(factor, 0.85 * staging.size_px / max(cutout.size))
     size = (max(8, round(cutout.width * factor)), max(8, round(cutout.height * factor)))
     cutout = cutout.resize(size, Image.Resampling.BILINEAR)

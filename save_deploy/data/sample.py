@@ -1,4 +1,4 @@
-"""What every dataset yields: a clip, and the frames of it that are scored."""
+"""Clips and samples: what every dataset yields."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clip:
         return _heard(self.waveform, self.log_mel, self.name)
 
     def log_mels(self) -> LogMel:
-        """What VGGish hears with each frame, float32 (F,1,96,64): stored, else computed."""
+        """Log-mel example of each frame, float32 (F,1,96,64): stored, else computed."""
         n_frames = len(self.frames)
         if self.log_mel is not None:
             return filled(self.log_mel, n_frames, self.fill)
@@ -84,7 +84,7 @@ class Sample:
         return _heard(self.waveform, self.log_mel, self.name)
 
     def log_mel_example(self) -> LogMel:
-        """What VGGish hears with this frame, float32 (1,96,64)."""
+        """Log-mel example of this frame, float32 (1,96,64)."""
         return self.log_mel if self.log_mel is not None else example_at(self.waveform, 0, "repeat")
 
 

@@ -1,4 +1,4 @@
-"""Drawn audio-visual scenes that need no file at all: twelve shapes, each with its own timbre."""
+"""Drawn audio-visual scenes without any file: twelve shapes, each with its own timbre."""
 
 from __future__ import annotations
 

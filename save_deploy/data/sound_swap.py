@@ -1,4 +1,4 @@
-"""The same clips with another sound: shows whether a model listens."""
+"""The same clips with another sound: does a model use the sound?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ SOUNDS = ("right", "wrong", "silent")
 
 
 class SwappedSound:
-    """Masks stay those of the right sound, so M_J of a model that listens must fall."""
+    """Clips with another sound. Masks stay those of the right sound, so M_J of a model that uses the
+    sound must fall."""
 
     def __init__(self, clips: ClipDataset, how: str) -> None:
         self.clips, self.how = clips, how

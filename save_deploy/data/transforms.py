@@ -1,4 +1,4 @@
-"""Frames and masks -> arrays of the network's size. The one resize rule of the project lives here.
+"""Frames and masks -> arrays of the network's size. The only resize rule of the project.
 
 Default (A10): square resize, aspect ignored, as SAMA-AVS and AVSBench do. Bilinear with antialias
 (Pillow) for frames, nearest for masks. No normalization: the graph takes uint8.

@@ -26,13 +26,13 @@ from save_deploy.errors import DataError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-ROUNDING_S = 1e-6  # times in a file are fractions, those asked for are floats
+ROUNDING_S = 1e-6  # times in a file are fractions, requested times are floats
 MAX_SOUND_S = 14_400  # of a sound that is read whole
 
 
 class Orientation(NamedTuple):
-    """How stored pictures are turned to be shown: rows and columns exchanged, then mirrored. Phones
-    write it into the file and leave the pictures as the sensor gives them."""
+    """Rotation of stored pictures: rows and columns exchanged, then mirrored. Phones store pictures as
+    the sensor gives them and write the rotation into the file."""
 
     transposed: bool = False
     mirrored_x: bool = False
@@ -134,7 +134,7 @@ def _frames_at(container: InputContainer, path: Path, times_s: Sequence[float]) 
 
 
 def orientation_of(frame: Any) -> Orientation:
-    """What the display matrix of a decoded frame says; the same for all frames of a file.
+    """Rotation from the display matrix of a decoded frame; the same for all frames of a file.
 
     Asked once per file: av keeps every frame whose side data was read until Python collects cycles.
     """

@@ -1,4 +1,4 @@
-"""A recipe run as the paper's row was: its stages in order, each from the best of the last."""
+"""A recipe run as in the paper: its stages in order, each from the best weights of the last."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def plan_chain(
 def _stage_config(
     recipe: Recipe, stage: Stage, base: TrainConfig, data: str, n_items: int, frames_per_item: int
 ) -> TrainConfig:
-    """What the recipe says of a stage, the rest from base."""
+    """Settings of a stage: those of the recipe, the others from base."""
     return replace(
         base,
         data={data: 1.0},

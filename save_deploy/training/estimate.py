@@ -1,8 +1,8 @@
-"""How much memory a training needs, before any card is bought or rented.
+"""Memory that a training needs, without a GPU.
 
 One step, forward and backward, runs on fake tensors: every operation of the real step is dispatched,
-nothing is computed, and the bytes alive at each moment are counted. Only what a tensor library
-cannot know is added as a rule: the optimizer's moments and the reserve of the CUDA context.
+nothing is computed, and the bytes alive at each moment are counted. The moments of the optimizer and
+the reserve of the CUDA context are added by rule.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def estimate_training(
     if not chosen:
         raise nothing_to_train(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialise(model)
+        _materialize(model)
         if savings.amp and freeze_sam:
             cast_frozen(model)
         weights = dict(model.named_parameters())
@@ -74,7 +74,7 @@ def estimate_training(
                 step.from_embedding(*inputs).backward()
     state_bytes = {"fp32": 8, "bf16": 4}[savings.moments]
     n_trained = sum(weights[name].numel() for name in chosen)
-    beyond = live.peak - trained  # what is alive at the worst moment besides the gradients
+    beyond = live.peak - trained  # bytes at the peak besides the gradients
     tensors = frozen + 2 * trained + state_bytes * n_trained + beyond
     return MemoryEstimate(
         frozen=frozen,
@@ -146,7 +146,7 @@ class LiveBytes(TorchDispatchMode):
         self._known.discard(key)
 
 
-def _materialise(model: nn.Module) -> None:
+def _materialize(model: nn.Module) -> None:
     """Meta parameters and buffers -> fake ones on the CPU, keeping requires_grad."""
     for module in model.modules():
         for name, value in list(module._parameters.items()):

@@ -92,7 +92,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
 
 
 class _EveryNth:
-    """Clips rank, rank + world, ...: nobody reads what another one scores."""
+    """Clips rank, rank + world, ...: every process reads only the clips it scores."""
 
     def __init__(self, clips: ClipDataset, rank: int, world: int) -> None:
         self.clips, self.chosen = clips, range(rank, len(clips), world)
@@ -121,7 +121,9 @@ def evaluate(
     score over all of them (SAMA-AVS chooses its best checkpoint by one process's share)."""
     model.eval()
     meter = ScoreMeter(protocol)
-    alone = among.world == 1 or protocol.videos_per_batch > 1  # batches cannot be dealt out
+    alone = (
+        among.world == 1 or protocol.videos_per_batch > 1
+    )  # a batch of several videos stays on one process
     mine = clips if alone else _share(clips, among)
     for clip in iter_clips(mine) if len(mine) else ():
         meter.add(*predict_clip(model, clip, native=protocol.resolution == "native"))

@@ -1,4 +1,4 @@
-"""The training loop: SPEC 6 with its traps fixed; resumable; the best checkpoint by validation M_J.
+"""The training loop (SPEC 6): resumable, with the best checkpoint by validation M_J.
 
 Writes into one folder: last.pt (to resume), best.safetensors, curve.jsonl.
 """
@@ -45,7 +45,7 @@ from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
 @dataclass
 class Progress:
-    """What the loop reports after every step."""
+    """Report of the loop after every step."""
 
     step: int
     steps: int
@@ -77,7 +77,7 @@ def train(
 
 
 class _Run:
-    """The state of a run: model, optimizer, data, and where it stands."""
+    """The state of a run: model, optimizer, data and step."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class _Run:
             self._log(report, seconds)
 
     def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
-        """The present weights become the best checkpoint."""
+        """Store the current weights as the best checkpoint."""
         config = self.config
         save_checkpoint(
             self.best_path,
@@ -242,7 +242,7 @@ class _Run:
         )
 
     def _log(self, report: Progress, seconds: float) -> None:
-        """A line of the curve."""
+        """Append a line to the curve."""
         row = {
             "step": report.step,
             "loss": round(report.loss, 4),
@@ -309,7 +309,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 @contextlib.contextmanager
 def _determinism(wanted: bool) -> Iterator[None]:
-    """Inside, torch uses deterministic kernels if wanted; on GPUs some are slower."""
+    """Context with deterministic kernels of torch if wanted; some are slower on GPUs."""
     if not wanted:
         yield
         return

@@ -52,16 +52,16 @@ def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """What a step may do to need less memory.
+    """Ways to need less memory in a step.
 
-    amp: bfloat16 products under autocast, and frozen SAM weights stored in bfloat16.
+    amp: bfloat16 MatMuls under autocast, and frozen SAM weights stored in bfloat16.
     checkpoint_blocks: encoder blocks keep their input and are computed again in backward.
     moments: fp32, or bf16 with stochastic rounding (half of AdamW's state).
     """
 
     amp: bool = option(
         "--amp", panel=MEMORY, default=False,
-        help="bfloat16 products; frozen weights in bfloat16.",
+        help="MatMuls in bfloat16; frozen weights stored in bfloat16.",
     )  # fmt: skip
     checkpoint_blocks: bool = option(
         "--checkpointing", panel=MEMORY, default=False,
@@ -92,7 +92,7 @@ class TrainConfig:
         "--val-data", default="scenes", help="Where validation M_J is measured."
     )
     n_val_clips: int | None = option(
-        "--val-clips", panel=DATA, default=24, low=1, help="Clips of a validation."
+        "--val-clips", panel=DATA, default=24, low=1, help="Clips per validation."
     )
     steps: int = 10_000
     # of a step: over all devices and accumulated parts
@@ -112,7 +112,9 @@ class TrainConfig:
     lr: float = option(  # A11
         "--lr", panel=SCHEDULE, default=2e-4, help="Peak; linear warm-up, then cosine."
     )
-    weight_decay: float = option("--weight-decay", panel=SCHEDULE, default=0.01, help="Of AdamW.")
+    weight_decay: float = option(
+        "--weight-decay", panel=SCHEDULE, default=0.01, help="Weight decay of AdamW."
+    )
     warmup_steps: int = option(
         "--warmup", panel=SCHEDULE, default=200, low=1, help="Steps of linear warm-up."
     )
@@ -132,9 +134,11 @@ class TrainConfig:
         "--eval-every", panel=RUN, default=500, low=1, help="Steps between validations."
     )
     save_every: int = 250
-    seed: int = option("--seed", panel=RUN, default=0, help="Of weights, data and order.")
+    seed: int = option("--seed", panel=RUN, default=0, help="Seed of weights, data and order.")
     adapter_only: bool = False  # best.safetensors without what a SAM file brings
-    half: bool = option("--half", panel=RUN, default=False, help="Store the best in float16.")
+    half: bool = option(
+        "--half", panel=RUN, default=False, help="Store best.safetensors in float16."
+    )
     n_objects: tuple[int, int] = option(
         "--objects", panel=DATA, default=(2, 4), text="2-4",
         parse=lambda text: parse_range(text, int), help="Objects per generated scene, MIN-MAX.",
@@ -151,7 +155,7 @@ class TrainConfig:
         "--sound-steps", panel=SCHEDULE, default=0, low=0,
         help="Audio-only warm-up steps before training (batch 64).",
     )  # fmt: skip
-    # mixtures heard beside every batch, so that hearing is not forgotten
+    # sound mixtures beside every batch keep what the warm-up learned
     sound_batch: int = option(
         "--sound-batch", panel=SCHEDULE, default=0, low=0,
         help="Sounds heard beside every batch, weighted by --aux.",

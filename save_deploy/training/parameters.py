@@ -1,4 +1,4 @@
-"""Which parameters learn, in which precision the others are kept, and their optimizer."""
+"""Trained parameters, precision of the frozen ones, and the optimizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.
 
 
 def nothing_to_train(config: SaveConfig) -> SaveDeployError:
-    """The error of a system without trained parts."""
+    """The error for a system without trained parts."""
     return SaveDeployError(
         "nothing to train",
         got=f"system {config.system}, which trains no parameter",

@@ -1,4 +1,4 @@
-"""Sound warm-up: the audio encoder learns which objects it hears in mixtures, before any picture.
+"""Sound warm-up: the audio encoder learns to classify the objects in sound mixtures, without frames.
 
 VGGish plays this part in the paper, pretrained on AudioSet. Hearing two sources apart takes many more
 examples than seeing an object, and a second of sound costs a hundredth of a frame.
@@ -22,7 +22,7 @@ from save_deploy.training.losses import sound_class_loss
 
 
 def heard_actors(data: Iterable[str]) -> list[Actor]:
-    """The objects of these sources whose sounds are mixed for hearing alone.
+    """The objects of these sources whose sounds are mixed.
 
     Raises SaveDeployError when none of them is generated."""
     actors = [actor for name in data for actor in generated_actors(name)]

@@ -1,4 +1,4 @@
-"""last.pt: what an interrupted run needs to continue."""
+"""last.pt: the state that a resumed run continues from."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class TrainStep(nn.Module):
         return loss, parts
 
     def from_embedding(self, frames: Tensor, audio_embedding: Tensor, masks: Tensor) -> Tensor:
-        """The same without the audio encoder, which is frozen where memory matters."""
+        """The loss without the audio encoder, for runs that freeze it."""
         return self.mask_loss(self._logits(frames, audio_embedding)[0], masks)
 
     def _logits(self, frames: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The table of systems: what each one holds and trains, and proof that a step trains exactly that."""
+"""The table of systems: parameters, trained parts, and proof that a step trains exactly these."""
 
 from __future__ import annotations
 

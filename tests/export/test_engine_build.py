@@ -142,7 +142,7 @@ def test_tiny_model(
     assert receipt.by_module()["blocks.1"] > 5
 
 
-def test_type_of_products(results: dict[str, tuple[BuildResult, list[str]]]) -> None:
+def test_type_of_matmuls(results: dict[str, tuple[BuildResult, list[str]]]) -> None:
     """In FP32 nothing is half; in FP16 nothing but sums after a normalization is FP32."""
     full = results["fp32"][0].receipt.products
     assert not [how for how in full if "fp16" in how]
@@ -230,7 +230,7 @@ def no_operator(model: Any, weights: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "what", "where", "cure"),
     [
-        (int32_bias, "quantised to INT32", "bias/dequantize [DequantizeLinear] of blocks.1.mlp.lin1",
+        (int32_bias, "quantized to INT32", "bias/dequantize [DequantizeLinear] of blocks.1.mlp.lin1",
          "biases in float"),
         (zero_point, "asymmetric", "[QuantizeLinear] of blocks.0.", "zero point 0"),
         (mixed_types, "two data types", "blocks.1.mlp.lin1/add [Add] of blocks.1.mlp.lin1", "cast"),
@@ -373,7 +373,7 @@ def test_external_weights(files: dict[str, Path], tmp_path: Path) -> None:
 def test_facts_of_a_graph(tmp_path: Path) -> None:
     """Also without stored types of the values between."""
     facts = read_graph(attention_graph(tmp_path / "a.onnx"))
-    assert [p.dtype for p in facts.products] == ["fp16"] * 5 and not facts.fp8
+    assert [p.dtype for p in facts.matmuls] == ["fp16"] * 5 and not facts.fp8
     (found,) = facts.attentions
     assert (found.scores, found.values) == ("m.attn/matmul", "m.attn/matmul_2")
     assert facts.inputs == ("x fp16 (1, 2, 48, 32)",) and facts.precision == "fp16 5"

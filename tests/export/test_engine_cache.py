@@ -281,7 +281,7 @@ def test_verb_build_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]
     assert "SM86, SM89" in text and "not in the cache" in text and "x fp16 (1, 2, 48, 32)" in text
     assert not (bundle / "model.rtx.plan").exists()
     text = run(*asked).stdout
-    assert "1 of 1 are one kernel" in text and "tactics of products" in text
+    assert "1 of 1 are one kernel" in text and "tactics of MatMuls" in text
     inspect_bundle(bundle, kernels=True)
     text = capsys.readouterr().out
     assert "model.rtx.plan" in text and "_gemm_mha_v2" in text and "all files as recorded" in text

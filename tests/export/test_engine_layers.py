@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from save_deploy.export.engine.graph import Attention, GraphFacts, Product
+from save_deploy.export.engine.graph import Attention, GraphFacts, MatMul
 from save_deploy.export.engine.layers import BuildLog, operands, read_inspector, read_log
 from save_deploy.export.engine.receipt import Allow, Receipt, failures, make_receipt
 
@@ -64,14 +64,14 @@ def log(*lines: str) -> BuildLog:
     )  # fmt: skip
 
 
-def product(node: str, dtype: str = "fp16", quantised: bool = False) -> Product:
-    return Product(node, node.split("/")[0], "MatMul", dtype, quantised)
+def matmul(node: str, dtype: str = "fp16", quantized: bool = False) -> MatMul:
+    return MatMul(node, node.split("/")[0], "MatMul", dtype, quantized)
 
 
-def facts(*products: Product, attention: str = "") -> GraphFacts:
+def facts(*matmuls: MatMul, attention: str = "") -> GraphFacts:
     found = (Attention("b.0", "b.0/matmul", "b.0/softmax", "b.0/matmul_2", attention),)
     modules = {"b.0.qkv/matmul": "b.0.qkv", "b.0/softmax": "b.0", "b.0/cast": ""}
-    return GraphFacts(products, found if attention else (), (), False, (), (), modules)
+    return GraphFacts(matmuls, found if attention else (), (), False, (), (), modules)
 
 
 def receipt(graph: GraphFacts, *lines: str) -> Receipt:
@@ -98,30 +98,30 @@ def test_steps_of_generated_kernels() -> None:
 
 
 def test_a_log_without_kernels_fails() -> None:
-    made = receipt(facts(product("b.0.qkv/matmul")))
+    made = receipt(facts(matmul("b.0.qkv/matmul")))
     (problem,) = failures(made, Allow())
     assert "no kernels" in problem and "--allow-unproven" in problem
     assert failures(made, Allow(unproven=True)) == []
-    assert any("1 products" in line for line in made.unknown)
+    assert any("1 MatMuls" in line for line in made.unknown)
 
 
 def test_what_no_kernel_names_is_unknown_not_wrong() -> None:
-    """As full TensorRT may do: neither dequantised nor unfused, counted and failed apart."""
-    asked = (product("b.0.proj/matmul", quantised=True), product("b.9.proj/matmul", quantised=True))
-    graph = facts(*asked, product("b.8.proj/matmul"), attention="fp16")
+    """As full TensorRT may do: neither dequantized nor unfused, counted and failed apart."""
+    asked = (matmul("b.0.proj/matmul", quantized=True), matmul("b.9.proj/matmul", quantized=True))
+    graph = facts(*asked, matmul("b.8.proj/matmul"), attention="fp16")
     made = receipt(graph, INT8)
     assert (made.quantised_asked, made.quantised, made.dequantised) == (2, 1, ())
     assert (made.fused, made.unfused) == (0, ())
     assert made.unproven == ("b.9.proj/matmul", "b.0/softmax")
-    assert any("kernels of 2 products" in line for line in made.unknown)
+    assert any("kernels of 2 MatMuls" in line for line in made.unknown)
     (problem,) = failures(made, Allow(dequantised=True, unfused=True))
     assert "no kernel names: 2: b.9.proj/matmul, b.0/softmax (--allow-unproven)" in problem
     assert failures(made, Allow(unproven=True)) == []
     assert receipt(facts(*asked[:1], attention="fp16"), INT8, MHA).unproven == ()
 
 
-def test_products_and_moves() -> None:
-    made = receipt(facts(product("b.0.qkv/matmul")), GEMM, COPY, CAST, SIGNAL)
+def test_matmuls_and_moves() -> None:
+    made = receipt(facts(matmul("b.0.qkv/matmul")), GEMM, COPY, CAST, SIGNAL)
     assert made.kernels_by_type == {"gemm": 1, "kgen": 2} and made.synchronisations == 1
     assert made.products == {"gemm fp16 x fp16": 1}
     assert (made.casts, made.layout_copies) == (1, 1)
@@ -130,8 +130,8 @@ def test_products_and_moves() -> None:
     assert failures(made, Allow()) == []
 
 
-def test_quantised_products() -> None:
-    asked = (product("b.0.proj/matmul", quantised=True), product("b.1.proj/matmul", quantised=True))
+def test_quantized_matmuls() -> None:
+    asked = (matmul("b.0.proj/matmul", quantized=True), matmul("b.1.proj/matmul", quantized=True))
     for lost in (LOST, FOLDED):
         made = receipt(facts(*asked), INT8, lost)
         assert (made.quantised_asked, made.quantised) == (2, 1)
@@ -167,19 +167,19 @@ def test_softmax_outside_of_attention() -> None:
     assert failures(made, Allow(unfused=True)) == []
 
 
-@pytest.mark.parametrize(("dtype", "quantised", "fails"), [
+@pytest.mark.parametrize(("dtype", "quantized", "fails"), [
     ("fp16", False, True), ("bf16", False, True), ("fp16", True, True), ("fp32", False, False),
 ])  # fmt: skip
-def test_fp32_where_less_was_asked(dtype: str, quantised: bool, fails: bool) -> None:
+def test_fp32_where_less_was_asked(dtype: str, quantized: bool, fails: bool) -> None:
     full = GEMM.replace("Half", "Float")
-    made = receipt(facts(product("b.0.qkv/matmul", dtype, quantised)), full)
+    made = receipt(facts(matmul("b.0.qkv/matmul", dtype, quantized)), full)
     problems = failures(made, Allow(dequantised=True))
     assert bool(problems) == fails and bool(made.fp32_built) == fails
     assert failures(made, Allow(fp32=True, dequantised=True)) == []
 
 
 def test_receipt_survives_json() -> None:
-    made = receipt(facts(product("b.0.qkv/matmul"), attention="fp16"), GEMM, SOFTMAX, CAST)
+    made = receipt(facts(matmul("b.0.qkv/matmul"), attention="fp16"), GEMM, SOFTMAX, CAST)
     assert Receipt.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 

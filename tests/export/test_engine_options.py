@@ -11,14 +11,14 @@ import pytest
 
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine import library
-from save_deploy.export.engine.graph import GraphFacts, Product
+from save_deploy.export.engine.graph import GraphFacts, MatMul
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.targets import capability_of, resolve
 from save_deploy.machine import Gpu, Nvidia
 
 
 def facts(*dtypes: str, fp8: bool = False) -> GraphFacts:
-    products = tuple(Product(f"p{i}", "m", "MatMul", d, False) for i, d in enumerate(dtypes))
+    products = tuple(MatMul(f"p{i}", "m", "MatMul", d, False) for i, d in enumerate(dtypes))
     return GraphFacts(products, (), (), fp8, (), (), {})
 
 
