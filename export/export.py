@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from save_deploy.bundle import Manifest, audio_spec, model_spec, record_files, sha256_of
+from save_deploy.bundle import Manifest, audio_spec, model_spec, record_files
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import builtin_path, load_model
@@ -35,6 +35,7 @@ from save_deploy.export.quantize.explain import Explanation, Quantized, explain
 from save_deploy.export.quantize.plan import TABLE_FILE, QuantPlan, plan_quantization
 from save_deploy.export.quantize.search import SearchResult, search_precision
 from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.export.sources import Sources
 from save_deploy.files import cache_folder, check_folder_target, new_folder
 from save_deploy.machine import versions
 from save_deploy.model.save import SaveModel
@@ -117,7 +118,9 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
     torch.set_num_threads(options.threads or torch.get_num_threads())
     with new_folder(options.folder, what="the bundle") as folder:
         on_stage("load", str(options.checkpoint or "built-in vit_t"))
+        sources = Sources([f for f in (options.checkpoint or builtin_path(), options.sam) if f])
         model = load_model(options.checkpoint, res=options.res, sam=options.sam)
+        sources.hash()
         memory = WeightMemory(model, model.config)
         stage = memory.between_stages(on_stage)
 
@@ -127,7 +130,7 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
             plans = plan_precision(model, merged, memory, options, stage)
             graphs = write_graphs(folder, model, merged, plans, memory, options, stage)
             proved = compare_graphs(folder, model, samples.golden, graphs, memory, options, stage)
-            return finish(folder, samples, merged, plans, graphs, proved, options)
+            return finish(folder, samples, merged, plans, graphs, proved, sources, options)
 
 
 def write_samples(
@@ -247,9 +250,11 @@ def compare_graphs(
 
 def finish(
     folder: Path, samples: Samples, merged: Merged, plans: Plans, graphs: Graphs,
-    proved: Proved, options: ExportOptions,
+    proved: Proved, sources: Sources, options: ExportOptions,
 ) -> ExportResult:  # fmt: skip
-    """report.json, report.md and manifest.json. Raises ParityError when the bundle is over budget."""
+    """report.json, report.md and manifest.json. Raises ParityError when the bundle is over budget, and
+    CheckpointError when the checkpoint was written to meanwhile."""
+    sources.require_same()
     config = merged.deploy.config
     fp16 = plans.fp16 if options.precision.floats == "fp16" else None
     precision = plans.fp16.to_dict() if plans.fp16 else {"precision": "fp32"}
@@ -283,7 +288,7 @@ def finish(
         files=record_files(folder),
         golden={**samples.golden_entry, "budget": asdict(options.budget)},
         merge=merged.proof.to_dict(),
-        source=_source(options),
+        source=sources.to_dict(),
         versions=versions(),
         conformance=samples.conformance_entry,
     ).write(folder)
@@ -306,11 +311,3 @@ def _require_budget(rows: list[Row], explained: Explanation, options: ExportOpti
                 hint=hint,
                 details=explained.why,
             )
-
-
-def _source(options: ExportOptions) -> dict[str, Any]:
-    """Names, hashes and sizes of the checkpoint's files."""
-    files = [options.checkpoint or builtin_path()] + ([options.sam] if options.sam else [])
-    return {
-        "files": [{"name": f.name, "sha256": sha256_of(f), "size": f.stat().st_size} for f in files]
-    }

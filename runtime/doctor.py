@@ -30,6 +30,7 @@ from save_deploy.runtime.engine_check import (
     estimated_bytes,
     probe_machine,
 )
+from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.choose import BUILD
 from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_bytes, graph_bytes
 from save_deploy.runtime.session.providers import PROVIDERS, require_provider
@@ -177,6 +178,7 @@ def _answers(
         entries = [entry for entry in manifest.engines if entry.get("library") == library]
         for entry in entries:
             found = engine_refusals(entry, bundle, manifest.files, machine, hashed=True)
+            found += trust_refusals(entry, manifest.files)
             yield Answer(library, entry["file"], estimated_bytes(entry), tuple(found))
         if not entries:
             none = Refusal(

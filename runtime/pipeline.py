@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from save_deploy.bundle import WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
+from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
+from save_deploy.bundle_files import require_unchanged, stamps_of
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import DataError, ParityError
 from save_deploy.extras import named_extras
+from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.engine_check import GRAPH
 from save_deploy.runtime.inputs import (
     as_embeddings,
@@ -37,6 +39,7 @@ from save_deploy.runtime.inputs import (
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
+from save_deploy.runtime.session.open import Content, EngineOptions
 
 # A whole waveform (n,), its seconds in order, or second -> what is heard in it. 16 kHz mono, [-1,1].
 SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform]
@@ -222,40 +225,54 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     self_test: bool | None = None,
+    trust: bool = False,
 ) -> SavePipeline:
     """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt_rtx (engines of the bundle),
     onnxruntime-cuda, onnxruntime-tensorrt, or auto: an engine that may run here, else a GPU, else the
     CPU with OpenVINO where it is installed. The audio side, once a second, is always on the CPU.
 
-    verify compares every file with its sha256 first. self_test: run the golden samples before
-    anything else; by default GPU backends do, once per GPU, driver, library and file.
-    Raises BundleError (incomplete, altered), BackendError (cannot run here), ParityError (self-test).
+    verify compares every file with its sha256 first, and refuses one that changes before it is opened.
+    self_test: run the golden samples before anything else; by default GPU backends do, once per GPU,
+    driver, library and file. trust: an engine is code, so only those built on this machine run; True
+    runs others as well (docs/security.md).
+    Raises BundleError (incomplete, altered, a graph that is not the manifest's), BackendError (cannot
+    run here), ParityError (self-test).
     """
     folder = as_folder(bundle)
     check_threads(threads)
     manifest = Manifest.read(folder)
+    stamps = stamps_of(folder, manifest.files)
     if verify:
-        require_machine(backend, manifest)  # to hash gigabytes for a refusal would take seconds
+        require_machine(
+            backend, manifest, trust=trust
+        )  # to hash gigabytes first would take seconds
         manifest.verify(folder)
-    choice = choose(backend, folder, manifest, hashed=verify)
-    precision, engine = manifest.precision["precision"], choice.engine or {}
+    weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
+    choice = choose(backend, folder, manifest, hashed=verify, trust=trust)
+    precision, entry = manifest.precision["precision"], choice.engine or {}
+    engine = EngineOptions(
+        host_code=bool(entry.get("version_compatible")),  # one that was chosen is trusted
+        refit_from=folder / GRAPH if entry.get("options", {}).get("strip_weights") else None,
+    )
 
     def opened(backend: str, name: str, spec: GraphSpec) -> Session:
+        beside = weights.get(name, ())
         return open_session(
             backend,
             folder / name,
             spec,
             threads=threads,
-            sha256=manifest.files[name].sha256,
+            content=Content(manifest.content_of(name, beside), beside),
             precision=precision,
-            version_compatible=bool(engine.get("version_compatible")),
-            refit_from=folder / GRAPH if engine.get("options", {}).get("strip_weights") else None,
+            engine=engine,
         )
 
     with ExitStack() as stack:  # nothing stays open behind an error
         model = stack.enter_context(opened(choice.backend, choice.file, manifest.model))
         audio_backend = "auto" if choice.backend in GPU_BACKENDS else choice.backend
         audio = stack.enter_context(opened(audio_backend, "audio.onnx", manifest.audio))
+        if verify:
+            require_unchanged(folder, stamps)
         pipeline = SavePipeline(
             config=manifest.config, precision=precision, audio=audio, model=model
         )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.bundle import Manifest
+from save_deploy.bundle_files import notes_on_reports
 from save_deploy.data.audio import read_waveform, second
 from save_deploy.data.pictures import read_frame, read_gray
 from save_deploy.data.transforms import Frame, Mask, resize_frame
@@ -42,20 +43,24 @@ class Conformed:
 @dataclass(frozen=True)
 class Verified:
     """Parity on the golden samples, the backend that ran, seconds from opening to first mask, and how
-    frames and sounds are prepared here (None: no pack)."""
+    frames and sounds are prepared here (None: no pack). notes: on reports that differ."""
 
     parity: ParityResult
     backend: str
     first_mask_s: float
     conformed: Conformed | None
+    notes: tuple[str, ...]
 
 
-def verify_bundle(folder: Path, *, backend: str = "auto", threads: int | None = None) -> Verified:
+def verify_bundle(
+    folder: Path, *, backend: str = "auto", threads: int | None = None, trust: bool = False
+) -> Verified:
     """Hashes, then golden samples and conformance pack through both graphs. Raises BundleError, or
     ParityError when a result is outside the budget the bundle was exported with."""
     started, first = time.perf_counter(), list[float]()
     manifest = Manifest.read(folder)
-    with load(folder, backend=backend, threads=threads, self_test=False) as pipeline:
+    notes = notes_on_reports(folder, manifest.files)
+    with load(folder, backend=backend, threads=threads, self_test=False, trust=trust) as pipeline:
         parity = golden_parity(
             pipeline,
             folder,
@@ -66,7 +71,7 @@ def verify_bundle(folder: Path, *, backend: str = "auto", threads: int | None = 
         conformed = None
         if manifest.conformance:
             conformed = check_conformance(read_pack(folder, manifest), pipeline)
-        return Verified(parity, pipeline.backend, first[0], conformed)
+        return Verified(parity, pipeline.backend, first[0], conformed, notes)
 
 
 def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:

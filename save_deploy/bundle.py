@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy import bundle_files
+from save_deploy.bundle_files import FileRecord as FileRecord
+from save_deploy.bundle_files import sha256_of as sha256_of
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.errors import BundleError, DataError, SaveDeployError
 from save_deploy.fields import Fields, read_json
@@ -27,8 +30,10 @@ from save_deploy.precision import Precision
 FORMAT = "save-deploy-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; sound -> embeddings
 WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
+_INSIDE = "a printable file name below the bundle, without .."
 Arrays = dict[str, NDArray[Any]]
 
 # Preprocessing as data: what a client in any language has to do to a frame and a sound.
@@ -117,14 +122,6 @@ def audio_spec(batch: int = 1) -> GraphSpec:
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and sha256 of one file of the bundle."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Everything a runtime needs to know; `files` covers all files but the manifest itself."""
 
@@ -152,8 +149,8 @@ class Manifest:
             "config": self.config.to_dict(),
             "precision": self.precision,
             "graphs": {
-                "model": {"file": "model.onnx", **self.model.to_dict()},
-                "audio": {"file": "audio.onnx", **self.audio.to_dict()},
+                "model": {"file": GRAPHS[0], **self.model.to_dict()},
+                "audio": {"file": GRAPHS[1], **self.audio.to_dict()},
             },
             "preprocessing": PREPROCESSING,
             "golden": self.golden,
@@ -194,7 +191,7 @@ class Manifest:
             precision=_read_precision(fields.table("precision")),
             model=model,
             audio=audio,
-            files={name: _read_record(name, row) for name, row in fields.each_table("files")},
+            files=_read_files(fields),
             golden=_read_golden(fields.table("golden")),
             merge=_read_merge(fields.table("merge")),
             source=_read_source(fields.table("source")),
@@ -205,38 +202,20 @@ class Manifest:
         )
 
     def verify(self, folder: Path) -> None:
-        """Compare size and sha256 of every file. Raises BundleError naming the first that differs."""
-        for name, record in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise BundleError(
-                    "bundle is incomplete",
-                    got=f"no {name} in {folder}",
-                    expected="all files of the manifest",
-                )
-            size = path.stat().st_size
-            if size != record.size or sha256_of(path) != record.sha256:
-                raise BundleError(
-                    "bundle file was altered",
-                    got=f"{name} ({size} bytes)",
-                    expected=f"{record.size} bytes, sha256 {record.sha256[:12]}...",
-                    hint="copy the bundle again, or export it again",
-                )
+        """Compare size and sha256 of every file that a runtime reads, which leaves out reports. Raises
+        BundleError naming the first that differs."""
+        bundle_files.check_files(folder, self.files)
 
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def content_of(self, graph: str, weights: Iterable[str]) -> str:
+        """sha256 over a graph and the files of its weights: that of the graph where it has none."""
+        hashes = [self.files[name].sha256 for name in (graph, *weights)]
+        joined = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+        return hashes[0] if len(hashes) == 1 else joined
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Every file below a folder but the manifest, by its path relative to it."""
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(sha256_of(path), path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    return bundle_files.record_files(folder, but=MANIFEST)
 
 
 def _check_format(fields: Fields) -> None:
@@ -258,7 +237,8 @@ def _read_graphs(fields: Fields, config: SaveConfig) -> tuple[GraphSpec, GraphSp
     if batch > MAX_BATCH:
         raise model.error("inputs", got=f"a batch of {batch}", expected=f"at most {MAX_BATCH}")
     specs = model_spec(config, batch), audio_spec()
-    for graph, spec in zip((model, audio), specs, strict=True):
+    for graph, spec, file in zip((model, audio), specs, GRAPHS, strict=True):
+        graph.string("file", (file,))
         for key, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
             wanted = [(t.name, t.dtype, t.shape) for t in tensors]
             if (found := _tensors(graph, key)) != wanted:
@@ -278,9 +258,17 @@ def _listed(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {dtype} {shape}" for name, dtype, shape in tensors) or "nothing"
 
 
+def _read_files(fields: Fields) -> dict[str, FileRecord]:
+    files = {name: _read_record(name, row) for name, row in fields.each_table("files")}
+    for name in GRAPHS:
+        if name not in files:
+            raise fields.error("files", got=f"no {name}", expected="size and sha256 of every file")
+    return files
+
+
 def _read_record(name: str, fields: Fields) -> FileRecord:
     if not _is_inside(name):
-        raise fields.error("", got=name, expected="a file name below the bundle, without ..")
+        raise fields.error("", got=repr(name)[:200], expected=_INSIDE)
     return FileRecord(_hash(fields, "sha256"), fields.integer("size"))
 
 
@@ -376,11 +364,13 @@ def _hash(fields: Fields, key: str) -> str:
 def _path(fields: Fields, key: str) -> None:
     name = fields.string(key)
     if not _is_inside(name):
-        raise fields.error(key, got=name[:80], expected="a file name below the bundle, without ..")
+        raise fields.error(key, got=repr(name)[:80], expected=_INSIDE)
 
 
 def _is_inside(name: str) -> bool:
-    """True for a relative path that stays below its folder, on every system."""
+    """True for a relative path that stays below its folder, on every system, and prints as it is."""
     path = PurePosixPath(name)
-    unsafe = ".." in path.parts or path.is_absolute() or not path.parts
-    return not unsafe and not re.search(r"[\\:\0]", name)
+    if ".." in path.parts or path.is_absolute() or not path.parts or not name.isprintable():
+        return False
+    too_long = len(name) > 1000 or any(len(part.encode()) > 255 for part in path.parts)
+    return not too_long and not re.search(r"[\\:]", name)

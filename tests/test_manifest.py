@@ -30,7 +30,9 @@ def manifest() -> Manifest:
         precision={"precision": "int8_fp16", "islands": ["image_encoder.blocks.0"]},
         model=model_spec(config, 2),
         audio=audio_spec(),
-        files={"model.onnx": FileRecord(HASH, 1), "golden/masks.npy": FileRecord(HASH, 2)},
+        files={
+            name: FileRecord(HASH, 1) for name in ("model.onnx", "audio.onnx", "golden/masks.npy")
+        },
         golden={
             "n": 2,
             "names": ["a", "b"],
@@ -110,7 +112,7 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     values, n = json.loads(path.read_text()), 0
     for at in leaves(values):
-        if any(key in FREE for key in at) or (at[0], at[-1]) == ("graphs", "file"):
+        if any(key in FREE for key in at):
             continue
         other = lambda old: {} if isinstance(old, list) else []
         path.write_text(json.dumps(with_value(values, at, other)))
@@ -139,6 +141,8 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
         (("engines", 0, "targets"), [89]),
         (("conformance", "cases", 0, "image_sha256"), "zz"),
         (("format_version",), True),
+        (("graphs", "model", "file"), "audio.onnx"),
+        (("files",), {"model.onnx": {"sha256": HASH, "size": 1}}),
     ],
 )
 def test_values_out_of_range(tmp_path: Path, at: tuple[Any, ...], value: object) -> None:
@@ -153,14 +157,29 @@ def test_values_out_of_range(tmp_path: Path, at: tuple[Any, ...], value: object)
 
 @pytest.mark.parametrize(
     "name",
-    ["../model.onnx", "/etc/passwd", "a/../../b", "..", "", ".", "C:\\x", "a\\..\\b", "a\0b"],
+    [
+        "../model.onnx",
+        "/etc/passwd",
+        "a/../../b",
+        "..",
+        "",
+        ".",
+        "C:\\x",
+        "a\\..\\b",
+        "a\0b",
+        "a\x1b[2Jb",
+        "a\nb",
+        "a\x9bb",
+        "x" * 256,
+        "d/" * 600 + "f",
+    ],
 )
 def test_names_stay_inside_the_bundle(tmp_path: Path, name: str) -> None:
     """Of files, engines and conformance samples."""
     good = manifest()
     sample = {**good.conformance["cases"][0], "sound": name}
     for bad in (
-        replace(good, files={name: FileRecord(HASH, 1)}),
+        replace(good, files={**good.files, name: FileRecord(HASH, 1)}),
         replace(good, engines=({**good.engines[0], "file": name},)),
         replace(good, conformance={**good.conformance, "waveform": name}),
         replace(good, conformance={**good.conformance, "cases": [sample]}),

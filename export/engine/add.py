@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from save_deploy.bundle import MANIFEST, FileRecord, Manifest, sha256_of
+from save_deploy.bundle import GRAPHS, MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.engine import cache, library
 from save_deploy.export.engine.build import BuildResult, build_engine
@@ -22,7 +22,9 @@ from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
 from save_deploy.files import partial_folder
 from save_deploy.machine import read_nvidia
+from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.engine_check import system_name
+from save_deploy.runtime.engine_trust import note_built_here
 
 FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
 _HEADER_BYTES = 32
@@ -72,7 +74,9 @@ def plan_engine(bundle: Path, options: BuildOptions) -> EnginePlan:
 
     Raises BundleError, BackendError or ExportError.
     """
-    Manifest.read(bundle).verify(bundle)
+    manifest = Manifest.read(bundle)
+    manifest.verify(bundle)
+    weight_files(bundle / GRAPHS[0], manifest.files)
     module = library.choose(options.library, targets=bool(options.targets))
     onnx = bundle / "model.onnx"
     facts = read_graph(onnx)
@@ -116,6 +120,9 @@ def add_engine(
                 hint="export with --target tensorrt, or save-build BUNDLE with the option named above",
             )
         entry = _entry(plan, result, folder / "engine", onnx)
+        engine = f"{plan.module} {plan.version}, for {bundle.absolute()}"
+        if not note_built_here(sha256_of(folder / "engine"), engine):
+            on_line("note: the cache cannot be written, so this engine will need --trust-engine")
         with _alone(bundle):
             _put(bundle, folder, plan.file, entry)
     return entry

@@ -91,7 +91,7 @@ def lookup(key: str) -> BuildResult | None:
             receipt=Receipt.from_dict(values["receipt"]),
             kernels=(),
         )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -139,7 +139,7 @@ def entries() -> list[Cached]:
             values = json.loads((place / "entry.json").read_text())
             library = f"{values['library']} {values['version']}"
             found.append(Cached(place.name, library, tuple(values["targets"]), size, age, False))
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError, RecursionError):
             found.append(Cached(place.name, "?", (), size, age, True))
     return sorted(found, key=lambda e: e.age_days)
 

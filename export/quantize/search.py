@@ -7,11 +7,12 @@ with another budget, repeats none of them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from save_deploy.bundle import sha256_of
 from save_deploy.calibration.select import is_generated
 from save_deploy.calibration.videos import is_videos
 from save_deploy.data.find import resolve
-from save_deploy.errors import ParityError
+from save_deploy.errors import ParityError, SaveDeployError
 from save_deploy.export.fp16 import Fp16Plan
 from save_deploy.export.options import SEARCH_COSTS, ExportOptions
 from save_deploy.export.quantize.plan import QuantPlan, units_of
 from save_deploy.export.quantize.trial import Scored, Trial, make_validation
+from save_deploy.fields import Fields, read_json
 from save_deploy.files import cache_folder, keep_in_cache
 from save_deploy.machine import describe, versions
 from save_deploy.model.save import SaveModel
@@ -156,10 +158,9 @@ class Evaluations:
         self.values: dict[str, Any] = {}
         self._asked: set[str] = set()
         if path is not None and path.is_file():
-            try:
-                self.values = dict(json.loads(path.read_text()))
-            except ValueError:
-                self.values = {}  # damaged: evaluated again
+            with contextlib.suppress(SaveDeployError):  # damaged: evaluated again
+                kept = read_json(path, what="cache of the search")
+                self.values = {key: kept.values[key] for key in kept.values if _numbers(kept, key)}
 
     @property
     def reused(self) -> int:
@@ -170,8 +171,12 @@ class Evaluations:
         """True when this run has not asked for it before."""
         return key not in self._asked
 
-    def get(self, key: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        if key in self.values:
+    def get(
+        self, key: str, make: Callable[[], dict[str, float]], names: Iterable[str] = ()
+    ) -> dict[str, float]:
+        """What is kept under the key, if it has numbers of these names (() is any), else what make()
+        gives, which is kept."""
+        if key in self.values and set(names or self.values[key]) == set(self.values[key]):
             self._asked.add(key)
             self.kept = self.path is not None
             return self.values[key]
@@ -182,6 +187,15 @@ class Evaluations:
             text = json.dumps(self.values, indent=1) + "\n"
             self.kept = keep_in_cache(self.path, lambda partial: partial.write_text(text))
         return self.values[key]
+
+
+def _numbers(kept: Fields, key: str) -> bool:
+    """Whether an entry is a table of finite numbers."""
+    try:
+        entry = kept.table(key)
+        return bool([entry.number(name) for name in entry.values])
+    except SaveDeployError:
+        return False
 
 
 def evaluations_key(*parts: str) -> str:
@@ -234,7 +248,8 @@ def search(
         chosen = frozenset(floats)
         key = " ".join(sorted(chosen))
         is_new = known.is_new(key)
-        found = known.get(key, lambda: evaluate(chosen).to_dict())
+        names = [field.name for field in fields(Scored)]
+        found = known.get(key, lambda: evaluate(chosen).to_dict(), names)
         if is_new:
             on_step(what)
         return Scored(**found)
@@ -246,7 +261,7 @@ def search(
     full, everything = score((), "all quantized"), frozenset(units)
     alone = {unit: score(everything - {unit}, unit) for unit in units}
     choices = _priced_choices(units)
-    cost = known.get(f"cost in {setting.cost_unit}", lambda: dict(costs(choices)))
+    cost = known.get(f"cost in {setting.cost_unit}", lambda: dict(costs(choices)), choices)
     on_step("cost of each branch")
     saved = {b: (cost[b] - cost["quantized"]) / len(choices[b]) for b in BRANCHES if b in choices}
     slower = [u for u in units if saved[branch_of(u)] <= 0]

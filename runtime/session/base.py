@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
 import psutil
 
-from save_deploy.bundle import Arrays, GraphSpec
-from save_deploy.errors import BackendError
+from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
+from save_deploy.errors import BackendError, BundleError, SaveDeployError
 from save_deploy.machine import allowed_cores
 
 
@@ -29,6 +31,48 @@ class Session(Protocol):
     def __exit__(self, *_: Any) -> None: ...
 
 
+@dataclass(frozen=True)
+class Port:
+    """An input or output as a backend sees it. dtype: of numpy, or the backend's own name of one that
+    numpy lacks; shape: None for sides that are not fixed, and where the number of sides is not."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+    def fits(self, spec: TensorSpec) -> bool:
+        shape = spec.shape if self.shape is None else self.shape
+        return self.dtype == spec.dtype and len(shape) == len(spec.shape) and all(
+            side in (None, wanted) for side, wanted in zip(shape, spec.shape, strict=True)
+        )  # fmt: skip
+
+
+def require_interface(
+    file: str, spec: GraphSpec, inputs: Iterable[Port], outputs: Iterable[Port]
+) -> None:
+    """Raise BundleError unless a graph has the inputs and outputs of the spec and no others."""
+    for kind, found, wanted in (
+        ("inputs", tuple(inputs), spec.inputs),
+        ("outputs", tuple(outputs), spec.outputs),
+    ):
+        ports = {port.name: port for port in found}
+        fits = len(found) == len(wanted) and all(
+            t.name in ports and ports[t.name].fits(t) for t in wanted
+        )
+        if not fits:
+            raise mismatch(
+                f"{file} has other {kind} than the manifest",
+                got=", ".join(f"{p.name} {p.dtype} {p.shape}" for p in found)[:300] or "none",
+                expected=", ".join(f"{t.name} {t.dtype} {t.shape}" for t in wanted),
+            )
+
+
+def mismatch(what: str, *, got: str, expected: str) -> BundleError:
+    return BundleError(
+        what, got=got, expected=expected, hint="copy the bundle again, or export it again"
+    )
+
+
 class BufferedSession(ABC):
     """Outputs are computed into buffers allocated once and copied out once, so results stay valid.
 
@@ -39,7 +83,7 @@ class BufferedSession(ABC):
 
     def __init__(self, spec: GraphSpec, threads: int) -> None:
         self.spec, self.threads = spec, threads
-        self.buffers: Arrays = {o.name: np.empty(o.shape, o.dtype) for o in spec.outputs}
+        self.buffers: Arrays = {}
         self._lock = threading.Lock()
         self._is_open = True
 
@@ -50,8 +94,31 @@ class BufferedSession(ABC):
         with self._lock:
             if not self._is_open:
                 raise BackendError("session is closed", hint="open the bundle again")
-            self._run(inputs)
+            self._guarded(lambda: self._run(inputs))
             return {name: buffer.copy() for name, buffer in self.buffers.items()}
+
+    def _open_graph(self, file: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
+        """Compare the graph with the spec, then make the buffers: nothing is allocated for one that
+        does not fit."""
+        require_interface(file, self.spec, inputs, outputs)
+        self.buffers = {o.name: np.empty(o.shape, o.dtype) for o in self.spec.outputs}
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """Run; what a backend throws becomes a BundleError where the graph gave other shapes than it
+        should, else a BackendError."""
+        try:
+            run()
+        except (SaveDeployError, MemoryError):
+            raise
+        except Exception as error:  # backends share no base class of their exceptions
+            text = " ".join(str(error).split())[:300]
+            if "shape" in text.lower():
+                wanted = ", ".join(f"{o.name} {o.dtype} {o.shape}" for o in self.spec.outputs)
+                what = "the graph gives other outputs than the manifest says"
+                raise mismatch(what, got=text, expected=wanted) from error
+            raise BackendError(
+                f"{self.backend} failed", got=text, hint="save-deploy doctor BUNDLE"
+            ) from error
 
     @abstractmethod
     def _run(self, inputs: Arrays) -> None:

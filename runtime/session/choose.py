@@ -22,6 +22,7 @@ from save_deploy.runtime.engine_check import (
     probe_machine,
     refusal_error,
 )
+from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
 from save_deploy.runtime.session.providers import CUDA, PROVIDERS, TENSORRT, require_provider
 
@@ -43,21 +44,24 @@ class Choice:
     machine: Machine | None = None
 
 
-def choose(backend: str, folder: Path, manifest: Manifest, *, hashed: bool = False) -> Choice:
+def choose(
+    backend: str, folder: Path, manifest: Manifest, *, hashed: bool = False, trust: bool = False
+) -> Choice:
     """auto: the first engine that may run here, else ONNX Runtime on a GPU, else the CPU.
 
-    hashed: the files were compared with their hashes already. Raises BackendError for an unknown
-    backend, and for an engine that is asked for and missing or refused.
+    hashed: the files were compared with their hashes already. trust: engines that were not built on
+    this machine may run, too. Raises BackendError for an unknown backend, and for an engine that is
+    asked for and missing or refused.
     """
     _require_known(backend)
     if backend in ENGINE_BACKENDS:
-        return _engine(backend, folder, manifest, hashed)
+        return _engine(backend, folder, manifest, hashed, trust)
     if backend in PROVIDERS.values():
         return Choice(backend, machine=_provider_machine(backend))
-    return _auto(folder, manifest, hashed) if backend == "auto" else Choice(backend)
+    return _auto(folder, manifest, hashed, trust) if backend == "auto" else Choice(backend)
 
 
-def require_machine(backend: str, manifest: Manifest) -> None:
+def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) -> None:
     """What the machine alone decides of `choose`, before any file is read, which can take seconds.
 
     Raises BackendError when no engine asked for may run here, or a provider cannot load.
@@ -68,7 +72,11 @@ def require_machine(backend: str, manifest: Manifest) -> None:
         require_provider(provider)
     if backend in ENGINE_BACKENDS:
         entries, machine = _entries(backend, manifest), probe_machine()
-        found = [(entry["file"], machine_refusals(entry, machine)) for entry in entries]
+        against = lambda entry: [
+            *machine_refusals(entry, machine),
+            *trust_refusals(entry, manifest.files, trust=trust),
+        ]
+        found = [(entry["file"], against(entry)) for entry in entries]
         # of a version alone the library has the last word, by the file's header
         if all(refusals and [r.rule for r in refusals] != ["version"] for _, refusals in found):
             raise _nearest(found)
@@ -98,10 +106,11 @@ def _nearest(refused: Sequence[tuple[str, list[Refusal]]]) -> BackendError:
     return refusal_error(f"{name} cannot run here", refusals)
 
 
-def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool) -> Choice:
+def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool, trust: bool) -> Choice:
     machine, refused = probe_machine(), []
     for entry in _entries(library, manifest):
         found = engine_refusals(entry, folder, manifest.files, machine, hashed=hashed)
+        found += trust_refusals(entry, manifest.files, trust=trust)
         if not found:
             return Choice(library, entry["file"], entry, machine)
         refused.append((entry["file"], found))
@@ -117,12 +126,13 @@ def _provider_machine(backend: str) -> Machine:
     return replace(probe_machine(()), libraries={backend: version})
 
 
-def _auto(folder: Path, manifest: Manifest, hashed: bool) -> Choice:
+def _auto(folder: Path, manifest: Manifest, hashed: bool, trust: bool) -> Choice:
     if not probe_machine(()).gpus:  # before any library is imported
         return Choice("auto")
     machine = probe_machine()
     for entry in manifest.engines:
         found = engine_refusals(entry, folder, manifest.files, machine, hashed=hashed)
+        found += trust_refusals(entry, manifest.files, trust=trust)
         if not found:
             return Choice(entry["library"], entry["file"], entry, machine)
         _log.info("%s is passed over: %s", entry["file"], found[0].what)

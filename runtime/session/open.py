@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.bundle import GraphSpec
@@ -25,6 +26,24 @@ _CACHED_BYTES = 1_500_000_000
 PACKED_FACTOR = 2.5
 
 
+@dataclass(frozen=True)
+class Content:
+    """What belongs to a file of a bundle. sha256: of an engine, or of a graph and its weights together:
+    the key of what is kept in the cache, None: nothing is. weights: files of a graph, beside it."""
+
+    sha256: str | None = None
+    weights: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """host_code: a version-compatible engine of a trusted source may run the code it carries.
+    refit_from: the ONNX file of an engine without weights."""
+
+    host_code: bool = False
+    refit_from: Path | None = None
+
+
 def available_backends() -> tuple[str, ...]:
     """CPU backends whose package is installed, the preferred first."""
     packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
@@ -37,21 +56,19 @@ def open_session(
     spec: GraphSpec,
     *,
     threads: int | None = None,
-    sha256: str | None = None,
+    content: Content = Content(),
     low_memory: bool | None = None,
     precision: str = "fp32",
-    version_compatible: bool = False,
-    refit_from: Path | None = None,
+    engine: EngineOptions = EngineOptions(),
 ) -> Session:
     """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
-    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (checked by
-    engine_check, with version_compatible as in its entry), else an ONNX file.
+    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (checked by engine_check, and
+    trusted: an engine is code), else an ONNX file.
 
-    sha256 of the file, when known, keys the cache of compiled models. low_memory (ONNX Runtime):
-    weights stay mapped from the file, which is slower; default: where packed FP32 copies would not
-    fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT. refit_from: the ONNX
-    file of an engine without weights.
-    Raises BackendError for an unknown, missing or failing backend.
+    low_memory (ONNX Runtime): weights stay mapped from the file, which is slower; default: where packed
+    FP32 copies would not fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT.
+    Raises BackendError for an unknown, missing or failing backend, BundleError for a graph or engine
+    with other inputs or outputs than the spec.
     """
     if backend not in BACKENDS:
         raise BackendError("unknown backend", got=str(backend)[:80], expected=", ".join(BACKENDS))
@@ -62,21 +79,23 @@ def open_session(
             path,
             spec,
             library=backend,
-            version_compatible=version_compatible,
-            refit_from=refit_from,
-            cache_dir=_cache(backend, sha256),
+            host_code=engine.host_code,
+            refit_from=engine.refit_from,
+            cache_dir=_cache(backend, content.sha256),
         )
     if backend in PROVIDERS.values():
-        return _open_gpu(backend, path, spec, threads, sha256, precision)
+        return _open_gpu(backend, path, spec, threads, content, precision)
     size = graph_bytes(path)
     if low_memory is None:
         low_memory = not fits(path)
     if backend == "auto":
         backend = _cpu_backend(low_memory)
     if backend == "openvino":
-        cache = _cache("openvino", sha256) if size <= _CACHED_BYTES else None
-        return OpenVinoSession(path, spec, threads=threads, cache_dir=cache)
-    return OrtSession(path, spec, threads=threads, low_memory=low_memory)
+        cache = _cache("openvino", content.sha256) if size <= _CACHED_BYTES else None
+        return OpenVinoSession(
+            path, spec, threads=threads, cache_dir=cache, weights=content.weights
+        )
+    return OrtSession(path, spec, threads=threads, low_memory=low_memory, weights=content.weights)
 
 
 def _cpu_backend(low_memory: bool) -> str:
@@ -97,16 +116,17 @@ def _open_gpu(
     path: Path,
     spec: GraphSpec,
     threads: int | None,
-    sha256: str | None,
+    content: Content,
     precision: str,
 ) -> Session:
     from save_deploy.runtime.session.ort_gpu import OrtGpuSession
 
-    cache = _cache(backend, sha256) if backend != "onnxruntime-cuda" else None
+    cache = _cache(backend, content.sha256) if backend != "onnxruntime-cuda" else None
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     return OrtGpuSession(
-        path, spec, provider=provider, precision=precision, threads=threads, cache_dir=cache
-    )
+        path, spec, provider=provider, precision=precision, threads=threads, cache_dir=cache,
+        weights=content.weights,
+    )  # fmt: skip
 
 
 def cpu_bytes(path: Path) -> int:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from save_deploy.bundle import Arrays, GraphSpec
+from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.errors import BackendError
 from save_deploy.libraries import import_openvino
-from save_deploy.runtime.session.base import BufferedSession, default_threads
+from save_deploy.runtime.session.base import BufferedSession, Port, default_threads, mismatch
+from save_deploy.runtime.session.compiled import keep, read_kept
+from save_deploy.runtime.session.links import gathered
 
+_DTYPES = {
+    "f32": "float32", "f16": "float16", "f64": "float64", "i8": "int8", "i32": "int32", "i64": "int64",
+    "u8": "uint8", "boolean": "bool",
+}  # fmt: skip
 INSTALL = 'pip install "save-deploy[openvino]"'
 
 
@@ -28,11 +38,14 @@ class OpenVinoSession(BufferedSession):
         *,
         threads: int | None = None,
         cache_dir: Path | None = None,
+        weights: Sequence[str] = (),
     ) -> None:
         """cache_dir: where the compiled model is kept; the next start reads it instead of compiling.
-        It must belong to this very file, such as a folder named after its hash.
+        It must belong to this very graph and its weights, such as a folder named after their hashes.
+        weights: files of the graph, relative to its folder.
 
-        Raises BackendError when OpenVINO is not installed or cannot compile the graph.
+        Raises BackendError when OpenVINO is not installed or cannot compile the graph, BundleError when
+        the graph has other inputs or outputs than the spec.
         """
         try:
             openvino = import_openvino()
@@ -44,11 +57,9 @@ class OpenVinoSession(BufferedSession):
                 hint=f"{INSTALL}, or --backend onnxruntime",
             ) from error
         super().__init__(spec, threads or default_threads())
-        config = cpu_config(self.threads)
-        if cache_dir is not None:
-            config["CACHE_DIR"] = str(cache_dir)
         try:
-            self._model: Any = openvino.Core().compile_model(path, "CPU", config)
+            with gathered(path, weights) as graph:
+                self._model: Any = _compiled(graph, cpu_config(self.threads), cache_dir)
         except RuntimeError as error:
             raise BackendError(
                 f"openvino cannot run {path.name}",
@@ -57,17 +68,63 @@ class OpenVinoSession(BufferedSession):
                 hint="--backend onnxruntime",
             ) from error
         self._tensor = openvino.Tensor
+        ports = self._model.inputs, self._model.outputs
+        self._open_graph(path.name, *map(_ports, ports, (spec.inputs, spec.outputs)))
         self._request: Any = self._model.create_infer_request()
-        for name, buffer in self.buffers.items():
-            self._request.set_tensor(name, self._tensor(buffer, shared_memory=True))
+        # into a buffer of ours it writes nothing at all, without a word, where an open shape grows
+        self._open = {n for n in self.buffers if self._model.output(n).partial_shape.is_dynamic}
+        for name in self.buffers.keys() - self._open:
+            self._request.set_tensor(name, self._tensor(self.buffers[name], shared_memory=True))
 
     def _run(self, inputs: Arrays) -> None:
         for name, array in inputs.items():
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
         self._request.infer()
+        for name in self._open:
+            found, buffer = self._request.get_tensor(name), self.buffers[name]
+            if tuple(found.shape) != buffer.shape:
+                raise mismatch(
+                    f"the graph gives another {name} than the manifest says",
+                    got=f"{tuple(found.shape)}",
+                    expected=f"{buffer.shape}",
+                )
+            buffer[...] = found.data
 
     def _release(self) -> None:
         self._request = self._model = None
+
+
+def _compiled(path: Path, config: dict[str, Any], cache_dir: Path | None) -> Any:
+    """The compiled model, taken from the cache folder or put there."""
+    openvino = import_openvino()
+    core = openvino.Core()
+    if cache_dir is None:
+        return core.compile_model(path, "CPU", config)
+    cpu = [
+        core.get_property("CPU", f"{what}")
+        for what in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+    ]
+    told = json.dumps([openvino.get_version(), cpu, config], sort_keys=True)
+    place = cache_dir / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.blob"
+    if (kept := read_kept(place)) is not None:
+        with contextlib.suppress(RuntimeError):
+            return core.import_model(kept, "CPU", config)
+    model = core.compile_model(path, "CPU", config)
+    with contextlib.suppress(RuntimeError):  # a graph that cannot be kept is compiled every time
+        keep(place, model.export_model().getvalue())
+    return model
+
+
+def _ports(found: Sequence[Any], wanted: Sequence[TensorSpec]) -> Iterator[Port]:
+    """A port may have several names: the spec's is taken where it is one of them."""
+    known = {spec.name for spec in wanted}
+    for port in found:
+        names, sides = sorted(port.get_names()), port.partial_shape
+        name = next((n for n in names if n in known), next(iter(names), "without a name"))
+        kind = port.element_type.get_type_name()
+        shape = tuple(s.get_length() if s.is_static else None for s in sides) if (
+            sides.rank.is_static) else None  # fmt: skip
+        yield Port(name, _DTYPES.get(kind, kind), shape)
 
 
 def cpu_config(threads: int) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.libraries import import_onnxruntime
-from save_deploy.runtime.session.base import BufferedSession, default_threads
+from save_deploy.runtime.session.base import BufferedSession, Port, default_threads
+from save_deploy.runtime.session.links import gathered
 from save_deploy.runtime.session.providers import CPU, PROVIDERS, require_provider
 
 PRECISE = "session.x64quantprecision"
+_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(half)": "float16"}
 
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -32,25 +34,30 @@ class OrtSession(BufferedSession):
         threads: int | None = None,
         low_memory: bool = False,
         providers: Providers | None = None,
+        weights: Sequence[str] = (),
     ) -> None:
         """threads: within one operator; default all physical cores. low_memory leaves external weights
         mapped from the file (no packed copies, FP16 converted anew in every call: a third slower) and
-        returns activations to the system. providers: with options, the asked one first.
+        returns activations to the system. providers: with options, the asked one first. weights: files
+        of the graph, relative to its folder.
 
         Raises BackendError when the provider is not active after loading (ONNX Runtime itself falls
-        back to the CPU silently).
+        back to the CPU silently), BundleError when the graph has other inputs or outputs than the spec.
         """
         super().__init__(spec, threads or default_threads())
         if provider != CPU:
             require_provider(provider)
             self.backend = PROVIDERS.get(provider, self.backend)
-        self._session: Any = _open(
-            path,
-            session_options(self.threads, low_memory=low_memory),
-            provider,
-            providers or [provider],
-            ["ConstantFolding"] if low_memory else None,
-        )
+        with gathered(path, weights) as graph:
+            self._session: Any = _open(
+                graph,
+                session_options(self.threads, low_memory=low_memory),
+                provider,
+                providers or [provider],
+                ["ConstantFolding"] if low_memory else None,
+            )
+        ports = self._session.get_inputs(), self._session.get_outputs()
+        self._open_graph(path.name, *(map(_port, side) for side in ports))
         self._binding: Any = self._session.io_binding()
         self._bind_outputs()
 
@@ -67,6 +74,13 @@ class OrtSession(BufferedSession):
 
     def _release(self) -> None:
         self._binding = self._session = None
+
+
+def _port(found: Any) -> Port:
+    """Of a NodeArg: `tensor(uint8)` -> uint8; sides without a number are names or None."""
+    dtype = _DTYPES.get(found.type) or found.type.removeprefix("tensor(").removesuffix(")")
+    sides = (side if isinstance(side, int) else None for side in found.shape or ())
+    return Port(found.name, dtype, None if found.shape is None else tuple(sides))
 
 
 def session_options(threads: int, *, low_memory: bool = False) -> Any:

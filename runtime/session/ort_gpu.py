@@ -5,7 +5,7 @@ Not run on a GPU yet; the binding itself was run with buffers on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ class OrtGpuSession(OrtSession):
         precision: str = "fp32",
         threads: int | None = None,
         cache_dir: Path | None = None,
+        weights: Sequence[str] = (),
     ) -> None:
         """precision: of the bundle. cache_dir: where TensorRT's engines are kept between starts.
+        weights: files of the graph, relative to its folder.
 
         Raises BackendError naming what is missing when the provider cannot run here.
         """
@@ -44,6 +46,7 @@ class OrtGpuSession(OrtSession):
             provider=provider,
             threads=threads,
             providers=_with_options(provider, precision, cache_dir),
+            weights=weights,
         )
 
     def _bind_outputs(self) -> None:
@@ -79,7 +82,7 @@ class OrtGpuSession(OrtSession):
                 self._binding.bind_input(
                     tensor.name, "cuda", 0, np.dtype(tensor.dtype), tensor.shape, array.pointer
                 )
-            self._session.run_with_iobinding(self._binding)
+            self._guarded(lambda: self._session.run_with_iobinding(self._binding))
             self._binding.synchronize_outputs()
             return {
                 s.name: DeviceArray(self._outputs[s.name].data_ptr(), s.shape, s.dtype)

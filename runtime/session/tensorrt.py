@@ -44,16 +44,17 @@ class TensorRtSession:
         spec: GraphSpec,
         *,
         library: str,
-        version_compatible: bool = False,
+        host_code: bool = False,
         cuda_graph: bool = True,
         cache_dir: Path | None = None,
         refit_from: Path | None = None,
         device: int = 0,
     ) -> None:
-        """library: tensorrt or tensorrt_rtx. cache_dir: where TensorRT-RTX keeps the kernels that it
-        compiles at the first run; it must belong to this very file. refit_from: the ONNX file with the
-        weights of an engine built without them. Run engine_check first: the files are taken to be
-        those of the manifest.
+        """library: tensorrt or tensorrt_rtx. host_code: a version-compatible engine may run the code
+        that it carries; the library refuses one without it. cache_dir: where TensorRT-RTX keeps the
+        kernels that it compiles at the first run; it must belong to this very file. refit_from: the
+        ONNX file with the weights of an engine built without them. Run engine_check first: the files
+        are taken to be those of the manifest, and the engine to be trusted.
 
         Raises BackendError when the library refuses the engine or a CUDA call fails, BundleError when
         the engine has other inputs and outputs than the spec.
@@ -66,7 +67,7 @@ class TensorRtSession:
         self._require_valid(path)
         self._cuda.use_device(device)
         self._held = _Held(self._trt.Runtime(self._logger))
-        if version_compatible:
+        if host_code:
             self._held.runtime.engine_host_code_allowed = True  # it carries its own runtime
         self._held.engine = self._deserialize(path)
         if refit_from is not None:

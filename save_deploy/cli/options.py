@@ -31,7 +31,8 @@ Threads = Annotated[int | None, typer_option(threads_option(), int)]
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a bundle runs. self_test False: not even on a GPU that is new to it."""
+    """Where a bundle runs. self_test False: not even on a GPU that is new to it. trust: engines that
+    were not built here run as well."""
 
     backend: str = option(
         "--backend", panel=BACKEND, default="auto",
@@ -40,9 +41,19 @@ class Placement:
     )  # fmt: skip
     self_test: bool = self_test_option(BACKEND)
     threads: int | None = threads_option(BACKEND)
+    trust: bool = option(
+        "--trust-engine", panel=BACKEND, default=False,
+        help="Run an engine that was not built on this machine, too: it is code (docs/security.md).",
+    )  # fmt: skip
 
     def load(self, bundle: Path) -> SavePipeline:
         from save_deploy.runtime.pipeline import load
 
         self_test = None if self.self_test else False
-        return load(bundle, backend=self.backend, threads=self.threads, self_test=self_test)
+        return load(
+            bundle,
+            backend=self.backend,
+            threads=self.threads,
+            self_test=self_test,
+            trust=self.trust,
+        )

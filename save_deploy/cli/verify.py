@@ -11,13 +11,17 @@ def verify(placement: Placement, bundle: Bundle) -> None:
     """Check a bundle's files against their hashes, run its golden samples and conformance pack."""
     from save_deploy.runtime.verify import verify_bundle
 
-    result = verify_bundle(bundle, backend=placement.backend, threads=placement.threads)
+    result = verify_bundle(
+        bundle, backend=placement.backend, threads=placement.threads, trust=placement.trust
+    )
     parity = result.parity
     print(
         f"{bundle}: files intact, {parity.n_frames} golden samples on {result.backend}, "
         f"mask agreement {parity.mask_agreement:.5f}, max abs logit error {parity.max_abs_err:.1e}, "
         f"first mask after {result.first_mask_s:.2f} s"
     )
+    for note in result.notes:
+        print(f"note: {note}; nothing that runs needs it")
     if (pack := result.conformed) is None:
         print("conformance pack: not run (none in the bundle)")
     else:

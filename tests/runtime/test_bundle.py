@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from save_deploy.runtime.compare.speed import time_interleaved
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import OrtSession
 from save_deploy.runtime.verify import verify_bundle
+from tests.command import run
 
 
 @pytest.fixture
@@ -46,12 +48,10 @@ def test_mask_of_a_frame(bundle: Path) -> None:
         assert short.shape == silent.shape == (256, 256)
 
 
-def test_mask_verb(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mask_verb(bundle: Path, tmp_path: Path) -> None:
     """Stereo at 44.1 kHz works; short, silent and corrupt input is refused with nothing written."""
     import soundfile
     from PIL import Image
-
-    from save_deploy.cli.mask import mask
 
     frame, out = tmp_path / "f.png", tmp_path / "m.png"
     Image.fromarray(Scenes(n_clips=1)[0].frames[0][:, :200]).save(frame)
@@ -68,14 +68,14 @@ def test_mask_verb(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (tmp_path / "bad.png", "ok.wav", "image cannot be read"),
         (tmp_path / "no.png", "ok.wav", "image not found"),
     ]:
-        with pytest.raises(DataError, match=message):
-            mask(bundle, picture, tmp_path / sound, out)
-        assert not out.exists()
+        done = run("mask", bundle, picture, tmp_path / sound, "-o", out)
+        assert done.returncode == 1 and re.search(message, done.stderr) and not out.exists()
     for sound in ("ok.wav", "short.wav", "silent.wav", "late.wav"):
-        mask(bundle, frame, tmp_path / sound, out, any_sound=sound != "ok.wav")
+        given = [] if sound == "ok.wav" else ["--any-sound"]
+        done = run("mask", bundle, frame, tmp_path / sound, "-o", out, *given)
+        assert done.returncode == 0 and "of the picture sounds" in done.stdout
         with Image.open(out) as image:
             assert image.size == (200, 256)
-    assert "of the picture sounds" in capsys.readouterr().out
 
 
 def test_wrong_inputs_are_named(bundle: Path) -> None:

@@ -17,6 +17,7 @@ from save_deploy.errors import BackendError, BundleError, SaveDeployError
 from save_deploy.machine import read_nvidia
 from save_deploy.runtime import doctor as doctor_module
 from save_deploy.runtime.doctor import Trial, examine, run_trials
+from save_deploy.runtime.engine_trust import note_built_here
 from tests.runtime.engines import gpu, machine, with_engine
 
 WORKING = (Trial("CPUExecutionProvider", True, "CPUExecutionProvider", ""),)
@@ -96,10 +97,15 @@ def test_asked_backend_decides(bundle: Path, quick: Callable[..., None]) -> None
 
 
 def test_engines_are_checked(
-    bundle: Path, tmp_path: Path, quick: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, _ = with_engine(bundle, tmp_path)
+    bundle: Path, tmp_path: Path, quick: Callable[..., None], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path / "cache"))
+    folder, manifest = with_engine(bundle, tmp_path)
     quick()
+    with pytest.raises(BackendError, match=r"not built on this machine(.|\n)*--trust-engine"):
+        doctor(folder, backend="tensorrt_rtx")
+    note_built_here(manifest.files["model.rtx.plan"].sha256, "by a test")
     doctor(folder, backend="tensorrt_rtx")
     assert "can run    tensorrt_rtx (model.rtx.plan, about 2 MiB)" in capsys.readouterr().out
     quick(gpus=(gpu("T4", (7, 5)),))

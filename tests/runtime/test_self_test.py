@@ -24,6 +24,8 @@ from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.self_test import golden_parity
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session import choose as choose_module
+from save_deploy.runtime.session.open import EngineOptions
+from tests.command import run
 from tests.runtime.engines import machine, record_of, with_engine, write_wav
 
 
@@ -67,6 +69,7 @@ class Bench:
         self.options: list[dict[str, Any]] = []
         monkeypatch.setattr(choose_module, "probe_machine", lambda *_: self.machine)
         monkeypatch.setattr(choose_module, "require_provider", lambda provider: None)
+        monkeypatch.setattr(choose_module, "trust_refusals", lambda *_, **__: [])
         monkeypatch.setattr(pipeline_module, "open_session", self.open)
 
     def open(self, backend: str, path: Path, spec: GraphSpec, **options: Any) -> Session:
@@ -201,26 +204,27 @@ def test_onnxruntime_on_a_gpu_is_tested_too(
 
 
 def test_weights_of_a_stripped_engine_come_from_the_graph(bench: Bench) -> None:
-    assert bench.tested(self_test=False) == 0 and bench.options[-1]["refit_from"] is None
+    assert bench.tested(self_test=False) == 0
+    assert bench.options[-1]["engine"] == EngineOptions(host_code=False, refit_from=None)
     manifest = Manifest.read(bench.folder)
     (entry,) = manifest.engines
     stripped = {**entry, "options": {**entry["options"], "strip_weights": True}}
+    stripped["version_compatible"] = True
     replace(manifest, engines=(stripped,)).write(bench.folder)
     bench.tested(self_test=False)
-    assert bench.options[-1]["refit_from"] == bench.folder / "model.onnx"
+    assert bench.options[-1]["engine"] == EngineOptions(True, bench.folder / "model.onnx")
 
 
 def test_verbs_can_leave_it_out(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from save_deploy.cli.mask import mask
-
     Image.new("RGB", (64, 48), "red").save(tmp_path / "frame.png")
     write_wav(tmp_path / "sound.wav")
-    files = (bench.folder, tmp_path / "frame.png", tmp_path / "sound.wav", tmp_path / "mask.png")
-    mask(*files, backend="tensorrt_rtx", no_self_test=True)
+    files = (tmp_path / "frame.png", tmp_path / "sound.wav", "-o", tmp_path / "mask.png")
+    asked = ("mask", bench.folder, *files, "--backend", "tensorrt_rtx")
+    assert run(*asked, "--no-self-test").returncode == 0
     assert bench.engines[-1].calls == 1 and bench.kept() == []
-    mask(*files, backend="tensorrt_rtx")
+    assert run(*asked).returncode == 0
     assert bench.engines[-1].calls == 5 and len(bench.kept()) == 1
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.machine import Nvidia, read_nvidia
 from save_deploy.runtime import engine_check
+from save_deploy.runtime.engine_trust import built_here, note_built_here
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import choose as choose_module
 from save_deploy.runtime.session import (
@@ -106,6 +108,7 @@ def test_auto_takes_what_may_run(
 ) -> None:
     """Engine, then ONNX Runtime on a GPU, then the CPU; no GPU, no engine."""
     folder, manifest = with_engine(bundle, tmp_path)
+    assert note_built_here(manifest.files["model.rtx.plan"].sha256, "by a test")
     assert choose("auto", folder, manifest).backend == "auto"  # no GPU here
     with_gpu(monkeypatch)
     monkeypatch.setattr(choose_module, "probe_machine", lambda *_: machine())
@@ -129,6 +132,28 @@ def test_auto_takes_what_may_run(
     assert choose("openvino", folder, manifest).backend == "openvino"
 
 
+def test_an_engine_of_elsewhere_is_not_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None
+) -> None:
+    """It is code: auto passes it over, asked for it is refused, unless its source is trusted or it was
+    built here. What its manifest says of itself changes nothing."""
+    folder, manifest = with_engine(bundle, tmp_path)
+    (entry,) = manifest.engines
+    manifest = replace(manifest, engines=({**entry, "version_compatible": True, "trust": True},))
+    with_gpu(monkeypatch)
+    monkeypatch.setattr(choose_module, "probe_machine", lambda *_: machine())
+    assert choose("auto", folder, manifest).engine is None
+    for judged in (choose("auto", folder, manifest, trust=True),
+                   choose("tensorrt_rtx", folder, manifest, trust=True)):  # fmt: skip
+        assert judged.file == "model.rtx.plan"
+    manifest.write(folder)
+    with pytest.raises(BackendError, match=r"not built on this machine(.|\n)*--trust-engine"):
+        load(folder, backend="tensorrt_rtx")
+    assert not built_here(manifest.files["model.rtx.plan"].sha256)
+    note_built_here(manifest.files["model.onnx"].sha256, "another file")
+    assert choose("auto", folder, manifest).engine is None
+
+
 @pytest.mark.parametrize("backend", ["tensorrt_rtx", *providers.PROVIDERS.values(), "abacus"])
 def test_the_machine_is_judged_before_gigabytes_are_hashed(
     bundle: Path, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch, no_gpu: None
@@ -146,7 +171,7 @@ def test_the_machine_is_judged_before_gigabytes_are_hashed(
     monkeypatch.setattr(choose_module, "require_provider", lambda provider: None)
     if backend != "abacus":  # where it could run, its file is what is wrong
         with pytest.raises(BundleError, match="altered"):
-            load(folder, backend=backend)
+            load(folder, backend=backend, trust=True)
 
 
 @pytest.mark.skipif(bool(read_nvidia().gpus), reason="this machine has a GPU")

@@ -246,7 +246,7 @@ def test_every_thread_has_its_own_context(full: Fakes, plan: Path) -> None:
 
 
 def test_version_compatible_engines_may_bring_their_runtime(full: Fakes, plan: Path) -> None:
-    opened(plan, version_compatible=True).close()
+    opened(plan, host_code=True).close()
     opened(plan).close()
     assert [runtime.engine_host_code_allowed for runtime in full[0].runtimes] == [True, False]
 
