@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from save_deploy.bundle import AUDIO_DIM
+from save_deploy.config import AUDIO_DIM
 from save_deploy.data.audio import Waveform
+from save_deploy.data.pictures import as_rgb
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import BundleError, DataError
 
@@ -26,6 +27,7 @@ MAX_PEAK = 16.0
 MAX_THREADS = 4096
 _SOUND = "float (n,), 16 kHz mono in [-1,1]"
 _FRAME = "uint8 (H,W,3), RGB"
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # pictures that read_frame reads from files
 
 
 def as_sound(sound: Any) -> Waveform:
@@ -129,7 +131,7 @@ def _array(value: Any, what: str, expected: str) -> NDArray[Any]:
             got=repr(value)[:80],
             expected=expected,
             hint="read the file: read_waveform of save_deploy.data.audio, "
-            "read_frame of save_deploy.data.transforms",
+            "read_frame of save_deploy.data.pictures",
         )
     try:
         array = np.asarray(value)
@@ -145,12 +147,20 @@ def _got(array: NDArray[Any]) -> str:
     return f"{array.dtype} {array.shape}"
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """As read_frame makes it of a file's pixels."""
-    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits: Pillow would cut them off at 255
-        raise DataError("wrong frame", got=f"a picture of mode {picture.mode}", expected=_FRAME)
+def _rgb(picture: Image.Image) -> Frame:
+    """The pixels as read_frame makes them of a file, but not turned."""
+    if (
+        picture.mode not in _MODES
+    ):  # Pillow cuts 32 bits off at 255, and print colors need a profile
+        raise DataError(
+            "wrong frame",
+            got=f"a picture of mode {picture.mode}",
+            expected=f"{_FRAME}, or a picture of mode {', '.join(_MODES)}",
+        )
     try:
-        return picture.convert("RGB")
+        picture = picture.copy()
+        picture.info.pop("transparency", None)
+        return as_rgb(picture)
     except (OSError, SyntaxError, ValueError) as error:  # its file is read only now
         raise DataError("wrong frame", got=str(error), expected=_FRAME) from error
 

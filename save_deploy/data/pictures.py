@@ -54,7 +54,11 @@ def read_frame(path: Path) -> NDArray[np.uint8]:
 
     Raises DataError for a missing, damaged, truncated or too large file and for any other format.
     """
-    image = open_picture(path)
+    return as_rgb(open_picture(path))
+
+
+def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 (H,W,3) of a picture in a mode of open_picture."""
     if image.mode == "I;16":
         return np.repeat(_gray(image)[..., None], 3, axis=-1)
     return np.asarray(image.convert("RGB"))

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from save_deploy.bundle import TensorSpec
+from save_deploy.data.pictures import read_frame
 from save_deploy.errors import BackendError, BundleError, DataError, ParityError
 from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.inputs import as_frame
 from save_deploy.runtime.pipeline import Listener, SavePipeline, load
 from save_deploy.runtime.stream import stream
 from tests.conftest import make_tiny
@@ -165,8 +167,9 @@ WRONG_FRAMES: dict[str, tuple[Any, str]] = {
     "a batch": (FRAME[None], r"uint8 \(1, 48, 80, 3\)"),
     "None": (None, "NoneType"),
     "a name": ("frame.png", r"frame\.png(.|\n)*read_frame"),
-    "Pillow, 16 bits": (Image.fromarray(np.zeros((4, 4), np.uint16)), "mode I;16"),
+    "Pillow, 32 bits": (Image.fromarray(np.zeros((4, 4), np.int32)), "mode I\n"),
     "Pillow, floats": (Image.fromarray(np.zeros((4, 4), np.float32)), "mode F"),
+    "Pillow, print colors": (Image.fromarray(FRAME).convert("CMYK"), "mode CMYK"),
 }
 
 
@@ -185,6 +188,20 @@ def test_frames_that_are_refused(segment: SavePipeline, name: str) -> None:
     for call in calls:
         with pytest.raises(DataError, match=text):
             call()
+
+
+def test_pictures_of_pillow_are_those_of_files(segment: SavePipeline, tmp_path: Path) -> None:
+    """In every mode, and a palette with transparent colors without a warning."""
+    palette = Image.fromarray(FRAME).quantize(16)
+    palette.info["transparency"] = bytes(range(16))
+    deep = Image.fromarray((FRAME[..., 0].astype(np.uint16) << 8) + 77)
+    others = [Image.fromarray(FRAME).convert(mode) for mode in ("1", "L", "LA", "RGBA")]
+    for i, picture in enumerate([palette, deep, *others]):
+        picture.save(tmp_path / f"{i}.png")
+        of_file = segment(read_frame(tmp_path / f"{i}.png"), SOUND)
+        np.testing.assert_array_equal(segment(picture, SOUND), of_file)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(as_frame(deep), np.stack([FRAME[..., 0]] * 3, axis=-1))
+    assert "transparency" in palette.info, "the caller's picture stays as it is"
 
 
 def test_a_picture_that_is_cut_off_is_refused(segment: SavePipeline, tmp_path: Path) -> None:
