@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,11 +173,16 @@ def remove(path: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Cache folder of this project: $SAVE_DEPLOY_CACHE, $XDG_CACHE_HOME/save-deploy, or
-    ~/.cache/save-deploy."""
+    """Cache folder of this project: $SAVE_DEPLOY_CACHE, $XDG_CACHE_HOME/save-deploy,
+    ~/.cache/save-deploy, or, without a home, one for temporary files that is this user's alone."""
     if own := os.environ.get(ENV_CACHE):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "save-deploy"
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "save-deploy"
+    try:
+        return Path.home() / ".cache" / "save-deploy"
+    except RuntimeError:  # no HOME and a user the system does not know, as in containers
+        return _private_folder()
 
 
 def cache_folder(*parts: str) -> Path | None:
@@ -200,11 +206,18 @@ def keep_in_cache(target: Path, write: Callable[[Path], object]) -> bool:
     return True
 
 
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:  # no HOME and a user the system does not know, as in containers
-        return Path(tempfile.gettempdir())
+def _private_folder() -> Path:
+    """Below the folder for temporary files, where others may have put one of the same name: what they
+    wrote there must not be loaded, so then a path where nothing can be."""
+    with contextlib.suppress(OSError, AttributeError):  # no folder can be made; Windows has no uid
+        folder, uid = Path(tempfile.gettempdir()), os.getuid()
+        folder /= f"save-deploy-{uid}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077:
+            return folder
+    return Path(os.devnull, "save-deploy")
 
 
 def _check_parent(target: Path, option: str) -> None:

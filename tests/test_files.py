@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -116,7 +117,15 @@ def test_cache_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in (files.ENV_CACHE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert cache_root().parts[-2:] == (".cache", "save-deploy")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own = tmp_path / f"save-deploy-{os.getuid()}"
+    assert cache_root() == own and own.stat().st_mode & 0o777 == 0o700
+    assert cache_folder("openvino") == own / "openvino"
+    own.chmod(0o777)  # anybody may have written there
+    assert cache_folder("openvino") is None
+    own.rename(tmp_path / "elsewhere")
+    own.symlink_to(tmp_path / "elsewhere")
+    assert cache_folder("openvino") is None
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(files.ENV_CACHE, str(tmp_path / "file"))
     assert cache_folder("openvino") is None
