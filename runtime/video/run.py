@@ -138,6 +138,9 @@ class VideoRun:
         for track in source.damage.values():
             if track.bad:
                 yield f"{track.what}: {track.bad} of {track.read} packets are corrupt and left out"
+        if source.out_of_order:
+            n = source.out_of_order
+            yield f"the clock of the file goes back: {n} pictures are left out"
         if pipeline.batch > 1:
             n = pipeline.batch
             yield f"this bundle computes {n} frames per call for each: export one with --batch 1"

@@ -55,6 +55,7 @@ class VideoSource:
     def __init__(self, path: Path, section: Section = Section()) -> None:
         self.path, self.section = path, section
         self.sound_s = 0.0  # of the sound given so far
+        self.out_of_order = 0  # pictures left out, their times not after the one before
         self.damage = {what: Damage(what) for what in ("video", "sound")}
         with opened(path) as container:
             stream = picture_track(container, path)
@@ -87,6 +88,7 @@ class VideoSource:
         """Frames of the section in order, their times as in the file. Packets that cannot be decoded
         are skipped and counted; raises DataError when they are too many or no frame is left."""
         section, last_pts, last_kept = self.section, -1, -1
+        self.out_of_order = 0
         turn: Orientation | None = None
         with opened(self.path) as container:
             stream = picture_track(container, self.path)
@@ -97,7 +99,10 @@ class VideoSource:
                 turn = orientation_of(frame) if turn is None else turn
                 pts = at - begin
                 time_s = float(pts * self.time_base)
-                if pts <= last_pts or time_s < -ROUNDING_S:
+                if time_s < -ROUNDING_S:
+                    continue
+                if pts <= last_pts:
+                    self.out_of_order += 1
                     continue
                 if time_s >= section.end_s - ROUNDING_S:
                     break

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from save_deploy.data.film import Damage, decoded, opened, packets_of, seek, sound_track, start_of
-from save_deploy.data.film_sound import GAP_S
+from save_deploy.data.film_sound import GAP_S, channels_of
 from save_deploy.runtime.video.formats import Format
 from save_deploy.runtime.video.source import VideoSource
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from av.container import OutputContainer
 
 _LAYOUTS = {1: "mono", 6: "5.1"}  # by channels, which every encoder here takes; others: stereo
+_MOST_MIXED = 8  # channels; FFmpeg mixes only some layouts of more to stereo, those become mono
 _RATES = (44_100, 48_000)
 _OPUS_RATE = 48_000
 
@@ -30,7 +33,8 @@ class SoundTrack:
             if self.copied:
                 self._stream: Any = container.add_stream_from_template(given)
             else:
-                layout = _LAYOUTS.get(given.layout.nb_channels, "stereo")
+                n = given.layout.nb_channels
+                layout = "mono" if n > _MOST_MIXED else _LAYOUTS.get(n, "stereo")
                 rate = given.rate if given.rate in _RATES else _RATES[1]
                 if form.sound_encoder == "libopus":
                     rate = _OPUS_RATE
@@ -71,13 +75,18 @@ class SoundTrack:
 
     def _encoded(self) -> Iterator[Any]:
         """Frames follow each other sample by sample, whatever their times round to, but for gaps."""
+        import av
+
         section, encoder, ends_at = self.source.section, self._stream, None
+        packed = av.AudioResampler(format="flt")
         with opened(self.source.path) as container:
             begin_s = float(start_of(container)) + section.start_s
             seek(container, section.start_s)
             for frame in decoded(container, sound_track(container), Damage("sound")):
                 given_s = 0.0 if frame.time is None else frame.time - begin_s
                 at = round(given_s * frame.rate)
+                if frame.layout.nb_channels > _MOST_MIXED:
+                    frame = mono_of(frame, packed)
                 if ends_at is not None and at <= ends_at + GAP_S * frame.rate:
                     at = ends_at
                 if at >= section.end_s * frame.rate:
@@ -87,3 +96,13 @@ class SoundTrack:
                     frame.pts, frame.time_base = at, Fraction(1, frame.rate)
                     yield from encoder.encode(frame)
         yield from encoder.encode(None)
+
+
+def mono_of(frame: Any, packed: Any) -> Any:
+    """The mean of the channels, at the same rate. packed: a resampler to format flt."""
+    import av
+
+    samples = np.concatenate([channels_of(part) for part in packed.resample(frame)])
+    mono = av.AudioFrame.from_ndarray(samples.mean(axis=1, dtype=np.float32)[None], "flt", "mono")
+    mono.rate = frame.rate
+    return mono

@@ -65,7 +65,7 @@ def _read(path: Path) -> tuple[Waveform, int]:
     """
     import soundfile
 
-    class Forward(soundfile.SoundFile):
+    class Forward(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
         def seekable(self) -> bool:
             return False
 

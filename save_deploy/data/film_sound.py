@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 PREROLL_S = 0.2  # a sound decoder is exact only after a few packets
+MAX_CHANNELS = 64  # of FFmpeg's resampler
+Piece = tuple[int, Waveform]  # first sample counted from the start asked for, samples (n,)
 GAP_S = 0.05  # sound that comes this much later or earlier than it should is placed anew
 
 
@@ -56,27 +58,42 @@ def sound_pieces(
 
 def _placed(
     container: InputContainer, stream: Any, damage: Damage, start_s: float
-) -> Iterator[tuple[int, Waveform]]:
-    """(first sample counted from start_s, piece (n,)) as they are stored."""
+) -> Iterator[Piece]:
+    """Pieces as they are stored, those with NaN left out."""
     seek(container, start_s - PREROLL_S)
     zero_s = float(start_of(container)) + start_s
     run: _Run | None = None
+    due_s = 0.0
     for frame in decoded(container, stream, damage):
-        if not _is_finite(frame):
-            damage.skipped(
-                DataError("sound contains NaN or infinite samples", expected="finite samples")
-            )
-            continue
         kind = (frame.format.name, frame.layout.name, frame.rate)
-        due_s = 0.0 if run is None else run.ends_s
+        if frame.layout.nb_channels > MAX_CHANNELS:
+            raise DataError(
+                "wrong number of channels",
+                got=str(frame.layout.nb_channels),
+                expected=f"1 to {MAX_CHANNELS}",
+            )
         time_s = due_s if frame.time is None else frame.time - zero_s
         if run is None or run.kind != kind or abs(time_s - due_s) > GAP_S:
-            if run is not None:
-                yield from run.rest()
-            run = _Run(kind, time_s)
-        yield from run.feed(frame)
-    if run is not None:
-        yield from run.rest()
+            yield from [] if run is None else _finite(run.rest(), damage)
+            run, due_s = _Run(kind, time_s), time_s
+        pieces = run.feed(frame)
+        due_s += frame.samples / frame.rate
+        yield from _finite(pieces, damage)
+        if not _are_finite(pieces):
+            run = None  # NaN stays in a resampler for a while
+    yield from [] if run is None else _finite(run.rest(), damage)
+
+
+def _finite(pieces: list[Piece], damage: Damage) -> list[Piece]:
+    """The same, or none and a packet counted as bad."""
+    if _are_finite(pieces):
+        return pieces
+    damage.skipped(DataError("sound contains NaN or infinite samples", expected="finite samples"))
+    return []
+
+
+def _are_finite(pieces: list[Piece]) -> bool:
+    return all(np.isfinite(samples).all() for _, samples in pieces)
 
 
 class _Run:
@@ -86,35 +103,26 @@ class _Run:
         import av
 
         check_rate(kind[2])
-        self.kind, self.ends_s = kind, begins_s
-        self._at = round(begins_s * SAMPLE_RATE_HZ)
-        # only the rate is converted: a mix to mono would be weighted by 0.707, not averaged
+        self.kind, self._at = kind, round(begins_s * SAMPLE_RATE_HZ)
+        # Only the rate is converted: a mix to mono would be weighted by 0.707, not averaged. Into one
+        # plane: of eight planes or more, which many decoders give, av reads one that is not there.
         self._resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
 
-    def feed(self, frame: Any) -> Iterator[tuple[int, Waveform]]:
-        self.ends_s += frame.samples / frame.rate
-        yield from self._given(self._resampler.resample(frame))
+    def feed(self, frame: Any) -> list[Piece]:
+        return self._given(self._resampler.resample(frame))
 
-    def rest(self) -> Iterator[tuple[int, Waveform]]:
-        yield from self._given(self._resampler.resample(None))
+    def rest(self) -> list[Piece]:
+        return self._given(self._resampler.resample(None))
 
-    def _given(self, frames: list[Any]) -> Iterator[tuple[int, Waveform]]:
+    def _given(self, frames: list[Any]) -> list[Piece]:
+        pieces = []
         for frame in frames:
-            piece = _samples(frame).mean(axis=1, dtype=np.float32)
-            yield self._at, piece
-            self._at += piece.size
+            samples = channels_of(frame)
+            pieces.append((self._at, samples.mean(axis=1, dtype=np.float32)))
+            self._at += len(samples)
+        return pieces
 
 
-def _is_finite(frame: Any) -> bool:
-    import av
-
-    if not frame.format.name.startswith(("flt", "dbl")):
-        return True
-    packed = av.AudioResampler(format="flt").resample(frame)
-    return all(np.isfinite(_samples(part)).all() for part in packed)
-
-
-def _samples(frame: Any) -> NDArray[np.float32]:
-    """A frame of format flt -> (n,channels). Planar frames are never read: from eight channels on, av
-    reads beyond the list of their planes."""
+def channels_of(frame: Any) -> NDArray[np.float32]:
+    """A frame of format flt -> (n,channels)."""
     return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import soundfile
 from av.stream import Disposition
 from PIL import Image
 
@@ -75,8 +76,7 @@ def write_film(
             for at in range(0, len(track.samples), PACKET):
                 if not track.lost(at / RATE):
                     piece = track.samples[at : at + PACKET]
-                    values = np.round(piece * 32_767).astype(np.int16).reshape(1, -1)
-                    sound = av.AudioFrame.from_ndarray(values, "s16", track.layout)
+                    sound = av.AudioFrame.from_ndarray(piece.reshape(1, -1), "flt", track.layout)
                     sound.rate, sound.time_base = RATE, Fraction(1, RATE)
                     sound.pts = at + round(track.shift(at / RATE) * RATE)
                     container.mux(stream.encode(sound))
@@ -122,6 +122,37 @@ def test_many_channels_are_averaged(tmp_path: Path, codec: str, layout: str) -> 
     assert len(films.masks_in(tmp_path / "m")) == 10
 
 
+@pytest.mark.parametrize("n", [9, 33, 65])
+def test_channels_without_a_layout(tmp_path: Path, n: int) -> None:
+    """As in a WAV file of a microphone array: heard, and written as one channel."""
+    samples = np.repeat(tone(1), n, axis=1)
+    samples[:, 1:] = 0
+    wav = BytesIO()
+    soundfile.write(wav, samples, RATE, format="WAV")
+    wav.seek(0)
+    path = write_film(tmp_path / "f.mkv")
+    with (
+        av.open(str(path)) as pictures,
+        av.open(wav) as sound,
+        av.open(str(tmp_path / "g.mkv"), "w") as out,
+    ):
+        tracks: list[Any] = [pictures.streams.video[0], sound.streams.audio[0]]
+        streams = [out.add_stream_from_template(given) for given in tracks]
+        for given, stream in zip(tracks, streams, strict=True):
+            for packet in given.container.demux(given):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+    if n > 64:
+        with pytest.raises(DataError, match=r"number of channels(.|\n)*65(.|\n)*1 to 64"):
+            read_video_sound(tmp_path / "g.mkv")
+        return
+    films.run(tmp_path / "g.mkv", out=tmp_path / "o.mp4")
+    for name in ("g.mkv", "o.mp4"):
+        heard = read_video_sound(tmp_path / name)[2000:14_000]
+        assert loudness(heard) == pytest.approx(0.5 / n / np.sqrt(2), rel=0.05)
+
+
 def test_a_gap_is_silence_for_every_reader(tmp_path: Path) -> None:
     """A burst 3 s after the start is heard there, whether the film is read from the start, from within
     the gap or from behind it."""
@@ -149,6 +180,21 @@ def test_small_differences_do_not_add_up(tmp_path: Path, lost: Any, shift: Any) 
     path = write_film(tmp_path / "d.mkv", [Track(sound, lost=lost, shift=shift)], seconds=4)
     for heard in (read_video_sound(path), heard_by_run(path)):
         assert begins_s(heard) == pytest.approx(3 + shift(3), abs=0.056)
+
+
+def test_packets_with_nan_are_left_out(tmp_path: Path) -> None:
+    """One of 60: silence in its place and counted; a dataset's clip with it is refused."""
+    sound = tone(3, (2, 2.1))
+    sound[15 * PACKET + 100] = np.nan
+    path = write_film(tmp_path / "f.mkv", [Track(sound, "pcm_f32le")], seconds=3)
+    result = films.run(path, masks=tmp_path / "m")
+    assert "sound: 1 of 60 packets are corrupt and left out" in result.notes
+    heard = heard_by_run(path)
+    assert np.isfinite(heard).all() and begins_s(heard) == pytest.approx(2, abs=0.002)
+    assert heard.size == 3 * RATE and not heard[15 * PACKET : 16 * PACKET].any()
+    for read in (read_video_sound, lambda p: read_video_stretch(p, 0, 2, [0.0])):
+        with pytest.raises(DataError, match="NaN"):
+            read(path)
 
 
 def undecodable(path: Path, which: int) -> None:
@@ -290,6 +336,15 @@ def test_a_clock_that_jumps(tmp_path: Path) -> None:
         for read in (heard_by_run, read_video_sound, lambda p: list(VideoSource(p).frames())):
             with pytest.raises(DataError, match="clock of the video jumps"):
                 read(path)
+
+
+def test_a_clock_that_goes_back(tmp_path: Path) -> None:
+    """Two recordings joined as bytes: what plays at times already past is left out, and said."""
+    path = films.write_film(tmp_path / "f.ts", sound=films.tone(3, (1,)))
+    path.write_bytes(path.read_bytes() * 2)
+    result = films.run(path, masks=tmp_path / "m")
+    assert result.frames == 30
+    assert "the clock of the file goes back: 30 pictures are left out" in result.notes
 
 
 def test_a_sound_that_is_not_read_whole(tmp_path: Path) -> None:
