@@ -1,6 +1,6 @@
-"""A pipeline under load: many calls from many threads, opened and closed often, forked, fed for an hour.
+"""A pipeline under load: many calls from many threads, opened often, forked, fed for an hour.
 
-SAVE_CALLS, SAVE_OPENS, SAVE_SECONDS make a run shorter. docs/reliability.md has the figures of a full one.
+SAVE_CALLS, SAVE_OPENS, SAVE_SECONDS make a run shorter; docs/reliability.md has figures.
 """
 
 from __future__ import annotations
