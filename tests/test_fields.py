@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from save_deploy.errors import BundleError, SaveDeployError
-from save_deploy.fields import Fields, parse_json, read_json, read_toml
+from save_deploy.fields import Fields, parse_json, read_json, read_toml, shown
 
 
 def fields(text: str) -> Fields:
@@ -68,3 +68,9 @@ def test_files(tmp_path: Path) -> None:
     path.write_text("k = ")
     with pytest.raises(SaveDeployError, match="is not TOML"):
         read_toml(path, what="recipe")
+
+
+def test_a_huge_integer_is_told_by_its_size() -> None:
+    """Its digits would take time: Python refuses to write more than 4,300 of them."""
+    assert shown(2**99_999) == "an integer of 100000 bits"
+    assert shown(10**29) == "1" + 29 * "0"

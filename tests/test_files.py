@@ -18,6 +18,7 @@ from save_deploy.files import (
     cache_folder,
     cache_root,
     check_file_target,
+    check_folder_target,
     new_file,
     new_folder,
     partial_folder,
@@ -129,3 +130,15 @@ def test_cache_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(files.ENV_CACHE, str(tmp_path / "file"))
     assert cache_folder("openvino") is None
+
+
+def test_only_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
+    photos, ours = tmp_path / "photos", tmp_path / "ours"
+    for folder, name in ((photos, "a.jpg"), (ours, "manifest.json")):
+        folder.mkdir()
+        (folder / name).touch()
+        with pytest.raises(OutputError, match="output exists"):
+            check_folder_target(folder, force=False)
+    check_folder_target(ours, force=True)
+    with pytest.raises(OutputError, match="not a bundle"):
+        check_folder_target(photos, force=True)

@@ -59,3 +59,5 @@ def test_latency() -> None:
     assert result.frames_per_s == 20.0
     assert result.spread == pytest.approx((75 - 25) / 50)
     assert speedup(LatencyResult((10.0, 20.0, 30.0)), LatencyResult((5.0, 5.0, 30.0))) == 2.0
+    even = LatencyResult((8.0, 12.0, 20.0, 40.0)), LatencyResult((4.0, 4.0, 4.0, 4.0))
+    assert speedup(*even) == 4.0, "the mean of the two ratios in the middle, 3 and 5"
