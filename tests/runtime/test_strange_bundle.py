@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import soundfile
 from onnx import TensorProto, helper
+from PIL import Image
 
 from save_deploy import bundle_files
 from save_deploy.errors import BundleError
@@ -19,11 +20,20 @@ from save_deploy.runtime import pipeline as pipeline_module
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.compiled import read_kept
 from save_deploy.runtime.session.openvino import OpenVinoSession
-from tests.runtime.strange import SIDE, honest, rehash, strange_bundle
+from tests.runtime.cpp import infer
+from tests.runtime.strange import SIDE, honest, of_links, rehash, strange_bundle
 
 BACKENDS = ("onnxruntime", "openvino")
 NAMES = "abdefghij"
 OPEN = ("a", "b", "c", "d")  # sides that the graph does not fix
+OTHER: tuple[dict[str, Any], ...] = (
+    {"side": 16, "dims": OPEN},
+    {"side": 16},  # it declares what it does not give
+    {"side": 1024, "dims": OPEN},
+    {"dtype": TensorProto.FLOAT16},
+    {"dtype": TensorProto.DOUBLE},
+    {"extra": "more"},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,18 +61,7 @@ def test_graphs_that_fit(tmp_path: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"side": 16, "dims": OPEN},
-        {"side": 16},  # it declares what it does not give
-        {"side": 1024, "dims": OPEN},
-        {"dtype": TensorProto.FLOAT16},
-        {"dtype": TensorProto.DOUBLE},
-        {"extra": "more"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OTHER, ids=str)
 def test_other_interfaces_are_refused(tmp_path: Path, backend: str, options: Any) -> None:
     folder = strange_bundle(tmp_path / "b", **options)
     with pytest.raises(BundleError, match=r"other (inputs|outputs)|another mask_logits|cannot run"):
@@ -142,11 +141,7 @@ def test_a_bundle_of_links(
     tmp_path: Path, cache: Path, backend: str, hard: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in Hugging Face's cache: every file is a link to ../blobs/HASH."""
-    folder, blobs = strange_bundle(tmp_path / "b", weights="model.onnx.data"), tmp_path / "blobs"
-    blobs.mkdir()
-    for i, path in enumerate(sorted(folder.iterdir())):
-        shutil.move(path, blobs / f"{i:064x}")
-        path.symlink_to(Path("../blobs") / f"{i:064x}")
+    folder = of_links(strange_bundle(tmp_path / "b", weights="model.onnx.data"))
     if not hard:
         monkeypatch.setattr("os.link", _refuse)
     assert (logits(folder, backend) == 7.25).all()
@@ -268,3 +263,74 @@ def test_nothing_is_allocated_for_a_graph_that_does_not_fit(
     spec = pipeline_module.Manifest.read(folder).model
     with pytest.raises(BundleError, match="other outputs"):
         OpenVinoSession(folder / "model.onnx", spec)
+
+
+# --- the same in C++ (openvino) ---
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A black picture of the network's size, and a second of silence."""
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "frame.png")
+    soundfile.write(tmp_path / "sound.wav", np.zeros(16_000), 16_000)
+    return tmp_path / "frame.png", tmp_path / "sound.wav"
+
+
+def cpp(build: Path, folder: Path, files: tuple[Path, Path], *options: str | Path) -> Any:
+    """(exit code, logits or the error's text)."""
+    out = folder.with_name("cpp.npy")
+    done = infer(
+        build, "run", folder, *files, "-o", folder.with_name("cpp.png"), "--logits", out,
+        "--any-sound", *options,
+    )  # fmt: skip
+    return done.returncode, np.load(out) if done.returncode == 0 else done.stderr
+
+
+def test_cpp_refuses_other_graphs(build: Path, tmp_path: Path, files: tuple[Path, Path]) -> None:
+    code, found = cpp(build, strange_bundle(tmp_path / "open", dims=OPEN), files)
+    assert code == 0 and (found == 1).all()
+    for i, options in enumerate(OTHER):
+        code, text = cpp(build, strange_bundle(tmp_path / f"{i}", **options), files)
+        assert code == 1 and ("does not fit" in text or "another mask_logits" in text), options
+
+
+def test_cpp_reads_listed_weights_alone(
+    build: Path, tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    folder, kept = strange_bundle(tmp_path / "b", weights="model.onnx.data"), tmp_path / "kept"
+    for value in (7.25, 9.5):
+        (folder / "model.onnx.data").write_bytes(np.float32(value).tobytes())
+        rehash(folder, "model.onnx.data")
+        for damage in (None, b"", b"x" * 99):  # compiled, taken from the cache, damaged there
+            for blob in kept.rglob("*.blob") if damage is not None else ():
+                blob.write_bytes(damage)
+            for _ in range(2):
+                code, found = cpp(build, folder, files, "--cache", kept)
+                assert code == 0 and (found == value).all(), found
+    assert not [p for p in kept.rglob("*") if "partial" in p.name]
+    for name in ("weights.bin", "../weights.bin"):
+        folder = strange_bundle(tmp_path / f"{len(name)}", weights=name, unlisted=["weights.bin"])
+        for option in ([], ["--no-hashes"]):
+            code, text = cpp(build, folder, files, *option)
+            assert code == 1 and "the manifest does not list" in text and "weights.bin" in text
+
+
+def test_cpp_opens_a_bundle_of_links(
+    build: Path, tmp_path: Path, cache: Path, files: tuple[Path, Path]
+) -> None:
+    folder = of_links(strange_bundle(tmp_path / "b", weights="model.onnx.data"))
+    code, found = cpp(build, folder, files)
+    assert code == 0 and (found == 7.25).all(), found
+    assert not list(cache.glob("bundle-*"))
+
+
+def test_cpp_needs_no_report(build: Path, tmp_path: Path, files: tuple[Path, Path]) -> None:
+    folder = strange_bundle(tmp_path / "b")
+    for name in ("report.md", "notes.txt"):
+        (folder / name).write_text("a\n")
+    honest(folder)
+    (folder / "report.md").unlink()
+    assert cpp(build, folder, files)[0] == 0
+    (folder / "notes.txt").write_text("b\n")
+    code, text = cpp(build, folder, files)
+    assert code == 1 and "altered" in text and "notes.txt" in text

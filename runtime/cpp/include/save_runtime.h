@@ -77,8 +77,11 @@ typedef struct save_params {
     const char* cache_dir; /* where OpenVINO keeps compiled models for a faster start; NULL: nowhere */
     int threads;           /* of a CPU backend; 0: processors this process may use, at most as many as
                               the machine has physical cores */
-    int verify_files;      /* 1: compare size and sha256 of every file first; 0: only sizes */
+    int verify_files;      /* 1: compare size and sha256 of every file first, and refuse one that
+                              changes before it is opened; 0: only sizes */
     int device;            /* CUDA device of an engine */
+    int trust_engine;      /* 0: an engine is code, and only one built on this machine by this user
+                              runs; 1: the caller trusts where the bundle comes from */
 } save_params;
 
 SAVE_API save_params save_params_default(void);

@@ -79,7 +79,7 @@ const char* save_backends(void) {
 }
 
 save_params save_params_default(void) {
-    return {sizeof(save_params), "auto", nullptr, 0, 1, 0};
+    return {sizeof(save_params), "auto", nullptr, 0, 1, 0, 0};
 }
 
 int save_open(const char* bundle, const save_params* params, save_runtime** runtime) {

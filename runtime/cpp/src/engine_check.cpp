@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kept.hpp"
+
 namespace save_core {
 namespace {
 
@@ -134,6 +136,17 @@ void check_hashes(Found& found, const EngineEntry& entry, const std::string& fol
             record->second.sha256.substr(0, 12) + "...", kCopyAgain});
 }
 
+// An engine without a record is refused by check_hashes.
+void check_source(Found& found, const EngineEntry& entry, const Manifest& manifest) {
+    const auto record = manifest.files.find(entry.file);
+    if (record == manifest.files.end() || built_here(record->second.sha256)) return;
+    found.push_back({"trust", "an engine is code, and this one was not built on this machine",
+        entry.file + ", sha256 " + record->second.sha256.substr(0, 12) + "...",
+        "an engine built here, or your word for its source",
+        "build it here: save-deploy build BUNDLE; or, if you trust where the bundle comes from: "
+        "save_params.trust_engine = 1, save-infer --trust-engine"});
+}
+
 // Callers tell these apart: a missing device, a damaged bundle, an engine that does not fit.
 save_detail detail_of(const std::string& rule) {
     if (rule == "gpu") return SAVE_DETAIL_DEVICE;
@@ -175,12 +188,13 @@ Found engine_refusals(const EngineEntry& entry, const std::string& folder, const
 }
 
 const EngineEntry& choose_engine(const Manifest& manifest, const std::string& folder,
-    const std::string& library, const Machine& machine, bool hashed) {
+    const std::string& library, const Machine& machine, bool hashed, bool trust) {
     const EngineEntry* nearest = nullptr;
     Found reasons;
     for (const EngineEntry& entry : manifest.engines) {
         if (entry.library != library) continue;
         Found found = engine_refusals(entry, folder, manifest, machine, hashed);
+        if (!trust) check_source(found, entry, manifest);
         if (found.empty()) return entry;
         if (nearest != nullptr && found.size() >= reasons.size()) continue;
         nearest = &entry;

@@ -39,8 +39,9 @@ std::string this_os();
 std::vector<Refusal> engine_refusals(const EngineEntry& entry, const std::string& folder,
     const Manifest& manifest, const Machine& machine, bool hashed);
 
-// The first engine of `library` that may run. Throws Error with the reasons of the nearest one.
+// The first engine of `library` that may run. trust: engines are code, and without it only those built
+// on this machine run. Throws Error with the reasons of the nearest one.
 const EngineEntry& choose_engine(const Manifest& manifest, const std::string& folder,
-    const std::string& library, const Machine& machine, bool hashed);
+    const std::string& library, const Machine& machine, bool hashed, bool trust);
 
 }  // namespace save_core

@@ -22,8 +22,12 @@ save_status Error::status() const {
 
 std::string printable(const std::string& text, std::size_t limit) {
     std::string shown = text.substr(0, limit);
-    for (char& c : shown)
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+    for (std::size_t i = 0; i < shown.size(); ++i) {
+        const auto c = static_cast<unsigned char>(shown[i]);
+        const auto next = i + 1 < shown.size() ? static_cast<unsigned char>(shown[i + 1]) : 0U;
+        if (c < 0x20 || c == 0x7f) shown[i] = ' ';
+        if (c == 0xc2 && next >= 0x80 && next <= 0x9f) shown[i] = shown[i + 1] = ' ';  // as UTF-8
+    }
     return text.size() > limit ? shown + "..." : shown;
 }
 

@@ -1,6 +1,8 @@
 #include "manifest.hpp"
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 
 #include "error.hpp"
 #include "files.hpp"
@@ -14,6 +16,8 @@ namespace {
 constexpr const char* kFormat = "save-deploy-bundle";
 constexpr std::int64_t kFormatVersion = 1;
 constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
+// Written for people, read by no runtime: a bundle runs without them.
+constexpr const char* kForPeople[] = {"report.md", "report.json", "calibration.json"};
 constexpr const char* kGoldenFiles[] = {
     "image.npy", "waveform.npy", "audio_embedding.npy", "mask_logits.npy"};
 
@@ -31,7 +35,9 @@ void check_name(const std::string& name) {
     const std::filesystem::path path(name);
     bool inside = !name.empty() && !path.is_absolute() && name.find('\\') == std::string::npos &&
                   name.find('\0') == std::string::npos;
-    for (const auto& part : path) inside = inside && part != "..";
+    inside = inside && name.find(':') == std::string::npos && name.size() <= 1000 &&
+             printable(name, name.size()) == name;
+    for (const auto& part : path) inside = inside && part != ".." && part.native().size() <= 255;
     if (!inside) refuse_json("file name " + name);
 }
 
@@ -62,8 +68,9 @@ TensorSpec parse_tensor(const Json& values) {
     return spec;
 }
 
-GraphSpec parse_graph(const Manifest& manifest, const Json& values) {
+GraphSpec parse_graph(const Manifest& manifest, const Json& values, const char* file) {
     GraphSpec graph{listed(manifest, text(values, "file")), {}, {}};
+    if (graph.file != file) refuse_json("graph in " + graph.file + " instead of " + file);
     for (const Json& row : list(values, "inputs")) graph.inputs.push_back(parse_tensor(row));
     for (const Json& row : list(values, "outputs")) graph.outputs.push_back(parse_tensor(row));
     return graph;
@@ -82,8 +89,8 @@ void require(const std::vector<TensorSpec>& found, const std::vector<TensorSpec>
 }
 
 void parse_graphs(Manifest& manifest, const Json& graphs) {
-    manifest.model = parse_graph(manifest, field(graphs, "model"));
-    manifest.audio = parse_graph(manifest, field(graphs, "audio"));
+    manifest.model = parse_graph(manifest, field(graphs, "model"), "model.onnx");
+    manifest.audio = parse_graph(manifest, field(graphs, "audio"), "audio.onnx");
     if (manifest.model.inputs.empty() || manifest.model.inputs[0].shape.size() != 4)
         refuse_json("model graph without an image input");
     const std::int64_t batch = manifest.model.inputs[0].shape[0], side = manifest.res;
@@ -196,6 +203,7 @@ Manifest read_manifest(const std::string& folder) {
 
 void verify_files(const Manifest& manifest, const std::string& folder, bool hashes) {
     for (const auto& [name, record] : manifest.files) {
+        if (std::find(std::begin(kForPeople), std::end(kForPeople), name) != std::end(kForPeople)) continue;
         const std::string path = joined(folder, name);
         if (!is_file(path))
             throw Error(SAVE_DETAIL_BUNDLE, "bundle is incomplete", "no " + name + " in " + folder,

@@ -69,7 +69,8 @@ Manifest parse_manifest(const std::string& text, const std::string& path);
 // Throws too when `folder` has no manifest.
 Manifest read_manifest(const std::string& folder);
 
-// Compare size and, with hashes, sha256 of every file. Throws Error(SAVE_DETAIL_BUNDLE).
+// Compare size and, with hashes, sha256 of every file that a runtime reads, which leaves out reports.
+// Throws Error(SAVE_DETAIL_BUNDLE).
 void verify_files(const Manifest& manifest, const std::string& folder, bool hashes);
 
 }  // namespace save_core

@@ -7,6 +7,8 @@
 #include "engine_check.hpp"
 #include "error.hpp"
 #include "files.hpp"
+#include "kept.hpp"
+#include "onnx_files.hpp"
 #include "resize.hpp"
 #include "sound.hpp"
 
@@ -53,10 +55,11 @@ std::string chosen_backend(const std::string& asked) {
 std::unique_ptr<Session> open_graph(const std::string& backend, const std::string& folder,
     const Manifest& manifest, const GraphSpec& graph, SessionOptions options) {
     const std::string path = joined(folder, graph.file);
-    // as runtime/session/open.py names it: the compiled model belongs to this very file
+    options.weights = weight_files(path, manifest.files);
+    // as runtime/session/open.py names it: the compiled model belongs to this graph and its weights
     if (!options.cache_dir.empty())
         options.cache_dir = joined(joined(options.cache_dir, "openvino"),
-            manifest.files.at(graph.file).sha256.substr(0, 16));
+            content_of(manifest, graph.file, options.weights).substr(0, 16));
 #if defined(SAVE_WITH_OPENVINO)
     if (backend == "openvino") return open_openvino(path, graph, options);
 #endif
@@ -72,7 +75,8 @@ const EngineEntry* chosen_engine(const std::string& backend, const Manifest& man
     if (!is_engine(backend)) return nullptr;
 #if defined(SAVE_WITH_TENSORRT)
     return &choose_engine(
-        manifest, folder, backend, probe_machine(params.device), params.verify_files != 0);
+        manifest, folder, backend, probe_machine(params.device), params.verify_files != 0,
+        params.trust_engine != 0);
 #else
     (void)manifest, (void)folder, (void)params;
     return nullptr;
@@ -91,15 +95,17 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     const std::string backend = chosen_backend(asked);
     const std::string audio_backend = is_engine(backend) ? first_cpu_backend() : backend;
     const EngineEntry* engine = chosen_engine(backend, manifest_, folder, params);
+    const Stamps stamps = stamps_of(manifest_, folder);
     verify_files(manifest_, folder, params.verify_files != 0);
     const SessionOptions options{threads_, params.device,
-        params.cache_dir == nullptr ? "" : params.cache_dir};
+        params.cache_dir == nullptr ? "" : params.cache_dir, {}};
 #if defined(SAVE_WITH_TENSORRT)
     if (engine != nullptr)
         model_ = open_tensorrt(joined(folder, engine->file), manifest_.model, *engine, options);
 #endif
     if (engine == nullptr) model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
     audio_ = open_graph(audio_backend, folder, manifest_, manifest_.audio, options);
+    if (params.verify_files != 0) require_unchanged(stamps, manifest_, folder);
 }
 
 save_info Pipeline::info() const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,19 +27,22 @@ public:
 struct SessionOptions {
     int threads = 1;
     int device = 0;
-    std::string cache_dir;  // empty: nothing is kept
+    std::string cache_dir;  // of this graph and its weights alone; empty: nothing is kept
+    std::set<std::string> weights;  // files of the graph, relative to its folder
 };
 
 std::size_t elements(const TensorSpec& spec);
 std::size_t bytes_of(const TensorSpec& spec);
 
-// Each throws Error(BACKEND | DEVICE | ENGINE). A backend that is not compiled in has no function.
+// Each throws Error(BACKEND | DEVICE | ENGINE), or Error(BUNDLE) for a graph with other inputs or outputs
+// than the spec; `run` throws the latter where shapes that the graph leaves open come out otherwise. A backend that is not compiled in has no function.
 std::unique_ptr<Session> open_openvino(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_onnxruntime(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,
     const EngineEntry& entry, const SessionOptions& options);
+// An engine is code: choose_engine lets only those run that were built here or whose source is trusted.
 // What this machine offers an engine on this device; throws nothing for a missing GPU. Call
 // choose_engine first: open_tensorrt does not check the entry again.
 Machine probe_machine(int device);

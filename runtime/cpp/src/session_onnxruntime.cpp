@@ -1,9 +1,12 @@
 // ONNX Runtime's CPU provider through its C interface, set up as runtime/session/ort.py does.
 #include <onnxruntime_c_api.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "error.hpp"
+#include "kept.hpp"
+#include "npy.hpp"
 #include "session.hpp"
 
 namespace save_core {
@@ -33,7 +36,13 @@ using Options =
     std::unique_ptr<OrtSessionOptions, Releaser<OrtSessionOptions, &OrtApi::ReleaseSessionOptions>>;
 using Loaded = std::unique_ptr<OrtSession, Releaser<OrtSession, &OrtApi::ReleaseSession>>;
 using Memory = std::unique_ptr<OrtMemoryInfo, Releaser<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo>>;
+using TypeInfo = std::unique_ptr<OrtTypeInfo, Releaser<OrtTypeInfo, &OrtApi::ReleaseTypeInfo>>;
 using Value = std::unique_ptr<OrtValue, Releaser<OrtValue, &OrtApi::ReleaseValue>>;
+
+ONNXTensorElementDataType element_of(const TensorSpec& spec) {
+    return spec.dtype == "float32" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+                                   : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+}
 
 void check(OrtStatus* status, const std::string& what) {
     if (status == nullptr) return;
@@ -65,8 +74,14 @@ public:
         // without VNNI two 8-bit products are added in 16 bits, which saturates; as in Python
         check(api_->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), what);
         OrtSession* session = nullptr;
-        check(api_->CreateSession(env, path.c_str(), made, &session), what);
+        const Gathered graph(path, options.weights);
+        check(api_->CreateSession(env, graph.path().c_str(), made, &session), what);
         session_.reset(session);
+        std::size_t n_inputs = 0, n_outputs = 0;
+        check(api_->SessionGetInputCount(session, &n_inputs), what);
+        check(api_->SessionGetOutputCount(session, &n_outputs), what);
+        require(spec_.inputs, n_inputs, api_->SessionGetInputName, api_->SessionGetInputTypeInfo, path);
+        require(spec_.outputs, n_outputs, api_->SessionGetOutputName, api_->SessionGetOutputTypeInfo, path);
         OrtMemoryInfo* memory = nullptr;
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), what);
         memory_.reset(memory);
@@ -93,9 +108,52 @@ public:
     const char* backend() const override { return "onnxruntime"; }
 
 private:
+    using GetName = OrtStatus* (*)(const OrtSession*, std::size_t, OrtAllocator*, char**);
+    using GetType = OrtStatus* (*)(const OrtSession*, std::size_t, OrtTypeInfo**);
+
+    // The graph's inputs, or outputs, are those of the manifest; sides that it leaves open fit any: ONNX
+    // Runtime itself refuses a result that does not fit the memory it is given.
+    void require(const std::vector<TensorSpec>& specs, std::size_t n, GetName name_of, GetType type_of,
+        const std::string& path) const {
+        bool same = n == specs.size();
+        for (std::size_t i = 0; same && i < n; ++i) {
+            OrtAllocator* allocator = nullptr;
+            check(api_->GetAllocatorWithDefaultOptions(&allocator), "onnxruntime failed");
+            char* text = nullptr;
+            check(name_of(session_.get(), i, allocator, &text), "onnxruntime failed");
+            const std::string name = text;
+            check(api_->AllocatorFree(allocator, text), "onnxruntime failed");
+            OrtTypeInfo* made = nullptr;
+            check(type_of(session_.get(), i, &made), "onnxruntime failed");
+            const TypeInfo type(made);
+            const auto spec = std::find_if(
+                specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name == name; });
+            same = spec != specs.end() && fits(*spec, made);
+        }
+        if (same) return;
+        std::string expected;
+        for (const TensorSpec& s : specs) expected += s.name + " " + s.dtype + " " + shown(s.shape) + "; ";
+        throw Error(SAVE_DETAIL_BUNDLE, "graph does not fit its manifest", printable(path), expected,
+            "copy the bundle again, or export it again");
+    }
+
+    bool fits(const TensorSpec& spec, const OrtTypeInfo* type) const {
+        const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // null for what is no tensor
+        check(api_->CastTypeInfoToTensorInfo(type, &tensor), "onnxruntime failed");
+        if (tensor == nullptr) return false;
+        ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+        check(api_->GetTensorElementType(tensor, &element), "onnxruntime failed");
+        std::size_t n = 0;
+        check(api_->GetDimensionsCount(tensor, &n), "onnxruntime failed");
+        std::vector<std::int64_t> sides(n);
+        check(api_->GetDimensions(tensor, sides.data(), n), "onnxruntime failed");
+        bool same = element == element_of(spec) && n == spec.shape.size();
+        for (std::size_t i = 0; same && i < n; ++i) same = sides[i] < 0 || sides[i] == spec.shape[i];
+        return same;
+    }
+
     Value tensor(const TensorSpec& spec, void* data) const {
-        const auto type = spec.dtype == "float32" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                                  : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+        const auto type = element_of(spec);
         OrtValue* value = nullptr;
         check(api_->CreateTensorWithDataAsOrtValue(memory_.get(), data, bytes_of(spec),
                   spec.shape.data(), spec.shape.size(), type, &value),

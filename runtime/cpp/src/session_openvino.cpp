@@ -3,9 +3,14 @@
 #include <cstring>
 #include <new>
 #include <openvino/openvino.hpp>
+#include <sstream>
 
 #include "error.hpp"
+#include "files.hpp"
+#include "kept.hpp"
+#include "npy.hpp"
 #include "session.hpp"
+#include "sha256.hpp"
 
 namespace save_core {
 namespace {
@@ -20,12 +25,51 @@ ov::Shape shape_of(const TensorSpec& spec) {
     return shape;
 }
 
-void check(const ov::Output<const ov::Node>& port, const TensorSpec& spec, const std::string& path) {
-    const bool same = port.get_element_type() == element_of(spec) && port.get_partial_shape().is_static() &&
-                      port.get_shape() == shape_of(spec);
-    if (!same)
-        throw Error(SAVE_DETAIL_BUNDLE, "graph does not fit its manifest", path + ": " + spec.name,
-            spec.dtype + " as in the manifest", "copy the bundle again, or export it again");
+// Shapes that the graph leaves open are looked at after every run.
+void check(const std::vector<ov::Output<const ov::Node>>& ports, const std::vector<TensorSpec>& specs,
+    const std::string& path) {
+    bool same = ports.size() == specs.size();
+    for (const TensorSpec& spec : specs) {
+        bool found = false;
+        for (const auto& port : ports)
+            found = found || (port.get_names().count(spec.name) == 1 &&
+                                 port.get_element_type() == element_of(spec) &&
+                                 port.get_partial_shape().compatible(ov::PartialShape(shape_of(spec))));
+        same = same && found;
+    }
+    if (same) return;
+    std::string expected;
+    for (const TensorSpec& spec : specs) expected += spec.name + " " + spec.dtype + " " + shown(spec.shape) + "; ";
+    throw Error(SAVE_DETAIL_BUNDLE, "graph does not fit its manifest", printable(path), expected,
+        "copy the bundle again, or export it again");
+}
+
+std::string hashed(const std::string& text) { return sha256_of(text.data(), text.size()).substr(0, 16); }
+
+// Taken from the cache folder, or put there: see kept.hpp.
+ov::CompiledModel compiled(
+    ov::Core& core, const std::string& path, const ov::AnyMap& config, const SessionOptions& options) {
+    if (options.cache_dir.empty()) return core.compile_model(path, "CPU", config);
+    std::string told = ov::get_openvino_version().buildNumber;
+    told += " " + core.get_property("CPU", ov::device::full_name);
+    for (const std::string& name : core.get_property("CPU", ov::device::capabilities)) told += " " + name;
+    told += " " + std::to_string(options.threads);
+    const std::string place = joined(options.cache_dir, "c-" + hashed(told) + ".blob");
+    if (const auto kept_before = read_kept(place)) {
+        try {
+            std::istringstream stream(*kept_before);
+            return core.import_model(stream, "CPU", config);
+        } catch (const ov::Exception&) {  // compiled anew
+        }
+    }
+    ov::CompiledModel model = core.compile_model(path, "CPU", config);
+    try {
+        std::ostringstream stream;
+        model.export_model(stream);
+        keep(place, stream.str());
+    } catch (const ov::Exception&) {  // a graph that cannot be kept is compiled every time
+    }
+    return model;
 }
 
 // What OpenVINO throws, as our error; ours and a lack of memory pass.
@@ -51,13 +95,12 @@ public:
         ov::AnyMap config{ov::hint::inference_precision(ov::element::f32),
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY), ov::num_streams(1),
             ov::inference_num_threads(options.threads)};
-        if (!options.cache_dir.empty()) config.insert(ov::cache_dir(options.cache_dir));
         guarded(path, [&] {
-            model_ = core_.compile_model(path, "CPU", config);
-            for (const TensorSpec& input : spec.inputs) check(model_.input(input.name), input, path);
-            check(model_.output(spec.outputs[0].name), spec.outputs[0], path);
+            const Gathered graph(path, options.weights);
+            model_ = compiled(core_, graph.path(), config, options);
+            check(model_.inputs(), spec.inputs, path);
+            check(model_.outputs(), spec.outputs, path);
             request_ = model_.create_infer_request();
-            output_ = request_.get_tensor(spec.outputs[0].name);
         });
     }
 
@@ -70,8 +113,14 @@ public:
                     ov::Tensor(element_of(spec), shape_of(spec), const_cast<void*>(inputs[i])));
             }
             request_.infer();
+            const TensorSpec& spec = spec_.outputs[0];
+            const ov::Tensor found = request_.get_tensor(spec.name);
+            if (found.get_shape() != shape_of(spec))
+                throw Error(SAVE_DETAIL_BUNDLE, "the graph gives another " + spec.name + " than its manifest",
+                    found.get_shape().to_string(), shown(spec.shape),
+                    "copy the bundle again, or export it again");
+            std::memcpy(output, found.data<float>(), bytes_of(spec));
         });
-        std::memcpy(output, output_.data<float>(), bytes_of(spec_.outputs[0]));
     }
 
     const char* backend() const override { return "openvino"; }
@@ -81,7 +130,6 @@ private:
     ov::Core core_;
     ov::CompiledModel model_;
     ov::InferRequest request_;
-    ov::Tensor output_;
 };
 
 }  // namespace

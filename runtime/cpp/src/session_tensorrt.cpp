@@ -129,11 +129,16 @@ public:
         const Bytes plan = read_file(path, SAVE_DETAIL_BUNDLE);
         Logger::instance().clear();
         runtime_.reset(nvinfer1::createInferRuntime(Logger::instance()));
-        // such an engine carries the code of the library that built it, hashed with the bundle
+        // such an engine carries the code of the library that built it; choose_engine lets none run whose
+        // source is not trusted
         if (runtime_ && entry.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
         if (engine_) context_.reset(engine_->createExecutionContext());
         if (!context_) refuse("engine cannot be loaded");
+        if (engine_->getNbIOTensors() != static_cast<int>(spec_.inputs.size() + spec_.outputs.size()))
+            throw Error(SAVE_DETAIL_BUNDLE, "engine does not fit its manifest",
+                std::to_string(engine_->getNbIOTensors()) + " inputs and outputs",
+                std::to_string(spec_.inputs.size() + spec_.outputs.size()), "build the engine again");
         stream_ = std::make_unique<Stream>();
         for (const TensorSpec& tensor : spec_.inputs) bind(tensor);
         bind(spec_.outputs[0]);

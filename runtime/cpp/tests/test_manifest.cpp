@@ -1,7 +1,12 @@
 // What a manifest must be, and what is refused before anything is loaded.
+#include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "check.hpp"
+#include "engine_check.hpp"
+#include "files.hpp"
+#include "kept.hpp"
 #include "manifest.hpp"
 #include "sample_manifest.hpp"
 
@@ -40,6 +45,9 @@ void test_manifest() {
         {"\"model.onnx\": {\"sha256\"", "\"../model.onnx\": {\"sha256\"", "file name ../model.onnx"},
         {"\"model.onnx\": {\"sha256\"", "\"/model.onnx\": {\"sha256\"", "file name /model.onnx"},
         {"\"model.onnx\": {\"sha256\"", "\"m.onnx\": {\"sha256\"", "without size and sha256"},
+        {"\"model.onnx\": {\"sha256\"", "\"a\\u001b[2J\": {\"sha256\"", "file name a [2J"},
+        {"\"model.onnx\": {\"sha256\"", "\"a\\u009bJ\": {\"sha256\"", "file name a"},
+        {"\"file\": \"model.onnx\"", "\"file\": \"audio.onnx\"", "instead of model.onnx"},
         {"{\"sha256\": \"2cf2", "{\"sha256\": \"2CF2", "sha256 of"},
         {"\"size\": 5", "\"size\": -5", "size = -5"},
         {"\"max_abs_err\": 0.001", "\"max_abs_err\": \"x\"", "no number"},
@@ -63,6 +71,35 @@ void test_older_bundles() {
     }
 }
 
+// An engine is code: it runs where it was built, or where its source is trusted.
+void test_trust() {
+    const Manifest manifest = parse_manifest(sample_manifest(), "m");
+    const EngineEntry& entry = manifest.engines[0];
+    Machine machine;
+    machine.os = entry.os;
+    machine.libraries[entry.library] = entry.library_version;
+    const auto reasons = [&](bool trust) {
+        try {
+            (void)choose_engine(manifest, "no/such/folder", entry.library, machine, true, trust);
+        } catch (const Error& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const std::string refused = "an engine is code, and this one was not built on this machine";
+    const bool listed = manifest.files.count(entry.file) == 1;
+    CHECK((reasons(false).find(refused) != std::string::npos) == listed);
+    CHECK(reasons(true).find(refused) == std::string::npos && !reasons(true).empty());
+    const std::string sha256(64, 'a');
+    const std::filesystem::path cache = std::filesystem::temp_directory_path() / "save_test_trust";
+    std::filesystem::create_directories(cache / "engines_built_here");
+    setenv("SAVE_DEPLOY_CACHE", cache.c_str(), 1);
+    CHECK(!built_here(sha256));
+    write_file((cache / "engines_built_here" / sha256).string(), "", 0);
+    CHECK(built_here(sha256));
+    std::filesystem::remove_all(cache);
+}
+
 // Closed brackets: the parser itself is content with them.
 void test_depth() {
     const std::string deep = std::string(1'000'000, '[') + std::string(1'000'000, ']');
@@ -79,5 +116,6 @@ int main() {
     test_manifest();
     test_older_bundles();
     test_depth();
+    test_trust();
     return failures == 0 ? 0 : 1;
 }

@@ -29,7 +29,7 @@ constexpr const char* kUsage =
     "                                                     [--any-sound]\n"
     "       save-infer bench BUNDLE [--rounds N]\n"
     "options: --backend auto|openvino|onnxruntime|tensorrt|tensorrt_rtx   --threads N\n"
-    "         --device N   --cache DIR   --no-hashes\n"
+    "         --device N   --cache DIR   --no-hashes   --trust-engine\n"
     "       save-infer --version\n"
     "\n"
     "verify  files against their hashes, golden samples, conformance pack\n"
@@ -56,7 +56,8 @@ struct Arguments {
 Arguments parse(int argc, char** argv) {
     static const std::map<std::string, bool> takes_value = {{"-o", true}, {"--logits", true},
         {"--tensors", true}, {"--any-sound", false}, {"--rounds", true}, {"--backend", true},
-        {"--threads", true}, {"--device", true}, {"--cache", true}, {"--no-hashes", false}};
+        {"--threads", true}, {"--device", true}, {"--cache", true}, {"--no-hashes", false},
+        {"--trust-engine", false}};
     Arguments found;
     for (int i = 1; i < argc; ++i) {
         const std::string word = argv[i];
@@ -91,6 +92,7 @@ save::Runtime open_bundle(const Arguments& arguments) {
     params.threads = whole_number(arguments, "--threads", 0);
     params.device = whole_number(arguments, "--device", 0);
     params.verify_files = arguments.options.count("--no-hashes") == 0 ? 1 : 0;
+    params.trust_engine = arguments.options.count("--trust-engine") == 0 ? 0 : 1;
     return save::Runtime(arguments.names.at(1), params);
 }
 

@@ -1,0 +1,48 @@
+// What the runtime keeps or borrows outside the bundle: compiled models, links, notes of engines.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+
+#include "manifest.hpp"
+
+namespace save_core {
+
+// A compiled model that was kept: none where nothing is, or anything else. As
+// runtime/session/compiled.py, a file starts with the sha256 of the rest and appears whole.
+std::optional<std::string> read_kept(const std::string& path);
+// A folder that cannot be written costs the next start its time.
+void keep(const std::string& path, const std::string& content) noexcept;
+
+// sha256 over a graph and the files of its weights: that of the graph where it has none.
+std::string content_of(
+    const Manifest& manifest, const std::string& graph, const std::set<std::string>& weights);
+
+// What changes when a file is written to or replaced, of each file of a bundle that is there.
+using Stamps = std::map<std::string, std::string>;
+Stamps stamps_of(const Manifest& manifest, const std::string& folder);
+// Throws Error(BUNDLE) when a file is no longer the one that its stamp was taken of.
+void require_unchanged(const Stamps& before, const Manifest& manifest, const std::string& folder);
+
+// A graph in one folder with its weights. Backends refuse weights that lie elsewhere, as those of a
+// bundle of links do (Hugging Face's cache): then hard links, or copies, in a folder of our own, which
+// is gone with this object.
+class Gathered {
+public:
+    Gathered(const std::string& path, const std::set<std::string>& weights);
+    Gathered(const Gathered&) = delete;
+    Gathered& operator=(const Gathered&) = delete;
+    ~Gathered();
+    const std::string& path() const { return path_; }
+
+private:
+    std::string path_, folder_;
+};
+
+// Was an engine built on this machine by this user? `save-deploy build` notes it in the user's cache
+// (runtime/engine_trust.py); a bundle cannot say so of itself.
+bool built_here(const std::string& sha256);
+
+}  // namespace save_core
