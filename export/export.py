@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from save_deploy.bundle import Manifest, audio_spec, model_spec, record_files
+from save_deploy.bundle import Manifest, audio_spec, check_own_bundle, model_spec, record_files
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import builtin_path, load_model
@@ -114,9 +114,10 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
     """
     if options.precision.quantized == "fp8":
         require_fp8_backend()  # before an hour of work
-    check_folder_target(options.folder, force=options.force)
+    check_folder_target(options.folder, force=options.force, is_ours=check_own_bundle)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    with new_folder(options.folder, what="the bundle") as folder:
+    is_ours = check_own_bundle if options.force else None
+    with new_folder(options.folder, what="the bundle", is_ours=is_ours) as folder:
         on_stage("load", str(options.checkpoint or "built-in vit_t"))
         sources = Sources([f for f in (options.checkpoint or builtin_path(), options.sam) if f])
         model = load_model(options.checkpoint, res=options.res, sam=options.sam)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from save_deploy.errors import ParityError
+from save_deploy.files import new_file
 from save_deploy.metrics.margin import flips as flips_of
 from save_deploy.metrics.parity import parity
 
@@ -169,6 +169,5 @@ def write_worst(
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG", optimize=True)
-    os.replace(partial, path)
+    with new_file(path, what="the picture") as partial:
+        picture.save(partial, format="PNG", optimize=True)

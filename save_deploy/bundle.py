@@ -218,6 +218,21 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
     return bundle_files.record_files(folder, but=MANIFEST)
 
 
+def check_own_bundle(folder: Path) -> None:
+    """Raise BundleError unless the folder is a bundle and holds nothing else: what may be replaced."""
+    known = {MANIFEST, *Manifest.read(folder).files}
+    others = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not path.is_dir() or path.is_symlink()
+    )
+    if unknown := [name for name in others if name not in known and ".partial-" not in name]:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise BundleError(
+            f"it holds {', '.join(unknown[:3])}{more}, which the manifest does not list"
+        )
+
+
 def _check_format(fields: Fields) -> None:
     name, version = fields.string("format"), fields.integer("format_version")
     if (name, version) != (FORMAT, FORMAT_VERSION):

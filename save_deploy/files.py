@@ -3,164 +3,134 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import secrets
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-
-from save_deploy.errors import OutputError
+from save_deploy.errors import OutputError, SaveDeployError
+from save_deploy.partials import partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 ENV_CACHE = "SAVE_DEPLOY_CACHE"
-_MARK = ".partial-"  # .{target}.partial-{pid}-{random}
+_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # renaming a folder onto a filled one
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
-def check_folder_target(target: Path, *, force: bool, marker: str = "manifest.json") -> None:
+def check_folder_target(
+    target: Path, *, force: bool, is_ours: Callable[[Path], object] = lambda _: None
+) -> None:
     """Raise OutputError where a folder may not be written.
 
-    That is: it exists (without force), it holds no `marker` file (with force: only our own folders are
-    replaced), or its parent is not writable.
+    That is: it exists (without force), it is neither empty nor ours (with force: is_ours(folder) raises
+    SaveDeployError for another's), it is a mount point, or its parent is not writable.
     """
     if target.exists() and not force:
+        raise _exists(target, "folder")
+    if target.exists():
+        check_replaceable(target, is_ours)
+    if os.path.ismount(target):
         raise OutputError(
-            "output exists",
+            "a mount point cannot be replaced",
             got=str(target),
-            expected="a new folder",
-            hint="add --force to replace it, or choose -o DIR",
+            expected="a folder inside it",
+            hint=f"-o {target / 'bundle'}",
         )
-    if target.exists() and not (target / marker).is_file():
+    _check_parent(Path(os.path.realpath(target)), "-o DIR")
+
+
+def check_replaceable(folder: Path, is_ours: Callable[[Path], object]) -> None:
+    """Raise OutputError unless the folder is empty, or is_ours(folder) raises no SaveDeployError."""
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return
+        if not folder.is_dir():
+            raise OutputError("not a folder")
+        is_ours(folder)
+    except (SaveDeployError, OSError) as error:
         raise OutputError(
-            "refusing to replace a folder that is not a bundle",
-            got=str(target),
-            expected=f"a bundle (with {marker})",
-            hint="choose -o DIR",
-        )
-    _check_parent(target, "-o DIR")
+            "refusing to replace what save-deploy did not write",
+            got=f"{folder}: {str(error).splitlines()[0]}",
+            expected="a complete one of ours, or an empty folder",
+            hint="choose another -o DIR",
+        ) from error
 
 
 def check_file_target(target: Path, *, force: bool) -> None:
     """Raise OutputError where a file may not be written: it exists (without force), it is a folder, or
     its parent is not writable."""
     if target.is_dir() or (target.is_file() and not force):
-        raise OutputError(
-            "output exists",
-            got=str(target),
-            expected="a new file",
-            hint="choose -o FILE" if target.is_dir() else "add --force, or choose -o FILE",
-        )
+        raise _exists(target, "file")
     if not _is_special(target):
-        _check_parent(target, "-o FILE")
+        _check_parent(Path(os.path.realpath(target)), "-o FILE")
+
+
+def check_not_input(target: Path, *inputs: Path) -> None:
+    """Raise OutputError when an output is one of the inputs, by whatever name."""
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise OutputError(
+                "output and input are the same file", got=str(target), expected="another name"
+            )
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
+def new_folder(
+    target: Path, *, what: str = "the folder", is_ours: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder beside target; rename it to target on success, remove it otherwise.
 
-    Every call has a temporary name of its own. An existing target is replaced at the very end. A full
-    disk and an interrupt leave nothing, missing parents included. Raises OutputError("`what` cannot
-    be written") for what the system refuses.
-    """
-    target = target.absolute()
-    created = [parent for parent in target.parents if not parent.exists()]
-    old = target.with_name(f".{target.name}.old-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with partial_folder(target, what=what) as partial:
-            yield partial
-            raise_if_interrupted()
-            if target.exists():
-                target.rename(old)
-            partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        if not target.exists():
-            for folder in created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-        if isinstance(error, OSError):
-            raise _unwritable(what, error) from error
-        raise
-
-
-@contextlib.contextmanager
-def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
-    """Yield a new folder beside target with a name of its own; remove what is left of it at the end.
-
-    Folders that ended processes left for the same target are removed first. The caller renames the
-    folder, or files in it. Raises OutputError for what the system refuses.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_dead_partials(target)
-        prefix = f".{target.name}{_MARK}{os.getpid()}-"
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        os.chmod(folder, 0o777 & ~_umask())  # mkdtemp's 0700 would stay on the renamed folder
-    except OSError as error:
-        raise _unwritable(what, error) from error
-    try:
-        yield folder
-    except OSError as error:
-        raise _unwritable(what, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def new_file(target: Path, *, what: str = "the file") -> Iterator[Path]:
-    """Yield a temporary path beside target; rename it to target on success, remove it otherwise.
-
-    A link is followed, so that its file is replaced and not the link. What is not a regular file (a
-    device, a pipe) is written through. Raises OutputError("`what` cannot be written").
+    A link is followed. A target that is there at the end is replaced when it is empty, or when
+    `is_ours` is given and raises no SaveDeployError for it; OutputError otherwise, so that of two runs
+    one wins whole. A full disk and an interrupt leave nothing, missing parents included. Raises
+    OutputError("`what` cannot be written") for what the system refuses.
     """
     target = Path(os.path.realpath(target))
+    with partial_folder(target, what=what) as partial:
+        made = partial / "new"
+        made.mkdir()
+        yield made
+        raise_if_interrupted()
+        _put_folder(made, target, partial / "old" / target.name, is_ours)
+
+
+@contextlib.contextmanager
+def new_file(target: Path, *, what: str = "the file", replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path with the suffix of target; rename it to target on success, remove it
+    otherwise.
+
+    A link is followed, so that its file is replaced and not the link. What is not a regular file (a
+    device, a pipe) is written through. Raises OutputError("`what` cannot be written"), and
+    OutputError("output exists") without `replace` where a file appeared meanwhile.
+    """
     special = _is_special(target)
-    partial: Path | None = None
-    try:
-        folder = Path(tempfile.gettempdir()) if special else target.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_dead_partials(folder / target.name)
-        random = secrets.token_hex(4)
-        partial = folder / f".{target.name}{_MARK}{os.getpid()}-{random}{target.suffix}"
+    real = target if special else Path(os.path.realpath(target))
+    beside = Path(tempfile.gettempdir()) / target.name if special else real
+    with partial_folder(beside, what=what) as folder:
+        partial = folder / f"new{target.suffix}"
         yield partial
         raise_if_interrupted()
         if special:
             with partial.open("rb") as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
+        elif replace:
+            os.replace(partial, real)
         else:
-            os.replace(partial, target)
-    except OSError as error:
-        raise _unwritable(what, error) from error
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            _put_new_file(partial, real)
 
 
 def write_text(target: Path, text: str, *, what: str = "the file") -> None:
-    """UTF-8, atomically. Raises OutputError."""
-    write_bytes(target, text.encode(), what=what)
+    """UTF-8, atomically; names that are not UTF-8 are escaped. Raises OutputError."""
+    write_bytes(target, text.encode(errors="backslashreplace"), what=what)
 
 
 def write_bytes(target: Path, content: bytes, *, what: str = "the file") -> None:
     """Atomically. Raises OutputError."""
     with new_file(target, what=what) as partial:
         partial.write_bytes(content)
-
-
-def remove_dead_partials(target: Path) -> None:
-    """Remove what ended processes left beside a target; partial files of living ones stay."""
-    prefix = f".{target.name}{_MARK}"
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(target.parent):
-            pid = entry.name.removeprefix(prefix).partition("-")[0]
-            if entry.name.startswith(prefix) and pid.isdigit() and not psutil.pid_exists(int(pid)):
-                remove(Path(entry.path))
 
 
 def remove(path: Path) -> None:
@@ -236,21 +206,51 @@ def _check_parent(target: Path, option: str) -> None:
         ) from error
 
 
+def _put_folder(
+    made: Path, target: Path, old: Path, is_ours: Callable[[Path], object] | None
+) -> None:
+    while True:
+        try:
+            made.rename(target)  # also onto an empty folder, never onto a filled one
+            return
+        except OSError as error:
+            if error.errno not in _FILLED:
+                raise
+        if is_ours is None:
+            raise _exists(target, "folder")
+        check_replaceable(target, is_ours)
+        shutil.rmtree(old.parent, ignore_errors=True)
+        old.parent.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another run moved it away first
+            target.rename(old)
+
+
+def _put_new_file(partial: Path, target: Path) -> None:
+    try:
+        os.link(partial, target)  # the one way that never replaces
+    except FileExistsError as error:
+        raise _exists(target, "file") from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise _exists(target, "file") from error
+        os.replace(partial, target)
+
+
 def _is_special(target: Path) -> bool:
-    """True for a device, a pipe or a socket."""
+    """True for a device, a pipe or a socket, and for a name of an open file."""
+    if str(target).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+        return target.exists() and not target.is_dir()
     return target.exists() and not target.is_file() and not target.is_dir()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _unwritable(what: str, error: OSError) -> OutputError:
+def _exists(target: Path, kind: str) -> OutputError:
+    option = "DIR" if kind == "folder" else "FILE"
+    force = "" if kind == "file" and target.is_dir() else "add --force to replace it, or "
     return OutputError(
-        f"{what} cannot be written",
-        got=str(error),
-        expected="a writable folder with enough space",
-        hint="free some space, or choose another place with -o",
+        "output exists",
+        got=str(target),
+        expected=f"a new {kind}",
+        hint=f"{force}choose -o {option}",
     )

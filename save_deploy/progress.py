@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from save_deploy.terminal import plain, visible
+
 _interrupted = False
+_shields = 0  # of the main thread, which alone gets signals
 
 
 class Resumable(KeyboardInterrupt):
@@ -56,10 +60,23 @@ def resumable(kept: Callable[[], bool] = lambda: True) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Within it an interrupt is only stored: for the few steps that must not be cut in two."""
+    global _shields
+    mine = int(threading.current_thread() is threading.main_thread())
+    _shields += mine
+    try:
+        yield
+    finally:
+        _shields -= mine
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True
-    raise KeyboardInterrupt
+    if not _shields:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -69,8 +86,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
     Time left counts from the first step: what was prepared or resumed before it says nothing about
     the next ones. total None: an unknown number of steps.
     """
-    if sys.stderr.isatty():
-        from rich.console import Console
+    if plain(sys.stderr).isatty():
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -79,17 +95,19 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
             TimeRemainingColumn,
         )
 
+        from save_deploy.console import new_console
+
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=new_console(stderr=True),
         )
         with bar:
-            task = bar.add_task(label, total=total, text="")
-            yield lambda text="", n=1: bar.update(task, advance=n, text=text)
+            task = bar.add_task(visible(label), total=total, text="")
+            yield lambda text="", n=1: bar.update(task, advance=n, text=visible(text))
         return
     started = shown = time.monotonic()
     done = first = 0
@@ -142,7 +160,7 @@ class Stages:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names, self.current, self.started = names, "", time.monotonic()
         self.shown, self.pending = self.started, ""
-        self.rich = sys.stderr.isatty()
+        self.rich = plain(sys.stderr).isatty()
 
     def __call__(self, stage: str, detail: str) -> None:
         raise_if_interrupted()
@@ -153,7 +171,7 @@ class Stages:
         self.current = stage
         if self.rich:  # details of one stage overwrite each other
             start = "\r" if same else ("" if seconds < 0.05 else "\n")
-            print(f"{start}{line:<100}", end="", file=sys.stderr, flush=True)
+            print(f"{start}{visible(line):<100}", end="", file=plain(sys.stderr), flush=True)
             return
         if same and time.monotonic() - self.shown <= 10:
             self.pending = line

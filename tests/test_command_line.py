@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import typer
 
 import save_deploy
 from save_deploy import cli, progress
+from save_deploy.data.write import write_avsbench
+from save_deploy.terminal import visible
+from tests.command import run
 
 
 def version_of(blocked: str = "") -> list[str]:
@@ -54,3 +59,46 @@ def test_an_interrupt_that_became_another_error_is_still_an_interrupt(
     monkeypatch.setattr(progress, "_interrupted", False)
     with pytest.raises(ValueError, match="shape"):
         cli._run(app)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[31mred[bold]\u202e"
+SHOWN = r"\x1b]0;title\x07\x1b[31mred[bold]\u202e"
+
+
+def test_control_characters_are_shown_and_not_sent() -> None:
+    assert visible(ESCAPES) == SHOWN
+    assert visible("a\tb\r\nc\nd\re\x9b") == "a\tb\r\nc\nd\\x0de\\x9b"
+    assert visible("Zo\u00eb \u65e5\u672c [red]") == "Zo\u00eb \u65e5\u672c [red]"
+    assert visible(os.fsdecode(b"\xff.png")) == r"\xff.png"
+
+
+def test_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
+    """In errors, in tables of Rich, whose markup they may be, and on both streams."""
+    done = run("inspect", tmp_path / ESCAPES)
+    assert done.returncode == 1 and SHOWN in done.stderr and "\x1b" not in done.stderr
+    folder = tmp_path / ESCAPES
+    write_avsbench(folder, name="scenes", subset="s4", counts={"train": 1}, size_px=32)
+    (folder / "Single-source" / "s4_data" / "audio_wav" / "train").rename(folder / "elsewhere")
+    done = run("data", "check", folder)
+    shown = "".join(done.stdout.split())  # the table's title is on several lines
+    assert done.returncode == 1 and shown.count(SHOWN) >= 1 and SHOWN in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("where", ["> /dev/full", ">&-", "| true"])
+def test_standard_output_that_cannot_be_written(where: str) -> None:
+    command = f"'{sys.executable}' -P -m save_deploy recipes {where}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and lines[0] == "error: standard output cannot be written"
+    assert len(lines) == 4
+
+
+def test_an_encoding_without_our_characters() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "save_deploy", "inspect", "Zo\u00eb"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and rb"got:      Zo\xeb without manifest.json" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -21,9 +22,9 @@ from save_deploy.files import (
     check_folder_target,
     new_file,
     new_folder,
-    partial_folder,
     write_text,
 )
+from save_deploy.partials import partial_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -59,16 +60,92 @@ def test_a_users_own_partial_file_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_partials_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    dead, living = (
-        tmp_path / f".a.partial-{ended.pid}-00",
-        tmp_path / f".a.partial-{os.getpid()}-00",
+    """Known by their lock, not by a process id: every container has a process 1 of its own."""
+    code = (
+        "import os, pathlib, sys; from save_deploy.partials import partial_folder\n"
+        "with partial_folder(pathlib.Path(sys.argv[1])) as folder: os.kill(os.getpid(), 9)"
     )
-    dead.mkdir()
-    living.mkdir()
+    subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "a")], timeout=60)
+    (dead,) = tmp_path.iterdir()
+    with partial_folder(tmp_path / "a") as living:
+        assert not dead.exists()
+        with partial_folder(tmp_path / "a"):
+            assert living.exists()
+    assert names(tmp_path) == []
+
+
+def test_what_a_killed_process_was_replacing_comes_back(tmp_path: Path) -> None:
+    old = tmp_path / ".a.partial-0a1b2c3d" / "old" / "a"
+    old.mkdir(parents=True)
+    (old / "model").write_text("of an hour")
     with partial_folder(tmp_path / "a"):
-        assert not dead.exists() and living.exists()
+        assert (tmp_path / "a" / "model").read_text() == "of an hour"
+
+
+def test_of_two_new_folders_one_wins_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    with pytest.raises(OutputError, match="output exists"), new_folder(target) as late:
+        (late / "late").write_text("")
+        with new_folder(target) as early:
+            (early / "early").write_text("")
+    assert names(tmp_path) == ["a"] and names(target) == ["early"]
+
+    def is_ours(folder: Path) -> None:
+        if names(folder) != ["early"]:
+            raise OutputError("not ours")
+
+    with new_folder(target, is_ours=is_ours) as forced:
+        (forced / "forced").write_text("")
+    assert names(tmp_path) == ["a"] and names(target) == ["forced"]
+    with pytest.raises(OutputError, match="not write"), new_folder(target, is_ours=is_ours):
+        pass
+    assert names(tmp_path) == ["a"] and names(target) == ["forced"]
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "no hard links on this file system")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_new_files_one_wins_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    target = tmp_path / "a"
+    with pytest.raises(OutputError, match="output exists"), new_file(target, replace=False) as late:
+        late.write_text("late")
+        with new_file(target, replace=False) as early:
+            early.write_text("early")
+    assert target.read_text() == "early" and names(tmp_path) == ["a"]
+
+
+def test_nothing_is_written_through_a_planted_link(tmp_path: Path) -> None:
+    """The partial file lies in a folder that only its maker can write into, under a new name."""
+    (tmp_path / "mine").write_text("mine")
+    for name in ("a.partial", ".a.partial", f".a.partial-{os.getpid()}", "new"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    with new_file(tmp_path / "a") as partial:
+        assert stat.S_IMODE(partial.parent.stat().st_mode) & 0o022 == 0
+        partial.write_text("ours")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_long_name_and_one_that_is_not_utf8(tmp_path: Path) -> None:
+    for name in ("x" * 255, os.fsdecode(b"\xff\xfe.json")):
+        write_text(tmp_path / name, f"about {name}")
+        assert (tmp_path / name).read_text().startswith("about ")
+
+
+def test_errors_of_libraries_about_the_disk(tmp_path: Path) -> None:
+    """safetensors, torch and libsndfile have errors of their own that are no OSError."""
+    said = "I/O error: No space left on device (os error 28)"
+    with pytest.raises(OutputError, match="the weights cannot be written"):
+        with new_file(tmp_path / "deep" / "a", what="the weights"):
+            raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="a bug"), new_file(tmp_path / "deep" / "a"):
+        raise RuntimeError("a bug")
+    assert names(tmp_path) == []
 
 
 def test_a_link_keeps_pointing_at_its_replaced_file(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from save_deploy.export.engine.build import BuildResult, build_engine
 from save_deploy.export.engine.graph import GraphFacts, external_files, read_graph
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Allow, failures
-from save_deploy.files import partial_folder
 from save_deploy.machine import read_nvidia
 from save_deploy.onnx_files import weight_files
+from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import system_name
 from save_deploy.runtime.engine_trust import note_built_here
 

@@ -22,7 +22,7 @@ from save_deploy.export.engine.graph import GraphFacts, read_graph
 from save_deploy.export.engine.layers import STAGE, BuildLog, Kernel, read_inspector, read_log
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Receipt, make_receipt
-from save_deploy.files import partial_folder
+from save_deploy.partials import partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 _TICK_S = 0.5

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,24 +19,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from save_deploy.bundle import sha256_of
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.build import BuildResult
 from save_deploy.export.engine.graph import content_hash
 from save_deploy.export.engine.options import BuildOptions
 from save_deploy.export.engine.receipt import Receipt
-from save_deploy.files import cache_root, partial_folder
+from save_deploy.files import cache_root
+from save_deploy.partials import dead_partials, partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 _POLL_S = 0.1
 # Raise it when builds or receipts change: older entries are then built again.
 # 2: no TF32; MatMuls without a named kernel are counted apart
 _RECEIPT_VERSION = 2
-
-
-_PARTIAL = re.compile(r"\.([0-9a-f]+)\.partial-(\d+)-")  # see partial_folder
 
 
 @dataclass(frozen=True)
@@ -146,11 +141,9 @@ def entries() -> list[Cached]:
 
 def unfinished() -> list[Cached]:
     """Remains of builds that were killed and not repeated."""
-    named = [(place, _PARTIAL.match(place.name)) for place in folder().glob(".*.partial-*")]
     return [
-        Cached(found[1], "?", (), *_size_and_age(place), damaged=True, unfinished=True)
-        for place, found in named
-        if found and not psutil.pid_exists(int(found[2]))
+        Cached(key, "?", (), *_size_and_age(place), damaged=True, unfinished=True)
+        for place, key, _ in dead_partials(folder())
     ]
 
 

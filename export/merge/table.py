@@ -7,10 +7,11 @@ from save_deploy.export.merge.proof import TOLERANCE, MergeProof
 
 def print_proof(proof: MergeProof, *, blocks: bool) -> None:
     """One line per rewrite; blocks: also print the largest difference of each encoder block."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 132)
+    from save_deploy.console import new_console
+
+    console = new_console()
     exact = "exact" if proof.exact else "NOT EXACT"
     table = Table(
         title=f"merge: {exact} (float64, tolerance {TOLERANCE:.0e} of the largest output)",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from save_deploy.files import write_text
 from save_deploy.machine import describe as machine
 from save_deploy.machine import versions
 from save_deploy.metrics.latency import LatencyResult, speedup
@@ -163,10 +164,10 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "overhead_us": result.overhead_us,
         "entries": [_entry(result, outcome) for outcome in result.outcomes],
     }
-    (folder / "bench.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_text(folder / "bench.json", json.dumps(values, indent=2) + "\n", what="the report")
     lines = [f"`{command}`", "", *markdown_table(table(result), n_left=N_LEFT)]
     lines += ["", *(f"{line}  " for line in footnote(result)), ""]
-    (folder / "bench.md").write_text("\n".join(lines))
+    write_text(folder / "bench.md", "\n".join(lines), what="the report")
     written = [folder / "bench.json", folder / "bench.md"]
     if plot(result, folder / "bench.png"):
         written.append(folder / "bench.png")

@@ -109,9 +109,9 @@ def _markdown_row(texts: Iterable[str]) -> str:
 
 def log_console(width: int = WIDTH) -> Console:
     """A console of the terminal's width, or of `width` in a log: every column stays on one line."""
-    from rich.console import Console
+    from save_deploy.console import new_console
 
-    return Console(width=None if Console().is_terminal else width, highlight=False)
+    return new_console(width)
 
 
 def rich_table(

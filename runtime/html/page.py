@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from save_deploy.errors import SaveDeployError
+from save_deploy.files import write_bytes
 from save_deploy.metrics.margin import LEVELS
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html import charts, frames, summary
@@ -28,15 +27,7 @@ def write_html(path: Path, report: Report) -> None:
     Raises SaveDeployError for a report that cannot be shown and a file that cannot be written.
     """
     page = render(report).encode("utf-8", "replace")  # file names may hold lone surrogates
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(page)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise SaveDeployError(
-            "report cannot be written", got=f"{path}: {error.strerror}", expected="a file path"
-        ) from error
+    write_bytes(path, page, what="the report")
 
 
 def render(report: Report) -> str:

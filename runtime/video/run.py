@@ -23,7 +23,7 @@ from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
 from save_deploy.runtime.video.source import TimedFrame, VideoSource
-from save_deploy.runtime.video.targets import check_masks, check_target
+from save_deploy.runtime.video.targets import check_masks, check_target, masks_only
 from save_deploy.runtime.video.writer import OverlayVideo
 
 _AHEAD = 2  # frames held between two stages
@@ -65,11 +65,7 @@ class VideoRun:
             )
         outputs = [options.out, options.masks, options.record]
         _check_distinct([path for path in outputs if path is not None])
-        for path in (options.out, options.record):
-            if path is not None:
-                check_target(path, source=options.video, force=options.force)
-        if options.masks is not None:
-            check_masks(options.masks, force=options.force)
+        self._check_targets()
         if options.out is not None:
             find_encoder(format_of(options.out).encoders)
 
@@ -99,7 +95,16 @@ class VideoRun:
                     sink.total = result.to_dict()
                 sink.finish()
             raise_if_interrupted()
+            self._check_targets()  # so that another run's output is refused before any is renamed
         return result
+
+    def _check_targets(self) -> None:
+        options = self.options
+        for path in (options.out, options.record):
+            if path is not None:
+                check_target(path, source=options.video, force=options.force)
+        if options.masks is not None:
+            check_masks(options.masks, force=options.force)
 
     def _seconds(self) -> Iterator[Waveform]:
         return self.source.sound_seconds() if self.source.has_sound else iter(())
@@ -114,12 +119,16 @@ class VideoRun:
             sinks.append(sink)
 
         if options.out is not None:
-            path = outputs.enter_context(new_file(options.out, what=_WHAT))
+            path = outputs.enter_context(new_file(options.out, what=_WHAT, replace=options.force))
             keep(OverlayVideo(path, source, sound=source.has_sound, color=self.color))
         if options.masks is not None:
-            keep(MaskFolder(outputs.enter_context(new_folder(options.masks, what=_WHAT))))
+            is_ours = masks_only if options.force else None
+            made = new_folder(options.masks, what=_WHAT, is_ours=is_ours)
+            keep(MaskFolder(outputs.enter_context(made)))
         if options.record is not None:
-            path = outputs.enter_context(new_file(options.record, what=_WHAT))
+            path = outputs.enter_context(
+                new_file(options.record, what=_WHAT, replace=options.force)
+            )
             section = options.section
             about = {"video": str(options.video), "start_s": section.start_s, **head}
             keep(Record(path, about))

@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so --help answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -36,6 +37,7 @@ from save_deploy.cli import eval as evaluate
 from save_deploy.errors import SaveDeployError
 from save_deploy.extras import named_extras
 from save_deploy.progress import Resumable, listen_for_interrupts, was_interrupted
+from save_deploy.terminal import check_written, protect_terminal
 
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
@@ -123,6 +125,9 @@ def _single(name: str) -> typer.Typer:
 def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
     listen_for_interrupts()
+    os.environ["PYTHONSAFEPATH"] = "1"  # no child of ours imports from the current folder
+    if sys.argv[1:] and "--help" not in sys.argv:  # typer's own help is colored, and shows no file
+        protect_terminal()
     command = typer.main.get_command(app)
     invoke = command.invoke
 
@@ -140,6 +145,7 @@ def _run(app: typer.Typer) -> None:
     try:
         with named_extras():
             code = command.main(standalone_mode=False)
+        check_written()
     except SaveDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -149,7 +155,14 @@ def _run(app: typer.Typer) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _say_interrupted()
         sys.exit(INTERRUPTED)
+    except OSError as error:  # of a place that no verb foresaw
+        said = SaveDeployError("a file cannot be read or written", got=str(error))
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
+        if isinstance(error, UnicodeEncodeError):  # a library that takes names as UTF-8 only
+            print(f"error: {_not_utf8(error)}", file=sys.stderr)
+            sys.exit(1)
         if not hasattr(error, "format_message"):  # not a usage error of the command line: our bug
             raise
         print(f"error: {error.format_message()}", file=sys.stderr)
@@ -164,6 +177,12 @@ class _Stopped(Exception):
 
     def __init__(self, resumable: bool) -> None:
         self.resumable = resumable
+
+
+def _not_utf8(error: UnicodeEncodeError) -> SaveDeployError:
+    return SaveDeployError(
+        "a name that is not UTF-8", got=str(error.object), expected="UTF-8", hint="rename the file"
+    )
 
 
 def _say_interrupted(*, resumable: bool = False) -> None:

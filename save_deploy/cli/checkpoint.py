@@ -20,10 +20,10 @@ def inspect(
     ] = None,
 ) -> None:
     """Say what a weight file is, what in it is trained, and what a load would drop. Reads no weight."""
-    from rich.console import Console
     from rich.table import Table
 
     from save_deploy.checkpoints.inspect import inspect_checkpoint
+    from save_deploy.console import new_console
 
     found = inspect_checkpoint(file)
     size = f"{found.size_bytes / 1e6:.1f} MB, {found.parameters:,} parameters"
@@ -36,7 +36,7 @@ def inspect(
     for what, values in (("switches", found.config), ("notes", found.notes)):
         if values:
             print(f"{what}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
-    console = Console(width=None if Console().is_terminal else 132)
+    console = new_console()
     table = Table()
     for i, column in enumerate(("part", "tensors", "parameters", "types", "MB", "learns")):
         table.add_column(column, justify="right" if i in (1, 2, 4) else "left")
@@ -63,7 +63,9 @@ def inspect(
     if found.next:
         print(f"next: {found.next}")
     if json_out is not None:
-        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(found.to_dict(), indent=2) + "\n", what="the report")
 
 
 def convert(

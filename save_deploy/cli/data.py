@@ -68,15 +68,15 @@ def check(
     show: Annotated[int, typer.Option(min=1, help="How many problems to print.")] = 20,
 ) -> None:
     """Say what of a dataset is missing or inconsistent, with counts against the published ones."""
-    from rich.console import Console
     from rich.table import Table
 
+    from save_deploy.console import new_console
     from save_deploy.data.check import check_dataset
     from save_deploy.progress import progress
 
     with progress(f"checking {folder}", None) as advance:
         found = check_dataset(folder, deep=deep, on_item=advance)
-    console = Console(width=None if Console().is_terminal else 132)
+    console = new_console()
     table = Table(title=f"{folder}", title_justify="left")
     for i, column in enumerate(("subset", "split", "rows", "frames", "masks", "sounds")):
         table.add_column(column, justify="left" if i < 2 else "right")
@@ -89,7 +89,9 @@ def check(
     for problem in found.problems[:show]:
         print(f"- {problem}")
     if json_out is not None:
-        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(found.to_dict(), indent=2) + "\n", what="the report")
         print(f"written: {json_out}")
     if not found.complete:
         more = len(found.problems) - show

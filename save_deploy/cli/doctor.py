@@ -44,7 +44,9 @@ def doctor(
     for line in _lines(found):
         print(line)
     if json_out is not None:
-        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(found.to_dict(), indent=2) + "\n", what="the report")
         print(f"written: {json_out}")
     _judge(found, bundle, backend)
 

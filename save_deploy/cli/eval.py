@@ -117,7 +117,9 @@ def evaluate(request: EvalRequest) -> None:
             "data": data, "split": split, "sound": request.sound, "res": model.config.res,
             **asdict(score), "skipped": skipped,
         }  # fmt: skip
-        request.json_out.write_text(json.dumps(values, indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(request.json_out, json.dumps(values, indent=2) + "\n", what="the score")
         print(f"written: {request.json_out}")
 
 

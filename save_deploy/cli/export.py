@@ -63,6 +63,7 @@ def export(
     ] = False,
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
+    from save_deploy.bundle import check_own_bundle
     from save_deploy.export.engine import engine_for, why_no_engine
     from save_deploy.files import check_folder_target
 
@@ -75,7 +76,7 @@ def export(
 
         print_estimate(estimate(options), options)
         return
-    check_folder_target(options.folder, force=options.force)
+    check_folder_target(options.folder, force=options.force, is_ours=check_own_bundle)
     # late import: option errors must not wait for torch
     from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages

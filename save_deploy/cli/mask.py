@@ -32,7 +32,9 @@ def mask(
         second,
     )
     from save_deploy.data.transforms import read_frame, write_mask
+    from save_deploy.files import check_not_input
 
+    check_not_input(out, frame, sound)
     picture = read_frame(frame)
     cure = "add --any-sound"
     shortest = MIN_SECONDS if any_sound else EXAMPLE_SECONDS

@@ -52,7 +52,9 @@ def merge(
     _, found = run_merge(load_model(checkpoint, res=res, sam=sam), forms)
     print_proof(found, blocks=proof)
     if json_out is not None:
-        json_out.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(found.to_dict(), indent=2) + "\n", what="the report")
         print(f"proof: {json_out}")
     if not found.exact:
         raise ParityError("a rewrite is not exact", got=f"{found.max_rel_diff:.1e} in float64")

@@ -13,13 +13,13 @@ def recipes(
     ] = None,
 ) -> None:
     """List the recipes, one per row of the paper's tables, or show one with its printed numbers."""
-    from rich.console import Console
     from rich.table import Table
 
+    from save_deploy.console import new_console
     from save_deploy.recipes.paper import paper_says
     from save_deploy.recipes.recipe import built_in_recipes, load_recipe
 
-    console = Console(width=None if Console().is_terminal else 132)
+    console = new_console()
     if name is None:
         table = Table()
         for column in ("recipe", "row", "px", "chain", "paper: M_J / M_F"):

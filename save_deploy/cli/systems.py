@@ -33,9 +33,9 @@ def systems(
 ) -> None:
     """List the systems the paper compares: parameters, what each trains; with --measure, proof that
     each trains, scores and exports."""
-    from rich.console import Console
     from rich.table import Table
 
+    from save_deploy.console import new_console
     from save_deploy.progress import progress
     from save_deploy.systems import SYSTEMS, system
     from save_deploy.training.systems_table import COLUMNS, MEASURED, size_row
@@ -48,7 +48,7 @@ def systems(
                 row.update(measure_system(row["key"], backbone, res, rounds, threads))
                 advance(row["system"])
     columns = COLUMNS + (MEASURED if measure else ())
-    console = Console(width=None if Console().is_terminal else 160)
+    console = new_console(160)
     table = Table(title=f"{backbone} at {res} px", title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in ("system", "learns") else "right")
@@ -59,7 +59,9 @@ def systems(
         if system(name).note:
             print(f"{system(name).title}: {system(name).note}")
     if json_out is not None:
-        json_out.write_text(json.dumps(rows, indent=2) + "\n")
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(rows, indent=2) + "\n", what="the report")
         print(f"written: {json_out}")
 
 

@@ -18,6 +18,7 @@ def new_table(*columns: str) -> Table:
 
 
 def show(table: Table) -> None:
-    from rich.console import Console
 
-    Console(width=None if Console().is_terminal else 132).print(table)
+    from save_deploy.console import new_console
+
+    new_console().print(table)

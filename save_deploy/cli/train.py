@@ -28,6 +28,9 @@ class TrainRequest:
         help="Folder of the run: last.pt, best.safetensors, curve.jsonl.",
     )  # fmt: skip
     resume: bool = option("--resume", default=False, help="Continue the run in --out.")
+    force: bool = option(
+        "--force", default=False, help="Start over where --out holds a run: its files are replaced."
+    )
     steps: int | None = option(
         "--steps", default=None, low=1, help="Default: 10000, or the recipe's epochs."
     )
@@ -113,7 +116,7 @@ def train(request: TrainRequest) -> None:
         preset, system=request.system, res=request.res, init=request.init, sam=request.sam,
         vggish=request.vggish, seed=config.seed,
     )  # fmt: skip
-    best = _train(model, config, request.out, resume=request.resume)
+    best = _train(model, config, request.out, request)
     if best is not None:
         print(f"best checkpoint: {best}")
 
@@ -124,7 +127,7 @@ def _estimate_recipe(recipe: Recipe, request: TrainRequest) -> None:
     print_estimate(size, request.config.savings, frames, freeze_sam=True)
 
 
-def _train(model: SaveModel, config: TrainConfig, out: Path, *, resume: bool) -> Path | None:
+def _train(model: SaveModel, config: TrainConfig, out: Path, request: TrainRequest) -> Path | None:
     """Train with a progress bar -> the best checkpoint; None for a process that does not lead."""
     from save_deploy.progress import progress
     from save_deploy.training.curve import plot_curve
@@ -134,7 +137,7 @@ def _train(model: SaveModel, config: TrainConfig, out: Path, *, resume: bool) ->
 
     skipped: list[str] = []
     if not leads():
-        run_train(model, config, out, resume=resume)
+        run_train(model, config, out, resume=request.resume, force=request.force)
         return None
     with progress("training", config.steps) as advance:
 
@@ -147,7 +150,8 @@ def _train(model: SaveModel, config: TrainConfig, out: Path, *, resume: bool) ->
                 print(f"hearing: step {step + 1} of {total}, loss {loss:.3f}", flush=True)
 
         best = run_train(
-            model, config, out, resume=resume, on_step=on_step, on_sound=on_sound,
+            model, config, out, resume=request.resume, force=request.force, on_step=on_step,
+            on_sound=on_sound,
             on_skip=lambda name, why: skipped.append(f"{name}: {why}"),
         )  # fmt: skip
     for line in skipped:
@@ -196,7 +200,7 @@ def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
             vggish=None if before or init else request.vggish,
             seed=plan.config.seed,
         )
-        _train(model, plan.config, plan.folder, resume=request.resume)
+        _train(model, plan.config, plan.folder, request)
 
     best = run_chain(planned, train_stage, resume=request.resume)
     if leads():
@@ -210,13 +214,13 @@ def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
 
 def print_estimate(config: Any, savings: Savings, micro_batch: int, *, freeze_sam: bool) -> None:
     """Memory of a step with nothing saved, without one saving each, and with all."""
-    from rich.console import Console
     from rich.table import Table
 
+    from save_deploy.console import new_console
     from save_deploy.training.estimate import CARD_BYTES, GIB, with_and_without
 
     rows = with_and_without(config, savings, micro_batch=micro_batch, freeze_sam=freeze_sam)
-    console = Console(width=None if Console().is_terminal else 132)
+    console = new_console()
     table = Table(
         title=f"{config.system} on {config.name} at {config.res} px, {micro_batch} frames at once: GiB",
         title_justify="left",

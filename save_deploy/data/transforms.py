@@ -15,17 +15,22 @@ from PIL import Image
 from save_deploy.data.pictures import read_frame as read_frame
 from save_deploy.data.pictures import read_mask as read_mask
 from save_deploy.errors import DataError
+from save_deploy.files import new_file
 
 Frame = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 def write_mask(path: Path, mask: Mask) -> None:
-    """bool (H,W) -> PNG, white = True. Raises DataError when it cannot be written."""
-    try:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-    except (OSError, ValueError) as error:
-        raise DataError("mask cannot be written", got=str(error), expected="a .png path") from error
+    """bool (H,W) -> PNG, white = True. Raises OutputError when it cannot be written, DataError for the
+    name of another format."""
+    with new_file(path, what="the mask") as partial:
+        try:
+            Image.fromarray(mask.astype(np.uint8) * 255).save(partial)
+        except ValueError as error:
+            raise DataError(
+                "mask cannot be written", got=str(path), expected="a .png path"
+            ) from error
 
 
 def resize_frame(frame: Frame, res: int) -> Frame:

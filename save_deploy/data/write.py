@@ -15,6 +15,7 @@ from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset
 from save_deploy.errors import DataError
+from save_deploy.files import new_folder
 
 FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources"}
 
@@ -32,47 +33,48 @@ def write_avsbench(
     """Write scenes or stamps as subset s4 (one source) or ms3 (two sources).
 
     counts: clips per split. Frames and masks are PNG, sound is 16 kHz wav. As in AVSBench, S4
-    training clips have only their first frame annotated. The metadata file is written last.
+    training clips have only their first frame annotated. The folder appears when it is complete.
     """
     if name not in ("scenes", "stamps") or subset not in FOLDERS:
         raise DataError(
             "unknown data", got=f"{name} {subset}", expected="scenes or stamps, s4 or ms3"
         )
     base = root / FOLDERS[subset]
-    meta, data = base / f"{subset}_meta_data.csv", base / f"{subset}_data"
-    if meta.exists():
+    if base.exists():
         raise DataError(
-            "dataset exists", got=str(meta), expected="a new folder", hint="choose another -o DIR"
+            "dataset exists", got=str(base), expected="a new folder", hint="choose another -o DIR"
         )
     n_sources = {"s4": 1, "ms3": 2}[subset]
     staging = Staging(size_px=size_px, n_objects=(n_sources + 1, n_sources + 3))
     rows: list[list[str]] = []
-    for split in SPLITS:
-        if not counts.get(split):
-            continue
-        scenes = open_dataset(
-            name,
-            split=split,
-            n_clips=counts[split],
-            seed=seed,
-            n_sources=n_sources,
-            staging=staging,
-        )
-        with ThreadPoolExecutor(2) as pool:
-            jobs = (
-                pool.submit(_write_clip, data, subset, split, scenes, i) for i in range(len(scenes))
+    with new_folder(base, what="the dataset") as made:
+        data = made / f"{subset}_data"
+        for split in SPLITS:
+            if not counts.get(split):
+                continue
+            scenes = open_dataset(
+                name,
+                split=split,
+                n_clips=counts[split],
+                seed=seed,
+                n_sources=n_sources,
+                staging=staging,
             )
-            for job in list(jobs):
-                rows.append(job.result())
-                on_clip()
-    header = ["name", "start", "category", "split"] if subset == "s4" else ["name", "split"]
-    try:
-        with meta.open("w", newline="") as file:
+            with ThreadPoolExecutor(2) as pool:
+                jobs = [
+                    pool.submit(_write_clip, data, subset, split, scenes, i)
+                    for i in range(len(scenes))
+                ]
+                try:
+                    for job in jobs:
+                        rows.append(job.result())
+                        on_clip()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        header = ["name", "start", "category", "split"] if subset == "s4" else ["name", "split"]
+        with (made / f"{subset}_meta_data.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
-    except OSError as error:
-        raise DataError(
-            "dataset cannot be written", got=str(error), expected="a writable folder"
-        ) from error
 
 
 def _write_clip(data: Path, subset: str, split: str, scenes: ClipDataset, index: int) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from save_deploy.files import new_file
+
 
 def plot_curve(run: Path) -> Path | None:
     """Picture of a run's curve, or None when matplotlib (extra `train`) is not installed."""
@@ -23,5 +25,6 @@ def plot_curve(run: Path) -> Path | None:
     loss.plot(steps, [row["mask"] for row in rows], ".--", color="tab:orange")
     loss.set_ylabel("mask loss of one batch", color="tab:orange")
     path = run / "curve.png"
-    figure.savefig(path, dpi=120)
+    with new_file(path, what="the learning curve") as partial:
+        figure.savefig(partial, dpi=120)
     return path

@@ -25,9 +25,11 @@ from save_deploy.data.compose import Staging
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset
 from save_deploy.data.skipping import SkippingDataset
-from save_deploy.errors import SaveDeployError
+from save_deploy.errors import OutputError, SaveDeployError
+from save_deploy.files import remove, write_text
 from save_deploy.metrics.segmentation import Score, protocol
 from save_deploy.model.save import SaveModel
+from save_deploy.partials import filled_folder
 from save_deploy.training.batches import Batch, MixedSamples, batches
 from save_deploy.training.distributed import Team, team
 from save_deploy.training.evaluate import evaluate
@@ -41,6 +43,8 @@ from save_deploy.training.parameters import (
 from save_deploy.training.sound import heard_actors, sound_batch, warm_up_sound
 from save_deploy.training.state import read_state, write_state
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
+
+RUN_FILES = ("best.safetensors", "last.pt", "curve.jsonl")
 
 
 @dataclass
@@ -66,14 +70,36 @@ def train(
     on_step: Callable[[Progress], None] = lambda _: None,
     on_sound: Callable[[int, float], None] = lambda _step, _loss: None,
     on_skip: Callable[[str, str], None] = lambda _name, _why: None,
+    force: bool = False,
 ) -> Path:
     """Train in place and return the path of the best checkpoint; under torchrun, as one of a team.
 
     Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad).
-    Interrupted runs continue with resume=True.
+    Interrupted runs continue with resume=True; OutputError for a folder that holds a run, unless
+    force, which starts it over.
     """
-    with team(config.device) as here, _determinism(config.deterministic):
+    with (
+        filled_folder(out_dir, what="the run"),
+        team(config.device) as here,
+        _determinism(config.deterministic),
+    ):
+        if not resume:
+            _check_new(out_dir, force=force)
         return _Run(model, config, out_dir, here, on_sound, resume).steps(on_step, on_skip)
+
+
+def _check_new(out_dir: Path, *, force: bool) -> None:
+    """Raise OutputError for a folder that holds a run; with force, its curve and state go."""
+    found = [name for name in RUN_FILES if (out_dir / name).exists()]
+    if found and not force:
+        raise OutputError(
+            "the folder holds a run",
+            got=f"{', '.join(found)} in {out_dir}",
+            expected="a new folder",
+            hint="--resume continues it, --force starts it over; or choose another -o DIR",
+        )
+    for name in RUN_FILES[1:]:  # the best weights stay until there are new ones
+        remove(out_dir / name)
 
 
 class _Run:
@@ -91,9 +117,7 @@ class _Run:
         torch.manual_seed(config.seed)  # the same on every process: the same initial heads
         self.model, self.config, self.here = model.to(here.device), config, here
         self.shard = config.share(here.world)
-        self.state_path, self.best_path = out_dir / "last.pt", out_dir / "best.safetensors"
-        self.curve = out_dir / "curve.jsonl"
-        out_dir.mkdir(parents=True, exist_ok=True)
+        self.best_path, self.state_path, self.curve = (out_dir / name for name in RUN_FILES)
         parameters = trainable_parameters(model, freeze_sam=config.freeze_sam)
         if not parameters:
             raise nothing_to_train(model.config)
@@ -252,8 +276,8 @@ class _Run:
             "seconds": round(seconds, 1),
             **report.extra,
         }
-        with self.curve.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        before = self.curve.read_text() if self.curve.is_file() else ""
+        write_text(self.curve, f"{before}{json.dumps(row)}\n", what="the learning curve")
 
     def _val_clips(self) -> ClipDataset | None:
         config = self.config

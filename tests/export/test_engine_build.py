@@ -30,6 +30,7 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms
 from save_deploy.export.quantize import find_sites, insert_qdq
 from save_deploy.export.trace import graph_from_module
+from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import last_error_logger
 from tests.conftest import make_tiny
 
@@ -301,12 +302,11 @@ def test_exit_code_and_last_lines() -> None:
 
 
 def test_leftovers_of_killed_processes_go(files: dict[str, Path], tmp_path: Path) -> None:
-    dead = tmp_path / ".engine.partial-999999999-abc"
-    alive = tmp_path / f".engine.partial-{os.getpid()}-abc"
-    for folder in (dead, alive):
-        folder.mkdir()
-    built(attention_graph(tmp_path / "a.onnx"), tmp_path)
-    assert not dead.exists() and alive.exists()
+    dead = tmp_path / ".engine.partial-0a1b2c3d"
+    dead.mkdir()
+    with partial_folder(tmp_path / "engine") as alive:
+        built(attention_graph(tmp_path / "a.onnx"), tmp_path)
+        assert not dead.exists() and alive.exists()
 
 
 def test_what_is_no_onnx_file(tmp_path: Path) -> None:

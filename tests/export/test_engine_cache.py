@@ -30,6 +30,7 @@ from save_deploy.cli.cache import cache_ls, cache_rm
 from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
+from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
 from tests.command import run
 from tests.conftest import make_tiny
@@ -314,20 +315,19 @@ def test_hopper_is_refused(bundle: Path, gpu: str) -> None:
 
 def test_what_killed_builds_left(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Listed, counted and removed at any age; the folder of a build that runs is left alone."""
-    dead = own_cache / f".{'ab' * 16}.partial-999999999-x"
-    alive = own_cache / f".{'cd' * 16}.partial-{os.getpid()}-x"
-    for place in (dead, alive):
-        place.mkdir(parents=True)
-        (place / "engine").write_bytes(b"half")
-    (found,) = cache.unfinished()
-    assert (found.key, found.size, cache.entries()) == ("ab" * 16, 4, [])
-    cache_ls()
-    assert "unfinished" in capsys.readouterr().out
-    with pytest.raises(ExportError, match="no cached engine"):
-        cache.remove("cd")
-    cache_rm(older_than=30)
-    assert "removed 1 engines" in capsys.readouterr().out
-    assert [p.name for p in own_cache.glob(".*")] == [alive.name]
+    dead = own_cache / f".{'ab' * 16}.partial-0a1b2c3d"
+    dead.mkdir(parents=True)
+    (dead / "engine").write_bytes(b"half")
+    with partial_folder(own_cache / ("cd" * 16)) as alive:
+        (found,) = cache.unfinished()
+        assert (found.key, found.size, cache.entries()) == ("ab" * 16, 4, [])
+        cache_ls()
+        assert "unfinished" in capsys.readouterr().out
+        with pytest.raises(ExportError, match="no cached engine"):
+            cache.remove("cd")
+        cache_rm(older_than=30)
+        assert "removed 1 engines" in capsys.readouterr().out
+        assert [p.name for p in own_cache.glob(".*")] == [alive.name]
 
 
 def test_an_engine_removed_before_it_is_copied(

@@ -275,9 +275,7 @@ def _section(report: Report, body: Table | Figure) -> Report:
     return replace(report, sections=(Section("broken", body),))
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(SaveDeployError, match="cannot be written"):
-        write_html(tmp_path / "missing" / "report.html", sample_report())
+def test_no_place(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(SaveDeployError, match="cannot be written"):
         write_html(tmp_path / "report.html", sample_report())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from save_deploy.checkpoints.inspect import inspect_checkpoint
 from save_deploy.checkpoints.native import read_native
-from save_deploy.errors import SaveDeployError
+from save_deploy.errors import OutputError, SaveDeployError
 from save_deploy.training.curve import plot_curve
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.loop import learning_rate, train
@@ -105,3 +106,34 @@ def test_evaluate_is_deterministic(tiny) -> None:  # type: ignore[no-untyped-def
 
     clips = Scenes(n_clips=2)
     assert evaluate(tiny(), clips) == evaluate(tiny(), clips)
+
+
+ONE_STEP = dataclasses.replace(CONFIG, steps=1, eval_every=1, save_every=1)
+
+
+def test_a_finished_run_is_not_replaced(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Its weights are of hours: another run there needs force, or resumes."""
+    best = train(model(tiny), ONE_STEP, tmp_path)
+    before = best.read_bytes()
+    other = dataclasses.replace(ONE_STEP, seed=1, lr=1e-2)
+    with pytest.raises(OutputError, match=r"best.safetensors, last.pt, curve.jsonl(.|\n)*--force"):
+        train(model(tiny), other, tmp_path)
+    assert best.read_bytes() == before
+    train(model(tiny), other, tmp_path, force=True)
+    assert best.read_bytes() != before
+    assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_that_cannot_be_written_leaves_nothing(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Under a file, and on a full disk, where safetensors has an error of its own."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="the run cannot be written"):
+        train(model(tiny), ONE_STEP, tmp_path / "file" / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        with pytest.raises(OutputError, match="the checkpoint cannot be written"):
+            train(model(tiny), ONE_STEP, tmp_path / "deep" / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,176 @@
+"""Folders that work is written into before it is put in its place.
+
+A killed process leaves one behind; the next that writes to the same target removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from save_deploy.errors import OutputError, SaveDeployError
+from save_deploy.progress import raise_if_interrupted, shielded
+
+_MARK = ".partial-"  # .{target}.partial-{random}, a folder that its maker holds locked
+_RANDOM = re.compile(r"[a-z0-9_]{8}")  # as tempfile.mkdtemp makes it
+_NAME_CHARS = 50  # of the target's name in the partial one: both fit where the target's does
+_FULL_BYTES = 65_536
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
+    """Yield a new folder beside target with a name of its own; remove what is left of it at the end.
+
+    Folders that ended processes left for the same target are removed first. The caller renames the
+    folder, or files in it. Raises OutputError for what the system refuses, also when a library says it
+    in its own way.
+    """
+    created = [parent for parent in target.absolute().parents if not parent.exists()]
+    with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as shield:
+        cleanup.push(lambda kind, *_: _remove_empty(created) if kind else None)
+        shield.enter_context(shielded())
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            remove_dead_partials(target)
+            folder, lock = _locked_folder(target)
+        except OSError as error:
+            raise unwritable(what, error) from error
+        cleanup.callback(_give_back, target, folder, lock)
+        shield.close()
+        raise_if_interrupted()
+        try:
+            yield folder
+        except Exception as error:
+            if isinstance(error, OSError) or _is_of_disk(error, folder):
+                raise unwritable(what, error) from error
+            raise
+
+
+@contextlib.contextmanager
+def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
+    """Make a folder that is filled file by file; after an error it goes when nothing was put into it.
+
+    Raises OutputError("`what` cannot be written") where it cannot be made.
+    """
+    created = [
+        path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove_empty(created)
+        raise unwritable(what, error) from error
+    try:
+        yield
+    except BaseException:
+        _remove_empty(created)
+        raise
+
+
+def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
+    """Partial folders in `folder` that no living process holds: path, (the start of) the name of their
+    target, the descriptor that holds them locked until the next one is asked for."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            name, mark, random = path.name.rpartition(_MARK)
+            ours = name.startswith(".") and bool(mark) and bool(_RANDOM.fullmatch(random))
+            if not ours or path.is_symlink() or not path.is_dir():
+                continue
+            with contextlib.suppress(BlockingIOError):
+                if (lock := _lock(path)) is not None:
+                    try:
+                        yield path, name[1:], lock
+                    finally:
+                        os.close(lock)
+
+
+def remove_dead_partials(target: Path) -> None:
+    """Remove what ended processes left beside a target, and give back the folder that one of them was
+    just replacing; partial folders of living ones stay."""
+    for path, name, _ in dead_partials(target.parent):
+        if name == target.name[:_NAME_CHARS]:
+            _give_back(target, path, None)
+
+
+def _locked_folder(target: Path) -> tuple[Path, int | None]:
+    """A new folder beside target, and the descriptor that holds it locked as long as its maker lives:
+    a process id would say nothing about a process in another container."""
+    prefix = f".{target.name[:_NAME_CHARS]}{_MARK}"
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            lock = _lock(folder)
+            os.chmod(folder, 0o777 & ~_umask())  # mkdtemp's 0700 would stay on a renamed folder
+            return folder, lock
+        except (BlockingIOError, FileNotFoundError):
+            continue  # taken for a dead one before it was locked
+
+
+def _lock(folder: Path) -> int | None:
+    """The descriptor of the folder with its lock, None on a file system without locks.
+
+    Raises BlockingIOError where another holds it, FileNotFoundError where it is gone.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+def _give_back(target: Path, folder: Path, lock: int | None) -> None:
+    """Remove a partial folder, the old target in it excepted when nothing took its place."""
+    with shielded():
+        old = folder / "old" / target.name
+        if old.exists() and not target.exists():
+            with contextlib.suppress(OSError):
+                old.rename(target)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _is_of_disk(error: Exception, folder: Path) -> bool:
+    """Whether an error of a library in Rust or C++ is one of the disk: it says the system's number, or
+    the disk is full."""
+    if isinstance(error, SaveDeployError):
+        return False
+    with contextlib.suppress(OSError):
+        full = shutil.disk_usage(folder).free < _FULL_BYTES
+        return full or "(os error " in str(error)
+    return False
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def unwritable(what: str, error: Exception) -> OutputError:
+    return OutputError(
+        f"{what} cannot be written",
+        got=str(error),
+        expected="a writable folder with enough space",
+        hint="free some space, or choose another place with -o",
+    )
