@@ -113,7 +113,13 @@ def _run_worker(
         "timing_cache": str(options.timing_cache.absolute()) if options.timing_cache else None,
     }
     (folder / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "save_deploy.export.engine.worker", str(folder / "job.json")]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "save_deploy.export.engine.worker",
+        str(folder / "job.json"),
+    ]
     with said.open("wb") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         try:

@@ -1,4 +1,4 @@
-"""save-deploy polygraphy: a script that compares backends with Polygraphy."""
+"""save-deploy polygraphy: golden samples as files of NVIDIA's Polygraphy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import typer
 
 def polygraphy(
     bundle: Annotated[Path, typer.Argument(help="Folder written by save-export.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Script to write.")] = Path(
-        "compare_polygraphy.py"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write: inputs.json, outputs.json.")
+    ] = Path("polygraphy_samples"),
+    force: Annotated[bool, typer.Option("--force", help="Replace such a folder.")] = False,
 ) -> None:
-    """Write a script that compares backends of a bundle with NVIDIA's Polygraphy."""
-    from save_deploy.runtime.polygraphy_script import write_script
+    """Write golden samples for NVIDIA's Polygraphy, and print the commands that compare with them."""
+    from save_deploy.runtime.polygraphy_samples import write_samples
 
-    written = write_script(bundle, out)
-    print(f"{written}: run it with the Python that has save-deploy[polygraphy]")
+    commands = write_samples(bundle, out, force=force)
+    print(
+        f"{out}: inputs, and what the eager model made of them; compare on a machine with Polygraphy:"
+    )
+    print("\n".join(commands))

@@ -1,0 +1,93 @@
+"""Golden samples of a bundle as files of NVIDIA's Polygraphy, and the commands that compare with them.
+
+Optional: parity itself is measured by save-compare and the self-test. The files are for people who
+already work with Polygraphy and want its runners and its debugging tools beside ours. They are written
+in the format of polygraphy.json.save_json, so that Polygraphy is needed only where they are used.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.bundle import Manifest
+from save_deploy.errors import OutputError
+from save_deploy.files import check_folder_target, new_folder
+from save_deploy.runtime.golden import read_golden
+
+INPUTS, OUTPUTS = "inputs.json", "outputs.json"
+_RUNNER = "eager"  # that recorded the outputs
+_ONE_LIBRARY = {"tensorrt": "", "tensorrt_rtx": "POLYGRAPHY_USE_TENSORRT_RTX=1 "}
+
+
+def write_samples(bundle: Path, out: Path, *, force: bool = False) -> list[str]:
+    """Write inputs.json and outputs.json into the new folder `out` -> commands for a shell: one for
+    model.onnx, one for each engine. Nothing of the bundle is executed.
+
+    The last batch is completed with its last sample. Raises BundleError for a bundle without golden
+    samples, OutputError for a folder that cannot or may not be written.
+    """
+    manifest = Manifest.read(bundle)
+    golden = read_golden(bundle, manifest)
+    check_folder_target(out, force=force, is_ours=_check_ours)
+    batch = manifest.model.inputs[0].shape[0]
+    inputs, outputs = [], []
+    for start in range(0, len(golden.image), batch):
+        rows = np.minimum(np.arange(start, start + batch), len(golden.image) - 1)
+        inputs.append(
+            {
+                "image": _array(golden.image[rows]),
+                "audio_embedding": _array(golden.answers.audio_embedding[rows]),
+            }
+        )
+        outputs.append(_iteration(golden.answers.mask_logits[rows][:, None]))
+    is_ours: Callable[[Path], object] | None = _check_ours if force else None
+    with new_folder(out, what="the samples", is_ours=is_ours) as folder:
+        (folder / INPUTS).write_text(json.dumps(inputs))
+        recorded = {"lst": [[_RUNNER, outputs]], "polygraphy_class": "RunResults"}
+        (folder / OUTPUTS).write_text(json.dumps(recorded))
+    return _commands(bundle, out, manifest)
+
+
+def _commands(bundle: Path, out: Path, manifest: Manifest) -> list[str]:
+    files = ["--load-inputs", str(out / INPUTS), "--load-outputs", str(out / OUTPUTS)]
+    limit = manifest.golden["budget"].get("max_abs_err")
+    if limit is not None:  # in logits: a relative error means nothing where they are near 0
+        files += ["--atol", f"mask_logits:{limit:g}", "--rtol", "mask_logits:0"]
+    commands = [shlex.join(["polygraphy", "run", str(bundle / "model.onnx"), "--onnxrt", *files])]
+    for engine in manifest.engines:
+        before = _ONE_LIBRARY.get(engine["library"])
+        if before is not None and engine["file"] in manifest.files:
+            place = str(bundle / engine["file"])
+            commands.append(before + shlex.join(["polygraphy", "run", place, "--trt", *files]))
+    return commands
+
+
+def _array(values: NDArray[Any]) -> dict[str, str]:
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(values), allow_pickle=False)
+    text = base64.b64encode(file.getvalue()).decode()
+    return {"array": text, "polygraphy_class": "ndarray"}
+
+
+def _iteration(mask_logits: NDArray[np.float32]) -> dict[str, Any]:
+    lazy = {"values": _array(mask_logits), "polygraphy_class": "LazyArray"}
+    return {
+        "outputs": {"mask_logits": lazy},
+        "runtime": None,
+        "runner_name": _RUNNER,
+        "polygraphy_class": "IterationResult",
+    }
+
+
+def _check_ours(folder: Path) -> None:
+    if others := sorted({path.name for path in folder.iterdir()} - {INPUTS, OUTPUTS}):
+        raise OutputError(f"it holds {others[0]}, which this verb does not write")
