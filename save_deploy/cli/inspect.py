@@ -40,7 +40,12 @@ def inspect_bundle(
         print(json.dumps(values, indent=2))
         return
     print(f"{bundle}: {manifest.config.name} at {manifest.config.res} px, all files as recorded")
-    islands = [island["module"] for island in manifest.precision.get("islands", ())]
+    found = manifest.precision.get("islands")
+    islands = (
+        [str(i.get("module")) for i in found if isinstance(i, dict)]
+        if isinstance(found, list)
+        else []
+    )
     print(f"precision: {manifest.precision['precision']}"
           + (f", FP32 in {', '.join(islands)}" if islands else ""))  # fmt: skip
     table = new_table("file", "MB")
