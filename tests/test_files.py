@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from save_deploy import files
+from save_deploy.bundle import check_own_bundle
 from save_deploy.errors import OutputError
 from save_deploy.files import (
     cache_folder,
@@ -25,6 +26,7 @@ from save_deploy.files import (
     write_text,
 )
 from save_deploy.partials import partial_folder
+from tests.test_manifest import manifest
 
 
 def names(folder: Path) -> list[str]:
@@ -209,13 +211,20 @@ def test_cache_without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder("openvino") is None
 
 
-def test_only_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
-    photos, ours = tmp_path / "photos", tmp_path / "ours"
-    for folder, name in ((photos, "a.jpg"), (ours, "manifest.json")):
+def test_only_a_bundle_of_ours_is_replaced(tmp_path: Path) -> None:
+    """Its manifest can be read and lists everything else in the folder; an empty folder will do."""
+    photos, page, ours, empty = (tmp_path / n for n in ("photos", "page", "ours", "empty"))
+    for folder in (photos, page, ours, empty):
         folder.mkdir()
-        (folder / name).touch()
         with pytest.raises(OutputError, match="output exists"):
             check_folder_target(folder, force=False)
-    check_folder_target(ours, force=True)
-    with pytest.raises(OutputError, match="not a bundle"):
-        check_folder_target(photos, force=True)
+    (photos / "a.jpg").touch()
+    (page / "manifest.json").write_text('{"name": "my web app"}')
+    manifest().write(ours)
+    (ours / "model.onnx").touch()
+    for folder in (ours, empty):
+        check_folder_target(folder, force=True, is_ours=check_own_bundle)
+    (ours / "thesis.txt").touch()
+    for folder, why in ((photos, "not a bundle"), (page, "manifest"), (ours, "thesis.txt")):
+        with pytest.raises(OutputError, match=f"refusing(.|\n)*{why}"):
+            check_folder_target(folder, force=True, is_ours=check_own_bundle)
