@@ -29,6 +29,15 @@ _MIN_FONT_PX = 10
 
 
 @dataclass(frozen=True)
+class NamedFrames:
+    """images uint8 (N,S,S,3), N names, and the true masks bool (N,S,S) where they are known."""
+
+    images: NDArray[np.uint8]
+    names: Sequence[str]
+    truth: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
 class WorstFrame:
     """One frame shown: IoU of the two masks (1 when both are empty), share of its pixels flipped,
     file inside the folder."""
@@ -122,23 +131,20 @@ def _caption(
 
 def write_worst(
     folder: Path,
-    images: NDArray[np.uint8],
-    truth: NDArray[np.bool_] | None,
+    frames: NamedFrames,
     reference: NDArray[np.floating],
     got: NDArray[np.floating],
-    names: Sequence[str],
     *,
     k: int = 4,
-    reference_label: str = "eager",
-    got_label: str = "backend",
+    labels: tuple[str, str] = ("eager", "backend"),
 ) -> list[WorstFrame]:
     """worst_1.png .. worst_k.png of the frames with the lowest agreement, the lowest first.
 
-    images (N,S,S,3), truth (N,S,S), logits (N,S,S) of the reference and of the backend, N names.
-    Ties go to the frame with more flipped pixels, then to the earlier one. Fewer than k frames:
-    all of them. Raises ParityError for unequal shapes, no frame and logits that are not finite.
+    reference, got: logits (N,S,S) of the reference and of the backend; labels: their names. Ties go
+    to the frame with more flipped pixels, then to the earlier one. Fewer than k frames: all of
+    them. Raises ParityError for unequal shapes, no frame and logits that are not finite.
     """
-    changed = flips_of(reference, got)
+    changed, images, names = flips_of(reference, got), frames.images, frames.names
     if not len(names) == len(images) == len(reference) > 0:
         raise ParityError(
             "no frames to show, or not one image and name each",
@@ -149,14 +155,14 @@ def write_worst(
     order = sorted(
         range(len(results)), key=lambda i: (results[i].mask_agreement, -results[i].flipped, i)
     )
-    masks = (reference_label, got_label) if truth is None else ("truth", reference_label, got_label)
+    masks = labels if frames.truth is None else ("truth", *labels)
     folder.mkdir(parents=True, exist_ok=True)
     worst = []
     for rank, i in enumerate(order[:k], start=1):
         result, name = results[i], names[i]
         strip = comparison_strip(
             images[i],
-            None if truth is None else truth[i],
+            None if frames.truth is None else frames.truth[i],
             reference[i] > 0,
             got[i] > 0,
             changed[i],

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ OnStage = Callable[[str, str], None]
 CALIBRATE_STAGES = ("load", "merge", "calibrate")
 DEFAULT_METHOD = "minmax"
 SAVE_EVERY_S = 5.0
-_CORRECTED = ("attn.proj", "mlp.lin1", "mlp.lin2")  # their bias stands right behind the product
+_CORRECTED = ("attn.proj", "mlp.lin1", "mlp.lin2")  # their bias is added directly after the MatMul
 
 
 def calibrate_checkpoint(
@@ -93,8 +94,10 @@ def measure_table(
         selection,
         method=options.method or DEFAULT_METHOD,
         smooth=options.smooth,
-        state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
-        kept=cache_folder("calibration"),
+        storage=Storage(
+            state=cache / f"{selection.pairs.sha256[:16]}_{res}.npz",
+            kept=cache_folder("calibration"),
+        ),
         on_pair=countdown(on_stage, "calibrate", "pairs", len(selection.pairs)),
         on_tensor=countdown(
             on_stage, "calibrate", "smoothing and bias correction", len(find_sites(deploy))
@@ -146,40 +149,48 @@ def model_entry(model: SaveModel) -> dict[str, Any]:
     return {"name": config.name, "res": config.res, "sha256": digest.hexdigest()}
 
 
+@dataclass(frozen=True)
+class Storage:
+    """state: file that an interrupted pass resumes from, deleted at the end; where it cannot be written
+    the pass continues without, with a line on stderr. kept: cache folder. The same model, data and
+    options load the table instead of measuring again, to the digit."""
+
+    state: Path | None = None
+    kept: Path | None = None
+
+
 def calibrate(
     model: SaveModel, deploy: DeployModel, selection: Selection, *,
-    method: str = DEFAULT_METHOD, smooth: bool = True, state: Path | None = None,
-    kept: Path | None = None,
+    method: str = DEFAULT_METHOD, smooth: bool = True, storage: Storage = Storage(),
     on_pair: Callable[..., object] = lambda *_, **__: None,
     on_tensor: Callable[..., object] = lambda *_, **__: None,
 ) -> CalibrationTable:  # fmt: skip
-    """Ranges of every encoder product by every method, smoothing and means, from one pass.
+    """Ranges of every encoder MatMul by every method, smoothing and means, from one pass.
 
-    deploy: the merged model, not smoothed, in Forms.quantizable(). state: file that an interrupted pass
-    resumes from, deleted at the end; where it cannot be written the pass continues without, with a
-    line on stderr. kept: cache folder. The same model, data and options load the table instead of
-    measuring again, to the digit. Interrupted, it raises Resumable where something was kept.
-    on_pair(text, n=...) is told how many pairs are done; on_tensor() that ranges, smoothing and bias
-    correction of one product's input are.
-    Raises DataError for a tensor that is NaN, infinite, or zero throughout, ExportError for one too
-    large for a scale.
+    deploy: the merged model, not smoothed, in Forms.quantizable(). on_pair(text, n=...) is called with
+    the number of pairs that are done, on_tensor() after ranges, smoothing and bias correction of each
+    MatMul's input. Raises Resumable for an interrupt after which the pass can be resumed,
+    DataError for a tensor that is NaN, infinite, or zero throughout, ExportError for one too large for
+    a scale.
     """
     entry = model_entry(model)
     key = f"{entry['sha256']} {selection.pairs.sha256} {deploy.forms}"
     data = _data_entry(selection)
     finished = None
-    if kept is not None:
+    if storage.kept is not None:
         parts = (key, json.dumps(data, sort_keys=True), method, str(smooth), __version__)
-        finished = kept / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
+        finished = (
+            storage.kept / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
+        )
         if (table := _read(finished)) is not None:
             on_pair("measured by an earlier run", n=len(selection.pairs))
             return table
-    products = find_sites(deploy)
-    linears = [p.name for p in products if p.branch != "adapter"]
+    sites = find_sites(deploy)
+    linears = [s.name for s in sites if s.branch != "adapter"]
     observer = Observer(
-        deploy, [p.name for p in products], channels=linears, n_pairs=len(selection.pairs)
+        deploy, [s.name for s in sites], channels=linears, n_pairs=len(selection.pairs)
     )
-    saver = _Saver(observer, state, key)
+    saver = _Saver(observer, storage.state, key)
     if saver.kept:
         on_pair(n=observer.seen)
 
@@ -189,7 +200,7 @@ def calibrate(
 
     with resumable(lambda: saver.kept):
         observe(deploy, observer, _inputs(model, selection, observer.seen), on_pair=after_pair)
-        table = _table(deploy, products, observer, entry, data, method, smooth, on_tensor)
+        table = _table(deploy, sites, observer, entry, data, method, smooth, on_tensor)
         if finished is not None:
             with contextlib.suppress(OutputError, ExportError):  # a full disk: measured again
                 table.write(finished)
@@ -198,7 +209,7 @@ def calibrate(
 
 
 def _read(path: Path) -> CalibrationTable | None:
-    """None where there is none, or a damaged one: measured again."""
+    """The table in a file; None for no file and for a damaged one, which are measured again."""
     try:
         return CalibrationTable.read(path)
     except DataError:
@@ -206,7 +217,7 @@ def _read(path: Path) -> CalibrationTable | None:
 
 
 class _Saver:
-    """Writes the state between pairs: not more often than writing takes a twentieth of the time."""
+    """Writes the state between pairs, so rarely that writing takes at most a twentieth of the time."""
 
     def __init__(self, observer: Observer, path: Path | None, key: str) -> None:
         self.observer, self.path, self.key = observer, path, key
@@ -232,7 +243,7 @@ class _Saver:
         self.pause = max(SAVE_EVERY_S, 20 * (self.written - start))
 
     def done(self) -> None:
-        """Nothing is left to be resumed."""
+        """Delete the state."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -247,35 +258,35 @@ def _inputs(model: SaveModel, selection: Selection, first: int) -> Iterator[tupl
 
 
 def _table(
-    deploy: DeployModel, products: tuple[MatMulSite, ...], observer: Observer,
+    deploy: DeployModel, sites: tuple[MatMulSite, ...], observer: Observer,
     entry: dict[str, Any], data: dict[str, Any], method: str, smooth: bool,
     on_tensor: Callable[..., object],
 ) -> CalibrationTable:  # fmt: skip
     tensors: dict[str, TensorRange] = {}
     smoothing: dict[str, Smoothing] = {}
     means: dict[str, tuple[float, ...]] = {}
-    for product in products:
-        histogram = observer.histograms[product.name]
-        channels = observer.channels.get(product.name)
+    for site in sites:
+        histogram = observer.histograms[site.name]
+        channels = observer.channels.get(site.name)
         # refuses zeros throughout, and what no scale holds, by name
-        scale_of(histogram.amax("minmax"), FORMATS["int8"], name=f"the input of {product.name}")
+        scale_of(histogram.amax("minmax"), FORMATS["int8"], name=f"the input of {site.name}")
         measured = _range(histogram)
         if channels is not None:
-            weight = _weight(deploy, product.name)
+            weight = _weight(deploy, site.name)
             scale = np.ones(len(channels.amax), np.float32)
-            block = cast(DeployBlock, deploy.blocks[product.block])
-            if smooth and product.norm and can_smooth(block, product.norm.rpartition(".")[2]):
+            block = cast(DeployBlock, deploy.blocks[site.block])
+            if smooth and site.norm and can_smooth(block, site.norm.rpartition(".")[2]):
                 found = choose_smoothing(channels, weight)
                 if found is not None:
-                    smoothing[product.norm], scale = found, found.scale
-                    measured = _rescaled(product.name, channels, scale)
-            if product.name.endswith(_CORRECTED):
+                    smoothing[site.norm], scale = found, found.scale
+                    measured = _rescaled(site.name, channels, scale)
+            if site.name.endswith(_CORRECTED):
                 mean = channels.mean / scale
                 if _bias_helps(
                     channels.rows / scale, weight * scale[:, None], mean, measured.amax[method]
                 ):
-                    means[product.name] = tuple(mean)
-        tensors[product.name] = measured
+                    means[site.name] = tuple(mean)
+        tensors[site.name] = measured
         on_tensor()
     return CalibrationTable(
         model=entry,
@@ -322,7 +333,7 @@ def _rescaled(name: str, channels: Channels, scale: NDArray[np.float32]) -> Tens
 def _bias_helps(
     rows: NDArray[np.float32], weight: NDArray[np.float32], mean: NDArray[np.float64], amax: float
 ) -> bool:
-    """Whether the correction lowers the squared error of the sampled rows' products."""
+    """Whether the correction lowers the squared error of the MatMul of the sampled rows."""
     numbers, scales = quantize_weight(weight, FORMATS["int8"], clips=(1.0,))
     shift = -(mean @ (numbers.astype(np.float32) * scales - weight))
     return product_error(rows, weight, amax, shift=shift) < WORTH * product_error(

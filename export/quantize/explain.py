@@ -28,7 +28,7 @@ from save_deploy.metrics.margin import Margin, MarginMeter
 from save_deploy.precision import Precision
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.kernels import KernelCheck, executed_kernels
-from save_deploy.runtime.pictures import WorstFrame, write_worst
+from save_deploy.runtime.pictures import NamedFrames, WorstFrame, write_worst
 from save_deploy.runtime.session import default_threads
 
 WORST_FRAMES = 4
@@ -125,8 +125,9 @@ def _measure(
     meter = MarginMeter()
     meter.add(golden.mask_logits, proved.logits[-1])
     worst = write_worst(
-        folder, golden.pairs.image, golden.pairs.truth, golden.mask_logits, proved.logits[-1],
-        golden.pairs.names, k=WORST_FRAMES, got_label=f"{options.precision} {backend}",
+        folder, NamedFrames(golden.pairs.image, golden.pairs.names, golden.pairs.truth),
+        golden.mask_logits, proved.logits[-1], k=WORST_FRAMES,
+        labels=("eager", f"{options.precision} {backend}"),
     )  # fmt: skip
     sqnr = _sqnr(made.plan, golden, folder, options)
     return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend)

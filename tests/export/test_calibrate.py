@@ -22,7 +22,7 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.quantize import calibrate as module
 from save_deploy.export.quantize import find_sites
-from save_deploy.export.quantize.calibrate import calibrate, model_entry
+from save_deploy.export.quantize.calibrate import Storage, calibrate, model_entry
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph, units_of
 from save_deploy.export.quantize.smooth import apply_smoothing
 from save_deploy.export.trace import graph_from_module
@@ -180,14 +180,14 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, deployed(model), selection(), state=state, on_pair=stop)
+        calibrate(model, deployed(model), selection(), storage=Storage(state=state), on_pair=stop)
     assert state.is_file()
     rest: list[int] = []
-    found = calibrate(model, deployed(model), selection(), state=state,
+    found = calibrate(model, deployed(model), selection(), storage=Storage(state=state),
                       on_pair=lambda text="", n=1: rest.append(n))  # fmt: skip
     assert rest == [3, 1, 1, 1] and found.to_dict() == whole.to_dict()
     assert not state.exists()
-    other = calibrate(model, deployed(model), selection(seed=3), state=state)
+    other = calibrate(model, deployed(model), selection(seed=3), storage=Storage(state=state))
     assert other.to_dict() != whole.to_dict()
 
 
@@ -217,7 +217,7 @@ def test_a_state_that_cannot_be_written(
         (tmp_path / "cache").write_text("a file where the folder should be")
     else:
         monkeypatch.setattr(np, "savez", _full_disk)
-    found = calibrate(model, deployed(model), selection(), state=state)
+    found = calibrate(model, deployed(model), selection(), storage=Storage(state=state))
     assert found.data["pairs"] == 6
     said = capsys.readouterr().err
     assert said.count("could not be resumed") == 1
@@ -250,7 +250,7 @@ def test_a_finished_table_is_not_measured_again(
     told: list[str] = []
 
     def run(**options: object) -> CalibrationTable:
-        return calibrate(model, deployed(model), selection(), kept=tmp_path / "kept",
+        return calibrate(model, deployed(model), selection(), storage=Storage(kept=tmp_path / "kept"),
                          on_pair=lambda text="", n=1: told.append(text), **options)  # type: ignore[arg-type]  # fmt: skip
 
     first = run()

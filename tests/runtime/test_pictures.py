@@ -14,6 +14,7 @@ from save_deploy.runtime.pictures import (
     MASK,
     TURNED_OFF,
     TURNED_ON,
+    NamedFrames,
     WorstFrame,
     caption_px,
     comparison_strip,
@@ -115,7 +116,7 @@ def scored(n_flipped: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, li
 def test_worst_frames_in_order(tmp_path: Path) -> None:
     images, reference, got, names = scored([1, 0, 3, 1, 2])
     folder = tmp_path / "new" / "pictures"
-    worst = write_worst(folder, images, None, reference, got, names, k=4)
+    worst = write_worst(folder, NamedFrames(images, names), reference, got, k=4)
     pixels = S * S
     assert worst == [
         WorstFrame("clip_2", 0.25, 3 / pixels, "worst_1.png"),
@@ -132,13 +133,13 @@ def test_worst_frames_in_order(tmp_path: Path) -> None:
 def test_ties_go_to_more_flips(tmp_path: Path) -> None:
     images, reference, got, names = scored([4, 4, 4])
     got[1, 5, :2] = 1.0  # agreement 0 as the others, but six pixels flipped
-    worst = write_worst(tmp_path, images, None, reference, got, names, k=2)
+    worst = write_worst(tmp_path, NamedFrames(images, names), reference, got, k=2)
     assert [(w.name, w.agreement) for w in worst] == [("clip_1", 0.0), ("clip_0", 0.0)]
 
 
 def test_truth_adds_a_panel_and_few_frames_are_all_shown(tmp_path: Path) -> None:
     images, reference, got, names = scored([1, 2])
-    worst = write_worst(tmp_path, images, reference > 0, reference, got, names, k=9)
+    worst = write_worst(tmp_path, NamedFrames(images, names, reference > 0), reference, got, k=9)
     assert [w.name for w in worst] == ["clip_1", "clip_0"]
     with Image.open(tmp_path / "worst_1.png") as strip:
         assert strip.width == 5 * S + 6 * gap_px(S)
@@ -147,9 +148,9 @@ def test_truth_adds_a_panel_and_few_frames_are_all_shown(tmp_path: Path) -> None
 def test_bad_arrays_are_refused(tmp_path: Path) -> None:
     images, reference, got, names = scored([1, 2])
     with pytest.raises(ParityError, match="shape"):
-        write_worst(tmp_path, images, None, reference, got[:1], names)
+        write_worst(tmp_path, NamedFrames(images, names), reference, got[:1])
     with pytest.raises(ParityError, match="one image and name each"):
-        write_worst(tmp_path, images, None, reference, got, names[:1])
+        write_worst(tmp_path, NamedFrames(images, names[:1]), reference, got)
     with pytest.raises(ParityError, match="no frames"):
-        write_worst(tmp_path, images[:0], None, reference[:0], got[:0], [])
+        write_worst(tmp_path, NamedFrames(images[:0], []), reference[:0], got[:0])
     assert not list(tmp_path.iterdir())
