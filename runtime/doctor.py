@@ -33,7 +33,7 @@ from save_deploy.runtime.engine_check import (
 from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.choose import BUILD
 from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_bytes, graph_bytes
-from save_deploy.runtime.session.providers import PROVIDERS, require_provider
+from save_deploy.runtime.session.ort import PROVIDERS, require_provider
 
 _TRIAL_TIMEOUT_S = 60
 # y = Relu(x) on one float, opset 17

@@ -24,7 +24,7 @@ from save_deploy.runtime.engine_check import (
 )
 from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
-from save_deploy.runtime.session.providers import CUDA, PROVIDERS, TENSORRT, require_provider
+from save_deploy.runtime.session.ort import CUDA, PROVIDERS, TENSORRT, require_provider
 
 _log = logging.getLogger(__name__)
 BUILD = {

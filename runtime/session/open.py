@@ -13,8 +13,7 @@ from save_deploy.files import cache_folder
 from save_deploy.machine import available_bytes
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
-from save_deploy.runtime.session.ort import OrtSession
-from save_deploy.runtime.session.providers import PROVIDERS
+from save_deploy.runtime.session.ort import PROVIDERS, OrtGpuSession, OrtSession
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -119,8 +118,6 @@ def _open_gpu(
     content: Content,
     precision: str,
 ) -> Session:
-    from save_deploy.runtime.session.ort_gpu import OrtGpuSession
-
     cache = _cache(backend, content.sha256) if backend != "onnxruntime-cuda" else None
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     return OrtGpuSession(

@@ -149,7 +149,7 @@ def test_onnxruntime_on_the_gpu(
 ) -> None:
     """Golden samples on ONNX Runtime's own GPU providers, where their libraries are."""
     from save_deploy.errors import BackendError
-    from save_deploy.runtime.session.providers import PROVIDERS, require_provider
+    from save_deploy.runtime.session.ort import PROVIDERS, require_provider
 
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     try:

@@ -22,10 +22,10 @@ from save_deploy.runtime.engine_trust import built_here, note_built_here
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import choose as choose_module
 from save_deploy.runtime.session import (
-    providers,
+    ort,
 )
 from save_deploy.runtime.session.choose import choose
-from save_deploy.runtime.session.ort_gpu import OrtGpuSession, _with_options
+from save_deploy.runtime.session.ort import OrtGpuSession, _with_options
 from tests.runtime.engines import gpu, machine, with_engine, write_wav
 from tests.runtime.test_sessions import inputs_of, opened
 
@@ -75,7 +75,7 @@ def test_asking_for_a_gpu_says_what_is_missing(bundle: Path) -> None:
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver is said to see an L4; nothing else changes."""
     seen = lambda: Nvidia(machine().gpus, "580.65.06", "13.0")
-    monkeypatch.setattr(providers, "read_nvidia", seen)
+    monkeypatch.setattr(ort, "read_nvidia", seen)
     monkeypatch.setattr(engine_check, "read_nvidia", seen)
 
 
@@ -84,23 +84,23 @@ def test_a_missing_library_of_a_provider_is_named(monkeypatch: pytest.MonkeyPatc
     """The loader's own words; libcuda is what this machine lacks first."""
     with_gpu(monkeypatch)
     with pytest.raises(BackendError, match=r"library is missing(.|\n)*lib\w+\.so"):
-        providers.require_provider(providers.CUDA)
+        ort.require_provider(ort.CUDA)
 
 
 @pytest.mark.parametrize("found", ["11.4.0", "9.3.0"])
 def test_onnxruntime_needs_tensorrt_10(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     with_gpu(monkeypatch)
-    monkeypatch.setattr(providers.metadata, "version", lambda name: found)
+    monkeypatch.setattr(ort.metadata, "version", lambda name: found)
     with pytest.raises(BackendError, match=rf"needs TensorRT 10(.|\n)*TensorRT {found}"):
-        providers.require_provider(providers.TENSORRT)
+        ort.require_provider(ort.TENSORRT)
 
 
 def test_a_provider_that_was_not_compiled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.CPU])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CPU])
     with pytest.raises(BackendError, match="this onnxruntime has no CUDA"):
-        providers.require_provider(providers.CUDA)
+        ort.require_provider(ort.CUDA)
 
 
 def test_auto_takes_what_may_run(
@@ -154,7 +154,7 @@ def test_an_engine_of_elsewhere_is_not_run(
     assert choose("auto", folder, manifest).engine is None
 
 
-@pytest.mark.parametrize("backend", ["tensorrt_rtx", *providers.PROVIDERS.values(), "abacus"])
+@pytest.mark.parametrize("backend", ["tensorrt_rtx", *ort.PROVIDERS.values(), "abacus"])
 def test_the_machine_is_judged_before_gigabytes_are_hashed(
     bundle: Path, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch, no_gpu: None
 ) -> None:
@@ -206,7 +206,7 @@ def test_binding_of_device_buffers(bundle: Path) -> None:
         inputs = [inputs_of(session, i) for i in range(2)]
         expected = [session.infer(i)["mask_logits"] for i in inputs]
     path = bundle / "model.onnx"
-    with OrtGpuSession(path, spec, provider=providers.CPU, threads=1) as session:
+    with OrtGpuSession(path, spec, provider=ort.CPU, threads=1) as session:
         first = session.infer(inputs[0])["mask_logits"]
         np.testing.assert_array_equal(session.infer(inputs[1])["mask_logits"], expected[1])
         np.testing.assert_array_equal(first, expected[0])
@@ -216,9 +216,9 @@ def test_binding_of_device_buffers(bundle: Path) -> None:
 
 def test_options_of_gpu_providers(tmp_path: Path) -> None:
     """No TF32 on CUDA; TensorRT is alone, so that what it cannot run is an error."""
-    assert _with_options(providers.CUDA, "fp32", None) == [(providers.CUDA, {"use_tf32": "0"})]
-    ((name, options),) = _with_options(providers.TENSORRT, "int8", tmp_path)
-    assert name == providers.TENSORRT and options["trt_engine_cache_enable"] == "True"
+    assert _with_options(ort.CUDA, "fp32", None) == [(ort.CUDA, {"use_tf32": "0"})]
+    ((name, options),) = _with_options(ort.TENSORRT, "int8", tmp_path)
+    assert name == ort.TENSORRT and options["trt_engine_cache_enable"] == "True"
     assert options["trt_engine_cache_path"] == str(tmp_path)
 
 
@@ -229,27 +229,25 @@ def test_tensorrt_provider_takes_the_bundles_precision(
     precision: str, fp16: bool, int8: bool
 ) -> None:
     """FP16 only where the bundle's floats are, 8 bits only where its products are."""
-    ((_, options),) = _with_options(providers.TENSORRT, precision, None)
+    ((_, options),) = _with_options(ort.TENSORRT, precision, None)
     assert options == {"trt_fp16_enable": str(fp16), "trt_int8_enable": str(int8)}
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8_fp16", "bf16"])
 def test_tensorrt_provider_refuses_other_precisions(precision: str) -> None:
     with pytest.raises(BackendError, match=f"no option for this precision(.|\n)*{precision}"):
-        _with_options(providers.TENSORRT, precision, None)
-    assert _with_options(providers.CUDA, precision, None)
+        _with_options(ort.TENSORRT, precision, None)
+    assert _with_options(ort.CUDA, precision, None)
 
 
 def test_every_precision_of_a_manifest_is_known() -> None:
     for precision in ("fp32", "fp16", "int8", "int8_fp16"):
-        assert _with_options(providers.TENSORRT, precision, None)
+        assert _with_options(ort.TENSORRT, precision, None)
 
 
 def test_falling_back_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the checks before it left out, ONNX Runtime itself must not run the graph elsewhere."""
-    from save_deploy.runtime.session import ort
-
     monkeypatch.setattr(ort, "require_provider", lambda provider: None)
-    for backend in providers.PROVIDERS.values():
+    for backend in ort.PROVIDERS.values():
         with pytest.raises(BackendError, match=r"cannot run model.onnx|fell back to another"):
             opened(bundle, backend, precision="fp16")
