@@ -95,3 +95,41 @@ def masked_attention(attn: Attention, x: torch.Tensor) -> torch.Tensor:
     scores = flat.reshape(scores.shape).masked_fill(hidden, float("-inf"))
     out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(count, 14, 14, -1)
     return window_unpartition(attn.proj(out), 14, pad, x.shape[1:3])
+
+
+@pytest.mark.parametrize("inject", ["before", "after"])
+@pytest.mark.parametrize("position", ["parallel", "end"])
+def test_block_is_equation_1_around_sams_parts(position: str, inject: str) -> None:
+    """The adapter's output is added to SAM's block: to what it makes of LN(x_a), or of the block's
+    output ("end"). Each audio vector is added to the tokens of its own block."""
+    torch.manual_seed(0)
+    config = SaveConfig(
+        **{**TINY, "res": 224, "window_size": 14, "image_adapter_position": position},
+        audio_inject=inject,
+    )
+    ours = randomise(ImageEncoder(config)).double().eval()
+    theirs = sam_encoder(config).double().eval()
+    missing = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert not missing.missing_keys and all(".adapter." in k for k in missing.unexpected_keys)
+    image = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    vectors = torch.randn(config.depth, 1, config.embed_dim, dtype=torch.float64)
+    with torch.inference_mode():
+        x = theirs.patch_embed(image) + theirs.pos_embed
+        for sam, block, vector in zip(theirs.blocks, ours.blocks, vectors, strict=True):
+            injected = vector[:, None, None, :]  # (1,C) -> (1,1,1,C)
+            x = x + injected if inject == "before" else x
+            whole = sam(x)
+            seen = sam.norm2(_attended(sam, x)) if position == "parallel" else whole
+            x = whole + block.adapter(seen)
+            x = x + injected if inject == "after" else x
+        expected = theirs.neck(x.permute(0, 3, 1, 2))  # (B,h,w,C) -> (B,C,h,w)
+        torch.testing.assert_close(ours(image, vectors), expected, rtol=0, atol=1e-9)
+
+
+def _attended(block: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x_a of a SAM block: its output without the MLP."""
+    found: list[torch.Tensor] = []
+    hook = block.norm2.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0]))
+    block(x)
+    hook.remove()
+    return found[0]

@@ -48,6 +48,8 @@ def write(folder: Path, text: str) -> Path:
 def test_own_file(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD))
     assert (recipe.name, recipe.metrics, recipe.mask) == ("mine", "avsbench", "model")
+    assert recipe.config().audio_layers == 3
+    assert recipe.config(audio_layers=1, backbone="vit_t", res=224).audio_layers == 1
     assert recipe.paper == {} and recipe.switches == {"audio_layers": 3}
     stage = recipe.chain("s4")[0]
     assert (stage.res, stage.lr, stage.final_lr) == (256, 2e-4, 0.0)
