@@ -155,6 +155,9 @@ def _run(app: typer.Typer) -> None:
     except (KeyboardInterrupt, typer.Abort):
         _say_interrupted()
         sys.exit(INTERRUPTED)
+    except MemoryError:
+        print(f"error: {SaveDeployError('not enough memory for this input')}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:  # of a place that no verb foresaw
         said = SaveDeployError("a file cannot be read or written", got=str(error))
         print(f"error: {said}", file=sys.stderr)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_BAD = 0.1  # share of packets that may be skipped
 MAX_TIME_S = 86_400  # of a film; a time beyond it is a clock that was set while recording
+# FFmpeg's errors of these names are FFmpegErrors too, but the file is not at fault; the second: no
+# room for the stack of a thread
+NO_ROOM = (MemoryError, BlockingIOError)
 _JUDGED = 200  # packets after which damage is judged while reading
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a raw stream, which cannot be sought in either
 
@@ -36,7 +39,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
     try:
         with av.open(url_of(path)) as container:
             yield container
-    except MemoryError as error:  # one of FFmpeg's errors too, but the file is not at fault
+    except NO_ROOM as error:
         raise DataError("not enough memory for this video", got=str(path)) from error
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise DataError(
@@ -147,7 +150,7 @@ def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterat
         try:
             packet = next(packets, None)
         except (av.FFmpegError, OSError) as error:
-            if damage.strict or isinstance(error, MemoryError):
+            if damage.strict or isinstance(error, NO_ROOM):
                 raise
             damage.broken_off = True
             return
@@ -165,7 +168,7 @@ def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
     for packet in itertools.chain(packets_of(container, stream, damage), [None]):
         try:
             frames = stream.decode(packet)  # None: what the decoder still holds
-        except MemoryError:
+        except NO_ROOM:
             raise
         except av.FFmpegError as error:
             damage.skipped(error)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from save_deploy.data import audio
 from save_deploy.data.audio import read_waveform, resample, second
 from save_deploy.errors import DataError
+from tests import command
 
 
 def sine(rate: int, seconds: float, hz: float = 440.0) -> np.ndarray:
@@ -162,3 +164,14 @@ def test_resampling_at_an_odd_rate_takes_little_memory() -> None:
 def test_rates_out_of_range(rate: int) -> None:
     with pytest.raises(DataError, match=f"out of range\\n.*{rate} Hz\\n.*1000 to 768000 Hz"):
         resample(np.zeros(100, np.float32), rate)
+
+
+def test_lack_of_memory_has_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resample(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "f.png")
+    soundfile.write(tmp_path / "s.wav", sine(44_100, 1.0), 44_100)
+    monkeypatch.setattr(audio, "resample", resample)
+    done = command.run("mask", "none", "f.png", "s.wav", "-o", "m.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: not enough memory for this input\n")

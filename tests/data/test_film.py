@@ -354,15 +354,15 @@ def test_a_sound_that_is_not_read_whole(tmp_path: Path) -> None:
         read_video_sound(write_film(tmp_path / "f.mkv", [sound]))
 
 
+@pytest.mark.parametrize("error", [av.error.MemoryError, av.error.BlockingIOError])
 def test_lack_of_memory_is_not_a_corrupt_video(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
-    """FFmpeg's error of that name is one of its errors: it is neither passed over nor blamed on the
-    file."""
+    """For pictures, and for the stack of a thread: neither passed over nor blamed on the file."""
 
     class Stream:
         def decode(self, packet: Any) -> Any:
-            raise av.error.MemoryError(12, "Cannot allocate memory")
+            raise error(0, "no room")
 
     path, damage = write_film(tmp_path / "f.mkv"), film.Damage("video")
     monkeypatch.setattr(film, "packets_of", lambda *_: iter([None]))
