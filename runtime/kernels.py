@@ -1,4 +1,4 @@
-"""Which kernel every quantized product ran on, read from the executed graph of a backend.
+"""Which kernel every quantized MatMul ran on, read from the executed graph of a backend.
 
 A Q/DQ file only asks for INT8: a bias of another rank or an activation in the wrong place makes a
 backend multiply in float32 without a word. So the graph is run once and its own profile is read.
@@ -25,7 +25,7 @@ from save_deploy.runtime.session.openvino import INSTALL, cpu_config
 from save_deploy.runtime.session.ort import session_options
 
 NOT_FOUND = "not found"
-# ONNX Runtime's operators that multiply 8-bit integers; every other product multiplies floats
+# ONNX Runtime's operators that multiply 8-bit integers; every other MatMul multiplies floats
 _INT8_OPS = frozenset(
     ("DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul")
 )
@@ -36,8 +36,8 @@ _KERNEL_EVENT = "_kernel_time"
 
 @dataclass(frozen=True)
 class KernelCheck:
-    """Kernels of the asked products. not_int8: the ones that ran otherwise or were not found, as
-    `node: operator (type)`; kinds: kernel type -> how many of the asked products, `not found` too.
+    """Kernels of the given MatMuls. not_int8: the ones that ran otherwise or were not found, as
+    `node: operator (type)`; kinds: kernel type -> how many of the given MatMuls, `not found` too.
     """
 
     backend: str
@@ -52,7 +52,7 @@ class KernelCheck:
 
 @dataclass(frozen=True)
 class _Executed:
-    """One executed product: name of its node, kernel type, how a report calls it."""
+    """One executed MatMul: name of its node, kernel type, how a report calls it."""
 
     name: str
     kind: str
@@ -61,11 +61,11 @@ class _Executed:
 
 
 def executed_kernels(
-    backend: str, path: Path, products: Sequence[str], inputs: Arrays, *, threads: int | None = None
+    backend: str, path: Path, matmuls: Sequence[str], inputs: Arrays, *, threads: int | None = None
 ) -> KernelCheck:
-    """Run an ONNX file once on `backend` (onnxruntime, openvino) and look its products up.
+    """Run an ONNX file once on `backend` (onnxruntime, openvino) and look its MatMuls up.
 
-    products: names of MatMul nodes of the file. inputs: all inputs of the graph. A product that
+    matmuls: names of MatMul nodes of the file. inputs: all inputs of the graph. A MatMul that
     became several kernels counts as INT8 when all of them are.
     Raises BackendError for an unknown, missing or failing backend.
     """
@@ -73,28 +73,28 @@ def executed_kernels(
     if backend not in readers:
         raise BackendError("unknown backend", got=backend, expected=", ".join(readers))
     inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-    return _check(backend, products, readers[backend](path, inputs, threads or default_threads()))
+    return _check(backend, matmuls, readers[backend](path, inputs, threads or default_threads()))
 
 
-def _check(backend: str, products: Sequence[str], executed: Iterable[_Executed]) -> KernelCheck:
+def _check(backend: str, matmuls: Sequence[str], executed: Iterable[_Executed]) -> KernelCheck:
     kinds: Counter[str] = Counter()
     not_int8 = []
     executed = tuple(executed)
-    for name in products:
+    for name in matmuls:
         found = [kernel for kernel in executed if _belongs(kernel.name, name)]
         found.sort(key=lambda kernel: kernel.int8)  # a float part decides
         kinds[found[0].kind if found else NOT_FOUND] += 1
         if not found or not found[0].int8:
             not_int8.append(f"{name}: {found[0].text if found else NOT_FOUND}")
-    asked = len(products)
+    asked = len(matmuls)
     return KernelCheck(backend, asked, asked - len(not_int8), tuple(not_int8), dict(kinds))
 
 
-def _belongs(executed: str, product: str) -> bool:
+def _belongs(executed: str, matmul: str) -> bool:
     """`x/matmul/MatMulAddFusion` is of `x/matmul`; `x/matmul_2` and `x/matmul.a` are not."""
-    executed = executed.removeprefix("fused ")  # ONNX Runtime's products with an activation
-    rest = executed.removeprefix(product)
-    return executed.startswith(product) and (not rest or not re.match(r"[\w.]", rest))
+    executed = executed.removeprefix("fused ")  # ONNX Runtime's MatMuls with an activation
+    rest = executed.removeprefix(matmul)
+    return executed.startswith(matmul) and (not rest or not re.match(r"[\w.]", rest))
 
 
 def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
@@ -117,7 +117,7 @@ def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed
 def _of_event(event: dict[str, Any]) -> _Executed:
     args = event["args"]
     kind = args["op_name"]
-    # [{"float": [1, 8, 16]}, ...]: the type of the first input stands for the product
+    # [{"float": [1, 8, 16]}, ...]: the type of the first input stands for the MatMul
     dtype = next((str(next(iter(shape))) for shape in args.get("input_type_shape", [])), "?")
     text = f"{kind} ({'float32' if dtype == 'float' else dtype})"
     return _Executed(event["name"].removesuffix(_KERNEL_EVENT), kind, text, kind in _INT8_OPS)

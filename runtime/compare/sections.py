@@ -44,7 +44,7 @@ def _merge(merge: Mapping[str, Any]) -> tuple[str, Table] | None:
         )
         for r in merge.get("rewrites", ())
     ]
-    columns = ("rewrite", "what was folded", "million products a frame", "error")
+    columns = ("rewrite", "what was folded", "million multiplications a frame", "error")
     return _table("Merge, each rewrite against eager in float64", columns, rows)
 
 
@@ -56,11 +56,11 @@ def _calibration(quantization: Mapping[str, Any]) -> tuple[str, Table] | None:
         ("format", str(quantization.get("format", ""))),
         ("ranges by", str(calibration.get("method", ""))),
         ("measured on", f"{calibration.get('pairs', '?')} pairs of {calibration.get('source')}"),
-        ("products in 8 bits", str(len(quantization.get("products", ())))),
+        ("MatMuls in INT8 or FP8", str(len(quantization.get("products", ())))),
         ("units kept in float", ", ".join(quantization.get("float_units", ())) or "none"),
         ("chosen by", str(quantization.get("chosen_by", ""))),
         ("norms smoothed", str(len(quantization.get("smoothing", {})))),
-        ("products with bias correction", str(len(quantization.get("bias_corrected", ())))),
+        ("MatMuls with bias correction", str(len(quantization.get("bias_corrected", ())))),
     ]
     rows += [
         (f"8-bit kernels on {backend}", f"{k['int8']} of {k['asked']}")
@@ -106,9 +106,16 @@ def _islands(precision: Mapping[str, Any]) -> tuple[str, Table] | None:
 
 
 def _receipt(entry: Mapping[str, Any]) -> tuple[str, Table] | None:
-    """One engine: what the builder made of what the graph asked for."""
+    """One engine: what the builder made of the graph."""
     receipt = entry.get("receipt") or {}
-    names = ("attentions", "fused", "quantised_asked", "quantised", "casts", "layout_copies")
+    counts = {
+        "attentions": "attentions",
+        "fused": "attentions in one kernel",
+        "quantised_asked": "quantized MatMuls",
+        "quantised": "quantized MatMuls that multiply 8-bit numbers",
+        "casts": "casts",
+        "layout_copies": "layout copies",
+    }
     rows = [
         ("file", str(entry.get("file", ""))),
         ("library", f"{entry.get('library')} {entry.get('library_version')}"),
@@ -116,8 +123,8 @@ def _receipt(entry: Mapping[str, Any]) -> tuple[str, Table] | None:
         ("engine", f"{entry.get('engine_bytes', 0) / 1e6:.1f} MB"),
         ("kernels", str(len(receipt.get("kernels", ())))),
     ]
-    rows += [(name.replace("_", " "), str(receipt[name])) for name in names if name in receipt]
-    rows += [(f"products {kind}", str(n)) for kind, n in receipt.get("products", {}).items()]
+    rows += [(label, str(receipt[key])) for key, label in counts.items() if key in receipt]
+    rows += [(f"MatMuls {kind}", str(n)) for kind, n in receipt.get("products", {}).items()]
     rows += [(f"{kind} kernels", str(n)) for kind, n in receipt.get("kernels_by_type", {}).items()]
     if receipt.get("unknown"):
         rows.append(("not known before a run", "; ".join(receipt["unknown"])))

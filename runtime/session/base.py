@@ -146,6 +146,6 @@ def as_batch(array: np.ndarray) -> np.ndarray:
 
 
 def default_threads() -> int:
-    """Physical cores this process may use: hyper-threads slow matrix products down."""
+    """Physical cores this process may use: hyper-threads slow MatMuls down."""
     allowed = allowed_cores()
     return min(allowed, psutil.cpu_count(logical=False) or allowed)

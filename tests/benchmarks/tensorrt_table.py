@@ -22,7 +22,7 @@ import typer
 
 GRAPHS = ("naive", "merged")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-HEADS = ("model", "px", "graph", "precision", "kernels", "fused attention", "INT8/FP8 products",
+HEADS = ("model", "px", "graph", "precision", "kernels", "fused attention", "INT8/FP8 MatMuls",
          "activations MB", "engine MB", "build s", "build GB", "export s", "export GB")  # fmt: skip
 
 

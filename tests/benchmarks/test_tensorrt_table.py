@@ -66,7 +66,7 @@ def test_merged_int8_quantizes_every_product_of_the_encoder(tmp_path: Path) -> N
 def test_a_line_has_a_cell_for_each_head() -> None:
     line = Built("vit_b", 256, "merged", "int8", quantized=71, quantized_asked=72)
     assert len(line.cells) == len(HEADS)
-    assert dict(zip(HEADS, line.cells, strict=True))["INT8/FP8 products"] == "71/72"
+    assert dict(zip(HEADS, line.cells, strict=True))["INT8/FP8 MatMuls"] == "71/72"
     failed = Built("vit_b", 256, "naive", "bf16", error="no BF16 transposed convolution")
     assert len(failed.cells) == len(HEADS)
     assert failed.cells[4] == "does not build: no BF16 transposed convolution"
