@@ -1,4 +1,4 @@
-"""Sessions: one loaded graph of any backend, with one checked way to call it."""
+"""Sessions: a loaded graph on any backend, called in the same checked way."""
 
 from save_deploy.runtime.session.base import Session, as_batch, default_threads
 from save_deploy.runtime.session.open import (

@@ -1,4 +1,4 @@
-"""What every session shares: the interface, the output buffers, the number of threads."""
+"""Common parts of all sessions: the interface, the output buffers, the number of threads."""
 
 from __future__ import annotations
 

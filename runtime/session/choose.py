@@ -1,4 +1,4 @@
-"""Which file of a bundle runs on which backend: an engine that may run here, a GPU, or the CPU."""
+"""Choice of a backend and of the bundle's file for it: an engine, a GPU provider, or the CPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def choose(
 
 
 def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) -> None:
-    """What the machine alone decides of `choose`, before any file is read, which can take seconds.
+    """The part of `choose` that needs no file: it answers before files are hashed, which takes seconds.
 
     Raises BackendError when no engine asked for may run here, or a provider cannot load.
     """
@@ -101,7 +101,7 @@ def _entries(library: str, manifest: Manifest) -> list[RawEntry]:
 
 
 def _nearest(refused: Sequence[tuple[str, list[Refusal]]]) -> BackendError:
-    """The error of the engine with the fewest reasons."""
+    """The error of the engine with the fewest reasons against it."""
     name, refusals = min(refused, key=lambda item: len(item[1]))
     return refusal_error(f"{name} cannot run here", refusals)
 

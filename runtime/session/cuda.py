@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from save_deploy.errors import BackendError
 
 INSTALL = 'pip install "save-deploy[cuda]"'
-LEGACY_STREAM = 1  # cudaStreamLegacy: where libraries work that know of no streams
+LEGACY_STREAM = 1  # cudaStreamLegacy: the stream of libraries that use no streams
 
 
 class Cuda:
@@ -34,7 +34,7 @@ class Cuda:
             ) from error
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """The value of a call, without its status."""
+        """Value of a call without its status. Raises BackendError for a failed call."""
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status):
             _, text = self._runtime.cudaGetErrorString(status)
@@ -47,7 +47,7 @@ class Cuda:
         return values[0] if values else None
 
     def use_device(self, device: int) -> None:
-        """Of the calling thread."""
+        """Select the device of the calling thread."""
         self._call("cudaSetDevice", device)
 
     def allocate(self, n_bytes: int) -> int:
@@ -67,7 +67,7 @@ class Cuda:
         self._call("cudaFreeHost", pointer)
 
     def new_stream(self) -> Any:
-        """Independent of the legacy stream, so that capturing disturbs nobody."""
+        """A stream independent of the legacy one, so that captures disturb no other library."""
         return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
 
     def synchronize(self, stream: Any) -> None:
@@ -90,7 +90,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", target, source, n_bytes, getattr(kinds, kind), stream)
 
     def begin_capture(self, stream: Any) -> None:
-        """Only this thread's unsafe calls would break the capture: other threads may go on."""
+        """Start recording a CUDA graph. Other threads may call CUDA meanwhile."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 

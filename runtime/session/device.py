@@ -1,4 +1,4 @@
-"""Arrays on the GPU, as other libraries hand them over: DLPack or __cuda_array_interface__.
+"""Arrays on the GPU from other libraries: DLPack or __cuda_array_interface__.
 
 Not run on a GPU yet; the reading of DLPack was run on arrays of the CPU.
 """
@@ -79,7 +79,7 @@ def _from_interface(given: Any, cuda: Cuda) -> DeviceArray:
     interface = given.__cuda_array_interface__
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     _require_contiguous(shape, interface.get("strides"), dtype.itemsize)
-    # without a stream the values are made on the legacy one, as far as anybody can tell
+    # without a stream the values are assumed to be made on the legacy one
     cuda.synchronize(interface.get("stream") or LEGACY_STREAM)
     return DeviceArray(interface["data"][0], shape, dtype.name, given)
 

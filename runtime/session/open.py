@@ -1,4 +1,4 @@
-"""Which backend runs a graph: the one asked for, or the best on the CPU."""
+"""Open a graph on the backend asked for, or on the best one of the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 GPU_BACKENDS = (*PROVIDERS.values(), *ENGINE_BACKENDS)
 BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
-# Compiled models over this are not cached: it would write gigabytes to save seconds.
+# Larger compiled models are not cached: that would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
 # Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
 PACKED_FACTOR = 2.5
@@ -132,7 +132,7 @@ def cpu_bytes(path: Path) -> int:
 
 
 def fits(path: Path) -> bool:
-    """Whether the memory that is free now is enough for the fast way to run an ONNX file here."""
+    """True if free memory is enough for the fast way to run an ONNX file."""
     return cpu_bytes(path) <= available_bytes()
 
 

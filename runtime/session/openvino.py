@@ -1,4 +1,4 @@
-"""Session on OpenVINO: the faster one on most CPUs."""
+"""Session on OpenVINO, the fastest backend on most CPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSTALL = 'pip install "save-deploy[openvino]"'
 class OpenVinoSession(BufferedSession):
     """An ONNX file on OpenVINO's CPU device: one stream, f32 arithmetic whatever the CPU prefers.
 
-    OpenVINO's own default on CPUs with bf16 instructions is bf16, which is no type of any bundle.
+    On CPUs with bf16 instructions OpenVINO would compute in bf16, which no bundle uses.
     """
 
     backend = "openvino"

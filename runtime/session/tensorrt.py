@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 class TensorRtSession:
     """An engine file. Every thread that calls infer gets an execution context, a stream and buffers of
-    its own, which pass on to a later thread when it has ended; the engine with its weights is shared,
-    and calls run side by side. A session that is dropped unclosed is freed all the same.
+    its own, which a later thread reuses when it has ended; the engine with its weights is shared, and
+    calls run in parallel. A session that is dropped without close() is freed too.
 
     Shapes are those of the spec, so there is one CUDA graph per thread: TensorRT-RTX captures it
     itself, for full TensorRT it is captured after a first plain run.
@@ -123,7 +123,7 @@ class TensorRtSession:
                 self._local.worker = worker
         result = worker.exclusive(call)
         if is_first:
-            self._held.save_cache()  # a process that is killed keeps what it compiled
+            self._held.save_cache()  # what was compiled is kept even if the process is killed later
         return result
 
     @property
@@ -191,8 +191,8 @@ class TensorRtSession:
 
 
 class _Held:
-    """What a session has to give back: a part of its own, so that it can be freed when the session is
-    dropped without a close."""
+    """Resources of a session, an object of their own: they can be freed when the session is dropped
+    without close()."""
 
     def __init__(self, runtime: Any) -> None:
         self.lock, self.is_open = threading.Lock(), True
@@ -203,7 +203,7 @@ class _Held:
         self._workers: dict[Worker, weakref.ref[threading.Thread]] = {}
 
     def idle_worker(self) -> Worker | None:
-        """One whose thread has ended."""
+        """A worker whose thread has ended, or None."""
         for worker, owner in self._workers.items():
             thread = owner()
             if thread is None or not thread.is_alive():
@@ -211,7 +211,7 @@ class _Held:
         return None
 
     def give(self, worker: Worker) -> None:
-        """To the calling thread."""
+        """Assign a worker to the calling thread."""
         self._workers[worker] = weakref.ref(threading.current_thread())
 
     def save_cache(self) -> None:
@@ -232,13 +232,13 @@ class _Held:
                 worker.close()
             except BackendError as error:
                 errors.append(error)
-        # contexts first, then what they were made of
+        # contexts first, then the objects they were made of
         self.cache = self.config = self.engine = self.runtime = None
         if errors:
             raise errors[0]
 
     def release_quietly(self) -> None:
-        """From the garbage collector and at the end of the process, where nobody could catch it."""
+        """Release without raising: for the garbage collector and the end of the process."""
         try:
             self.release()
         except BackendError as error:

@@ -1,4 +1,4 @@
-"""What one thread needs to run an engine, and the file of kernels compiled for this GPU.
+"""Resources of one thread that runs an engine, and the file of kernels compiled for this GPU.
 
 Not run on a GPU yet: the sequence of calls was run against fakes of both libraries.
 """
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """What one thread needs: stream, buffers on both sides, context, CUDA graph."""
+    """Resources of one thread: stream, buffers on host and device, context, CUDA graph."""
 
     def __init__(
         self, cuda: Cuda, new_context: Callable[[], Any], spec: GraphSpec, capture: bool
@@ -34,7 +34,7 @@ class Worker:
         self._lock, self._graph, self._context = threading.Lock(), None, None
         self._host: Arrays = {}
         self._pointers: dict[str, int] = {}
-        with ExitStack() as stack:  # frees in reverse order, also when half of it failed
+        with ExitStack() as stack:  # frees in reverse order, also after a failure in the middle
             self._stream = cuda.new_stream()
             stack.callback(cuda.destroy_stream, self._stream)
             for tensor in (*spec.inputs, *spec.outputs):
@@ -101,19 +101,19 @@ class Worker:
             self._cuda.launch(self._graph, self._stream)
             return
         self._enqueue()
-        if self._capture:  # after a plain run, which does what may not be captured
+        if self._capture:  # after a plain run, which does the work that may not be captured
             self._cuda.synchronize(self._stream)
             self._record()
 
     def _record(self) -> None:
-        """One run into a CUDA graph. A failure is logged and costs speed alone: runs stay plain, and
-        what the plain run before computed is still there."""
+        """Record one run as a CUDA graph. A failure is logged and only costs speed: runs stay plain, and
+        the results of the plain run before are still there."""
         graph = None
         try:
             self._cuda.begin_capture(self._stream)
             try:
                 self._enqueue()
-            finally:  # a stream left capturing could do nothing else
+            finally:  # a stream that still captures cannot be used
                 graph = self._cuda.end_capture(self._stream)
         except BackendError as error:
             _log.warning("no CUDA graph, every run is launched by itself: %s", error.got)
@@ -141,7 +141,7 @@ class Worker:
 
 class RuntimeCache:
     """TensorRT-RTX compiles kernels on the GPU at the first run; kept in a file, the next start is
-    fast. The library itself rejects the file of another GPU, driver or version: then it is new."""
+    fast. The library rejects the file of another GPU, driver or version and starts a new one."""
 
     def __init__(self, config: Any, folder: Path | None) -> None:
         self._path = None if folder is None else folder / "runtime.cache"
