@@ -106,8 +106,8 @@ class Worker:
             self._record()
 
     def _record(self) -> None:
-        """Record one run as a CUDA graph. A failure is logged and only costs speed: runs stay plain, and
-        the results of the plain run before are still there."""
+        """Record one run as a CUDA graph. A failure is logged and only costs speed: runs stay plain,
+        and results of the plain run before are kept."""
         graph = None
         try:
             self._cuda.begin_capture(self._stream)
