@@ -17,8 +17,8 @@ struct Taps {
     std::size_t stride = 0;
 };
 
-// Weights fall linearly from the centre of the output pixel to one output (or input, when that is
-// larger) pixel away, and are normalised to sum 1.
+// Weights fall linearly from the center of the output pixel to one output (or input, when that is
+// larger) pixel away, and are normalized to sum 1.
 Taps triangle(int in, int out) {
     const double scale = static_cast<double>(in) / out;
     const double reach = std::max(scale, 1.0);
@@ -28,13 +28,13 @@ Taps triangle(int in, int out) {
     taps.stride = static_cast<std::size_t>(std::ceil(reach)) * 2 + 1;
     taps.weights.assign(static_cast<std::size_t>(out) * taps.stride, 0.0);
     for (int x = 0; x < out; ++x) {
-        const double centre = (x + 0.5) * scale;
-        const int begin = std::max(0, static_cast<int>(centre - reach + 0.5));
-        const int end = std::min(in, static_cast<int>(centre + reach + 0.5));
+        const double center = (x + 0.5) * scale;
+        const int begin = std::max(0, static_cast<int>(center - reach + 0.5));
+        const int end = std::min(in, static_cast<int>(center + reach + 0.5));
         double* weights = taps.weights.data() + static_cast<std::size_t>(x) * taps.stride;
         double sum = 0.0;
         for (int i = 0; i < end - begin; ++i) {
-            const double distance = std::fabs((i + begin - centre + 0.5) * (1.0 / reach));
+            const double distance = std::fabs((i + begin - center + 0.5) * (1.0 / reach));
             weights[i] = distance < 1.0 ? 1.0 - distance : 0.0;
             sum += weights[i];
         }

@@ -45,10 +45,10 @@ Kernel kernel_of(std::int64_t phase, Rates rates) {
     const float scale = static_cast<float>(base_exact / static_cast<double>(rates.from));
     const float pi = static_cast<float>(kPi), crossings = static_cast<float>(kZeroCrossings);
     const double reach = kZeroCrossings / base_exact;  // in periods
-    const double centre = static_cast<double>(phase) / static_cast<double>(rates.to);
+    const double center = static_cast<double>(phase) / static_cast<double>(rates.to);
     const double n = static_cast<double>(rates.from);
-    Kernel kernel{static_cast<std::int64_t>(std::floor((centre - reach) * n)), {}};
-    const std::int64_t last = static_cast<std::int64_t>(std::ceil((centre + reach) * n));
+    Kernel kernel{static_cast<std::int64_t>(std::floor((center - reach) * n)), {}};
+    const std::int64_t last = static_cast<std::int64_t>(std::ceil((center + reach) * n));
     for (std::int64_t i = kernel.first; i <= last; ++i) {
         float t = (offset + static_cast<float>(i) / from) * base;
         t = std::clamp(t, -crossings, crossings);
