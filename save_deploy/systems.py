@@ -90,7 +90,7 @@ LATE_BLOCKS = 3  # GAVS adapts and tunes the last three blocks (tune_v = 9 of 12
 _GROUPS: tuple[tuple[str, str], ...] = (
     ("image_adapter", r"image_encoder\.blocks\.\d+\.(mlp\.)?adapter\."),
     ("decoder_adapter", r"mask_decoder\.transformer\.layers\.\d+\.mlp\.adapter\."),
-    ("norms", r"image_encoder\.blocks\.\d+\.norm[12]\."),
+    ("norms", r"image_encoder\.blocks\.[0-9]{1,4}\.norm[12]\."),
     ("image_encoder", r"image_encoder\."),
     ("audio_encoder", r"audio_encoder\."),
     ("audio_adapter", r"audio_adapter\."),

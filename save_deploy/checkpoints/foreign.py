@@ -30,7 +30,7 @@ _PATCH = "image_encoder.patch_embed.proj"
 _POS = "image_encoder.pos_embed"
 _ADAPTER_V = "image_encoder.blocks.{i}.adapter_v.{j}.{p}"
 PLACES = {
-    "i": r"(?P<i>\d+)", "j": r"(?P<j>\d+)", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])",
+    "i": "(?P<i>[0-9]{1,4})", "j": "(?P<j>[0-9]{1,4})", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])",
     "rest": "(?P<rest>.+)",
 }  # fmt: skip
 
@@ -90,8 +90,7 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
     table = LAYOUTS[name]
     names, unmatched = rename_all(shapes, table.rules)
     patch, pos = shapes.get(f"{_PATCH}.weight"), shapes.get(_POS)
-    blocks = [int(k.split(".")[2]) for k in shapes if k.startswith("image_encoder.blocks.")]
-    width, depth = (patch[0] if patch else None), (1 + max(blocks) if blocks else None)
+    width, depth = (patch[0] if patch else None), depth_of(shapes)
     backbone = next(
         (n for n, p in PRESETS.items() if (p["embed_dim"], p["depth"]) == (width, depth)), None
     )
@@ -106,12 +105,18 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
         backbone=backbone,
         width=width,
         depth=depth,
-        res=pos[1] * PATCH if pos else None,
+        res=pos[1] * PATCH if pos and len(pos) == 4 else None,
         names=names,
         unmatched=tuple(k for k in unmatched if k not in (*PIXEL_BUFFERS, *table.drops)),
         missing=tuple(k for k in wanted if k not in present),
         left_out=tuple(k for k in unmatched if k in table.drops),
     )
+
+
+def depth_of(names: Iterable[str]) -> int | None:
+    """Blocks of an image encoder: one more than the largest number of one; None without any."""
+    numbers = (m[1] for n in names if (m := re.match(r"image_encoder\.blocks\.([0-9]{1,4})\.", n)))
+    return 1 + max(map(int, numbers), default=-1) or None
 
 
 def _has_mark(names: Collection[str], table: Table) -> bool:

@@ -204,8 +204,9 @@ def _read_foreign(
 
 
 def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
-    """(1,g,g,C) -> (1,grid,grid,C), align_corners=False, no antialias (SAM-Med2D's rule)."""
-    if table.shape[1] == grid:
+    """(1,g,g,C) -> (1,grid,grid,C), align_corners=False, no antialias (SAM-Med2D's rule). A table of
+    another form stays: the check of all shapes names it."""
+    if table.ndim != 4 or not table.numel() or table.shape[1] == grid:
         return table
     planes = table.float().permute(0, 3, 1, 2)  # (1,C,g,g)
     resized = interpolate(planes, (grid, grid), mode=how, align_corners=False)
@@ -213,8 +214,9 @@ def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
 
 
 def resize_rel_pos(table: Tensor, length: int) -> Tensor:
-    """(L,head_dim) -> (length,head_dim), linear along L, as SAM's get_rel_pos does at run time."""
-    if table.shape[0] == length:
+    """(L,head_dim) -> (length,head_dim), linear along L, as SAM's get_rel_pos does at run time. A table
+    of another form stays."""
+    if table.ndim != 2 or not table.numel() or table.shape[0] == length:
         return table
     resized = interpolate(table.float().t()[None], length, mode="linear", align_corners=False)
     return resized[0].t().contiguous().to(table.dtype)

@@ -69,7 +69,9 @@ def inspect(
 
 
 def convert(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of any known layout.")],
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint of any known layout, or of any with --map.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
     layout: Annotated[
         str, typer.Option(help="save (our .safetensors), sama_avs, gavs or sam_med2d (.pth).")
@@ -79,12 +81,24 @@ def convert(
     res: Annotated[
         int | None, typer.Option(help="Resize position tables to this side.", show_default=False)
     ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            help="TOML file that says what the names of an unknown layout mean (docs/checkpoints.md).",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Turn a foreign checkpoint into ours, or ours into a foreign one."""
     from save_deploy.checkpoints.convert import convert as run_convert
 
-    done = run_convert(file, out, layout=layout, sam=sam, vggish=vggish, res=res, force=force)
+    done = run_convert(
+        file, out, layout=layout, sam=sam, vggish=vggish, res=res, names=names, force=force
+    )
+    for line in done.mapped.lines() if done.mapped else ():
+        print(line)
     if done.left_out:
         print(f"left out, {layout} has no place for them: {', '.join(done.left_out[:_SHOWN])}")
     print(

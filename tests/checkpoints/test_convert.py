@@ -133,3 +133,110 @@ def test_force_replaces_even_its_own_source(tmp_path: Path) -> None:
     before = load_model(path)
     convert(path, path, force=True)
     assert same(load_model(path), before)
+
+
+# SAVE in a layout of one's own: other names for every part, some by pattern
+OWN_NAMES = """
+system = "save"
+[names]
+"eye.{rest}" = "image_encoder.{rest}"
+"ear.conv{i}.{p}" = "audio_encoder.features.{i}.{p}"
+"ear.{rest}" = "audio_encoder.{rest}"
+"hear.{rest}" = "audio_adapter.{rest}"
+"say.{i}.{p}" = "audio_prompt.layers.{i}.{p}"
+"pe" = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+"nothing" = "prompt_encoder.no_mask_embed.weight"
+"mask.{rest}" = "mask_decoder.{rest}"
+"typo.{i}" = "mask_decoder.typo.{i}"
+"""
+TURNED = (
+    ("image_encoder.", "eye."), ("audio_encoder.features.", "ear.conv"), ("audio_encoder.", "ear."),
+    ("audio_adapter.", "hear."), ("audio_prompt.layers.", "say."), ("mask_decoder.", "mask."),
+    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "pe"),
+    ("prompt_encoder.no_mask_embed.weight", "nothing"),
+)  # fmt: skip
+
+
+def in_own_names(model: SaveModel) -> dict[str, torch.Tensor]:
+    turned = {}
+    for key, value in model.state_dict().items():
+        ours, theirs = next(((a, b) for a, b in TURNED if key.startswith(a)), ("", ""))
+        turned[key.replace(ours, theirs, 1) if ours else key] = value
+    return turned
+
+
+def test_names_of_ones_own(tmp_path: Path) -> None:
+    """A map gives the same model; what it leaves out, what fits nothing and what is zero is told."""
+    model = load_model(save_model(tmp_path / "m.safetensors"))
+    state = in_own_names(model)
+    state["optimizer_scale"] = torch.ones(1)
+    never_read = [k for k in state if k.startswith("prompt_encoder.")]  # left as they are: no rule
+    torch.save({"weights_of_epoch_3": state}, tmp_path / "own.bin")
+    (tmp_path / "names.toml").write_text(OWN_NAMES)
+    done = convert(tmp_path / "own.bin", tmp_path / "o.safetensors", names=tmp_path / "names.toml")
+    found = load_model(tmp_path / "o.safetensors")
+    assert found.config == model.config
+    for key, value in model.state_dict().items():
+        zero = key in never_read
+        assert torch.equal(found.state_dict()[key], torch.zeros_like(value) if zero else value), key
+    report = done.mapped
+    assert report is not None and report.missing == report.shapes == report.filled == ()
+    assert set(report.unused) == {*never_read, "optimizer_scale"}
+    assert set(report.zeros) == set(never_read)
+    assert report.idle == ("typo.{i} = mask_decoder.typo.{i}",)
+    assert any("point_embeddings.{i}.weight (4)" in line for line in report.lines())
+
+
+def test_a_map_that_gives_too_little(tmp_path: Path) -> None:
+    """Missing names and wrong shapes in one report; --vggish gives what it can."""
+    model = load_model(save_model(tmp_path / "m.safetensors"))
+    state = {k: v for k, v in in_own_names(model).items() if not k.startswith("ear.")}
+    state["say.0.weight"] = torch.zeros(3, 3)
+    del state["nothing"]
+    torch.save(state, tmp_path / "own.pth")
+    (tmp_path / "names.toml").write_text(OWN_NAMES)
+    torch.save(vggish_state(), tmp_path / "v.pth")
+    with pytest.raises(CheckpointError, match="no complete model") as caught:
+        convert(
+            tmp_path / "own.pth", tmp_path / "o.safetensors", names=tmp_path / "names.toml",
+            vggish=tmp_path / "v.pth",
+        )  # fmt: skip
+    told = str(caught.value)
+    assert "missing of ours: prompt_encoder.no_mask_embed.weight\n" in told
+    assert "audio_prompt.layers.0.weight (3, 3), expected (256, 32)" in told
+    assert "given by --sam or --vggish: audio_encoder." in told
+    assert "audio_encoder.features.{i}.weight (6)" in told
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names"),
+        ("[names]", "their name"),
+        ("[names]\na = 1", "names.a"),
+        ("[names]\na.b = 'c'", "names.a(.|\n)*quotes"),
+        ("[names]\n'a.{x}' = 'b.{x}'", r"\{x\}(.|\n)*\{rest\}"),
+        ("[names]\n'a.{i}' = 'b.{j}'", r"each of \{i\} once"),
+        ("[names]\n'a.{i}.{i}' = 'b.{i}.{i}'", "once"),
+        ("[names]\n'a' = 'b.{i.__class__}'", "once"),
+        ("system = 'yolo'\n[names]\n'a' = 'b'", "system(.|\n)*sama_avs"),
+        ("backbone = 'vit_q'\n[names]\n'a' = 'b'", "backbone"),
+        ("[switches]\ndepht = 3\n[names]\n'a' = 'b'", "switches.depht(.|\n)*depth"),
+        ("more = 1\n[names]\n'a' = 'b'", "unknown key more"),
+        ("[names]\n'a' = 'image_encoder.neck.0.weight'", "unknown size(.|\n)*vit_b 768x12"),
+        ("[names]\n'{rest}' = 'a{rest}'\n[switches]\nres = 3", "switches.res"),
+    ],
+)
+def test_maps_that_say_nothing(tmp_path: Path, text: str, said: str) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "own.pth")
+    (tmp_path / "n.toml").write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        convert(tmp_path / "own.pth", tmp_path / "o.safetensors", names=tmp_path / "n.toml")
+
+
+def test_two_of_theirs_for_one_of_ours(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.ones(2)}, tmp_path / "own.pth")
+    (tmp_path / "n.toml").write_text("[names]\n'a' = 'c'\n'b' = 'c'")
+    with pytest.raises(CheckpointError, match="a and b = c"):
+        convert(tmp_path / "own.pth", tmp_path / "o.safetensors", names=tmp_path / "n.toml")

@@ -13,7 +13,7 @@ from torch import Tensor
 from save_deploy.checkpoints import inspect_checkpoint, load_model
 from save_deploy.checkpoints.foreign import read_sam, read_vggish
 from save_deploy.checkpoints.weights import open_weights
-from save_deploy.errors import CheckpointError
+from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.training.start import initial_model
 from tests.checkpoints.files import sam_modules, sam_state, sama_state, vggish_state
 
@@ -145,3 +145,25 @@ def test_a_dict_that_contains_itself(tmp_path: Path) -> None:
     torch.save(loop, tmp_path / "f.pth")
     with pytest.raises(CheckpointError, match="no tensors"):
         open_weights(tmp_path / "f.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("image_encoder.blocks.x.norm1.weight", (3,)),
+        ("image_encoder.blocks.99999999999.norm1.weight", (3,)),
+        (f"image_encoder.blocks.{'9' * 5000}.norm1.weight", (3,)),
+        ("image_encoder.pos_embed", (3,)),
+        ("image_encoder.pos_embed", (1, 0, 0, 32)),
+        ("image_encoder.blocks.2.attn.rel_pos_h", (3,)),
+        ("image_encoder.patch_embed.proj.weight", ()),
+    ],
+)
+def test_names_and_shapes_that_make_no_sense(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    state = {**sama_state(sam_modules()), name: torch.zeros(shape)}
+    torch.save(state, tmp_path / "f.pth")
+    inspect_checkpoint(tmp_path / "f.pth")
+    with pytest.raises(SaveDeployError):
+        load_model(tmp_path / "f.pth")

@@ -1,0 +1,230 @@
+"""A user's own layout, written down in a TOML file: their names = ours.
+
+    backbone = "vit_b"                     # or by the sizes of the mapped tensors
+    [switches]
+    prompt_scale = "1/N"
+    [names]
+    "encoder.layer{i}.qkv.{p}" = "image_encoder.blocks.{i}.attn.qkv.{p}"
+    "decoder.{rest}" = "mask_decoder.{rest}"
+
+`{i}` `{j}` stand for a number, `{p}` for weight or bias, `{a}` for h or w, `{rest}` for anything; the
+first line that fits counts. Values are taken as they are: nothing is transposed or cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from save_deploy.checkpoints.fit import meta_state
+from save_deploy.checkpoints.foreign import PLACES, depth_of, read_sam, read_vggish, rename
+from save_deploy.checkpoints.layouts import Rules
+from save_deploy.checkpoints.load import model_from_state, resize_positions
+from save_deploy.checkpoints.weights import open_stored
+from save_deploy.config import PATCH, PRESETS, SaveConfig, take_switch
+from save_deploy.errors import CheckpointError
+from save_deploy.fields import Fields, read_toml
+from save_deploy.model.save import SaveModel
+from save_deploy.systems import SYSTEMS, comes_with_sam, is_unused
+
+_CHOSEN = ("name", "res", "system")  # stand outside of [switches]
+_PLACE = re.compile(r"\{(\w*)\}")
+_HINT = "names with dots stand in quotes; docs/checkpoints.md has an example"
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """A map as read: whose model it is, and the rules (their name, our name)."""
+
+    system: str
+    backbone: str | None
+    res: int | None
+    switches: dict[str, Any]
+    rules: Rules
+
+
+@dataclass(frozen=True)
+class MapReport:
+    """What a map did: names of ours that nothing gave, theirs that no rule fits, shapes that differ,
+    rules that fit nothing, ours that --sam and --vggish gave, ours that are zeros as one mask never
+    reads them."""
+
+    mapped: int
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    shapes: tuple[str, ...]
+    idle: tuple[str, ...]
+    filled: tuple[str, ...]
+    zeros: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """In words; names that differ in numbers stand once, with their count."""
+        parts = (
+            ("given by --sam or --vggish", _grouped(self.filled)),
+            ("zeros, never read", _grouped(self.zeros)),
+            ("missing of ours", _grouped(self.missing)),
+            ("unused of theirs", _grouped(self.unused)),
+            ("of another shape", list(self.shapes)),
+            ("rules that fit nothing", list(self.idle)),
+        )
+        told = [f"{what}: {'; '.join(names)}" for what, names in parts if names]
+        return [f"mapped: {self.mapped} tensors", *told]
+
+
+def read_names(path: Path) -> NameMap:
+    """Raises CheckpointError, naming the file and the key."""
+    top = read_toml(path, what="map", error=CheckpointError, hint=_HINT)
+    named = top.table("names")
+    rules = tuple((theirs, _ours(named, theirs)) for theirs in named.values)
+    if not rules:
+        raise named.error("", got="nothing", expected='"their name" = "our name"')
+    table = top.table("switches", {})
+    known = [f.name for f in fields_of(SaveConfig) if f.name not in _CHOSEN]
+    switches = {name: take_switch(table, name) for name in known if name in table}
+    table.done(known)
+    found = NameMap(
+        system=top.string("system", SYSTEMS, "save"),
+        backbone=top.string("backbone", PRESETS) if "backbone" in top else None,
+        res=top.integer("res", low=32, high=8192) if "res" in top else None,
+        switches=switches,
+        rules=rules,
+    )
+    top.done(("system", "backbone", "res"))
+    return found
+
+
+def map_file(
+    path: Path, names: NameMap, *, sam: Path | None = None, vggish: Path | None = None
+) -> tuple[SaveModel, MapReport]:
+    """A file of any layout through a map -> the model and what became of every tensor.
+
+    sam, vggish: give the frozen parts that the map leaves out. Parameters that one mask never reads
+    may be missing everywhere: zeros. Raises CheckpointError with the whole report for an incomplete
+    model.
+    """
+    stored = open_stored(path).tensors
+    ours, unused, used = _apply(stored, names.rules)
+    config = _config(ours, names)
+    ours = resize_positions(ours, config)
+    wanted = meta_state(config)
+    fits = {k: v for k, v in ours.items() if k in wanted and v.shape == wanted[k].shape}
+    filled = _filled(wanted.keys() - ours.keys(), config, sam, vggish)
+    absent = [k for k in wanted if k not in ours and k not in filled]
+    zeros = {k: torch.zeros(wanted[k].shape) for k in absent if is_unused(k)}
+    report = MapReport(
+        mapped=len(fits),
+        missing=tuple(k for k in absent if k not in zeros),
+        unused=tuple(unused),
+        shapes=tuple(
+            f"{k} {tuple(v.shape)}, expected {tuple(wanted[k].shape)}"
+            if k in wanted
+            else f"{k}, no tensor of {config.name} as {config.system}"
+            for k, v in ours.items()
+            if k not in fits
+        ),
+        idle=tuple(f"{theirs} = {our}" for theirs, our in names.rules if theirs not in used),
+        filled=tuple(filled),
+        zeros=tuple(zeros),
+    )
+    if report.missing or report.shapes:
+        raise CheckpointError(
+            "the map gives no complete model",
+            got="\n".join(report.lines()),
+            expected=f"every tensor of {SYSTEMS[config.system].title} on {config.name}",
+            hint="add lines to the map; --sam and --vggish give the parts that stayed frozen",
+        )
+    return model_from_state(config, {**fits, **filled, **zeros}, source=str(path)), report
+
+
+def _ours(named: Fields, theirs: str) -> str:
+    """The right side of a rule, whose places must be those of the left."""
+    ours = named.string(theirs)
+    left, right = (Counter(_PLACE.findall(side)) for side in (theirs, ours))
+    unknown = [place for place in left if place not in PLACES]
+    if unknown:
+        raise named.error(theirs, got=f"{{{unknown[0]}}}", expected=_braced(PLACES))
+    strays = [side for side in (theirs, ours) if re.search("[{}]", _PLACE.sub("", side))]
+    if left != right or strays or any(n > 1 for n in left.values()):
+        raise named.error(theirs, got=ours, expected=f"each of {_braced(left) or 'no place'} once")
+    return ours
+
+
+def _braced(places: Iterable[str]) -> str:
+    return ", ".join(f"{{{place}}}" for place in places)
+
+
+def _apply(
+    stored: Mapping[str, Tensor], rules: Rules
+) -> tuple[dict[str, Tensor], list[str], set[str]]:
+    """-> float32 tensors by our names, their names that no rule fits, the rules that fit."""
+    ours: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
+    unused: list[str] = []
+    used: set[str] = set()
+    for name, value in stored.items():
+        rule = next((r for r in rules if rename(name, (r,)) is not None), None)
+        our = rename(name, (rule,)) if rule is not None else None
+        if rule is None or our is None or not value.is_floating_point():
+            unused.append(name)
+            continue
+        if our in ours:
+            raise CheckpointError(
+                "two of their tensors have one name of ours",
+                got=f"{source[our]} and {name} = {our}",
+                expected="one",
+            )
+        used.add(rule[0])
+        ours[our], source[our] = value.float(), name
+    return ours, unused, used
+
+
+def _config(ours: Mapping[str, Tensor], names: NameMap) -> SaveConfig:
+    """The configuration of the map, its sizes from the tensors where it names none."""
+    depth = depth_of(ours) or 0
+    patch = ours.get("image_encoder.patch_embed.proj.weight")
+    size = (patch.shape[0] if patch is not None and patch.ndim else 0, depth)
+    by_size = {(p["embed_dim"], p["depth"]): n for n, p in PRESETS.items()}
+    backbone = names.backbone or by_size.get(size)
+    if backbone is None:
+        raise CheckpointError(
+            "the map gives an image encoder of unknown size",
+            got=f"width {size[0]}, depth {size[1]}",
+            expected=", ".join(f"{n} {w}x{d}" for (w, d), n in by_size.items()),
+            hint="image_encoder.patch_embed and image_encoder.blocks tell it, or backbone = in the map",
+        )
+    pos = ours.get("image_encoder.pos_embed")
+    side = pos.shape[1] * PATCH if pos is not None and pos.ndim == 4 else 256
+    config = SaveConfig.of_system(names.system, backbone, **names.switches)
+    return config.replace(res=names.res or side)
+
+
+def _filled(
+    absent: Iterable[str], config: SaveConfig, sam: Path | None, vggish: Path | None
+) -> dict[str, Tensor]:
+    """Tensors of ours that the map does not give but the other files do."""
+    base = {}
+    if sam is not None:
+        base, preset = read_sam(sam)
+        if preset != config.name:
+            raise CheckpointError(
+                "SAM base of another size", got=f"{preset} in {sam}", expected=config.name
+            )
+        base = resize_positions(base, config)
+    sound = read_vggish(vggish) if vggish is not None else {}
+    keep = {k: v for k, v in base.items() if comes_with_sam(k, config.system, config.depth)}
+    given = {**keep, **sound}
+    return {k: given[k] for k in sorted(absent) if k in given}
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """blocks.{i}.norm1.weight (12) for twelve names that differ in numbers."""
+    groups = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "{i}", name) for name in names)
+    return [f"{name} ({n})" if n > 1 else name for name, n in groups.items()]
