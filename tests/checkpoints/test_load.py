@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,35 @@ def test_position_tables_worked_values() -> None:
     to_31, to_27 = resize_rel_pos(table, 31)[:, 0], resize_rel_pos(table, 27)[:, 0]
     assert to_31[[0, 15, 30]].tolist() == pytest.approx([1.548387, 63.0, 124.451607], abs=1e-4)
     assert to_27[[0, 13]].tolist() == pytest.approx([1.851852, 63.0], abs=1e-4)
+
+
+MED2D_TABLES = {  # side: pos_embed[3, :2] and its last, rel_pos[0] and its middle; sums of magnitudes
+    16: ([0.34839, 0.127912, 0.724453, -0.773133], [-0.117131, 0.164398],
+         [0.204588, -0.637536, -0.667534, 0.296938], [-0.845535, 0.999241, -0.802607, 0.327327],
+         (94.8082, 60.3784)),
+    14: ([-0.7203, 0.674639, -0.57263, 0.534738], [-0.431697, 0.132518],
+         [0.608474, -0.440718, -0.887668, 0.011742], [-0.845531, 0.999234, -0.8026, 0.327322],
+         (136.2409, 49.1399)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", MED2D_TABLES)
+def test_position_tables_are_sam_med2ds(grid: int) -> None:
+    """What SAM-Med2D's own load_from made of tables of 1024 px."""
+
+    def table(*shape: int) -> torch.Tensor:
+        steps = torch.arange(math.prod(shape), dtype=torch.float64)
+        return torch.sin(0.7 * steps**1.2).float().reshape(shape)
+
+    absolute = resize_abs_pos(table(1, 64, 64, 2), grid)
+    relative = resize_rel_pos(table(127, 4), 2 * grid - 1)
+    row, last, first, middle, sums = MED2D_TABLES[grid]
+    assert absolute[0, 3, :2].flatten().tolist() == pytest.approx(row, abs=2e-5)
+    assert absolute[0, -1, -1].tolist() == pytest.approx(last, abs=2e-5)
+    assert relative[0].tolist() == pytest.approx(first, abs=2e-5)
+    assert relative[grid - 1].tolist() == pytest.approx(middle, abs=2e-5)
+    found = float(absolute.abs().sum()), float(relative.abs().sum())
+    assert found == pytest.approx(sums, abs=1e-3)
 
 
 def test_rel_pos_equals_segment_anything() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from save_deploy.config import SaveConfig
 from save_deploy.data.log_mel import (
     EXAMPLE_SAMPLES,
     log_mel_examples,
@@ -13,6 +17,39 @@ from save_deploy.data.log_mel import (
     mel_filterbank,
 )
 from save_deploy.export.audio_graph import LogMel
+from save_deploy.model.audio_encoder import AudioEncoder
+
+PEER = json.loads(Path(__file__).with_name("torchvggish.json").read_text())  # its numbers
+
+
+def chirp() -> np.ndarray:
+    """Two seconds at 16 kHz that torchvggish itself was given."""
+    t = np.arange(32_000) / 16_000
+    loudness = 0.5 + 0.5 * np.sin(2 * np.pi * 3 * t)
+    return 0.4 * np.sin(2 * np.pi * (200 + 900 * t) * t) * loudness
+
+
+def test_examples_are_torchvggishs() -> None:
+    got = log_mel_examples(chirp())
+    assert got.shape == (2, 1, 96, 64)
+    np.testing.assert_allclose(got[:, 0, ::24].reshape(-1, 64), PEER["examples"], atol=2e-5)
+    late = log_mel_examples(np.roll(chirp(), 16))  # the twin: a millisecond
+    assert np.abs(late[:, 0, ::24].reshape(-1, 64) - PEER["examples"]).max() > 0.1
+
+
+def test_network_is_torchvggishs() -> None:
+    """Its layers and forward, with embeddings 16 wide and weights from a formula, in float64."""
+    config = SaveConfig.preset("vit_b", audio_fc=16)
+    network = AudioEncoder(config).double().requires_grad_(False)
+    for j, (name, like) in enumerate(network.state_dict().items()):
+        wave = torch.sin(torch.arange(like.numel(), dtype=torch.float64) ** 1.5 * 0.37 + j)
+        scale = (3 / like[0].numel()) ** 0.5 if like.ndim > 1 else 0.1
+        network.get_parameter(name).copy_((wave * scale).reshape(like.shape).float())
+    examples = torch.from_numpy(np.asarray(log_mel_examples(chirp())[:1], np.float64)) / 4
+    expected = torch.tensor(PEER["embedding"], dtype=torch.float64)
+    torch.testing.assert_close(network(examples)[0], expected, rtol=0, atol=1e-5)
+    by_channel = network.embeddings(network.features(examples).flatten(1))[0]  # the twin
+    assert (by_channel - expected).abs().max() > 0.05
 
 
 def test_filterbank_worked_values() -> None:

@@ -71,6 +71,20 @@ def test_m_f_depends_on_the_batch() -> None:
     assert score_videos([joined]).m_f == pytest.approx(0.643720, abs=1e-5)
 
 
+def test_scores_are_avsbenchs() -> None:
+    """Three videos of five frames, one frame and one whole video without an object: what AVSBench's
+    mask_iou and Eval_Fmeasure gave for each."""
+    i = np.arange(3 * 5 * 144, dtype=np.float64)
+    logits = (3 * np.sin(0.9 * i**1.3)).astype(np.float32).reshape(3, 5, 12, 12)
+    truth = (np.sin(0.9 * i**1.3) + np.sin(0.31 * i) > 0.4).reshape(3, 5, 12, 12)
+    truth[1, 2], truth[2] = False, False
+    for video, m_j, m_f in zip(
+        range(3), (0.518512, 0.500140, 0.490278), (0.665991, 0.652575, 0.0), strict=True
+    ):
+        score = score_videos([(logits[video], truth[video])])
+        assert (score.m_j / 100, score.m_f) == pytest.approx((m_j, m_f), abs=1e-5)
+
+
 def test_curve_equals_the_loop() -> None:
     """The histogram form against AVSBench's definition, threshold by threshold."""
     rng = np.random.default_rng(0)

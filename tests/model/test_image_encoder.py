@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import (
     Attention,
     ImageEncoderViT,
@@ -13,6 +16,7 @@ from segment_anything.modeling.image_encoder import (
 
 from save_deploy.config import SaveConfig
 from save_deploy.model.image_encoder import ImageEncoder, attention_real_tokens
+from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD
 from tests.conftest import TINY, randomise
 
 
@@ -43,6 +47,12 @@ def test_equals_segment_anything(res: int, window_pad: str) -> None:
     image = torch.randn(2, 3, res, res, dtype=torch.float64)
     with torch.inference_mode():
         torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-9)
+
+
+def test_pixels_are_normalised_as_segment_anything_does() -> None:
+    defaults = inspect.signature(Sam.__init__).parameters
+    assert defaults["pixel_mean"].default == list(PIXEL_MEAN)
+    assert defaults["pixel_std"].default == list(PIXEL_STD)
 
 
 def attention(side: int) -> Attention:
