@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from save_deploy.errors import OutputError, SaveDeployError
 from save_deploy.progress import raise_if_interrupted, shielded
 
 _MARK = ".partial-"  # .{target}.partial-{random}, a folder that its maker holds locked
-_RANDOM = re.compile(r"[a-z0-9_]{8}")  # as tempfile.mkdtemp makes it
+_RANDOM = re.compile(r"[0-9a-f]{8}")
 _NAME_CHARS = 50  # of the target's name in the partial one: both fit where the target's does
 _FULL_BYTES = 65_536
 
@@ -103,13 +103,15 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
     a process id would say nothing about a process in another container."""
     prefix = f".{target.name[:_NAME_CHARS]}{_MARK}"
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        folder = target.with_name(prefix + secrets.token_hex(4))
         try:
-            lock = _lock(folder)
-            os.chmod(folder, 0o777 & ~_umask())  # mkdtemp's 0700 would stay on a renamed folder
-            return folder, lock
-        except (BlockingIOError, FileNotFoundError):
+            folder.mkdir()
+            return folder, _lock(folder)
+        except (FileExistsError, BlockingIOError):
             continue  # taken for a dead one before it was locked
+        except FileNotFoundError:
+            if not target.parent.exists():
+                raise
 
 
 def _lock(folder: Path) -> int | None:
@@ -159,12 +161,6 @@ def _is_of_disk(error: Exception, folder: Path) -> bool:
         full = shutil.disk_usage(folder).free < _FULL_BYTES
         return full or "(os error " in str(error)
     return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def unwritable(what: str, error: Exception) -> OutputError:

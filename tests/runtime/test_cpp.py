@@ -244,6 +244,26 @@ def test_a_full_disk_shows(build: Path, bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_outputs_of_every_kind(build: Path, bundle_fp32: Path, tmp_path: Path) -> None:
+    """Links are followed, devices written through, inputs are not outputs, text is escaped."""
+    frame, sound = (bundle_fp32 / "conformance" / f"normal.{kind}" for kind in ("png", "wav"))
+    mine, real, link = tmp_path / "mine.png", tmp_path / "real.png", tmp_path / "link.png"
+    shutil.copy(frame, mine)
+    link.symlink_to(real)
+    for out in (link, Path("/dev/null")):
+        assert infer(build, "run", bundle_fp32, mine, sound, "-o", out).returncode == 0
+    assert link.is_symlink() and real.read_bytes().startswith(b"\x89PNG")
+    assert Path("/dev/null").is_char_device()
+    full = infer(build, "run", bundle_fp32, mine, sound, "-o", "/dev/full")
+    assert full.returncode == 1 and "No space left" in full.stderr
+    same = infer(build, "run", bundle_fp32, mine, sound, "-o", mine)
+    assert same.returncode == 1 and "the same file" in same.stderr
+    assert mine.read_bytes() == frame.read_bytes()
+    escapes = infer(build, "verify", tmp_path / "\x1b]0;title\x07")
+    assert escapes.returncode == 1 and r"\x1b]0;title\x07" in escapes.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.png", "mine.png", "real.png"]
+
+
 def test_threads_as_python_counts_them(build: Path, bundle: Path) -> None:
     allowed = os.sched_getaffinity(0)
     try:

@@ -22,6 +22,9 @@ private:
     std::string text_;
 };
 
+// The text with control characters, and bytes that are no UTF-8, as escapes: \\x1b. Every Error is so.
+std::string visible(const std::string& text);
+
 // First `limit` bytes of a text that came from outside, control characters replaced.
 std::string printable(const std::string& text, std::size_t limit = 200);
 

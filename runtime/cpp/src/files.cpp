@@ -74,23 +74,4 @@ std::string sha256_of_file(const std::string& path) {
     return hash.hex();
 }
 
-void write_file(const std::string& path, const void* data, std::size_t size) {
-    const std::string partial = path + ".partial";
-    {
-        const File file = opened(partial, "wb", SAVE_DETAIL_DATA);
-        const bool written = std::fwrite(data, 1, size, file.get()) == size &&
-                             std::fflush(file.get()) == 0;
-        if (!written) {
-            const std::string reason = std::strerror(errno);
-            std::remove(partial.c_str());
-            throw Error(SAVE_DETAIL_DATA, "file cannot be written", path + ": " + reason);
-        }
-    }
-    if (std::rename(partial.c_str(), path.c_str()) != 0) {
-        const std::string reason = std::strerror(errno);
-        std::remove(partial.c_str());
-        throw Error(SAVE_DETAIL_DATA, "file cannot be written", path + ": " + reason);
-    }
-}
-
 }  // namespace save_core

@@ -17,7 +17,9 @@ std::uint64_t file_size(const std::string& path);
 // The whole file, or its first `limit` bytes. Throws Error(detail) when it cannot be read.
 Bytes read_file(const std::string& path, save_detail detail, std::uint64_t limit = UINT64_MAX);
 std::string sha256_of_file(const std::string& path);
-// Writes beside `path`, then renames: a reader never sees half a file.
+// Writes into a new file beside `path`, then renames it: a reader never sees half a file. Links are
+// followed, so that their file is replaced; what is no regular file (a device, a pipe) is written
+// through. Throws Error.
 void write_file(const std::string& path, const void* data, std::size_t size);
 
 }  // namespace save_core

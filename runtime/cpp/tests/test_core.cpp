@@ -1,12 +1,17 @@
 // Hashing, arrays, resizing, resampling: against published values, Pillow 13.0 and torchaudio 2.11.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <iterator>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 #include "check.hpp"
 #include "compare.hpp"
 #include "error.hpp"
+#include "files.hpp"
 #include "npy.hpp"
 #include "resize.hpp"
 #include "sha256.hpp"
@@ -246,9 +251,39 @@ void test_npy() {
         SAVE_DETAIL_BUNDLE, huge);
 }
 
+void test_visible() {
+    CHECK(visible("\x1b]0;t\x07 a\tb\nc\xff\xc2\x9b\xe2\x80\xae \xed\xa0\x80") ==
+          "\\x1b]0;t\\x07 a\tb\nc\\xff\\x9b\\u202e \\xed\\xa0\\x80");
+    const std::string text = "Zo\xc3\xab \xe6\x97\xa5 \xf0\x9f\x98\x80 [red]";
+    CHECK(visible(text) == text);
+    CHECK(std::string(Error(SAVE_DETAIL_DATA, "what", "\x1b[31m").what()) ==
+          "what\n  got:      \\x1b[31m");
+}
+
+void test_write_file() {
+    namespace fs = std::filesystem;
+    const fs::path folder = fs::temp_directory_path() / ("save_core_" + std::to_string(::getpid()));
+    fs::create_directory(folder);
+    const std::string target = (folder / "target").string(), link = (folder / "link").string();
+    fs::create_symlink("target", link);
+    write_file(link, "first", 5);
+    write_file(link, "second", 6);
+    CHECK(fs::is_symlink(link) && read_file(target, SAVE_DETAIL_DATA).size() == 6);
+    write_file("/dev/null", "gone", 4);
+    CHECK(fs::is_character_file("/dev/null"));
+    CHECK_THROWS(write_file("/dev/full", "text", 4), SAVE_DETAIL_DATA, "No space left");
+    CHECK_THROWS(write_file(folder.string(), "text", 4), SAVE_DETAIL_DATA, "directory");
+    CHECK_THROWS(write_file(target + "/below", "text", 4), SAVE_DETAIL_DATA, "cannot be written");
+    const auto names = fs::directory_iterator(folder);
+    CHECK(std::distance(fs::begin(names), fs::end(names)) == 2);  // nothing half written
+    fs::remove_all(folder);
+}
+
 }  // namespace
 
 int main() {
+    test_visible();
+    test_write_file();
     test_sha256();
     test_resize_frame();
     test_resize_logits();

@@ -16,6 +16,7 @@
 #include "files.hpp"
 #include "image_file.hpp"
 #include "npy.hpp"
+#include "output_file.hpp"
 #include "save_runtime.hpp"
 #include "sound_file.hpp"
 
@@ -104,22 +105,23 @@ double now_ms() {
 void verify(const Arguments& arguments) {
     if (arguments.names.size() != 2) misused("verify needs a bundle");
     const std::string& folder = arguments.names[1];
+    const std::string shown = save_core::visible(folder);
     save::Runtime runtime = open_bundle(arguments);
     const save_parity parity = runtime.self_test();
     std::printf("%s: files intact, %d golden samples on %s, mask agreement %.5f, max abs logit error "
                 "%.1e\n",
-        folder.c_str(), parity.n_frames, runtime.info().backend, parity.mask_agreement,
+        shown.c_str(), parity.n_frames, runtime.info().backend, parity.mask_agreement,
         parity.max_abs_err);
     const save_core::Manifest manifest = save_core::read_manifest(folder);
     if (!manifest.conformance) {
-        std::printf("%s: no conformance pack in this bundle\n", folder.c_str());
+        std::printf("%s: no conformance pack in this bundle\n", shown.c_str());
         return;
     }
     const save_tools::Conformed found =
         save_tools::check_conformance(runtime.c(), folder, manifest);
     std::printf("%s: %d conformance cases, images equal, waveform error %.1e, embedding error %.1e, "
                 "logit error %.1e, decided mask agreement %.5f\n",
-        folder.c_str(), found.n_cases, found.waveform_err, found.embedding_err, found.logits_err,
+        shown.c_str(), found.n_cases, found.waveform_err, found.embedding_err, found.logits_err,
         found.mask_agreement);
 }
 
@@ -147,6 +149,8 @@ save_tools::SoundFile checked_sound(const std::string& path, bool any_sound) {
 void run(const Arguments& arguments) {
     if (arguments.names.size() != 4 || arguments.options.count("-o") == 0)
         misused("run needs a bundle, a frame, a sound and -o MASK.png");
+    for (const std::size_t input : {std::size_t{2}, std::size_t{3}})
+        save_core::check_not_input(arguments.options.at("-o"), arguments.names[input]);
     const save_tools::Image frame = save_tools::read_image(arguments.names[2]);
     const save_tools::SoundFile sound =
         checked_sound(arguments.names[3], arguments.options.count("--any-sound") != 0);
@@ -178,7 +182,7 @@ void run(const Arguments& arguments) {
     save_core::write_file(out, png.data(), png.size());
     std::size_t sounding = 0;
     for (const std::uint8_t value : mask) sounding += value != 0;
-    std::printf("%s: %.1f%% of the picture sounds\n", out.c_str(),
+    std::printf("%s: %.1f%% of the picture sounds\n", save_core::visible(out).c_str(),
         100.0 * static_cast<double>(sounding) / static_cast<double>(mask.size()));
 }
 
@@ -266,6 +270,7 @@ void flush_output() {
 }  // namespace
 
 int main(int argc, char** argv) {
+    save_core::stop_cleanly();
     try {
         command(argc, argv);
         flush_output();
@@ -277,7 +282,7 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "%s\n", error.what());
         return error.status();
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "save-infer: %s\n", error.what());
+        std::fprintf(stderr, "save-infer: %s\n", save_core::visible(error.what()).c_str());
         return SAVE_INPUT;
     }
 }

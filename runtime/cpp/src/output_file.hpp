@@ -1,0 +1,15 @@
+// What a program that writes files (write_file) has to care for.
+#pragma once
+
+#include <string>
+
+namespace save_core {
+
+// SIGINT, SIGTERM and SIGHUP end the process with 128 + their number and leave no file that is not
+// renamed yet; signals that are ignored stay so, as under nohup. A closed pipe is an error of writing.
+void stop_cleanly();
+
+// Throws Error when the output is one of the files that are read.
+void check_not_input(const std::string& path, const std::string& input);
+
+}  // namespace save_core
