@@ -71,6 +71,9 @@ struct Sound {
 
     save_sound c() const {
         const std::size_t channels = n_channels > 0 ? static_cast<std::size_t>(n_channels) : 1;
+        if (samples.size() % channels != 0)
+            throw Error(
+                SAVE_INPUT, SAVE_DETAIL_ARGUMENT, "sound whose samples do not fit its channels");
         return {samples.data(), samples.size() / channels, n_channels, rate_hz};
     }
 };

@@ -130,6 +130,12 @@ int main() {
     } catch (const save::Error& error) {
         CHECK(error.detail() == SAVE_DETAIL_ARGUMENT);
     }
+    try {
+        (void)runtime.embed({tone, 16'000, 7});  // 24,000 samples are not those of seven channels
+        CHECK(!"accepted");
+    } catch (const save::Error& error) {
+        CHECK(error.detail() == SAVE_DETAIL_ARGUMENT);
+    }
     save_params params = save_params_default();
     params.backend = "abacus";
     save_runtime* none = nullptr;
