@@ -14,6 +14,7 @@ from save_deploy.errors import SaveDeployError
 from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.margin import flips
+from save_deploy.metrics.parity import mask_agreement
 from save_deploy.partials import partial_folder
 from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.compare.rows import row_values
@@ -25,7 +26,7 @@ from save_deploy.runtime.compare.table import (
     rich_table,
     table_of,
 )
-from save_deploy.runtime.compare.worst import agreement, worst_row
+from save_deploy.runtime.compare.worst import worst_row
 from save_deploy.runtime.html import Report, ReportFrame, Table, write_html
 from save_deploy.runtime.pictures import comparison_strip
 from save_deploy.runtime.session import default_threads
@@ -197,7 +198,7 @@ def _frame_values(number: int, frame: ReportFrame) -> dict[str, Any]:
         "name": frame.name,
         "dataset": frame.dataset,
         "row": row,
-        "agreement": agreement(reference, frame.masks[row]),
+        "agreement": mask_agreement(reference, frame.masks[row]),
         "file": f"worst_{number}.png",
     }
 

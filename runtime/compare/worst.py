@@ -6,9 +6,10 @@ import heapq
 from collections.abc import Callable, Mapping
 
 from save_deploy.data.transforms import Mask
+from save_deploy.metrics.parity import mask_agreement
 from save_deploy.runtime.html.data import ReportFrame
 
-# larger is worse: what is lost of the agreement, pixels flipped, the earlier frame
+# larger is worse: 1 - IoU, flipped pixels, minus the index of the frame
 Badness = tuple[float, int, int]
 
 
@@ -47,12 +48,6 @@ def worst_row(reference: Mask, masks: Mapping[str, Mask]) -> str:
     return max(masks, key=lambda name: _lost(reference, masks[name]))
 
 
-def agreement(reference: Mask, mask: Mask) -> float:
-    """IoU, 1 when both are empty."""
-    return 1.0 - _lost(reference, mask)[0]
-
-
 def _lost(reference: Mask, mask: Mask) -> tuple[float, int]:
-    union = int((reference | mask).sum())
-    flipped = int((reference ^ mask).sum())
-    return (flipped / union if union else 0.0), flipped
+    """1 - IoU, and pixels that differ."""
+    return 1.0 - mask_agreement(reference, mask), int((reference ^ mask).sum())

@@ -28,6 +28,7 @@ from save_deploy.runtime.compare.entries import Entry, Pool
 from save_deploy.runtime.compare.report import print_comparison
 from save_deploy.runtime.compare.run import Comparison, run_comparison
 from save_deploy.runtime.compare.table import WIDTH
+from save_deploy.runtime.compare.worst import frame_badness, worst_row
 from save_deploy.runtime.pipeline import load
 from tests.runtime.compare import open_pair, options
 
@@ -81,6 +82,20 @@ def test_speed_is_of_the_same_rounds(found: Comparison) -> None:
         split = row.time_split
         assert split is not None and min(vars(split).values()) > 0
     assert found.rows[0].speedup == 1.0
+
+
+def test_badness_of_a_frame() -> None:
+    """Worked by hand: 4 pixels of the reference, of which the rows lose one and two."""
+    reference = np.zeros((4, 4), bool)
+    reference[0] = True
+    one, two = reference.copy(), reference.copy()
+    one[0, 0] = two[0, :2] = False
+    masks = {"one": one, "two": two}
+    assert (
+        frame_badness(reference, masks, 3) == (0.5, 2, -3) and worst_row(reference, masks) == "two"
+    )
+    empty = np.zeros_like(reference)
+    assert frame_badness(empty, {"empty": empty}, 0) == (0.0, 0, 0)
 
 
 def test_worst_frames_are_the_worst(bundle: Path) -> None:
