@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
     """
     import soundfile
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError("sound file not found", got=str(path), expected="wav, flac or ogg")
     try:
         waveform, rate_hz = _read(path)
@@ -70,7 +71,7 @@ def _read(path: Path) -> tuple[Waveform, int]:
             return False
 
     pieces: list[Waveform] = []
-    with Forward(str(path)) as file:
+    with Forward(name_of(path)) as file:
         check_rate(file.samplerate)
         if not 1 <= file.channels <= MAX_CHANNELS:
             raise DataError(
@@ -86,6 +87,11 @@ def _read(path: Path) -> tuple[Waveform, int]:
     raise DataError(
         "sound is too long", got=str(path), expected=f"at most {MAX_SAMPLES} samples in all"
     )
+
+
+def name_of(path: Path) -> str | bytes:
+    """What libsndfile takes: the bytes of the name, which need not be UTF-8; text on Windows."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def check_rate(rate_hz: int) -> None:

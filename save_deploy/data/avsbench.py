@@ -6,6 +6,7 @@ log-mel pickle, or in the raw video. S4 training clips have only their first fra
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,14 @@ def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
     """The subset's metadata file in its folder, or in the folder that holds Single-source/."""
     for base in (folder, folder / FOLDERS[subset]):
         meta = base / f"{subset}_meta_data.csv"
-        if meta.is_file():
+        if os.path.isfile(meta):
             return meta
     return None
 
 
 def has_media(folder: Path, subset: str) -> bool:
     meta = metadata(folder, subset)
-    return meta is not None and (meta.parent / f"{subset}_data").is_dir()
+    return meta is not None and os.path.isdir(meta.parent / f"{subset}_data")
 
 
 def listing(

@@ -6,6 +6,7 @@ Masks are binary here (A18): every class color of labels_rgb is foreground.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,11 @@ SOURCES = ("auto", "wav")
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
     meta = folder / "metadata.csv"
-    return meta if meta.is_file() else None
+    return meta if os.path.isfile(meta) else None
 
 
 def has_media(folder: Path, subset: str) -> bool:
-    return any((folder / label).is_dir() for label in _labels(subset))
+    return any(os.path.isdir(folder / label) for label in _labels(subset))
 
 
 def listing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
     """The file, while the block runs. Raises DataError when it is missing or cannot be read."""
     import av
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError("video not found", got=str(path), expected="an mp4, mkv or webm file")
     try:
         with av.open(url_of(path)) as container:

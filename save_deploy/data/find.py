@@ -53,7 +53,7 @@ def parse_name(name: str) -> tuple[Path, str | None]:
     base, _, suffix = name.rpartition(":")
     if base and suffix in SUBSETS:
         return Path(base), suffix
-    if base and Path(base).is_dir() and not Path(name).exists():
+    if base and os.path.isdir(base) and not os.path.exists(name):
         raise DataError("unknown subset", got=name, expected=", ".join(SUBSETS))
     return Path(name), None
 

@@ -7,6 +7,7 @@ example (0.96 to 1.92 s) is the one heard.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,11 @@ SOURCES = ("auto", "wav")
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
     meta = folder / "annotations.csv"
-    return meta if meta.is_file() else None
+    return meta if os.path.isfile(meta) else None
 
 
 def has_media(folder: Path, subset: str) -> bool:
-    return (folder / "images").is_dir()
+    return os.path.isdir(folder / "images")
 
 
 def listing(

@@ -6,6 +6,7 @@ and their a_obj is blank, so categories are looked up in meta_v3_unseen.csv. Med
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from save_deploy.data.avss import SOURCES, Columns, clip_item
@@ -33,7 +34,7 @@ def file_name(subset: str, split: str) -> str:
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
     for base in (folder, folder / "v3"):
         meta = base / file_name(subset, split)
-        if meta.is_file():
+        if os.path.isfile(meta):
             return meta
     return None
 
@@ -45,7 +46,7 @@ def has_media(folder: Path, subset: str) -> bool:
 def _media(folder: Path) -> Path | None:
     """The AVSS folder: this one, or the one that holds it when it is v3/ itself."""
     for base in (folder, folder.parent):
-        if (base / "v2").is_dir() or (base / "v1m").is_dir():
+        if os.path.isdir(base / "v2") or os.path.isdir(base / "v1m"):
             return base
     return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from save_deploy.data.audio import name_of
 from save_deploy.data.compose import SPLITS, Staging
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.open import open_dataset
@@ -94,5 +95,5 @@ def _write_clip(data: Path, subset: str, split: str, scenes: ClipDataset, index:
         Image.fromarray(frame).save(frames / f"{prefix}_{i + 1}.png", compress_level=1)
     for i, mask in enumerate(clip.masks[:annotated]):
         Image.fromarray(mask.astype(np.uint8) * 255).save(masks / f"{clip.name}_{i + 1}.png")
-    soundfile.write(sound, clip.waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
+    soundfile.write(name_of(sound), clip.waveform, SAMPLE_RATE_HZ, subtype="PCM_16")
     return [clip.name, "0", clip.category, split] if s4 else [clip.name, split]

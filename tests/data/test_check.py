@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from save_deploy.data.check import Found, check_dataset
 from save_deploy.data.find import resolve
 from save_deploy.data.open import open_dataset
 from save_deploy.data.skipping import SkippingDataset
+from save_deploy.data.write import write_avsbench
 from save_deploy.errors import DataError
 from tests.data import trees
 from tests.data.test_released import DAMAGED, opened, written
@@ -257,3 +259,17 @@ def test_a_quote_that_is_not_closed(tmp_path: Path) -> None:
     meta.write_text(meta.read_text().replace("s4_val_0", '"s4_val_0'))
     (problem,) = check_dataset(name).problems
     assert problem.what == "metadata file cannot be read"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"[bold] {x}", b"c:d", b"two\nlines", b"\x1b[31m"])
+def test_folders_of_any_name(tmp_path: Path, name: bytes) -> None:
+    """Names need not be UTF-8; pictures, tables and sounds are read, and datasets written there."""
+    folder = tmp_path / os.fsdecode(name)
+    write_avsbench(folder, name="scenes", subset="s4", counts={"test": 1}, size_px=64)
+    assert check_dataset(str(folder / "Single-source"), deep=True).complete
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\0", "a/" * 3000])
+def test_folders_that_cannot_exist(name: str) -> None:
+    with pytest.raises(DataError, match="no dataset in this folder"):
+        check_dataset(name)
