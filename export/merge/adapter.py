@@ -58,12 +58,14 @@ class DeployAdapter(nn.Module):
     """Image adapter with MatMuls for convolutions: (B,s,s,C) -> (B,s,s,C).
 
     T = s*s tokens; gate, skip and norm are the eager modules.
-    Down: a 3x3 kernel at every second token, one product (T/4,9C) x (9C,C).
+    Down: a 3x3 kernel at every second token, one MatMul (T/4,9C) x (9C,C).
     Up: an output token of row and column parity (p,q) reads 2x2 tokens of the small grid, so four
-    products (T/4,4C) x (4C,C), with as many multiplications as the transposed convolution.
-    Up, joined: one product ((s/2+1)^2,4C) x (4C,4C) for every 2x2 window of the padded small grid and
+    MatMuls (T/4,4C) x (4C,C), with as many multiplications as the transposed convolution.
+    Up, joined: one MatMul ((s/2+1)^2,4C) x (4C,4C) for every 2x2 window of the padded small grid and
     all four parities. Each parity uses these windows without one edge row and one edge column.
     """
+
+    input_scale: nn.Parameter | None  # (C,)
 
     def __init__(self, adapter: ImageAdapter, grid: int, *, joined: bool = False) -> None:
         super().__init__()
