@@ -381,5 +381,5 @@ def _short(graph: str, weights: str | None) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """`10.13.0.35` -> (10, 13, 0, 35), `13.0.0rc1` -> (13, 0, 0), text -> ()."""
-    found = re.match(r"\d+(?:\.\d+)*", version)
+    found = re.match(r"\d{1,9}(?:\.\d{1,9})*(?!\d)", version, re.ASCII)
     return tuple(int(part) for part in found[0].split(".")) if found else ()

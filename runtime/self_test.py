@@ -120,7 +120,7 @@ def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
             for n, r in manifest.files.items()
             if n.startswith((choice.file, "audio.onnx"))  # with their external weights
         },
-        "golden": [golden, manifest.golden["budget"]],
+        "golden": [golden, manifest.golden.get("budget")],
     }
 
 

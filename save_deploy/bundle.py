@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from save_deploy.bundle_files import FileRecord as FileRecord
 from save_deploy.bundle_files import sha256_of as sha256_of
 from save_deploy.config import AUDIO_DIM, SaveConfig
 from save_deploy.errors import BundleError, DataError, SaveDeployError
-from save_deploy.fields import Fields, read_json
+from save_deploy.fields import Fields, read_json, shown
 from save_deploy.files import write_text
 from save_deploy.precision import Precision
 
@@ -31,9 +31,9 @@ FORMAT = "save-deploy-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; sound -> embeddings
+GOLDEN_FILES = [f"golden/{n}.npy" for n in "image waveform audio_embedding mask_logits".split()]
 WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
-_INSIDE = "a printable file name below the bundle, without .."
 Arrays = dict[str, NDArray[Any]]
 
 # Preprocessing as data: what a client in any language has to do to a frame and a sound.
@@ -186,19 +186,20 @@ class Manifest:
         _check_format(fields)
         config = SaveConfig.from_fields(fields.table("config"))
         model, audio = _read_graphs(fields.table("graphs"), config)
+        files = _read_files(fields)
         return cls(
             config=config,
             precision=_read_precision(fields.table("precision")),
             model=model,
             audio=audio,
-            files=_read_files(fields),
-            golden=_read_golden(fields.table("golden")),
+            files=files,
+            golden=_read_golden(fields.table("golden"), files),
             merge=_read_merge(fields.table("merge")),
             source=_read_source(fields.table("source")),
             versions=_read_versions(fields.table("versions")),
             engines=tuple(_read_engine(row) for row in fields.tables("engines")),
             preflight=fields.table("preflight", {}).values,
-            conformance=_read_conformance(fields.table("conformance", {})),
+            conformance=_read_conformance(fields.table("conformance", {}), files),
         )
 
     def verify(self, folder: Path) -> None:
@@ -238,7 +239,7 @@ def _check_format(fields: Fields) -> None:
     if (name, version) != (FORMAT, FORMAT_VERSION):
         raise BundleError(
             "bundle of another format",
-            got=f"{name} version {version}",
+            got=f"{shown(name)} version {version}",
             expected=f"{FORMAT} version {FORMAT_VERSION}",
             hint="export again with this version of save-deploy",
         )
@@ -282,8 +283,8 @@ def _read_files(fields: Fields) -> dict[str, FileRecord]:
 
 
 def _read_record(name: str, fields: Fields) -> FileRecord:
-    if not _is_inside(name):
-        raise fields.error("", got=repr(name)[:200], expected=_INSIDE)
+    if not bundle_files.is_inside(name):
+        raise fields.error("", got=repr(name)[:200], expected=bundle_files.INSIDE)
     return FileRecord(_hash(fields, "sha256"), fields.integer("size"))
 
 
@@ -293,15 +294,23 @@ def _read_precision(fields: Fields) -> dict[str, Any]:
         Precision.parse(text)
     except SaveDeployError as error:
         raise fields.error("precision", got=error.got, expected=error.expected) from None
+    floats = fields.table("floats", {}) if fields.values.get("floats") is not None else fields
+    for row in (*fields.tables("islands"), *floats.tables("islands")):
+        row.string("module")
+        _if_present(row, "reason", row.string)
+        _if_present(row, "value", row.number)
     return fields.values
 
 
-def _read_golden(fields: Fields) -> dict[str, Any]:
+def _read_golden(fields: Fields, files: Collection[str]) -> dict[str, Any]:
     """Empty where a bundle has no golden samples."""
     if fields.values:
         fields.integer("n", low=1, high=1 << 20)
         fields.number("audio_embedding_tolerance", 0.0)
         _strings(fields, "names")
+        for name in GOLDEN_FILES:
+            if name not in files:
+                raise fields.error("", got=f"no {name} in files", expected="all golden samples")
         budget = fields.table("budget")
         _if_present(budget, "max_abs_err", lambda key: budget.number(key, 0.0))
         budget.number("min_agreement", 0.0, 1.0)
@@ -314,14 +323,19 @@ def _read_golden(fields: Fields) -> dict[str, Any]:
 def _read_merge(fields: Fields) -> dict[str, Any]:
     for row in fields.tables("rewrites"):
         row.string("name")
+        for key in ("macs_before", "macs_after", "max_rel_diff"):
+            _if_present(row, key, row.number)
     return fields.values
 
 
 def _read_source(fields: Fields) -> dict[str, Any]:
-    for row in fields.tables("files"):
+    rows = fields.tables("files")
+    for row in rows:
         row.string("name")
         _hash(row, "sha256")
         row.integer("size")
+    if not rows:
+        raise fields.error("files", got="none", expected="at least the checkpoint")
     return fields.values
 
 
@@ -344,17 +358,17 @@ def _read_engine(fields: Fields) -> dict[str, Any]:
     return fields.values
 
 
-def _read_conformance(fields: Fields) -> dict[str, Any]:
+def _read_conformance(fields: Fields, files: Collection[str]) -> dict[str, Any]:
     """Empty where a bundle has no conformance samples."""
     if fields.values:
         for key in ("waveform", "audio_embedding", "mask_logits"):
-            _path(fields, key)
+            _path(fields, key, files)
         fields.integer("logits_step", low=1, high=1 << 13)
         fields.table("tolerances")
         for row in fields.tables("cases"):
             row.string("name")
             for key in ("frame", "sound", "mask"):
-                _path(row, key)
+                _path(row, key, files)
             _hash(row, "image_sha256")
     return fields.values
 
@@ -376,16 +390,10 @@ def _hash(fields: Fields, key: str) -> str:
     return text
 
 
-def _path(fields: Fields, key: str) -> None:
+def _path(fields: Fields, key: str, files: Collection[str] | None = None) -> None:
+    """files: where the name has to be listed."""
     name = fields.string(key)
-    if not _is_inside(name):
-        raise fields.error(key, got=repr(name)[:80], expected=_INSIDE)
-
-
-def _is_inside(name: str) -> bool:
-    """True for a relative path that stays below its folder, on every system, and prints as it is."""
-    path = PurePosixPath(name)
-    if ".." in path.parts or path.is_absolute() or not path.parts or not name.isprintable():
-        return False
-    too_long = len(name) > 1000 or any(len(part.encode()) > 255 for part in path.parts)
-    return not too_long and not re.search(r"[\\:]", name)
+    if not bundle_files.is_inside(name):
+        raise fields.error(key, got=repr(name)[:80], expected=bundle_files.INSIDE)
+    if files is not None and name not in files:
+        raise fields.error(key, got=name[:80], expected="a file with its size and sha256 in files")

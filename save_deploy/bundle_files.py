@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
 
 # Written for people, read by no runtime: a bundle runs without them, and with other line ends in them.
 FOR_PEOPLE = ("report.md", "report.json", "calibration.json")
+INSIDE = "a printable file name below the bundle, without .."
 Stamps = Mapping[str, tuple[int, ...]]
 _COPY = "copy the bundle again, or export it again"
 
@@ -37,6 +39,15 @@ def record_files(folder: Path, but: str) -> dict[str, FileRecord]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != but
     }
+
+
+def is_inside(name: str) -> bool:
+    """True for a relative path that stays below its folder, on every system, and prints as it is."""
+    path = PurePosixPath(name)
+    if ".." in path.parts or path.is_absolute() or not path.parts or not name.isprintable():
+        return False
+    too_long = len(name) > 1000 or any(len(part.encode()) > 255 for part in path.parts)
+    return not too_long and not re.search(r"[\\:]", name)
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:

@@ -51,6 +51,8 @@ def parse_json(
     """The object in a JSON text; `origin` stands at the start of every error."""
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in (text if isinstance(text, str) else text.decode()):
+            json.dumps(values, ensure_ascii=False).encode()  # half of a pair is no character
     except (ValueError, RecursionError) as problem:
         got = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{origin} is not JSON", got=got, hint=hint) from None
@@ -102,8 +104,8 @@ class Fields:
 
     def error(self, key: str, *, got: str, expected: str) -> SaveDeployError:
         """For a value that the caller's own check refuses."""
-        where = f"{self.origin}: {self.prefix}{key}".rstrip(".")
-        return self.error_type(where, got=got, expected=expected, hint=self.hint)
+        where = f"{self.origin}: {_plain(f'{self.prefix}{key}')}".rstrip(".")
+        return self.error_type(where, got=_plain(got), expected=expected, hint=self.hint)
 
     def take(self, key: str, kind: type, default: Any = _MISSING) -> Any:
         """The value of `key` if it is of this type; an integer is a number, a boolean is not."""
@@ -219,6 +221,12 @@ def shown(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _plain(text: str) -> str:
+    """Short, and without what a terminal would obey."""
+    cut = text if len(text) <= 4 * _SHOWN else text[: 4 * _SHOWN] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def _read_text(path: Path, what: str, error: type[SaveDeployError], hint: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from save_deploy.bundle import FileRecord, Manifest, audio_spec, model_spec
+from save_deploy.bundle import GOLDEN_FILES, GRAPHS, FileRecord, Manifest, audio_spec, model_spec
 from save_deploy.errors import BundleError
 from tests.conftest import make_tiny
 
 HASH = "0123456789abcdef" * 4
+PACK = [f"conformance/{name}" for name in ("a.png", "a.wav", "m.png", "w.npy", "e.npy", "l.npy")]
 
 
 def manifest() -> Manifest:
@@ -27,12 +28,10 @@ def manifest() -> Manifest:
     }
     return Manifest(
         config=config,
-        precision={"precision": "int8_fp16", "islands": ["image_encoder.blocks.0"]},
+        precision={"precision": "int8_fp16", "islands": [{"module": "image_encoder.blocks.0"}]},
         model=model_spec(config, 2),
         audio=audio_spec(),
-        files={
-            name: FileRecord(HASH, 1) for name in ("model.onnx", "audio.onnx", "golden/masks.npy")
-        },
+        files={name: FileRecord(HASH, 1) for name in (*GRAPHS, *GOLDEN_FILES, *PACK)},
         golden={
             "n": 2,
             "names": ["a", "b"],
@@ -94,7 +93,7 @@ def leaves(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 # not read here: for clients in other languages, for people, or by export/engine
-FREE = ("preprocessing", "meaning", "islands", "receipt")
+FREE = ("preprocessing", "meaning", "receipt")
 
 
 def with_value(values: dict[str, Any], at: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:

@@ -64,16 +64,17 @@ def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:
 
     try:
         receipt = Receipt.from_dict(entry["receipt"])
-    except (KeyError, TypeError) as error:
+        print_engine(entry, receipt)
+        parts = receipt.by_module()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # any value of any type
         raise BundleError(
             "receipt of an engine cannot be read",
             got=f"{entry.get('file')}: {error!r}",
             expected="a receipt of this version of save-deploy",
             hint="build the engine again: save-deploy build BUNDLE",
         ) from error
-    print_engine(entry, receipt)
     table = new_table("part", "kernels")
-    for part, n in receipt.by_module().items():
+    for part, n in parts.items():
         table.add_row(part, str(n))
     show(table)
     if kernels:
@@ -115,4 +116,5 @@ def _attentions(receipt: Receipt) -> str:
 
 
 def _without_kernels(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "receipt": {k: v for k, v in entry["receipt"].items() if k != "kernels"}}
+    receipt = entry.get("receipt") or {}
+    return {**entry, "receipt": {k: v for k, v in receipt.items() if k != "kernels"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,20 +203,21 @@ def test_a_compiled_model_is_whole_or_not_used(
 def test_workers_never_see_half_of_a_compiled_model(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one writes, another opens: the name appears with the whole content."""
-    folder, seen = strange_bundle(tmp_path / "b"), []
-    write = Path.open
+    """The name appears with the whole content behind it."""
+    folder, seen = strange_bundle(tmp_path / "b"), list[bytes | None]()
+    put = os.replace
 
-    def watched(path: Path, mode: str = "r", **rest: Any) -> Any:
-        if ".partial-" in path.name and path.suffix == ".blob":
-            seen.append(path.name)
-            assert path.name.startswith(".") and str(path.parent).startswith(str(cache))
-        return write(path, mode, **rest)
+    def watched(source: Any, target: Any) -> None:
+        if Path(target).suffix == ".blob":
+            assert not Path(target).exists()
+            seen.append(read_kept(Path(source)))
+        put(source, target)
 
-    monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr("os.replace", watched)
     logits(folder, "openvino")
-    assert len(set(seen)) == 2
-    assert not list(cache.rglob(".*.partial-*"))
+    assert len(seen) == 2 and all(seen)
+    kept = [path for path in cache.rglob("*") if path.is_file()]
+    assert sorted(kept) == sorted(cache.glob("openvino/*/*.blob")) and len(kept) == 2
 
 
 @pytest.mark.parametrize("how", ["written", "replaced"])
