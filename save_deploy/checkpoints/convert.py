@@ -70,7 +70,7 @@ def convert(
     theirs = from_save(state, config, layout)
     # clones: a view would store the whole memory behind it
     plain: dict[str, Any] = {k: v.detach().clone() for k, v in theirs.items()}
-    with new_file(out, what="the checkpoint") as partial:
+    with new_file(out, what="the checkpoint", replace=force) as partial:
         torch.save({table.wrapper: plain} if table.wrapper else plain, partial)
     left_out = tuple(k for k in state if k.startswith(table.leaves_out))
     return Conversion(out, layout, config, len(theirs), left_out, report)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from save_deploy.data.video import read_video_stretch
-from save_deploy.errors import DataError, SaveDeployError
+from save_deploy.errors import DataError, OutputError, SaveDeployError
 from save_deploy.runtime.video.options import RunOptions, Section
 from save_deploy.runtime.video.run import VideoRun
 from save_deploy.runtime.video.source import VideoSource
@@ -168,6 +168,22 @@ def test_runs_of_one_target_do_not_mix(film: Path, tmp_path: Path) -> None:
         assert path.with_name(path.name + ".partial").read_text() == "mine"
 
 
+def test_the_later_run_of_one_target_is_told(film: Path, tmp_path: Path) -> None:
+    """Without force the run that ends first wins whole; the other one writes none of its outputs."""
+    options = RunOptions(video=film, masks=tmp_path / "m", record=tmp_path / "o.json")
+    short = dataclasses.replace(options, record=None, section=Section(seconds=1))
+    started: list[int] = []
+
+    def on_frame() -> None:
+        if not started:
+            started.append(VideoRun(short)(Ears()).frames)
+
+    with pytest.raises(OutputError, match="not empty"):
+        VideoRun(options)(Ears(), on_frame=on_frame)
+    assert left_in(tmp_path) == {"film.mp4", "m"}
+    assert len(masks_in(tmp_path / "m")) == started[0]
+
+
 def test_an_error_leaves_nothing(film: Path, tmp_path: Path) -> None:
     (tmp_path / "o.json").write_text("mine")
     with pytest.raises(DataError, match="on purpose"):
@@ -212,7 +228,7 @@ def child(film: Path, **parts: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = child(film, step="print('frame', flush=True); time.sleep(0.2)")
     assert process.stdout is not None
