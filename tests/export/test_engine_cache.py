@@ -57,9 +57,10 @@ def make_bundle(folder: Path, **graph: Any) -> Path:
     attention_graph(folder / "model.onnx", **graph)
     (folder / "audio.onnx").write_bytes(b"not read here")
     config = make_tiny().config
+    source = {"files": [{"name": "a.safetensors", "sha256": "0" * 64, "size": 1}]}
     Manifest(
         config=config, precision={"precision": "fp16", "islands": []}, model=model_spec(config),
-        audio=audio_spec(), files=record_files(folder), golden={}, merge={}, source={}, versions={},
+        audio=audio_spec(), files=record_files(folder), golden={}, merge={}, source=source, versions={},
     ).write(folder)  # fmt: skip
     return folder
 
