@@ -210,7 +210,7 @@ def _filled(
     absent: Iterable[str], config: SaveConfig, sam: Path | None, vggish: Path | None
 ) -> dict[str, Tensor]:
     """Tensors of ours that the map does not give but the other files do."""
-    base = {}
+    base: dict[str, Tensor] = {}
     if sam is not None:
         base, preset = read_sam(sam)
         if preset != config.name:
