@@ -196,7 +196,7 @@ class SaveConfig:
     def from_fields(cls, fields: Fields) -> SaveConfig:
         """Inverse of to_dict, from a file. Raises the error type of `fields`, naming file and key, for
         a wrong type, a number out of range, an unknown key, and switches that exclude each other."""
-        values = {"image_adapter_skip": "gated"} | {
+        values: dict[str, Any] = {"image_adapter_skip": "gated"} | {
             f.name: take_switch(fields, f.name)
             for f in dataclasses.fields(cls)
             if f.name in fields or f.default is dataclasses.MISSING

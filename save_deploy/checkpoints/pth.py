@@ -125,7 +125,8 @@ def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
 
 def _count(value: Any) -> int:
     """Tensors with a name in a dict and the dicts in it, each once. An optimizer's are numbered."""
-    waiting, seen, count = [value], set(), 0
+    waiting, count = [value], 0
+    seen: set[int] = set()
     while waiting:
         found = waiting.pop()
         if isinstance(found, dict) and id(found) not in seen:
