@@ -13,6 +13,9 @@ def bench(options: BenchOptions) -> None:
     """Time eager, torch.compile, naive ONNX and merged graphs against each other in one run."""
     import shlex
 
+    from save_deploy.runtime.bench.entries import bundle_graphs, split_names
+
+    bundle_graphs(split_names(options.what))  # mistakes in names must not wait for torch
     from save_deploy.export.bench import benchmark
     from save_deploy.progress import progress
     from save_deploy.runtime.bench.report import print_result, write_result

@@ -18,10 +18,10 @@ from save_deploy import progress
 from save_deploy.checkpoints import load_model, save_checkpoint
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, OutputError, ParityError
+from save_deploy.export import prove
 from save_deploy.export.estimate import estimate
 from save_deploy.export.export import export
 from save_deploy.export.options import ExportOptions
-from save_deploy.export.quantize import explain
 from save_deploy.files import check_folder_target, new_folder
 from tests.command import run
 
@@ -115,7 +115,7 @@ def test_over_budget_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> No
 def test_fp8_without_a_backend_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explain, "available_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(prove, "available_backends", lambda: ("onnxruntime",))
     begun: list[str] = []
     with pytest.raises(BackendError, match="cannot be proven here"):
         export(

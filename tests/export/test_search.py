@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def test_interrupted_search_goes_on(tmp_path: Path) -> None:
 def test_a_damaged_file_is_evaluated_again(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text("{ not json")
     assert run(0.5, tmp_path / "search.json")[0].float_units == run(0.5)[0].float_units
+
+
+@pytest.mark.parametrize("garbage", [None, True, "high", 3, [], {}, {"m_j": "x"}, {"m_j": [1]}])
+def test_garbage_under_a_right_key_is_no_score(tmp_path: Path, garbage: object) -> None:
+    path = tmp_path / "search.json"
+    first, _ = run(0.5, path)
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(dict.fromkeys(kept, garbage)))
+    again, machine = run(0.5, path)
+    assert machine.calls and again.float_units == first.float_units
+    assert again.reused == 0 and json.loads(path.read_text()) == kept
 
 
 @pytest.mark.parametrize("budget", [1.0, 1.5, 3.0])
