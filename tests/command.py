@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,13 +26,18 @@ class Done:
 
 @contextlib.contextmanager
 def _kept_signals() -> Iterator[None]:
-    """The command line listens for interrupts; the tests must not go on with its handlers."""
+    """The command line listens for interrupts and sets a variable for its children; the tests must
+    not go on with either."""
     before = {
         sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
+    safe_path = os.environ.get("PYTHONSAFEPATH")
     try:
         yield
     finally:
+        os.environ.pop("PYTHONSAFEPATH", None)
+        if safe_path is not None:
+            os.environ["PYTHONSAFEPATH"] = safe_path
         for sent, handler in before.items():
             signal.signal(sent, handler)
 

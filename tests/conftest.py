@@ -19,9 +19,10 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     own = cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
     os.sched_setaffinity(0, own or cores)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As under nohup: programs that tests start and interrupt would inherit it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored as under nohup: programs that tests start and interrupt would inherit it.
+for sent, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(sent) is signal.SIG_IGN:
+        signal.signal(sent, usual)
 
 import pytest
 import torch

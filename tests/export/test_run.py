@@ -186,7 +186,7 @@ def test_replaced_only_when_complete(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text("half")
         _ = 1 / 0
     assert (target / "manifest.json").read_text() == "old"
-    with new_folder(target) as folder:
+    with new_folder(target, is_ours=lambda _: None) as folder:
         (folder / "manifest.json").write_text("new")
     assert (target / "manifest.json").read_text() == "new"
     assert leftovers(tmp_path) == ["b"]
@@ -200,8 +200,10 @@ def test_full_disk_is_an_error_not_a_traceback(tmp_path: Path) -> None:
 
 def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    with pytest.raises(OutputError, match="not a bundle"):
-        check_folder_target(tmp_path / "photos", force=True)
+    (tmp_path / "photos" / "a.jpg").touch()
+    done = run("export", "-o", "photos", "--force", cwd=tmp_path)
+    assert done.returncode == 1 and "what save-deploy did not write" in done.stderr
+    assert (tmp_path / "photos" / "a.jpg").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -82,7 +82,7 @@ def test_wrong_inputs_are_named(bundle: Path) -> None:
     with load(bundle) as pipeline:
         with pytest.raises(DataError, match="wrong frame"):
             pipeline(np.zeros((8, 8), np.uint8), np.zeros(16_000, np.float32))
-        with pytest.raises(DataError, match="wrong waveform"):
+        with pytest.raises(DataError, match="wrong sound"):
             pipeline(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 16_000), np.float32))
         with pytest.raises(DataError, match="wrong input image"):
             pipeline.model.infer({

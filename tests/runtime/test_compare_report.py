@@ -186,7 +186,9 @@ def test_sections_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
     } <= set(quantized.rows)
     receipt = found["m: Engine model.plan"]
     assert isinstance(receipt, Table)
-    assert {("fused", "5"), ("kernels", "2"), ("GPUs", "SM89")} <= set(receipt.rows)
+    assert {("attentions in one kernel", "5"), ("kernels", "2"), ("GPUs", "SM89")} <= set(
+        receipt.rows
+    )
     assert isinstance(found["m: Precision search, one unit alone in 8 bits"], Figure)
     assert "m: Precision search, budget 0.5 M_J points" in found
     plain = [s.title for s in bundle_sections(bundle, Manifest.read(bundle))]

@@ -19,6 +19,7 @@ from save_deploy.errors import DataError, OutputError, SaveDeployError
 from save_deploy.runtime.video.options import RunOptions, Section
 from save_deploy.runtime.video.run import VideoRun
 from save_deploy.runtime.video.source import VideoSource
+from tests import command
 from tests.runtime.films import (
     Ears,
     frames_of,
@@ -288,20 +289,18 @@ def test_a_film(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sound_of(tmp_path / "o.mp4") == sound_of(path)
 
 
-def test_verb_on_a_bundle(
-    bundle: Path, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verb_on_a_bundle(bundle: Path, film: Path, tmp_path: Path) -> None:
     """Masks as from single calls of the pipeline."""
-    from save_deploy.cli.run import run as verb
     from save_deploy.runtime.pipeline import load
 
-    verb(bundle, film, masks=tmp_path / "m", out=tmp_path / "o.mp4", fps=2.0, color="cyan")
-    assert "6 frames, 3 s heard" in capsys.readouterr().out
+    outputs = ("--masks", tmp_path / "m", "-o", tmp_path / "o.mp4")
+    done = command.run("run", bundle, film, *outputs, "--fps", "2", "--color", "cyan")
+    assert "6 frames, 3 s heard" in done.stdout, done.stderr
     frames, _ = read_video_stretch(film, 0, 3, [1.0, 2.5])
     heard = list(VideoSource(film).sound_seconds())
     with load(bundle) as pipeline:
         for frame, index, second in zip(frames, (2, 5), (1, 2), strict=True):
             expected = pipeline(frame, heard[second])
             np.testing.assert_array_equal(masks_in(tmp_path / "m")[index], expected)
-    with pytest.raises(DataError, match="unknown color"):
-        verb(bundle, film, out=tmp_path / "p.mp4", color="loud")
+    done = command.run("run", bundle, film, "-o", tmp_path / "p.mp4", "--color", "loud")
+    assert done.returncode == 1 and "unknown color" in done.stderr

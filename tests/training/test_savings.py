@@ -23,6 +23,7 @@ from save_deploy.training.parameters import (
 from save_deploy.training.start import fresh_model
 from save_deploy.training.step import TrainStep
 from save_deploy.training.systems_table import scene_batch
+from tests.conftest import randomise
 
 ALL = Savings(amp=True, checkpoint_blocks=True, moments="bf16")
 
@@ -49,7 +50,8 @@ def worst(a, b) -> float:  # type: ignore[no-untyped-def]
 
 
 def test_checkpointing_and_accumulation_keep_the_gradients(tiny) -> None:  # type: ignore[no-untyped-def]
-    learner = model(tiny)
+    # a fresh adapter has values at ReLU's corner, where rounding decides about a whole gradient
+    learner = randomise(model(tiny))
     plain = gradients(learner, Savings())
     assert worst(plain, gradients(learner, Savings(checkpoint_blocks=True))) < 1e-5
     assert worst(plain, gradients(learner, Savings(), parts=4)) < 1e-5
