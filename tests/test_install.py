@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 import venv
 import zipfile
@@ -162,9 +164,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     probe = ["-m", "pip", "download", "-q", "--no-deps", "-d", str(out / "probe"), "mdurl"]
     if subprocess.run([sys.executable, *probe], timeout=600).returncode:
         pytest.skip("no package index can be reached")
-    subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, timeout=600
-    )
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)]
+    with (Path(tempfile.gettempdir()) / "save-deploy-dist.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # setuptools writes beside the sources
+        subprocess.run(command, check=True, timeout=600)
     return out
 
 

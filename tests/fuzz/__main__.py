@@ -8,6 +8,7 @@ broke a reader.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import re
 import subprocess
@@ -32,13 +33,16 @@ def fuzz_python(kind: str, seconds: int, corpus: Path) -> subprocess.CompletedPr
 
 def build_cpp() -> Path:
     """The C++ fuzzer. Raises RuntimeError with the compiler's words."""
-    for args in (
-        ("-S", SOURCE, "--preset", "fuzz", openvino_dir()),
-        ("--build", FUZZ_BUILD, "-j", "2", "--target", "fuzz"),
-    ):
-        done = cmake(*args)
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+    FUZZ_BUILD.mkdir(parents=True, exist_ok=True)
+    with (FUZZ_BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes may want it
+        for args in (
+            ("-S", SOURCE, "--preset", "fuzz", openvino_dir()),
+            ("--build", FUZZ_BUILD, "-j", "2", "--target", "fuzz"),
+        ):
+            done = cmake(*args)
+            if done.returncode:
+                raise RuntimeError(done.stdout + done.stderr)
     return FUZZ_BUILD / "tests" / "fuzz"
 
 
