@@ -35,4 +35,4 @@ def test_cpp_readers(kind: str, tmp_path: Path) -> None:
         pytest.skip("not installed: apt-get install clang")
     done = fuzz.fuzz_cpp(fuzz.build_cpp(), kind, SECONDS, tmp_path)
     assert done.returncode == 0, fuzz.why(done)
-    assert fuzz.executions(done) > 1000
+    assert fuzz.executions(done) > 100
