@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from save_deploy.bundle import Manifest
+from save_deploy.errors import SaveDeployError
+from save_deploy.fields import read_json
 from save_deploy.runtime.html.data import Figure, Section, Table
 
 SENSITIVITY = "sensitivity.png"
+_Made = tuple[str, Table | Figure | str] | None
 
 
 def bundle_sections(folder: Path, manifest: Manifest, label: str = "") -> tuple[Section, ...]:
-    """Of the files the manifest lists and the manifest itself; what is not there is left out. label:
-    names the bundle in every title."""
-    report: dict[str, Any] = {}
-    if "report.json" in manifest.files:
-        report = json.loads((folder / "report.json").read_text())
-    quantization = manifest.precision.get("quantization") or {}
-    found: list[tuple[str, Table | Figure | str] | None] = [
-        _merge(manifest.merge),
-        _calibration(quantization),
-        _search(report.get("search")),
-        _sensitivity(folder, manifest),
-        _blocks(report.get("block_sqnr_db")),
-        _islands(manifest.precision),
-        *(_receipt(entry) for entry in manifest.engines),
+    """Sections from the manifest and the files it lists. label: names the bundle in every title.
+
+    A section whose values are missing, or are not of the kind that an export writes, is left out: a
+    bundle runs without its reports.
+    """
+    report = _report(folder, manifest)
+    makers: list[Callable[[], _Made]] = [
+        lambda: _merge(manifest.merge),
+        lambda: _calibration(manifest.precision.get("quantization") or {}),
+        lambda: _search(report.get("search")),
+        lambda: _sensitivity(folder, manifest),
+        lambda: _blocks(report.get("block_sqnr_db")),
+        lambda: _islands(manifest.precision),
+        *(partial(_receipt, entry) for entry in manifest.engines),
     ]
+    found = []
+    for make in makers:
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OSError):
+            found.append(make())
     before = f"{label}: " if label else ""
     return tuple(Section(before + item[0], item[1]) for item in found if item is not None)
+
+
+def _report(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Values of report.json; empty where it cannot be read."""
+    if "report.json" in manifest.files:
+        with contextlib.suppress(SaveDeployError):
+            return read_json(folder / "report.json", what="report").values
+    return {}
 
 
 def _merge(merge: Mapping[str, Any]) -> tuple[str, Table] | None:
@@ -63,7 +79,7 @@ def _calibration(quantization: Mapping[str, Any]) -> tuple[str, Table] | None:
         ("MatMuls with bias correction", str(len(quantization.get("bias_corrected", ())))),
     ]
     rows += [
-        (f"8-bit kernels on {backend}", f"{k['int8']} of {k['asked']}")
+        (f"INT8 kernels on {backend}", f"{k['int8']} of {k['asked']}")
         for backend, k in quantization.get("kernels", {}).items()
     ]
     return _table("Quantization and its calibration", ("", "value"), rows)
@@ -74,7 +90,7 @@ def _search(search: Mapping[str, Any] | None) -> tuple[str, Table] | None:
     if not search:
         return None
     rows = []
-    for key, words in (("eager", "eager"), ("full", "all in 8 bits"), ("chosen", "chosen")):
+    for key, words in (("eager", "eager"), ("full", "all quantized"), ("chosen", "chosen")):
         found = search.get(key)
         if isinstance(found, Mapping):
             rows.append((words, _number(found, "m_j", ".2f"), _number(found, "agreement", ".5f")))
@@ -85,8 +101,8 @@ def _search(search: Mapping[str, Any] | None) -> tuple[str, Table] | None:
 def _sensitivity(folder: Path, manifest: Manifest) -> tuple[str, Figure] | None:
     if SENSITIVITY not in manifest.files:
         return None
-    alt = "M_J lost when one unit alone is in 8 bits, by unit"
-    return "Precision search, one unit alone in 8 bits", Figure(
+    alt = "M_J lost when one unit alone is quantized, by unit"
+    return "Precision search, one unit alone quantized", Figure(
         (folder / SENSITIVITY).read_bytes(), alt
     )
 
@@ -112,7 +128,7 @@ def _receipt(entry: Mapping[str, Any]) -> tuple[str, Table] | None:
         "attentions": "attentions",
         "fused": "attentions in one kernel",
         "quantised_asked": "quantized MatMuls",
-        "quantised": "quantized MatMuls that multiply 8-bit numbers",
+        "quantised": "quantized MatMuls that multiply INT8 or FP8 numbers",
         "casts": "casts",
         "layout_copies": "layout copies",
     }

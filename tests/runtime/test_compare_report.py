@@ -182,15 +182,22 @@ def test_sections_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
     assert isinstance(quantized, Table)
     assert {
         ("measured on", "64 pairs of stamps"),
-        ("8-bit kernels on openvino", "53 of 54"),
+        ("INT8 kernels on openvino", "53 of 54"),
     } <= set(quantized.rows)
     receipt = found["m: Engine model.plan"]
     assert isinstance(receipt, Table)
     assert {("attentions in one kernel", "5"), ("kernels", "2"), ("GPUs", "SM89")} <= set(
         receipt.rows
     )
-    assert isinstance(found["m: Precision search, one unit alone in 8 bits"], Figure)
+    assert isinstance(found["m: Precision search, one unit alone quantized"], Figure)
     assert "m: Precision search, budget 0.5 M_J points" in found
+    whole = len(found)
+    strange = replace(manifest, merge={"rewrites": [{"name": "windows"}]})
+    assert len(bundle_sections(copy, strange, "m")) == whole - 1
+    (copy / "report.json").write_text('{"search": 3, "block_sqnr_db": {"a": []}}')
+    assert len(bundle_sections(copy, strange, "m")) == whole - 3
+    (copy / "report.json").unlink()
+    assert len(bundle_sections(copy, strange, "m")) == whole - 3
     plain = [s.title for s in bundle_sections(bundle, Manifest.read(bundle))]
     assert plain[0].startswith("Merge") and not any("alibration" in title for title in plain)
 
