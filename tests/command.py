@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,28 +21,10 @@ class Done:
     stderr: str
 
 
-@contextlib.contextmanager
-def _kept_signals() -> Iterator[None]:
-    """The command line listens for interrupts and sets a variable for its children; the tests must
-    not go on with either."""
-    before = {
-        sent: signal.getsignal(sent) for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    safe_path = os.environ.get("PYTHONSAFEPATH")
-    try:
-        yield
-    finally:
-        os.environ.pop("PYTHONSAFEPATH", None)
-        if safe_path is not None:
-            os.environ["PYTHONSAFEPATH"] = safe_path
-        for sent, handler in before.items():
-            signal.signal(sent, handler)
-
-
 def run(*args: str | Path, cwd: Path | None = None) -> Done:
     """`save-deploy ARGS` in a folder. An exception that the command line does not catch is raised."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, _kept_signals():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["save-deploy", *map(str, args)])
         if cwd is not None:
             patch.chdir(cwd)

@@ -75,6 +75,19 @@ def make_tiny(**changes: Any) -> SaveModel:
     return model.requires_grad_(False).eval()
 
 
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """The command line listens for interrupts and sets a variable for its children: neither outlives
+    a test that runs it in this process."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {sent: signal.getsignal(sent) for sent in signals}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONSAFEPATH", "")  # as if unset
+        yield
+    for sent, handler in before.items():
+        signal.signal(sent, handler)
+
+
 @pytest.fixture
 def tiny() -> Callable[..., SaveModel]:
     """Build a small model: tiny(depth=2, audio_mode="recursive", ...)."""
