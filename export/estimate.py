@@ -84,7 +84,7 @@ def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
 def peak_bytes(
     config: SaveConfig, eager_bytes: int, graph_bytes: int, options: ExportOptions
 ) -> int:
-    """Libraries, the weights once and what merging adds to them, activations; with 8 bits one FP32
+    """Libraries, the weights once and what merging adds to them, activations; with INT8 or FP8 one FP32
     session if that is more; for smaller models instead both FP32 sessions of the comparison, which
     pack copies of their own.
 

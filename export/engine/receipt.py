@@ -189,7 +189,7 @@ def failures(receipt: Receipt, allow: Allow) -> list[str]:
             f"{_few(receipt.unproven)} (--allow-unproven)"
         )
     if receipt.fp32_built and not allow.fp32:
-        found.append(f"MatMuls asked in 16 or 8 bits but built in FP32: {_few(receipt.fp32_built)} "
+        found.append(f"MatMuls asked in FP16, INT8 or FP8 but built in FP32: {_few(receipt.fp32_built)} "
                      "(--allow-fp32)")  # fmt: skip
     if receipt.dequantised and not allow.dequantised:
         found.append(

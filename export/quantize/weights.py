@@ -47,7 +47,7 @@ def scale_of(
         scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
     if not np.isfinite(scale).all():
         raise ExportError(
-            f"{name} is too large for 8 bits",
+            f"{name} is too large for INT8",
             got=f"values up to {np.max(amax):.3g}",
             expected=f"at most {fmt.levels * FP16_MAX:.3g}: scales are FP16 numbers",
             hint="such values are seldom meant: check the weights; or export without --int8 or --fp8",

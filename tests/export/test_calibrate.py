@@ -233,7 +233,7 @@ def test_a_range_no_scale_holds_is_named() -> None:
     model = make_tiny()
     with torch.no_grad():
         model.image_encoder.blocks[1].norm1.weight *= 1e8
-    with pytest.raises(ExportError, match=r"blocks\.1\.attn\.qkv is too large for 8 bits"):
+    with pytest.raises(ExportError, match=r"blocks\.1\.attn\.qkv is too large for INT8"):
         calibrate(model, deployed(model), selection(n=1))
 
 

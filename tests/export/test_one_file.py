@@ -39,7 +39,7 @@ def feeds() -> Arrays:
 @pytest.mark.parametrize("floats", ["fp32", "fp16"])
 @pytest.mark.parametrize("target", PER_BLOCK)
 def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> None:
-    """The very same bytes pass everywhere, with a kernel of 8 bits for every product that is asked.
+    """The very same bytes pass everywhere, with an INT8 kernel for every MatMul that is asked.
 
     FP16 float parts too: products are typed FP32 between Q/DQ and a cast, so no runtime falls back.
     """

@@ -150,7 +150,7 @@ def test_garbage_under_a_right_key_is_no_score(tmp_path: Path, garbage: object) 
 @pytest.mark.parametrize("budget", [1.0, 1.5, 3.0])
 @pytest.mark.parametrize("slow", ["attn", "mlp", "adapter"])
 def test_a_branch_that_is_slower_in_8_bits_stays_in_float(slow: str, budget: float) -> None:
-    """Also where the budget allows all of it in 8 bits: the cheapest choice is asked for."""
+    """Also where the budget allows all of it in INT8: the cheapest choice is asked for."""
     saves = {**SAVES, slow: -0.3}
     found, _ = run(budget, saves=saves)
     assert {u for u in UNITS if branch_of(u) == slow} <= set(found.float_units)

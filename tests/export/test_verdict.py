@@ -1,4 +1,4 @@
-"""The verdict on 8 bits from made-up timings, and which graphs a table is made of."""
+"""The verdict on INT8 from made-up timings, and which graphs a table is made of."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_options_of_gpu_providers(tmp_path: Path) -> None:
 def test_tensorrt_provider_takes_the_bundles_precision(
     precision: str, fp16: bool, int8: bool
 ) -> None:
-    """FP16 only where the bundle's floats are, 8 bits only where its products are."""
+    """FP16 only where the bundle's floats are, INT8 only where its MatMuls are."""
     ((_, options),) = _with_options(ort.TENSORRT, precision, None)
     assert options == {"trt_fp16_enable": str(fp16), "trt_int8_enable": str(int8)}
 
