@@ -19,6 +19,7 @@ from save_deploy.calibration.observe import Observer, observe
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import MIN_PAIRS, select_pairs
 from save_deploy.checkpoints import builtin_path, load_model
+from save_deploy.children import safe_path
 from save_deploy.config import AUDIO_DIM
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.graph import save_graph, trace, write_graph
@@ -69,7 +70,7 @@ def write_variants(
     In a process of its own: its memory must not weigh on what is measured afterwards.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with safe_path(), ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_write, list(names), folder, checkpoint, sam, res, batch).result()
 
 

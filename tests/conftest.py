@@ -77,13 +77,10 @@ def make_tiny(**changes: Any) -> SaveModel:
 
 @pytest.fixture(autouse=True)
 def process_as_before() -> Iterator[None]:
-    """The command line listens for interrupts and sets a variable for its children: neither outlives
-    a test that runs it in this process."""
+    """Handlers of the command line for interrupts do not outlive a test that runs it here."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {sent: signal.getsignal(sent) for sent in signals}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONSAFEPATH", "")  # as if unset
-        yield
+    yield
     for sent, handler in before.items():
         signal.signal(sent, handler)
 
@@ -253,6 +250,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if module_fixtures(item):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
     items.sort(key=_order)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where pytest-xdist ignores groups: fixtures of a module would be made twice."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if session.config.getoption("loadgroup", False) and grouped and "@" not in grouped[0].nodeid:
+        raise pytest.UsageError("pytest-xdist ignores xdist_group: pip install 'pytest<9.2'")
 
 
 def _order(item: pytest.Item) -> int:

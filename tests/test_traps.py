@@ -43,6 +43,28 @@ def plant(folder: Path, mark: Path) -> None:
         (folder / name / "__main__.py").write_text(text)
 
 
+def test_children_of_the_library_are_safe_too(tmp_path: Path) -> None:
+    """A program elsewhere that starts a child of multiprocessing while it stands in such a folder."""
+    mark, folder = tmp_path / "mark", tmp_path / "folder"
+    folder.mkdir()
+    plant(folder, mark)
+    program = tmp_path / "elsewhere" / "program.py"
+    program.parent.mkdir()
+    for start, executed in (("with safe_path(): child.start()", False), ("child.start()", True)):
+        program.write_text(
+            "import multiprocessing, os\n"
+            "from save_deploy.children import safe_path\n"
+            "if __name__ == '__main__':\n"
+            "    child = multiprocessing.get_context('spawn').Process(target=os.getpid)\n"
+            f"    {start}\n"
+            "    child.join()\n"
+            "    assert 'PYTHONSAFEPATH' not in os.environ\n"
+        )
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+        subprocess.run([sys.executable, str(program)], cwd=folder, env=environment, timeout=60)
+        assert mark.exists() == executed
+
+
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_nothing_of_the_folder_is_executed(tmp_path: Path, few: bool) -> None:
     """few: those that start children or read most of a bundle, without torch."""

@@ -189,8 +189,8 @@ def failures(receipt: Receipt, allow: Allow) -> list[str]:
             f"{_few(receipt.unproven)} (--allow-unproven)"
         )
     if receipt.fp32_built and not allow.fp32:
-        found.append(f"MatMuls asked in FP16, INT8 or FP8 but built in FP32: {_few(receipt.fp32_built)} "
-                     "(--allow-fp32)")  # fmt: skip
+        found.append("MatMuls asked in FP16, INT8 or FP8 but built in FP32: "
+                     f"{_few(receipt.fp32_built)} (--allow-fp32)")  # fmt: skip
     if receipt.dequantised and not allow.dequantised:
         found.append(
             f"quantized MatMuls that multiply floats: {len(receipt.dequantised)} of "

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.bundle import Arrays
+from save_deploy.children import safe_path
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import SaveDeployError
@@ -87,7 +88,8 @@ class OwnProcess:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other, self.open), daemon=True)
-        self._process.start()
+        with safe_path():
+            self._process.start()
         other.close()
         found: Started | None = self._receive("ready")
         if found is not None and self.started is not None:

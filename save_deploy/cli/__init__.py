@@ -5,7 +5,6 @@ Nothing heavy is imported before a verb runs, so --help answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from save_deploy import __version__
+from save_deploy.children import safe_path
 from save_deploy.cli import (
     bench,
     build,
@@ -125,7 +125,6 @@ def _single(name: str) -> typer.Typer:
 def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
     listen_for_interrupts()
-    os.environ["PYTHONSAFEPATH"] = "1"  # no child of ours imports from the current folder
     if sys.argv[1:] and "--help" not in sys.argv:  # typer's own help is colored, and shows no file
         protect_terminal()
     command = typer.main.get_command(app)
@@ -143,7 +142,7 @@ def _run(app: typer.Typer) -> None:
 
     command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
-        with named_extras():
+        with safe_path(), named_extras():
             code = command.main(standalone_mode=False)
         check_written()
     except SaveDeployError as error:
