@@ -28,6 +28,8 @@ from save_deploy.runtime.session.open import EngineOptions
 from tests.command import run
 from tests.runtime.engines import machine, record_of, with_engine, write_wav
 
+N_GOLDEN = 2  # samples of the bundle here
+
 
 class StandIn:
     """A session named as a GPU backend that runs model.onnx on the CPU; `change` spoils its logits."""
@@ -90,18 +92,18 @@ class Bench:
 
 
 @pytest.fixture
-def bench(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(bundle_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path / "cache"))
-    folder, _ = with_engine(bundle, tmp_path)
+    folder, _ = with_engine(bundle_fp32, tmp_path)
     return Bench(folder, monkeypatch, tmp_path / "cache" / "self_test")
 
 
 def test_tested_once_per_machine(bench: Bench) -> None:
-    assert bench.tested() == 4  # golden samples
+    assert bench.tested() == N_GOLDEN  # golden samples
     (verdict,) = bench.kept()
-    assert json.loads(verdict.read_text())["parity"]["n_frames"] == 4
+    assert json.loads(verdict.read_text())["parity"]["n_frames"] == N_GOLDEN
     assert bench.tested() == 0
-    assert bench.tested(self_test=True) == 4
+    assert bench.tested(self_test=True) == N_GOLDEN
     assert bench.tested(self_test=False) == 0
 
 
@@ -115,7 +117,7 @@ def test_tested_once_per_machine(bench: Bench) -> None:
 def test_another_machine_is_tested_again(bench: Bench, changes: dict[str, Any]) -> None:
     bench.tested()
     bench.machine = machine(**changes)
-    assert bench.tested() == 4 and len(bench.kept()) == 2
+    assert bench.tested() == N_GOLDEN and len(bench.kept()) == 2
 
 
 def test_another_engine_is_tested_again(bench: Bench) -> None:
@@ -125,7 +127,7 @@ def test_another_engine_is_tested_again(bench: Bench) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     manifest.files[path.name] = record_of(path)
     manifest.write(bench.folder)
-    assert bench.tested() == 4
+    assert bench.tested() == N_GOLDEN
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_a_wrong_engine_is_refused_every_time(bench: Bench, change: Any) -> None
     with load(bench.folder, self_test=False) as pipeline:
         assert pipeline.backend == "tensorrt_rtx"
     bench.change = lambda logits: logits
-    assert bench.tested() == 4 and bench.tested() == 0
+    assert bench.tested() == N_GOLDEN and bench.tested() == 0
 
 
 def test_a_wrong_engine_loses_its_good_verdict(bench: Bench) -> None:
@@ -160,12 +162,12 @@ def test_a_damaged_verdict_counts_for_nothing(bench: Bench, content: str) -> Non
     bench.tested()
     (verdict,) = bench.kept()
     verdict.write_text(content)
-    assert bench.tested() == 4 and bench.tested() == 0
+    assert bench.tested() == N_GOLDEN and bench.tested() == 0
 
 
 def test_no_place_for_verdicts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAVE_DEPLOY_CACHE", "/proc/nowhere")
-    assert [bench.tested(), bench.tested()] == [4, 4]
+    assert [bench.tested(), bench.tested()] == [N_GOLDEN, N_GOLDEN]
 
 
 def test_a_full_disk_keeps_nobody_from_loading(
@@ -176,9 +178,9 @@ def test_a_full_disk_keeps_nobody_from_loading(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
-        assert bench.tested() == 4
+        assert bench.tested() == N_GOLDEN
     assert "was not kept" in caplog.text and bench.kept() == []
-    assert bench.tested() == 4 and bench.tested() == 0
+    assert bench.tested() == N_GOLDEN and bench.tested() == 0
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
@@ -186,7 +188,7 @@ def test_onnxruntime_on_a_gpu_is_tested_too(
     bench: Bench, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once per GPU, driver and version of what runs there."""
-    assert [bench.tested(backend) for _ in range(2)] == [4, 0]
+    assert [bench.tested(backend) for _ in range(2)] == [N_GOLDEN, 0]
     (verdict,) = bench.kept()
     key = json.loads(verdict.read_text())["key"]
     assert key["driver"] == "580.65.06" and key["gpu"][0] == "NVIDIA L4"
@@ -195,7 +197,7 @@ def test_onnxruntime_on_a_gpu_is_tested_too(
         "files"
     ]
     monkeypatch.setattr(onnxruntime, "__version__", "99.0")
-    assert bench.tested(backend) == 4
+    assert bench.tested(backend) == N_GOLDEN
     bench.change = lambda logits: -logits
     bench.machine = machine(driver="590.1")
     with pytest.raises(ParityError, match="--no-self-test"):
@@ -225,35 +227,35 @@ def test_verbs_can_leave_it_out(
     assert run(*asked, "--no-self-test").returncode == 0
     assert bench.engines[-1].calls == 1 and bench.kept() == []
     assert run(*asked).returncode == 0
-    assert bench.engines[-1].calls == 5 and len(bench.kept()) == 1
+    assert bench.engines[-1].calls == N_GOLDEN + 1 and len(bench.kept()) == 1
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_cpu_backends_when_asked(bundle: Path, backend: str, bench: Bench) -> None:
-    load(bundle, backend=backend, self_test=True).close()
+def test_cpu_backends_when_asked(bundle_fp32: Path, backend: str, bench: Bench) -> None:
+    load(bundle_fp32, backend=backend, self_test=True).close()
     assert bench.kept() == []
 
 
-def test_a_changed_graph_fails_on_the_cpu_too(bundle: Path, bench: Bench) -> None:
+def test_a_changed_graph_fails_on_the_cpu_too(bundle_fp32: Path, bench: Bench) -> None:
     """Twin: the same bundle with a final product of other sign."""
-    manifest = Manifest.read(bundle)
-    with load(bundle, backend="onnxruntime") as pipeline:
+    manifest = Manifest.read(bundle_fp32)
+    with load(bundle_fp32, backend="onnxruntime") as pipeline:
         seen: list[int] = []
         count = lambda: seen.append(1)
-        good = golden_parity(pipeline, bundle, manifest, hint="x", on_first=count)
-        assert good.n_frames == 4 and seen == [1]
+        good = golden_parity(pipeline, bundle_fp32, manifest, hint="x", on_first=count)
+        assert good.n_frames == N_GOLDEN and seen == [1]
         spoiled = SavePipeline(
             config=pipeline.config, precision="fp16", audio=pipeline.audio,
-            model=StandIn(bundle / "model.onnx", manifest.model, lambda a: 1 - a),
+            model=StandIn(bundle_fp32 / "model.onnx", manifest.model, lambda a: 1 - a),
         )  # fmt: skip
         with pytest.raises(ParityError, match=r"parity budget(.|\n)*do that"):
-            golden_parity(spoiled, bundle, manifest, hint="do that")
+            golden_parity(spoiled, bundle_fp32, manifest, hint="do that")
 
 
-def test_wrong_sound_is_noticed(bundle: Path) -> None:
-    manifest = Manifest.read(bundle)
-    with load(bundle, backend="onnxruntime") as pipeline:
+def test_wrong_sound_is_noticed(bundle_fp32: Path) -> None:
+    manifest = Manifest.read(bundle_fp32)
+    with load(bundle_fp32, backend="onnxruntime") as pipeline:
         embed = pipeline.embed
         pipeline.embed = lambda waveform: embed(waveform) + 1  # type: ignore[method-assign]
         with pytest.raises(ParityError, match="audio embedding differs"):
-            golden_parity(pipeline, bundle, manifest, hint="x")
+            golden_parity(pipeline, bundle_fp32, manifest, hint="x")
