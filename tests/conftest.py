@@ -218,7 +218,10 @@ def has_stamps() -> bool:
 
 
 # Fixtures that export a model or build the C++ runtime.
-HEAVY = {"bundle", "bundle_int8", "bundle_fp32", "other", "small", "found", "build"}
+HEAVY = {
+    "bundle", "bundle_int8", "bundle_fp32", "other", "small", "found", "build", "built", "prepared",
+    "files", "results",
+}  # fmt: skip
 
 
 def module_fixtures(item: pytest.Item) -> bool:

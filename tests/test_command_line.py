@@ -32,6 +32,7 @@ def version_of(blocked: str = "") -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_version_imports_no_backend() -> None:
     lines = version_of(blocked="torch onnxruntime openvino tensorrt tensorrt_rtx")
     assert lines[0] == f"save-deploy {save_deploy.__version__}"
@@ -72,6 +73,7 @@ def test_control_characters_are_shown_and_not_sent() -> None:
     assert visible(os.fsdecode(b"\xff.png")) == r"\xff.png"
 
 
+@pytest.mark.slow
 def test_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
     """In errors, in tables of Rich, whose markup they may be, and on both streams."""
     done = run("inspect", tmp_path / ESCAPES)
@@ -85,6 +87,7 @@ def test_names_reach_the_terminal_as_text(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-", "| true"])
 def test_standard_output_that_cannot_be_written(where: str) -> None:
     command = f"'{sys.executable}' -P -m save_deploy recipes {where}; exit ${{PIPESTATUS[0]}}"
@@ -94,6 +97,7 @@ def test_standard_output_that_cannot_be_written(where: str) -> None:
     assert len(lines) == 4
 
 
+@pytest.mark.slow
 def test_an_encoding_without_our_characters() -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "save_deploy", "inspect", "Zo\u00eb"],

@@ -64,6 +64,7 @@ def test_every_optional_package_is_in_its_extra(module: str) -> None:
     assert distribution_of(module) in distributions(extras[EXTRA_OF[module]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["save_deploy", "export", "runtime", "calibration"])
 def test_every_import_is_a_dependency(folder: str) -> None:
     """Of the base, or of an extra that a missing package is traced to."""
@@ -88,6 +89,7 @@ def test_unknown_missing_module_stays_a_bug() -> None:
         raise ModuleNotFoundError("No module named 'save_deploy.gone'", name="save_deploy.gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "blocked", "extra"),
     [

@@ -121,6 +121,7 @@ def circles(edges: dict[str, frozenset[str]]) -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_imports_point_one_way() -> None:
     wrong = []
     for module, path in modules().items():
@@ -139,6 +140,7 @@ def test_exceptions_are_needed() -> None:
             assert parts <= {part_of(other) for other in imports(module)}, name
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_through_others() -> None:
     found = circles({module: imports(module) for module in modules()})
     assert found == []
@@ -154,6 +156,7 @@ def test_no_file_is_too_long() -> None:
     assert not {path.name: n for path, n in lines.items() if n > MAX_LINES}
 
 
+@pytest.mark.slow
 def test_imports_without_torch() -> None:
     """A deployment needs no torch; --help does not wait for it."""
     code = (
@@ -193,12 +196,14 @@ VERBS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_help(verb: str) -> None:
     done = run(*verb.split(), "--help")
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_help_of_a_process() -> None:
     """`python -m save_deploy` is the command line too."""
     args = [sys.executable, "-m", "save_deploy", "export", "--help"]
@@ -206,6 +211,7 @@ def test_help_of_a_process() -> None:
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_readme_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every make target and option the README shows is real."""
     monkeypatch.setenv("COLUMNS", "300")  # no option is cut
@@ -219,6 +225,7 @@ def test_readme_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(re.findall(r"save-\w+ .*?(--[a-z0-9-]+)", readme)) <= known
 
 
+@pytest.mark.slow
 def test_repository_names_no_machine() -> None:
     """No absolute path of the machine it was written on."""
     tracked = subprocess.run(

@@ -63,6 +63,7 @@ def test_a_mask_leaves_nothing_and_asks_nobody(bundle_fp32: Path, tmp_path: Path
     assert start(tmp_path, _RUN, bundle_fp32, "0.5") == ([], [])
 
 
+@pytest.mark.slow
 def test_the_resolver_would_have_seen_it(tmp_path: Path) -> None:
     """OpenVINO imported by itself writes an identifier and asks for its server."""
     pytest.importorskip("openvino_telemetry")
@@ -76,6 +77,7 @@ def test_openvino_telemetry_is_still_there_for_others() -> None:
     assert sys.modules["openvino_telemetry"] is telemetry
 
 
+@pytest.mark.slow
 def test_nobody_else_imports_them() -> None:
     wrong = []
     for name, path in modules().items():

@@ -62,6 +62,7 @@ def manifest() -> Manifest:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path) -> None:
     manifest().write(tmp_path)
     assert Manifest.read(tmp_path) == manifest()
@@ -105,6 +106,7 @@ def with_value(values: dict[str, Any], at: tuple[Any, ...], change: Callable[[An
     return changed
 
 
+@pytest.mark.slow
 def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
     """Each value in turn, replaced by one of another JSON type."""
     manifest().write(tmp_path)

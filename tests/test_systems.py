@@ -44,6 +44,7 @@ def tiny(system: str, **changes: Any) -> SaveModel:
     return make_tiny(**{**switches, "system": system, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("system", LEARNED)
 def test_learned_parameters(system: str, backbone: str) -> None:
@@ -53,6 +54,7 @@ def test_learned_parameters(system: str, backbone: str) -> None:
     assert sum(p.numel() for p in learned.values()) == LEARNED[system][backbone] - UNUSED
 
 
+@pytest.mark.slow
 def test_gavs_parameters() -> None:
     """Three visual bottlenecks, two in the decoder, a 128-512-256 prompt, norms of the last two."""
     with torch.device("meta"):
@@ -65,6 +67,7 @@ def test_gavs_parameters() -> None:
     assert sum(p.numel() for p in learned.values()) == visual + decoder + prompt + norms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s != "sam"])
 def test_a_step_trains_exactly_what_it_should(system: str) -> None:
     model = tiny(system).train()
@@ -73,6 +76,7 @@ def test_a_step_trains_exactly_what_it_should(system: str) -> None:
     assert groups == set(SYSTEMS[system].trains)
 
 
+@pytest.mark.slow
 def test_a_step_that_trains_too_little_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin: a prompt that the decoder never reads does not move."""
     model = tiny("save").train()
@@ -88,6 +92,7 @@ def decode_without_prompt(model: SaveModel, x: torch.Tensor, source: torch.Tenso
     return decode_masks(None, model.prompt_encoder, model.mask_decoder, x, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_it_scores_and_keeps_its_name(system: str, tmp_path: Path) -> None:
     model = tiny(system)
@@ -131,6 +136,7 @@ def test_export_with_parity(system: str, tmp_path: Path) -> None:
     assert np.abs(other - expected).max() > 1e-3 * spread
 
 
+@pytest.mark.slow
 def test_oracle_equals_segment_anything() -> None:
     """The best of SAM's masks at grid points, against segment-anything's own predictor."""
     model = tiny("sam")
@@ -168,6 +174,7 @@ def test_oracle_equals_segment_anything() -> None:
     assert iou(got) >= max(iou(c[0]) for c in candidates)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from save_deploy.checkpoints import load_model
 
@@ -189,6 +196,7 @@ def test_unknown_system_and_backbone() -> None:
         SaveConfig(**{**TINY, "post_fusion": "add"})
 
 
+@pytest.mark.slow
 def test_three_layer_audio_mlp() -> None:
     """Table 9's variant is a switch: one more linear per block."""
     two, three = make_tiny(), make_tiny(audio_layers=3)

@@ -69,6 +69,7 @@ def test_every_kind_of_field() -> None:
     assert isinstance(outer.names, tuple) and outer.hidden == "kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

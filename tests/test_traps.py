@@ -65,6 +65,7 @@ def test_children_of_the_library_are_safe_too(tmp_path: Path) -> None:
         assert mark.exists() == executed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_nothing_of_the_folder_is_executed(tmp_path: Path, few: bool) -> None:
     """few: those that start children or read most of a bundle, without torch."""

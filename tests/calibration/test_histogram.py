@@ -103,6 +103,7 @@ def plain_divergence(histogram: Histogram, groups: int) -> NDArray[np.float64]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [127, 31])
 @pytest.mark.parametrize("kind", ["gaussian", "outliers", "uniform"])
 def test_entropy_is_the_least_divergence(kind: str, levels: int) -> None:

@@ -34,6 +34,7 @@ def chosen(name: object) -> Selection:
     return select_pairs(str(name), 32, res=RES)
 
 
+@pytest.mark.slow
 def test_pairs_of_other_splits_differ() -> None:
     other = collect_pairs(open_dataset("scenes", split="test"), 8, res=RES)
     refuse_overlap(chosen_scenes(), other, "the golden samples")
@@ -50,6 +51,7 @@ def test_an_equal_pair() -> None:
     refuse_overlap(found, replace(other, image=image), "the frame alone is no pair")
 
 
+@pytest.mark.slow
 def test_pairs_of_another_size_cannot_be_compared() -> None:
     other = collect_pairs(open_dataset("scenes", split="test"), 2, res=16)
     with pytest.raises(ValueError, match="16"):
@@ -104,6 +106,7 @@ def test_clip_of_a_pair(pair: str, clip: str) -> None:
     assert clip_of(pair) == clip
 
 
+@pytest.mark.slow
 def test_pairs_from_elsewhere_are_compared_by_name(tmp_path: Path) -> None:
     """Of a finished table or a folder of videos, with the dataset that accuracy is measured on."""
     base = write_s4(tmp_path / "released", {"cat": 1})
@@ -117,6 +120,7 @@ def test_pairs_from_elsewhere_are_compared_by_name(tmp_path: Path) -> None:
         refuse_test_names(films.pairs.names, str(data), "the films")
 
 
+@pytest.mark.slow
 def test_nothing_is_known_of_videos_and_generated_data(tmp_path: Path) -> None:
     write_clip(tmp_path / "v.mp4", seconds=35)
     films = chosen(tmp_path)

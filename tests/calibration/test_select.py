@@ -48,6 +48,7 @@ def set_level(path: Path, level: float) -> None:
 # --- what is chosen
 
 
+@pytest.mark.slow
 def test_scenes_are_spread() -> None:
     """As in training: mostly one source, sometimes none or two; every single category is met."""
     read: list[int] = []
@@ -68,6 +69,7 @@ def test_scenes_are_spread() -> None:
         assert sum(counts.values()) == 48
 
 
+@pytest.mark.slow
 def test_scenes_with_two_sources() -> None:
     found = pick("scenes:ms3")
     assert found.strata["sources"] == {"2": 32}
@@ -81,6 +83,7 @@ def test_stamps() -> None:
     assert found.strata["sources"] == {"2": 32} and found.split == "val"
 
 
+@pytest.mark.slow
 def test_pairs_are_of_the_dataset() -> None:
     """Frame, sound and mask of one name belong together: read again by clip and frame number."""
     found = pick("scenes:s4", seed=3)
@@ -98,6 +101,7 @@ def test_pairs_are_of_the_dataset() -> None:
     assert set(frames) == set("12345"), "not always the same frame of a clip"
 
 
+@pytest.mark.slow
 def test_same_seed_same_pairs(tmp_path: Path) -> None:
     base = write_s4(tmp_path, {"cat": 60, "horn": 60})
     for name in ("scenes", base):
@@ -108,6 +112,7 @@ def test_same_seed_same_pairs(tmp_path: Path) -> None:
         assert set(other.pairs.pair_sha256) != set(first.pairs.pair_sha256)
 
 
+@pytest.mark.slow
 def test_pair_hashes() -> None:
     pairs = scenes().pairs
     digests = pairs.pair_sha256
@@ -120,6 +125,7 @@ def test_pair_hashes() -> None:
     assert [i for i in range(32) if changed[i] != digests[i]] == [5, 7]
 
 
+@pytest.mark.slow
 def test_released_categories_take_turns(tmp_path: Path) -> None:
     """200, 30 and 4 clips: the small categories are used up, the large one fills the rest."""
     base = write_s4(tmp_path, {"cat": 200, "dog": 30, "horn": 4})
@@ -182,6 +188,7 @@ def test_dict_is_json() -> None:
     assert shown["sha256"] == found.pairs.sha256 and shown["strata"] == found.strata
 
 
+@pytest.mark.slow
 def test_videos(tmp_path: Path) -> None:
     """Three films of 12, 15 and 10 seconds: 35 frames; none has a label."""
     for k, seconds in enumerate((12, 15, 10)):
@@ -213,6 +220,7 @@ def test_bad_clips(tmp_path: Path) -> None:
         pick(base, skip_bad=True)
 
 
+@pytest.mark.slow
 def test_videos_without_sound_are_listed(tmp_path: Path) -> None:
     write_clip(tmp_path / "a.mp4", seconds=40)
     write_clip(tmp_path / "b.mp4", seconds=5, tone=False)
@@ -257,6 +265,7 @@ def test_the_same_pair_again_does_not_count(tmp_path: Path) -> None:
         pick(base)
 
 
+@pytest.mark.slow
 def test_too_much_silence(tmp_path: Path) -> None:
     """20 seconds to hear allow 2 silent ones."""
     base = write_s4(tmp_path, {"cat": 60})

@@ -31,6 +31,7 @@ def same(one: SaveModel, other: SaveModel) -> bool:
     return one.config == other.config and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
+@pytest.mark.slow
 def test_sama_to_ours_and_back(tmp_path: Path) -> None:
     state = sama_state(sam_modules())
     torch.save(state, tmp_path / "in.pth")
@@ -46,6 +47,7 @@ def test_sama_to_ours_and_back(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_gavs_to_ours_and_back(tmp_path: Path) -> None:
     torch.save(gavs_state(sam_modules(depth=5), 5, 2), tmp_path / "in.pth")
     torch.save(vggish_state(), tmp_path / "vggish.pth")
@@ -73,6 +75,7 @@ def test_save_to_med2d_is_a_base(tmp_path: Path) -> None:
     assert all(torch.equal(v, model[k]) for k, v in base.items())
 
 
+@pytest.mark.slow
 def test_adapters_over_sam_become_complete(tmp_path: Path) -> None:
     torch.save(sam_state(sam_modules(1024)), tmp_path / "sam.pth")
     model = load_model(save_model(tmp_path / "m.safetensors"))
@@ -83,6 +86,7 @@ def test_adapters_over_sam_become_complete(tmp_path: Path) -> None:
     assert same(whole, load_model(adapters, sam=tmp_path / "sam.pth"))
 
 
+@pytest.mark.slow
 def test_adapters_over_med2d_keep_their_own(tmp_path: Path) -> None:
     """A base with image adapters of its own does not overwrite or add to the trained ones."""
     convert(
@@ -165,6 +169,7 @@ def in_own_names(model: SaveModel) -> dict[str, torch.Tensor]:
     return turned
 
 
+@pytest.mark.slow
 def test_names_of_ones_own(tmp_path: Path) -> None:
     """A map gives the same model; what it leaves out, what fits nothing and what is zero is told."""
     model = load_model(save_model(tmp_path / "m.safetensors"))

@@ -54,6 +54,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapper", ["", "model"])
 def test_sama_computes_what_its_code_computes(tmp_path: Path, prefix: str, wrapper: str) -> None:
@@ -97,6 +98,7 @@ def test_sama_from_our_training(tmp_path: Path) -> None:
     assert torch.equal(loaded(frame, log_mel), model(frame, log_mel))
 
 
+@pytest.mark.slow
 def test_sama_of_vit_h_has_every_parameter_of_its_code() -> None:
     """SPEC 7: 715,996,004 parameters; ours add the rest of SAM's prompt encoder, never read."""
     config = SaveConfig.of_system("sama_avs", "vit_h", res=1024)
@@ -112,6 +114,7 @@ def test_sama_of_vit_h_has_every_parameter_of_its_code() -> None:
     assert (layout.backbone, layout.res) == ("vit_h", 1024)
 
 
+@pytest.mark.slow
 def test_sama_at_another_resolution_is_the_fine_tuned_row(tmp_path: Path) -> None:
     path = saved(tmp_path / "f.pth", sama_state(sam_modules(1024)))
     assert load_model(path).config.system == "sama_avs"
@@ -135,6 +138,7 @@ def test_of_another_system(tmp_path: Path) -> None:
         load_model(system="yolo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune_v", [2, 1])
 def test_gavs_computes_what_its_code_computes(tmp_path: Path, tune_v: int) -> None:
     """On BGR frames, with the adapters of the last three blocks, or of as many as were tuned."""

@@ -162,6 +162,7 @@ def test_damaged_headers(tmp_path: Path, changes: dict[str, str], message: str) 
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read there")
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_large_files_are_not_read(tmp_path: Path, kind: str) -> None:

@@ -57,6 +57,7 @@ FILES: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_any_suffix_wrapper_and_prefix(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -147,6 +148,7 @@ def test_a_dict_that_contains_itself(tmp_path: Path) -> None:
         open_weights(tmp_path / "f.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

@@ -314,6 +314,7 @@ def test_names_that_look_like_addresses(
     assert films.left_in(tmp_path) == {name, "o" + name}
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps(tmp_path: Path) -> None:
     """An hour is filled with silence; what would take days is refused, but for what lies before it."""
     for jump in (3600.0, 1.7e9):

@@ -54,6 +54,7 @@ def test_twelve_different_voices() -> None:
     assert distance.min() > 3
 
 
+@pytest.mark.slow
 def test_swapped_sound_is_another_objects() -> None:
     clips = Scenes(n_clips=6)
     wrong, silent = swap_sound(clips, "wrong"), swap_sound(clips, "silent")

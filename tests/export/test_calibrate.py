@@ -80,6 +80,7 @@ def test_every_product_has_a_range(table: CalibrationTable) -> None:
     assert table.model == model_entry(make_tiny())
 
 
+@pytest.mark.slow
 def test_range_of_a_smoothed_tensor(tmp_path: Path) -> None:
     """Of all methods as in a histogram of the smoothed model's own values: the maximum exactly, the
     others, from sampled rows, nearly."""
@@ -120,6 +121,7 @@ def test_channel_maxima_are_no_row() -> None:
         assert found.amax[method] == pytest.approx(exact.amax(method), rel=0.05), method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smooth", [True, False])
 def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool) -> None:
     """Logits of the quantized graph against eager: 20 dB and more between with and without."""
@@ -143,6 +145,7 @@ def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool
     assert db > 33 if smooth else db < 30
 
 
+@pytest.mark.slow
 def test_float_units_stay_float(table: CalibrationTable) -> None:
     deploy = deployed(make_tiny())
     image, sound = torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, 128)
@@ -167,6 +170,7 @@ def test_bias_correction_takes_the_mean_error_away() -> None:
     assert not module._bias_helps(centered, weight, np.zeros(32), float(np.abs(centered).max()))
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(module._Saver, "__call__", _save_always)
@@ -237,6 +241,7 @@ def test_a_range_no_scale_holds_is_named() -> None:
         calibrate(model, deployed(model), selection(n=1))
 
 
+@pytest.mark.slow
 def test_a_finished_table_is_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

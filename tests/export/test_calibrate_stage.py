@@ -35,6 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_clips_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They end the run, or are passed over and listed: in the table and on the screen."""
@@ -55,6 +56,7 @@ def test_clips_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "peak" not in (tmp_path / "t.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_test_clips_by_name(table: CalibrationTable, tmp_path: Path) -> None:
     """A finished table, and videos, whose clips are test clips of the dataset of the golden samples."""

@@ -175,6 +175,7 @@ def changed(source: Path, out: Path, change: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_scales_on_the_wrong_axis_are_reported(files: dict[str, Path], tmp_path: Path) -> None:
     """Per-channel scales along the summed axis: TensorRT builds it, and multiplies floats."""
 
@@ -323,6 +324,7 @@ def test_fp32_on_turing_is_refused_before_building(files: dict[str, Path], tmp_p
     assert built(attention_graph(tmp_path / "a.onnx"), tmp_path, turing).targets == ("SM75",)
 
 
+@pytest.mark.slow
 def test_options_reach_the_builder(tmp_path: Path) -> None:
     """Targets change the header's mask; the other options are accepted."""
     path = attention_graph(tmp_path / "a.onnx")
@@ -343,6 +345,7 @@ def test_no_tf32() -> None:
     assert not config.get_flag(tf32) and config.flags == 0
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_workers(tmp_path: Path) -> None:
     """Linux carries a parent's peak into its children's ru_maxrss."""
     ballast = np.ones(100_000_000)
@@ -357,6 +360,7 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert caught.value.exit_code == 3 and "save-deploy[rtx]" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_external_weights(files: dict[str, Path], tmp_path: Path) -> None:
     """They are found, and are part of the content hash."""
     model = onnx.load(files["fp16"])

@@ -118,6 +118,7 @@ def built(path: Path) -> Receipt:
     return result.receipt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("res", "precision"), RUNS)
 def test_engine(res: int, precision: str, graphs: Graphs) -> None:
     """Every attention is one kernel (FP32: TensorRT fuses none but that of a single query), every
@@ -136,6 +137,7 @@ def test_engine(res: int, precision: str, graphs: Graphs) -> None:
     assert receipt.activation_bytes <= MORE * measured.activation_mb * 1e6
 
 
+@pytest.mark.slow
 def test_bf16_of_the_eager_model_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

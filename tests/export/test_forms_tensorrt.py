@@ -83,6 +83,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.slow
 @needs_rtx
 @pytest.mark.parametrize("name", ENGINES)
 def test_tiny_engine(name: str, tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_tiny_engine(name: str, tmp_path: Path) -> None:
     assert receipt.warnings == ()
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_other_forms_show_in_the_receipt(tmp_path: Path) -> None:
     """Twins: products apart need more kernels, an FP32 product is never fused."""
@@ -182,6 +184,7 @@ def run_half(path: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
         return evaluator.run(None, feeds)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Path) -> None:
     """They are divided and multiplied back, nothing else becomes FP32, and masks are right."""
@@ -203,6 +206,7 @@ def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Pa
     assert not np.abs(wrong - expected).max() <= 0.02 * np.ptp(expected)
 
 
+@pytest.mark.slow
 def test_scores_with_a_bias_in_half(tiny_inputs: Inputs, tmp_path: Path) -> None:
     """The same in an encoder block, whose position terms are added to the scores."""
     model = make_tiny()
@@ -247,6 +251,7 @@ def demo_plan(demo: SaveModel) -> Fp16Plan:
     return plan_fp16(deploy, pairs_of(demo, "val", 4))
 
 
+@pytest.mark.slow
 def test_trained_checkpoint_in_half(demo: SaveModel, demo_plan: Fp16Plan, tmp_path: Path) -> None:
     """Only scores of the decoder exceed FP16, and as they are typed no value does on real pairs."""
     assert demo_plan.fp32_modules == ()

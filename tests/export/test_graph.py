@@ -81,7 +81,10 @@ def eager(model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
         return model.forward_embedding(*example)[0].numpy()
 
 
-@pytest.mark.parametrize("made", [DeployModel, FrameModel])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "made", [DeployModel, pytest.param(FrameModel, marks=pytest.mark.thorough)]
+)
 def test_simplified_like_the_exporter_does(model: SaveModel, example, made) -> None:  # type: ignore[no-untyped-def]
     """Its own, slower list of rules leaves the same operators, of the eager model too: what benchmarks
     call naive is what the exporter gives."""
@@ -108,6 +111,7 @@ def test_interface_is_the_spec(fp32: Path, model: SaveModel) -> None:
             assert dtype == np.dtype(s.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_structure(precision: str, request: pytest.FixtureRequest) -> None:
     """Checker clean, opset as said, static shapes everywhere, real LayerNorms, no foreign domain."""
@@ -201,6 +205,7 @@ def test_ranges_are_those_of_hooks(model: SaveModel, example) -> None:  # type: 
     assert amax["blocks.1.norm2"] == pytest.approx(seen[0].item())
 
 
+@pytest.mark.slow
 def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A module that would overflow stays FP32, is listed, and the graph stays right.
 
@@ -258,6 +263,7 @@ def test_audio_graph_equals_eager(model: SaveModel, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_equal_modules_give_equal_graphs(
     model: SaveModel, example: tuple[torch.Tensor, ...], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -199,6 +199,7 @@ def test_a_bundle_is_repeated_by_its_own_method(tiny: dict[str, Any], tmp_path: 
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.thorough
 def test_large_models_are_compared_one_by_one(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +276,7 @@ def test_a_search_over_budget_leaves_nothing(
     assert caught.value.exit_code == 2 and leftovers(tmp_path) == ["cache"]
 
 
+@pytest.mark.thorough
 def test_int8_with_fp16(tiny: dict[str, Any], tiny_int8: Path, tmp_path: Path) -> None:
     """Float parts typed FP16, the same integers, half the float weights."""
     export(ExportOptions(**tiny, precision="int8_fp16", out=tmp_path / "int8_fp16"))
@@ -293,6 +295,7 @@ def test_int8_with_fp16(tiny: dict[str, Any], tiny_int8: Path, tmp_path: Path) -
     assert kernels and all(k["int8"] == k["asked"] for k in kernels.values())
 
 
+@pytest.mark.thorough
 def test_fp8(tiny: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     result = export(ExportOptions(**tiny, precision="fp8", out=tmp_path / "f"))

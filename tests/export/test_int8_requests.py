@@ -21,6 +21,7 @@ from tests.export.test_run import leftovers
 SMALL: dict[str, Any] = {"res": 224, "n_golden": 1, "rounds": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -50,6 +50,7 @@ SYSTEMS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forms", [Forms(), forms_for("tensorrt")], ids=["default", "tensorrt"])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_deploy_equals_eager(tiny, inputs, name: str, forms: Forms) -> None:  # type: ignore[no-untyped-def]
@@ -250,6 +251,7 @@ def test_a_rewrite_can_be_switched_off() -> None:
         forms_for("abacus")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REWRITES)
 def test_any_rewrite_off_still_equals_eager(tiny, inputs, name: str) -> None:  # type: ignore[no-untyped-def]
     """A rewrite that is switched off has no proof, and the masks stay the same."""
@@ -265,6 +267,7 @@ def test_any_rewrite_off_still_equals_eager(tiny, inputs, name: str) -> None:  #
     assert (got - expected).abs().max() <= 1e-4 * (expected.max() - expected.min())
 
 
+@pytest.mark.slow
 def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The proof itself catches a wrong rewrite, and names it."""
     original = DeployAudio.forward
@@ -279,6 +282,7 @@ def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignor
     assert [r.name for r in proof.rewrites if not r.exact] == ["audio"]
 
 
+@pytest.mark.slow
 def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     """Parameters and multiplications of each rewrite, against counts by hand.
 
@@ -298,6 +302,7 @@ def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     assert proof.macs_before > proof.macs_after > 0
 
 
+@pytest.mark.slow
 def test_proof_is_json(tiny) -> None:  # type: ignore[no-untyped-def]
     _, proof = merge(tiny())
     stored = json.loads(json.dumps(proof.to_dict()))

@@ -36,6 +36,7 @@ def feeds() -> Arrays:
     return {"image": image, "audio_embedding": rng.random((1, 128), dtype=np.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("floats", ["fp32", "fp16"])
 @pytest.mark.parametrize("target", PER_BLOCK)
 def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> None:

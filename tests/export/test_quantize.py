@@ -138,6 +138,7 @@ def test_every_product_and_nothing_else_is_quantized(files, deploy) -> None:  # 
         assert np.abs(weights[weight.input[0]].astype(int)).max() <= 127
 
 
+@pytest.mark.slow
 def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The `tensorrt` forms have one product where others have four, under the same names and ranges."""
     model = make_tiny()
@@ -155,6 +156,7 @@ def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: i
     assert sqnr_db(joined(*pair).detach().numpy(), got) >= 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least_db"), [("int8", 45), ("fp8", 30), ("int8_fp16", 40)])
 def test_logits_stay_close(files, deploy, pair, name: str, least_db: float) -> None:  # type: ignore[no-untyped-def]
     """Against the float graph, by ONNX's own evaluator; and ONNX Runtime agrees for INT8."""
@@ -167,6 +169,7 @@ def test_logits_stay_close(files, deploy, pair, name: str, least_db: float) -> N
         assert sqnr_db(centered, native - expected.mean()) > least_db
 
 
+@pytest.mark.slow
 def test_a_wrong_scale_is_caught(files, deploy, pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Twin of test_logits_stay_close: one scale ten times too large."""
     model = onnx.load(files["int8"])
@@ -180,6 +183,7 @@ def test_a_wrong_scale_is_caught(files, deploy, pair, tmp_path: Path) -> None:  
     assert sqnr_db(expected - expected.mean(), got - expected.mean()) < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_int8_kernels_really_run(files, pair, backend: str) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip(backend)
@@ -230,6 +234,7 @@ def test_equal_biases_are_corrected_apart(deploy, files, amax) -> None:  # type:
         np.testing.assert_allclose(shift, -(mean @ (rounded - weight)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_product_the_graph_has_not(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
     other = DeployModel(make_tiny(), Forms(adapter="off")).eval()
     with pytest.raises(ExportError, match=r"blocks\.0\.adapter\.down"):

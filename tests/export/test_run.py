@@ -79,6 +79,7 @@ AT_ONCE = [
 ]
 
 
+@pytest.mark.slow
 def test_user_errors_are_told_at_once(tmp_path: Path) -> None:
     """The same without the seconds that importing torch takes: one process that has none."""
     code = (
@@ -100,6 +101,7 @@ def test_user_errors_are_told_at_once(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_over_budget_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Exit code 2 when parity is over budget: here a budget nothing can meet."""
     options = ExportOptions(
@@ -125,6 +127,7 @@ def test_fp8_without_a_backend_is_told_at_once(
     assert begun == [] and leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_nan_weights_leave_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = load_model(tiny_checkpoint, res=224)
     model.mask_decoder.iou_token.weight[0, 0] = float("nan")
@@ -216,6 +219,7 @@ def test_unwritable_parent(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     """Parameters of SPEC 1.3, work as in the merge proof, sizes as of the real bundle; nothing made."""
     done = run("export", "--dry-run", "--res", "256", cwd=tmp_path)
@@ -238,6 +242,7 @@ def test_estimate_agrees_with_the_bundle(bundle: Path) -> None:
     assert sum(found.parameters.values()) == sum(p.numel() for p in load_model().parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b", "vit_h"])
 def test_estimate_of_large_models(tmp_path: Path, name: str) -> None:
     """Only a header is read: here there is nothing but a header."""

@@ -31,6 +31,7 @@ def meta(preset: str, res: int) -> SaveModel:
         return SaveModel(SaveConfig.preset(preset, res=res))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "res"), ENCODER)
 def test_image_encoder(preset: str, res: int) -> None:
     encoder = meta(preset, res).image_encoder
@@ -39,6 +40,7 @@ def test_image_encoder(preset: str, res: int) -> None:
     assert count(encoder) - adapters == ENCODER[preset, res]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", AUDIO)
 def test_audio_side_and_decoder(preset: str) -> None:
     model = meta(preset, 256)

@@ -150,6 +150,7 @@ EXTRA = {  # beyond encoder and SHARED
 }
 
 
+@pytest.mark.slow
 def test_every_row_builds_its_model() -> None:
     """On the meta device, without memory; parameter totals of SPEC 1.6 where it has them."""
     counts: dict[SaveConfig, int] = {}

@@ -63,7 +63,7 @@ def test_random_weights_are_not_trivial(prepared: tuple[Subject, dict[str, Path]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_rounds(
     prepared: tuple[Subject, dict[str, Path], Path],
     resident: bool,
@@ -182,6 +182,7 @@ def test_peak_memory_is_of_this_process() -> None:
     assert block.nbytes / 2**20 <= peak_memory_mib() >= before
 
 
+@pytest.mark.thorough
 def test_int8_graphs_are_quantized(
     prepared: tuple[Subject, dict[str, Path], Path], tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_int8_graphs_are_quantized(
     assert count("naive-int8", "QuantizeLinear") > count("int8", "QuantizeLinear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_int8_yardstick(tmp_path: Path, backend: str) -> None:
     """The same product as the float one, by an INT8 kernel."""

@@ -123,6 +123,7 @@ def test_worst_frames_are_the_worst(bundle: Path) -> None:
     assert (shown.frame == clips[i].frames[k - 1]).all() and shown.waveform.shape == (16_000,)
 
 
+@pytest.mark.thorough
 def test_one_model_at_a_time_gives_the_same(
     bundle: Path, found: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return say
 
 
+@pytest.mark.slow
 @no_gpu
 def test_providers_are_tried_not_listed() -> None:
     """onnxruntime lists CUDA as available on a machine without a GPU."""
@@ -148,6 +149,7 @@ def test_machine_alone(quick: Callable[..., None], capsys: pytest.CaptureFixture
     assert examine().answers == ()
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -14,6 +14,7 @@ from tests.gpu.report import Collector, Row, write_report
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(read_nvidia().gpus), reason="this machine has a GPU")
 def test_without_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "report.md"
@@ -28,6 +29,7 @@ def test_without_a_gpu(tmp_path: Path) -> None:
     assert "onnxruntime" in text and "| passed |" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outcomes", "code", "summary"),
     [
@@ -46,6 +48,7 @@ def test_summary(tmp_path: Path, outcomes: list[str], code: int, summary: str) -
     assert summary in text and "p50_ms 1.235" in text and "| t1 |" in text
 
 
+@pytest.mark.slow
 def test_a_failure_is_kept_with_its_reason(tmp_path: Path) -> None:
     """The plugin itself, on three small tests of its own."""
     (tmp_path / "test_small.py").write_text(

@@ -201,6 +201,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert json.loads(page.scripts["frames"])["frames"][0]["name"] == nasty
 
 
+@pytest.mark.slow
 def test_size_stays_small(tmp_path: Path) -> None:
     """16 frames and 6 rows at 256 px."""
     report = sample_report(n_clips=8, side=256, n_backends=5)
@@ -210,6 +211,7 @@ def test_size_stays_small(tmp_path: Path) -> None:
     assert "shrunk" not in " ".join(page.texts)
 
 
+@pytest.mark.slow
 def test_page_says_that_frames_are_shrunk(tmp_path: Path) -> None:
     _, page = written(sample_report(n_clips=1, side=600), tmp_path)
     assert "shrunk to 512 px" in " ".join(page.texts)

@@ -42,6 +42,7 @@ def complaints(browser: Browser) -> list[str]:
     return [line["message"] for line in browser.log("browser")]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_opens_it_alone(page: Browser, tmp_path: Path) -> None:
     assert page.requests() == [(tmp_path / "report.html").as_uri()]
@@ -52,6 +53,7 @@ def test_browser_opens_it_alone(page: Browser, tmp_path: Path) -> None:
     assert complaints(page) == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_complains_when_something_is_loaded(browser: Browser, tmp_path: Path) -> None:
     """The twin: a picture from elsewhere is stopped by the page's own policy, and seen here."""
@@ -72,6 +74,7 @@ def test_browser_complains_when_something_is_loaded(browser: Browser, tmp_path: 
     assert "http://127.0.0.1:9/x.png" in browser.requests()
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_keys(page: Browser) -> None:
     page.click("#canvas")
@@ -120,6 +123,7 @@ def test_browser_draws_the_flips(page: Browser) -> None:
     assert page.js(count) == [found.on, found.off]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_click_and_choice(page: Browser) -> None:
     page.click("#strip button:nth-child(3)")
@@ -158,6 +162,7 @@ def test_browser_narrow(page: Browser, width: int) -> None:
     assert shown == (width < 480)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_browser_themes(page: Browser) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"

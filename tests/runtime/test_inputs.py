@@ -88,6 +88,7 @@ def test_frames_that_are_taken(segment: SavePipeline, expected: np.ndarray, name
     np.testing.assert_array_equal(segment.clip_logits([frame], SOUND)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sounds_that_are_taken(segment: SavePipeline, name: str) -> None:
     sound, heard = SOUNDS[name](), segment.embed(SOUND)
@@ -190,6 +191,7 @@ def test_frames_that_are_refused(segment: SavePipeline, name: str) -> None:
             call()
 
 
+@pytest.mark.slow
 def test_pictures_of_pillow_are_those_of_files(segment: SavePipeline, tmp_path: Path) -> None:
     """In every mode, and a palette with transparent colors without a warning."""
     palette = Image.fromarray(FRAME).quantize(16)
@@ -276,6 +278,7 @@ def test_no_mask_of_logits_that_are_not_finite(segment: SavePipeline) -> None:
         broken(FRAME, SOUND)
 
 
+@pytest.mark.slow
 def test_listeners_refuse_a_bad_second_until_it_is_over(segment: SavePipeline) -> None:
     """A frame after the error does not hear the second before."""
     seconds = [SOUND, with_one(np.nan), SOUND / 2]

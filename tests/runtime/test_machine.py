@@ -93,6 +93,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.gpus == () and "libcuda-absent.so.1" in found.problem
 
 
+@pytest.mark.slow
 def test_probe_is_silent_and_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -73,11 +73,13 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_it_verifies(old: Path) -> None:
     done = run("verify", old / "old")
     assert done.returncode == 0 and "files intact" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_its_masks_are_the_stored_ones(old: Path) -> None:
     """Golden samples of the old eager model, through today's pipeline."""
     golden, manifest = old / "old" / "golden", Manifest.read(old / "old")
@@ -92,6 +94,7 @@ def test_its_masks_are_the_stored_ones(old: Path) -> None:
             assert np.abs(logits - expected).max() <= 0.02 * np.ptp(stored)
 
 
+@pytest.mark.slow
 def test_it_compares_equal(old: Path, tmp_path: Path) -> None:
     few = ["--clips", "1", "--rounds", "3", "--threads", "1", "--no-memory", "--json"]
     given = ["--checkpoint", old / "random.safetensors", "--min-agreement", "0.9"]

@@ -69,6 +69,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_polygraphy_runs_what_is_printed(tmp_path: Path) -> None:
     """Its own program agrees with a right graph; the twin has another factor in its graph."""
     pytest.importorskip("polygraphy")
@@ -88,6 +89,7 @@ def test_polygraphy_runs_what_is_printed(tmp_path: Path) -> None:
     assert ends == ["exit 0", "exit 1"], done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_polygraphy_reads_the_samples(tmp_path: Path) -> None:
     """They are in its own format, and complete the last batch with the last sample."""
     json = pytest.importorskip("polygraphy.json")
@@ -103,6 +105,7 @@ def test_polygraphy_reads_the_samples(tmp_path: Path) -> None:
         np.testing.assert_array_equal(outputs["mask_logits"], logits[rows][:, None])
 
 
+@pytest.mark.slow
 def test_nothing_of_the_bundle_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine is named by a known library alone; a folder is replaced only where it is ours."""
     bundle = small_bundle(tmp_path / "sounding")

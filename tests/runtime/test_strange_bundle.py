@@ -54,6 +54,7 @@ def logits(folder: Path, backend: str, **options: Any) -> np.ndarray:
         return pipeline.logits(np.zeros((SIDE, SIDE, 3), np.uint8), heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_graphs_that_fit(tmp_path: Path, backend: str) -> None:
     """Shapes that the graph leaves open are fine when they come out as the manifest says."""
@@ -61,6 +62,7 @@ def test_graphs_that_fit(tmp_path: Path, backend: str) -> None:
         assert (logits(strange_bundle(tmp_path / name, dims=dims), backend) == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", OTHER, ids=str)
 def test_other_interfaces_are_refused(tmp_path: Path, backend: str, options: Any) -> None:
@@ -69,6 +71,7 @@ def test_other_interfaces_are_refused(tmp_path: Path, backend: str, options: Any
         logits(folder, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_outside_the_list(tmp_path: Path, backend: str) -> None:
     listed = strange_bundle(tmp_path / "listed", weights="model.onnx.data")
@@ -154,6 +157,7 @@ def _refuse(*_: object, **__: object) -> None:
     raise OSError(18, "Invalid cross-device link")
 
 
+@pytest.mark.slow
 def test_compiled_models_belong_to_all_weights(tmp_path: Path, cache: Path) -> None:
     folder = strange_bundle(tmp_path / "b", weights="model.onnx.data")
     for value in (7.25, 9.5, -2.0):
@@ -164,6 +168,7 @@ def test_compiled_models_belong_to_all_weights(tmp_path: Path, cache: Path) -> N
     assert len(list(cache.glob("openvino/*/*.blob"))) == 4  # and that of audio.onnx
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_whole_or_not_used(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +205,7 @@ def test_a_compiled_model_is_whole_or_not_used(
     assert len(imported) == 2 and len(list(cache.glob("openvino/*/*.blob"))) == 4
 
 
+@pytest.mark.slow
 def test_workers_never_see_half_of_a_compiled_model(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def used(folder: Path) -> None:
             part()
 
 
+@pytest.mark.slow
 def test_every_key_of_every_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = json.loads((folder / MANIFEST).read_text())
     origin = str(folder / MANIFEST)

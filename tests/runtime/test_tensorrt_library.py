@@ -56,6 +56,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(rtx: Fakes, plan: Path) -
         np.testing.assert_array_equal(infer(session), 2 * X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, RuntimeError("lost device"), b""])
 def test_a_cache_that_gives_nothing(rtx: Fakes, plan: Path, tmp_path: Path, given: Any) -> None:
     with opened(plan, "tensorrt_rtx", cache_dir=tmp_path) as session:

@@ -60,6 +60,7 @@ def test_outputs_belong_to_the_caller(full: Fakes, plan: Path) -> None:
             session.infer({"x": X.astype(np.float64)})
 
 
+@pytest.mark.slow
 def test_release_is_in_reverse_and_once(full: Fakes, plan: Path) -> None:
     """Graph, context, buffers, stream, engine; a second close and a late call do no harm."""
     _, cuda = full
@@ -123,6 +124,7 @@ def test_capture_that_fails_costs_only_speed(
     assert cuda.events.count("cudaGraphExecDestroy") == made
 
 
+@pytest.mark.slow
 def test_close_frees_everything_whatever_fails(full: Fakes, plan: Path) -> None:
     """A stream that cannot be waited for, in one of two threads: the rest is freed, then it is told."""
     _, cuda = full
@@ -140,6 +142,7 @@ def test_close_frees_everything_whatever_fails(full: Fakes, plan: Path) -> None:
     session.close()
 
 
+@pytest.mark.slow
 def test_a_dropped_session_is_freed(
     full: Fakes, plan: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,6 +206,7 @@ def test_launch_that_fails(full: Fakes, plan: Path) -> None:
         np.testing.assert_array_equal(infer(session), 2 * X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refused", "match"), [
     ("engine", "cannot load model.plan(.|\n)*Serialization assertion failed\n"),
     ("context", "no execution context"),

@@ -84,6 +84,7 @@ def test_overlay_video_keeps_times_sound_and_unmarked_pixels(film: Path, tmp_pat
     assert np.abs(after[k][away].astype(int) - before[k][away]).mean() < 4
 
 
+@pytest.mark.slow
 def test_sound_is_that_of_the_datasets(tmp_path: Path) -> None:
     """Bit for bit what read_video_sound and read_video_stretch give, second by second."""
     noise = np.random.default_rng(0).normal(scale=0.2, size=(2, 4 * RATE_48)).astype(np.float32)

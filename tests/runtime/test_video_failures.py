@@ -38,6 +38,7 @@ def film(tmp_path: Path) -> Path:
     return write_film(tmp_path / "film.mp4", sound=tone(3, (1,)))
 
 
+@pytest.mark.slow
 def test_damaged_packets_are_left_out(tmp_path: Path) -> None:
     """A broken stretch of a stored video: counted, the rest masked; too much of it is an error."""
     path = write_film(
@@ -81,6 +82,7 @@ def test_lost_sound_is_silent_and_the_rest_in_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(lost[36_000:47_000], whole[36_000:47_000], atol=0.02)
 
 
+@pytest.mark.slow
 def test_file_that_breaks_off(tmp_path: Path) -> None:
     path = write_film(tmp_path / "t.mkv", seconds=6, sound=tone(6, tuple(range(6))))
     content = path.read_bytes()
@@ -144,6 +146,7 @@ class Failing(Ears):
         return super().mask(frame, embedding)
 
 
+@pytest.mark.slow
 def test_runs_of_one_target_do_not_mix(film: Path, tmp_path: Path) -> None:
     """The run that ends last wins whole; a user's own .partial file is not touched."""
     outputs = {"out": tmp_path / "o.mp4", "masks": tmp_path / "m", "record": tmp_path / "o.json"}
@@ -229,6 +232,7 @@ def child(film: Path, **parts: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = child(film, step="print('frame', flush=True); time.sleep(0.2)")
@@ -241,6 +245,7 @@ def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Sig
     assert left_in(tmp_path) == {"film.mp4"}
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing(film: Path, tmp_path: Path) -> None:
     """Files may not grow over 4 kB: the system refuses, as it does when a disk is full."""
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"

@@ -138,6 +138,7 @@ def test_chain_trains_resumes_and_is_scored(
     assert "another system" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bad_clips_stop_or_are_listed(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_the_same_item_is_the_same_frame(root: Path) -> None:
     np.testing.assert_array_equal(item(), item())
 
 
+@pytest.mark.slow
 def test_tables_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """systems and recipes print what they know; a name that is none is answered with near ones."""
     assert run("systems", "--backbone", "vit_b", "--json", tmp_path / "systems.json") == 0

@@ -26,6 +26,7 @@ def torchrun(*command: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_gradients_equal_those_of_the_joint_batch(tmp_path: Path) -> None:
     """On both processes. `bare` is the twin: called past the wrapper nothing is reduced, and the
@@ -79,6 +80,7 @@ def test_no_gpu_is_said() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_validation_is_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three processes read every clip once between them, and bad clips keep their names."""
     from save_deploy.data.scenes import Scenes

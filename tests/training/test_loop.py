@@ -31,6 +31,7 @@ def model(tiny):  # type: ignore[no-untyped-def]
     return fresh_model(tiny().config)
 
 
+@pytest.mark.slow
 def test_loss_falls(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     losses: list[float] = []
     config = dataclasses.replace(CONFIG, steps=30, batch_size=4, eval_every=30, save_every=30)
@@ -43,6 +44,7 @@ def test_loss_falls(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-de
     assert picture is not None and picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     straight = model(tiny)
     train(straight, CONFIG, tmp_path / "a")
@@ -64,6 +66,7 @@ def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     learner = model(tiny)
     before = {k: v.clone() for k, v in learner.state_dict().items()}
@@ -86,6 +89,7 @@ def test_parameters_without_gradient_are_left_alone(tiny) -> None:  # type: igno
     assert "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight" in names
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     broken = model(tiny)
     broken.image_encoder.pos_embed.data.fill_(float("nan"))
@@ -101,6 +105,7 @@ def test_learning_rate() -> None:
     assert learning_rate(config, 100) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_evaluate_is_deterministic(tiny) -> None:  # type: ignore[no-untyped-def]
     from save_deploy.data.scenes import Scenes
 
@@ -111,6 +116,7 @@ def test_evaluate_is_deterministic(tiny) -> None:  # type: ignore[no-untyped-def
 ONE_STEP = dataclasses.replace(CONFIG, steps=1, eval_every=1, save_every=1)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Its weights are of hours: another run there needs force, or resumes."""
     best = train(model(tiny), ONE_STEP, tmp_path)
@@ -124,6 +130,7 @@ def test_a_finished_run_is_not_replaced(tiny, tmp_path: Path) -> None:  # type: 
     assert len((tmp_path / "curve.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_leaves_nothing(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Under a file, and on a full disk, where safetensors has an error of its own."""
     (tmp_path / "file").write_text("")

@@ -49,6 +49,7 @@ def worst(a, b) -> float:  # type: ignore[no-untyped-def]
     return max(float((a[n] - b[n]).abs().max()) for n in a) / top
 
 
+@pytest.mark.slow
 def test_checkpointing_and_accumulation_keep_the_gradients(tiny) -> None:  # type: ignore[no-untyped-def]
     # a fresh adapter has values at ReLU's corner, where rounding decides about a whole gradient
     learner = randomise(model(tiny))
@@ -59,6 +60,7 @@ def test_checkpointing_and_accumulation_keep_the_gradients(tiny) -> None:  # typ
     assert worst(plain, {n: 4 * g for n, g in plain.items()}) > 1
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_close_and_really_on(tiny) -> None:  # type: ignore[no-untyped-def]
     learner = model(tiny)
     plain, mixed = gradients(learner, Savings()), gradients(learner, Savings(amp=True))
@@ -66,6 +68,7 @@ def test_mixed_precision_is_close_and_really_on(tiny) -> None:  # type: ignore[n
     assert all(g.dtype == torch.float32 for g in mixed.values())
 
 
+@pytest.mark.slow
 def test_frozen_weights_in_bfloat16(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Only frozen ones, and a run with every saving trains, resumes and saves float32."""
     learner = model(tiny)
@@ -123,6 +126,7 @@ def test_adamw_with_bfloat16_moments_follows_adamw() -> None:
     assert (ends[0] - ends[1]).abs().mean() < 0.05 * travelled
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     config = TrainConfig(
         data={"scenes": 1.0}, n_val_clips=1, steps=2, batch_size=2, warmup_steps=1, eval_every=2,
@@ -137,6 +141,7 @@ def test_same_seed_same_weights(tiny, tmp_path: Path) -> None:  # type: ignore[n
     assert all(same) and not all(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("savings", [Savings(), Savings(checkpoint_blocks=True)])
 def test_estimate_equals_a_real_step(tiny, savings: Savings) -> None:  # type: ignore[no-untyped-def]
     """Bytes alive in a real step, counted the same way on real tensors."""

@@ -28,6 +28,7 @@ def test_mixtures_are_labeled_and_repeatable() -> None:
     assert drawn[5][0].shape == (1, 96, 64) and not np.array_equal(drawn[5][0], drawn[6][0])
 
 
+@pytest.mark.slow
 def test_the_encoder_learns(tiny) -> None:  # type: ignore[no-untyped-def]
     """Loss falls by a third in forty steps; the last linear, which the masks read, stays as it was."""
     model = tiny().requires_grad_(True)
