@@ -24,7 +24,10 @@ from save_deploy.runtime.bench.entries import bundle_graphs, parse_entries, spli
 from save_deploy.runtime.bench.options import BenchOptions
 from save_deploy.runtime.bench.run import OnStep
 from save_deploy.runtime.bench.yardsticks import Yardsticks
+from save_deploy.runtime.eager import require_device
+from save_deploy.runtime.eager_mode import MODES, EagerMode, choose_device, named_mode
 from save_deploy.runtime.session import available_backends
+from save_deploy.runtime.session.ort import PROVIDERS, require_provider
 
 Progress = Callable[[str, int], AbstractContextManager[OnStep]]
 
@@ -42,6 +45,10 @@ def benchmark(
     bundles = bundle_graphs(names)
     backends = _backends(options.backends)
     config = _config(options)
+    mode = EagerMode(choose_device(options.eager_device, backends))
+    if any(name in MODES for name in names):
+        require_device(mode.device)
+        [named_mode(name, mode.device) for name in names if name in MODES]  # TF32 is CUDA's alone
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".graphs-") as folder:
         work, checkpoint = Path(folder), options.checkpoint
@@ -54,7 +61,8 @@ def benchmark(
             graphs, work, checkpoint=checkpoint, sam=options.sam, res=options.res,
             batch=options.batch,
         )  # fmt: skip
-        subject = replace(subject, threads=options.threads)
+        source = replace(subject.source, mode=mode)
+        subject = replace(subject, threads=options.threads, source=source)
         files |= _same_shape(bundles, subject)
         entries = parse_entries(options.what, backends, files, subject)
         yardsticks = Yardsticks(
@@ -104,17 +112,21 @@ def _same_shape(bundles: dict[str, tuple[Path, GraphSpec]], subject: Subject) ->
 
 
 def _backends(text: str | None) -> Sequence[str]:
-    """ "onnxruntime,openvino" -> both, each known and installed."""
+    """ "onnxruntime,openvino,onnxruntime-cuda" -> all three, each known, installed and able to run
+    here. Engines are no graphs: save-compare times them."""
     here = available_backends()
     if text is None:
         return here
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in here:
+        provider = next((p for p, backend in PROVIDERS.items() if backend == name), None)
+        if provider is not None:
+            require_provider(provider)
+        elif name not in here:
             raise BackendError(
                 "backend is not available",
                 got=name,
-                expected=", ".join(here),
+                expected=", ".join((*here, *PROVIDERS.values())),
                 hint=install_line("openvino"),
             )
     return names

@@ -1,34 +1,76 @@
-"""The eager PyTorch model behind the session interface: the reference of every comparison."""
+"""The eager PyTorch model behind the session interface: the reference of every comparison.
+
+On CUDA it was run against stand-ins for the device only, not on a GPU yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from save_deploy.bundle import Arrays, GraphSpec, audio_spec, model_spec
 from save_deploy.checkpoints import load_model
 from save_deploy.data.log_mel import log_mel_examples
+from save_deploy.errors import BackendError
+from save_deploy.machine import read_nvidia
 from save_deploy.model.save import SaveModel
+from save_deploy.runtime.eager_mode import EagerMode
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import default_threads
 
+Prepare = Callable[[Arrays], tuple[Tensor, ...]]
+# torch's device of each mode
+PLACE = {"cpu": "cpu", "cuda": "cuda"}
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class EagerSession:
-    """A function of tensors as a session."""
+    """A function of tensors as a session, on the device that holds its weights.
 
-    def __init__(self, spec: GraphSpec, run: Callable[..., Tensor]) -> None:
-        self.backend, self.spec, self._run = "eager", spec, run
+    device_ms: of the last call, the time between two CUDA events around the function: without the
+    copies from and to the host. None on the CPU.
+    """
+
+    def __init__(
+        self,
+        spec: GraphSpec,
+        run: Callable[..., Tensor],
+        mode: EagerMode = EagerMode(),
+        *,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """prepare: arrays of the spec -> tensors of the host that `run` takes; default: as they are."""
+        self.backend, self.spec, self.mode = "eager", spec, mode
+        self.device_ms: float | None = None
+        self._run, self._prepare = run, prepare or self._as_given
 
     def infer(self, inputs: Arrays) -> Arrays:
+        """Host arrays -> host arrays; on CUDA the call ends when the device has finished."""
         self.spec.check_inputs(inputs)
-        with torch.inference_mode():
-            output = self._run(*(torch.from_numpy(inputs[spec.name]) for spec in self.spec.inputs))
-        return {self.spec.outputs[0].name: output.float().numpy()}
+        with torch.inference_mode(), arithmetic(self.mode):
+            given = [tensor.to(PLACE[self.mode.device]) for tensor in self._prepare(inputs)]
+            return {self.spec.outputs[0].name: to_host(self._timed(given))}
+
+    def _as_given(self, inputs: Arrays) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(inputs[spec.name]) for spec in self.spec.inputs)
+
+    def _timed(self, given: list[Tensor]) -> Tensor:
+        if self.mode.device != "cuda":
+            return self._run(*given)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        output = self._run(*given)
+        end.record()
+        torch.cuda.synchronize()  # the host is far ahead of the device
+        self.device_ms = float(begin.elapsed_time(end))
+        return output
 
     def close(self) -> None:
         """Nothing to release: the caller owns the model."""
@@ -40,29 +82,75 @@ class EagerSession:
         self.close()
 
 
-def eager_pipeline(model: SaveModel, *, batch: int = 1) -> SavePipeline:
-    """The model as trained, with the log-mel of data/log_mel.py, as a pipeline of `batch` frames."""
+def to_host(output: Tensor) -> NDArray[np.float32]:
+    return output.float().cpu().numpy()
 
-    def embed(waveform: Tensor) -> Tensor:
-        log_mel = np.stack([log_mel_examples(w)[0] for w in waveform.numpy()])  # (B,1,96,64)
-        return model.audio_encoder(torch.from_numpy(log_mel).to(model.pixel_mean.dtype))
+
+@contextlib.contextmanager
+def arithmetic(mode: EagerMode) -> Iterator[None]:
+    """TF32 on or off as the mode says, whatever the process had, and autocast. Restored afterwards."""
+    # torch.compile still reads these and not the names that replace them
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = mode.tf32
+    cast: Any = contextlib.nullcontext()
+    if mode.half:
+        cast = torch.autocast(mode.device, dtype=_HALF[mode.half])
+    try:
+        with cast:
+            yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def eager_pipeline(
+    model: SaveModel, *, batch: int = 1, mode: EagerMode = EagerMode()
+) -> SavePipeline:  # fmt: skip
+    """The model as trained, with the log-mel of data/log_mel.py, as a pipeline of `batch` frames. Its
+    weights are on the mode's device already, the log-mel is computed on the host."""
+    embed = model.audio_encoder
+
+    def heard(inputs: Arrays) -> tuple[Tensor, ...]:
+        log_mel = np.stack([log_mel_examples(w)[0] for w in inputs["waveform"]])  # (B,1,96,64)
+        return (torch.from_numpy(log_mel).to(model.pixel_mean.dtype),)
 
     return SavePipeline(
         config=model.config,
-        precision="fp32",
-        audio=EagerSession(audio_spec(), embed),
-        model=EagerSession(model_spec(model.config, batch), model.forward_embedding),
+        precision=mode.precision,
+        audio=EagerSession(audio_spec(), embed, mode, prepare=heard),
+        model=EagerSession(model_spec(model.config, batch), model.forward_embedding, mode),
     )
 
 
 def open_eager(
-    checkpoint: Path, sam: Path | None, *, res: int, batch: int, compiled: bool = False,
+    checkpoint: Path, sam: Path | None, *, res: int, batch: int,
+    mode: EagerMode = EagerMode(),
     threads: int | None = None,
 ) -> SavePipeline:  # fmt: skip
-    """The eager model of a checkpoint, with as many threads as sessions take. compiled: through
-    torch.compile."""
+    """The eager model of a checkpoint on the mode's device, with as many threads as sessions take.
+    Raises BackendError where torch has no such device."""
+    require_device(mode.device)
     torch.set_num_threads(threads or default_threads())
-    model = load_model(checkpoint, res=res, sam=sam)
-    if compiled:
+    model = load_model(checkpoint, res=res, sam=sam).to(PLACE[mode.device])
+    if mode.compiled:
         model.forward_embedding = torch.compile(model.forward_embedding)  # type: ignore[method-assign]
-    return eager_pipeline(model, batch=batch)
+    return eager_pipeline(model, batch=batch, mode=mode)
+
+
+def require_device(device: str) -> None:
+    """Raise BackendError naming what is missing where torch cannot run on it."""
+    if device != "cuda" or torch.cuda.is_available():
+        return
+    nvidia = read_nvidia()
+    built = torch.version.cuda
+    raise BackendError(
+        "the eager model cannot run on CUDA here",
+        got=nvidia.problem or f"torch {torch.__version__}, " + (
+            f"built for CUDA {built}; the driver serves CUDA {nvidia.cuda}"
+            if built else "built without CUDA"
+        ),
+        expected="an NVIDIA GPU, its driver, and a torch built for CUDA",
+        hint="--eager-device cpu",
+    )  # fmt: skip

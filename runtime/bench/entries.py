@@ -11,8 +11,9 @@ from save_deploy.config import SaveConfig
 from save_deploy.errors import SaveDeployError
 from save_deploy.precision import Precision
 from save_deploy.runtime.compare.entries import EagerSource, Entry, GraphFile
+from save_deploy.runtime.eager_mode import MODES, named_mode
 
-PLAIN = ("eager", "compile", "naive", "naive-int8", "merged", "int8")
+PLAIN = (*MODES, "naive", "naive-int8", "merged", "int8")
 KINDS = (*PLAIN, "merged:KEY=VALUE+...", "bundle:DIR")
 
 
@@ -51,13 +52,15 @@ class Subject:
 def parse_entries(
     what: str, backends: Sequence[str], graphs: dict[str, Path], subject: Subject
 ) -> list[Entry]:
-    """ "eager,naive,bundle:DIR" -> entries, graphs once per backend; `graphs` maps all names but eager
-    and compile to ONNX files. Raises SaveDeployError for an unknown name."""
+    """ "eager,naive,bundle:DIR" -> entries, graphs once per backend; `graphs` maps all names but
+    those of torch to ONNX files. Modes of torch run on the device of the subject's source. Raises
+    SaveDeployError for an unknown name."""
     found = []
     for form in split_names(what):
-        if form in ("eager", "compile"):
-            source = replace(subject.source, compiled=form == "compile")
-            entry = Entry(f"{form} (torch)", "torch", "fp32", 0.0, eager=source)
+        if form in MODES:
+            mode = named_mode(form, subject.source.mode.device)
+            source = replace(subject.source, mode=mode)
+            entry = Entry(f"{form} (torch)", "torch", mode.precision, 0.0, eager=source)
             found.append(replace(entry, form=form, threads=subject.threads))
             continue
         for backend in backends:

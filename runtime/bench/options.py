@@ -22,7 +22,8 @@ class BenchOptions:
     )
     what: str = option(
         "--what", default="eager,compile,naive,merged",
-        help="Comma-separated: eager, compile (torch.compile), naive (plain torch.onnx.export), "
+        help="Comma-separated: eager, compile (torch.compile), each also as -fp16 and -bf16 "
+        "(autocast) and -tf32 (CUDA), naive (plain torch.onnx.export), "
         "merged, merged:windows=late_pad+adapter=matmul (other forms), int8 (merged, quantized), "
         "naive-int8 (onnxruntime's quantize_static on naive), bundle:DIR.",
     )  # fmt: skip
@@ -46,6 +47,11 @@ class BenchOptions:
         help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
     )  # fmt: skip
     batch: int = option("--batch", panel=MODEL, default=1, low=1, high=64, help="Frames per call.")
+    eager_device: str | None = option(
+        "--eager-device", panel=MEASUREMENT, default=None,
+        default_text="of the fastest backend",
+        help="Where eager and compile run: cpu or cuda. A GPU backend counts as faster than any other.",
+    )  # fmt: skip
     rounds: int = option(
         "--rounds", panel=MEASUREMENT, default=20, low=3, help="Timing rounds, at most."
     )

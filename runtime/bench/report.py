@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from save_deploy.files import write_text
 from save_deploy.machine import describe as machine
-from save_deploy.machine import versions
+from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.runtime.bench.run import BenchResult, Outcome
 from save_deploy.runtime.bench.yardsticks import gflops
 from save_deploy.runtime.compare.table import (
+    DEVICE,
+    DEVICE_MS,
     Column,
     log_console,
     markdown_table,
@@ -23,7 +26,7 @@ from save_deploy.runtime.compare.table import (
 from save_deploy.runtime.html.data import Table
 from save_deploy.runtime.session import default_threads
 
-N_LEFT, WIDTH = 2, 150  # columns of words; characters of a line in a log
+N_LEFT, WIDTH = 3, 150  # columns of words; characters of a line in a log
 # what others are measured against, on which backend (None: their own)
 REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}
 NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs that have it
@@ -56,9 +59,11 @@ def table(result: BenchResult) -> Table:
     columns = [
         Column("entry", lambda o: o.entry.form),
         Column("backend", lambda o: o.entry.backend),
+        DEVICE,
         Column("p50 ms", lambda o: percentile(50)(o) if o.latency else "failed"),
         Column("p90", taken(percentile(90))),
         Column("p99", taken(percentile(99))),
+        DEVICE_MS,
         Column("FPS", taken(lambda o: f"{o.latency.frames_per_s:.3g}")),
         *(
             Column(name, taken(lambda o, name=name: number(ratios(result, o)[name], ".2f")))
@@ -76,7 +81,9 @@ def table(result: BenchResult) -> Table:
 def _logit_error(outcome: Outcome) -> str:
     if outcome.entry.form == "eager":
         return "reference"
-    return "" if outcome.max_rel_err is None else f"{outcome.max_rel_err:.0e}"
+    if outcome.max_rel_err is None:
+        return ""
+    return f"{outcome.max_rel_err:.0e}" if isfinite(outcome.max_rel_err) else "not finite"
 
 
 def _share(result: BenchResult, outcome: Outcome) -> float | None:
@@ -103,6 +110,12 @@ def footnote(result: BenchResult) -> list[str]:
         f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
         f"floor {result.floor_ms:.1f} ms",
     ]
+    if any(o.device != "cpu" for o in result.outcomes):
+        lines.append(
+            f"GPU: {'; '.join(read_nvidia().lines()) or 'unknown'}; milliseconds are from host memory "
+            f"to host memory, on device ms between CUDA events; the GEMM rate is that of "
+            f"{result.gemm_device}, and rows of other devices or of 16 bits have no share of it"
+        )
     if result.gemm_int8:
         lines.append(
             f"INT8 entries are measured against the same product in INT8 (best of "
@@ -210,7 +223,11 @@ def plot(result: BenchResult, path: Path) -> bool:
 
 
 def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
-    entry: dict[str, Any] = {"graph": outcome.entry.form, "backend": outcome.entry.backend}
+    entry: dict[str, Any] = {
+        "graph": outcome.entry.form,
+        "backend": outcome.entry.backend,
+        "device": outcome.device,
+    }
     if outcome.latency is None:
         return {**entry, "failed": outcome.failed}
     key = lambda column: column.replace(" ", "_").replace("-", "_")  # x naive-int8: x_naive_int8
@@ -221,8 +238,15 @@ def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
         "load_s": outcome.load_s,
         "first_mask_s": outcome.first_mask_s,
         "peak_mib": outcome.peak_mib,
-        "max_rel_err": outcome.max_rel_err,
+        "max_rel_err": _finite(outcome.max_rel_err),
+        "finite": outcome.max_rel_err is None or isfinite(outcome.max_rel_err),
+        "device_ms": outcome.device_ms,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and isfinite(value) else None
 
 
 def _latency(taken: LatencyResult) -> dict[str, Any]:

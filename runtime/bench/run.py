@@ -16,6 +16,7 @@ from save_deploy.runtime.bench.entries import Subject, graph_entry, is_int8
 from save_deploy.runtime.bench.yardsticks import Gemm, Yardsticks, gflops
 from save_deploy.runtime.compare.entries import Entry
 from save_deploy.runtime.compare.process import ModelCall, OwnProcess
+from save_deploy.runtime.eager_mode import HALVES
 
 # A loaded FP32 model takes its weights, most of them packed again, and its libraries.
 _RESIDENT_FACTOR, _LIBRARIES_BYTES, _SHARE = 1.6, 6e8, 0.75
@@ -30,7 +31,8 @@ class Outcome:
     """An entry's samples, its start, its memory, and how far its logits are from eager's.
 
     first_mask_s: from the start of its process (libraries included) to the first mask; max_rel_err:
-    largest logit difference over eager's logit range; failed: why there are no samples.
+    largest logit difference over eager's logit range, infinite where logits are not finite; device_ms:
+    median between CUDA events; failed: why there are no samples.
     """
 
     entry: Entry
@@ -40,6 +42,11 @@ class Outcome:
     peak_mib: float = 0.0
     max_rel_err: float | None = None
     failed: str = ""
+    device_ms: float | None = None
+
+    @property
+    def device(self) -> str:
+        return self.entry.device
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class BenchResult:
     gemm_int8: dict[str, LatencyResult]
     overhead_us: dict[str, float]
     resident: bool
+    gemm_device: str = "cpu"
 
     @property
     def gemm_gflops(self) -> float:
@@ -73,6 +81,9 @@ class BenchResult:
         return 2 * self.subject.macs / max(map(gflops, self.gemm_int8.values())) / 1e6
 
     def floor_of(self, entry: Entry) -> float | None:
+        """None where the entry computes in a type, or on a device, whose rate was not measured."""
+        if entry.device != self.gemm_device or entry.precision in HALVES:
+            return None
         return self.floor_int8_ms if is_int8(entry) else self.floor_ms
 
 
@@ -109,6 +120,7 @@ def run_bench(
         gemm_int8=_taken(gemms, int8=True),
         overhead_us=overhead,
         resident=resident,
+        gemm_device=next((g.device_text for g in gemms if g.backend == "torch"), "cpu"),
     )
 
 
@@ -185,6 +197,7 @@ def _outcome(
     if reference is not None and entry.form != "eager":
         difference = np.abs(started.answer - reference).max()
         error = float(difference / max(1e-30, reference.max() - reference.min()))
+        error = error if np.isfinite(error) else np.inf
     return Outcome(
         entry,
         latency=LatencyResult(tuple(process.samples_ms), subject.batch),
@@ -192,4 +205,5 @@ def _outcome(
         first_mask_s=started.first_s,
         peak_mib=started.peak_mib,
         max_rel_err=error,
+        device_ms=float(np.median(process.device_ms)) if process.device_ms else None,
     )

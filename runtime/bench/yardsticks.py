@@ -13,7 +13,8 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.bench.entries import is_int8
 from save_deploy.runtime.compare.entries import Entry
 from save_deploy.runtime.compare.process import Answer, Call
-from save_deploy.runtime.session import default_threads, open_session
+from save_deploy.runtime.eager_mode import EagerMode, device_text
+from save_deploy.runtime.session import GPU_BACKENDS, default_threads, open_session
 
 GEMM_SIDE = 2048
 GEMM_SPEC = GraphSpec(
@@ -24,12 +25,18 @@ GEMM_SPEC = GraphSpec(
 
 @dataclass(frozen=True)
 class Gemm:
-    """One large product, float32 or INT8. path: the ONNX file of a backend, None: torch's own."""
+    """One large product, float32 (never TF32) or INT8. path: the ONNX file of a backend, None: torch's
+    own on `device`, where its factors stay."""
 
     backend: str
     path: Path | None = None
     int8: bool = False
     threads: int | None = None
+    device: str = "cpu"
+
+    @property
+    def device_text(self) -> str:
+        return device_text(self.device)
 
     @property
     def name(self) -> str:
@@ -43,13 +50,16 @@ class Gemm:
             return lambda: session.infer({"a": a})["c"][:1, :1]
         import torch
 
+        from save_deploy.runtime.eager import arithmetic
+
         torch.set_num_threads(threads)
-        left = torch.from_numpy(a)
+        left = torch.from_numpy(a).to(self.device)
         out = torch.empty_like(left)
 
         def call() -> Answer:
-            torch.mm(left, left, out=out)
-            return out[:1, :1].numpy()
+            with arithmetic(EagerMode(self.device)):
+                torch.mm(left, left, out=out)
+            return out[:1, :1].cpu().numpy()  # waits for the product
 
         return call
 
@@ -66,10 +76,16 @@ class Yardsticks:
     def gemms(self, entries: Sequence[Entry]) -> list[Gemm]:
         """torch's product and those of each backend; INT8 where a backend has INT8 entries."""
         threads = entries[0].threads if entries else None
-        found = [Gemm("torch", threads=threads)]
+        on = next((e.eager.mode.device for e in entries if e.eager), "cpu")
+        found = [Gemm("torch", threads=threads, device=on)]
         for path, int8 in ((self.gemm, False), (self.gemm_int8, True)):
             backends = dict.fromkeys(
-                e.backend for e in entries if e.graph and (is_int8(e) or not int8)
+                e.backend
+                for e in entries
+                if e.graph
+                and (is_int8(e) or not int8)
+                # a product whose factors travel to the GPU and back measures the way
+                and e.backend not in GPU_BACKENDS
             )
             found += [Gemm(b, path, int8, threads) for b in backends if path is not None]
         return found

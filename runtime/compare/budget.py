@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from save_deploy.errors import ParityError
+from save_deploy.runtime.compare.entries import REFERENCE
 from save_deploy.runtime.compare.options import Budget
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html.data import Check
@@ -13,7 +14,8 @@ from save_deploy.runtime.html.data import Check
 def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
     """One check for each budget, naming the rows over it, or the one nearest to it; for speed one for
     each bundle."""
-    ours = [row for row in rows if not row.reference]
+    # rows of the eager model are there to be read, not to be judged
+    ours = [row for row in rows if not row.reference and row.backend != REFERENCE]
     found = []
     if budget.max_drop is not None:
         base = {row.dataset: row.score.m_j for row in rows if row.reference}

@@ -13,6 +13,7 @@ import psutil
 
 from save_deploy.bundle import Manifest, audio_spec, model_spec
 from save_deploy.config import SaveConfig
+from save_deploy.runtime.eager_mode import EagerMode, device_text
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes
@@ -24,15 +25,15 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class EagerSource:
-    """The checkpoint of a reference, the shape it is run in, and the size of its float32 weights.
-    compiled: through torch.compile."""
+    """The checkpoint of a reference, the shape it is run in, the size of its float32 weights, and where
+    and how it is run."""
 
     checkpoint: Path
     sam: Path | None
     res: int
     batch: int
     n_bytes: int
-    compiled: bool = False
+    mode: EagerMode = EagerMode()
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,13 @@ class Entry:
     graph: GraphFile | None = None
     form: str = ""
 
+    @property
+    def device(self) -> str:
+        """Where it runs, as tables show it. A graph's float32 products are float32 on a GPU, too."""
+        if self.eager is not None:
+            return self.eager.mode.device_text
+        return device_text("cuda" if self.backend in GPU_BACKENDS else "cpu")
+
     def open_model(self) -> Session:
         """The session of the model graph alone."""
         if self.graph is not None:
@@ -83,7 +91,7 @@ class Entry:
 
             of = self.eager
             return open_eager(
-                of.checkpoint, of.sam, res=of.res, batch=of.batch, compiled=of.compiled,
+                of.checkpoint, of.sam, res=of.res, batch=of.batch, mode=of.mode,
                 threads=self.threads,
             )  # fmt: skip
         if self.graph is not None:

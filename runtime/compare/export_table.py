@@ -30,7 +30,7 @@ def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str
         f"{first.score.n_frames} frames of {data}; batch {first.latency.batch}, "
         f"rounds: {len(rows[-1].latency.samples_ms)}, {how}, "
         f"{noise_text(max(row.latency.spread for row in rows))}; "
-        f"{here['cpu']}, {here['cores']} cores"
+        f"all on the CPU: {here['cpu']}, {here['cores']} cores"
     )
 
 

@@ -70,6 +70,19 @@ class CompareOptions:
         help="--no-eager needs neither checkpoint nor torch: the first bundle on its first backend is "
         "then the reference.",
     )  # fmt: skip
+    eager_device: str | None = option(
+        "--eager-device", panel=MEASUREMENT, default=None,
+        default_text="of the fastest backend compared",
+        help="Where the eager model runs: cpu or cuda. A GPU backend counts as faster than any other.",
+    )  # fmt: skip
+    eager_tf32: bool = option(
+        "--eager-tf32/--no-eager-tf32", panel=MEASUREMENT, default=False,
+        help="On CUDA: a further row of the eager model with TF32. Bundles never use it.",
+    )  # fmt: skip
+    eager_rows: bool = option(
+        "--eager-rows/--no-eager-rows", panel=MEASUREMENT, default=True,
+        help="On CUDA: further rows of torch.compile and of FP16 and BF16 by autocast.",
+    )  # fmt: skip
     rounds: int = option(
         "--rounds", panel=MEASUREMENT, default=20, low=3,
         help="Timing rounds; up to three times as many while not steady.",

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from save_deploy.bundle import Manifest
+import numpy as np
+
+from save_deploy.bundle import WINDOW_SAMPLES, Manifest
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError, SaveDeployError
 from save_deploy.runtime.compare.entries import REFERENCE, EagerSource, Entry, bundle_mb
 from save_deploy.runtime.compare.options import ALL, CompareOptions
+from save_deploy.runtime.eager_mode import EagerMode, choose_device, named_mode
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import BACKENDS
+
+# further rows of the eager model on CUDA
+FURTHER = ("compile", "eager-fp16", "eager-bf16", "compile-fp16")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ def make_plan(options: CompareOptions) -> Plan:
     if unknown:
         expected = ", ".join((*BACKENDS, ALL))
         raise BackendError("unknown backend", got=unknown[0], expected=expected)
+    if options.eager and options.eager_device is not None:
+        from save_deploy.runtime.eager import require_device
+
+        require_device(EagerMode(options.eager_device).device)  # before anything is opened
     bundles = {
         label: (folder, Manifest.read(folder)) for label, folder in labels(options.bundles).items()
     }
@@ -56,11 +66,12 @@ def make_plan(options: CompareOptions) -> Plan:
     for label, (folder, manifest) in bundles.items():
         found = _entries(label, folder, manifest, options, left_out, several=len(bundles) > 1)
         members.setdefault(_key(manifest), []).extend(found)
+    device = choose_device(options.eager_device, [e.backend for m in members.values() for e in m])
     groups = []
     for key, entries in members.items():
         label = entries[0].bundle
         manifest, source = bundles[label][1], sources[label]
-        eager = [] if source is None else [_eager(source, options)]
+        eager = [] if source is None else _eager(source, options, device, left_out)
         words = _words(key, list(members), manifest)
         groups.append(Group(manifest.config, (*eager, *entries), words))
     if not options.eager and all(len(group.entries) == 1 for group in groups):
@@ -70,10 +81,14 @@ def make_plan(options: CompareOptions) -> Plan:
             expected="a second bundle of the same checkpoint and size, or another --backend",
         )
     lines = (
-        f"{backend} left out{'' if len(which) == len(bundles) else ' for ' + ', '.join(which)}: {why}"
+        f"{backend} left out{_for_some(which, len(bundles))}: {why}"
         for (backend, why), which in left_out.items()
     )
     return Plan(tuple(groups), bundles, tuple(lines))
+
+
+def _for_some(which: Sequence[str], n_bundles: int) -> str:
+    return f" for {', '.join(which)}" if 0 < len(which) < n_bundles else ""
 
 
 def labels(folders: Sequence[Path]) -> dict[str, Path]:
@@ -101,9 +116,45 @@ def _source(folder: Path, manifest: Manifest, options: CompareOptions) -> EagerS
     return find_source(folder, manifest, checkpoints=given, sams=options.sams)
 
 
-def _eager(source: EagerSource, options: CompareOptions) -> Entry:
-    size = source.n_bytes / 1e6
-    return Entry(REFERENCE, REFERENCE, "fp32", size, eager=source, threads=options.threads)
+def _eager(
+    source: EagerSource, options: CompareOptions, device: str,
+    left_out: dict[tuple[str, str], list[str]],
+) -> list[Entry]:  # fmt: skip
+    """The reference: float32 without TF32. On CUDA, further rows: what else torch can do there."""
+    from save_deploy.runtime.eager import require_device
+
+    require_device(device)
+    modes = [EagerMode(device)]
+    if device == "cuda":
+        modes += [EagerMode(device, tf32=True)] if options.eager_tf32 else []
+        modes += [named_mode(n, device) for n in FURTHER] if options.eager_rows else []
+    found = []
+    for mode in modes:
+        name = REFERENCE if mode == modes[0] else mode.name
+        entry = Entry(
+            name, REFERENCE, mode.precision, source.n_bytes / 1e6,
+            eager=replace(source, mode=mode), threads=options.threads,
+        )  # fmt: skip
+        why = "" if mode == modes[0] else try_eager(entry)
+        if why:
+            left_out.setdefault((name, why), [])
+        else:
+            found.append(entry)
+    return found
+
+
+def try_eager(entry: Entry) -> str:
+    """Why a further row of the eager model is left out: torch cannot compile it here, or it overflows.
+    Empty when it runs."""
+    try:
+        with entry.open() as pipeline:
+            rng = np.random.default_rng(0)
+            shape = pipeline.model.spec.inputs[0].shape
+            heard = pipeline.embed(rng.uniform(-0.5, 0.5, WINDOW_SAMPLES).astype(np.float32))
+            logits = pipeline.run(rng.integers(0, 256, shape, dtype=np.uint8), heard)
+    except Exception as error:  # compilers and CUDA raise what they like
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return "" if np.isfinite(logits).all() else "its logits are not finite"
 
 
 def _entries(

@@ -22,6 +22,7 @@ from save_deploy.data.transforms import Frame
 from save_deploy.errors import SaveDeployError
 from save_deploy.machine import peak_memory_mib
 from save_deploy.runtime.compare.entries import Entry
+from save_deploy.runtime.session import Session
 
 Answer = NDArray[Any]
 Call = Callable[[], Answer]
@@ -42,8 +43,21 @@ class ModelCall:
     inputs: Arrays
 
     def __call__(self) -> Call:
-        session = self.entry.open_model()
-        return lambda: session.infer(self.inputs)["mask_logits"]
+        return _Inference(self.entry.open_model(), self.inputs)
+
+
+@dataclass(frozen=True)
+class _Inference:
+    session: Session
+    inputs: Arrays
+
+    def __call__(self) -> Answer:
+        return self.session.infer(self.inputs)["mask_logits"]
+
+    @property
+    def device_ms(self) -> float | None:
+        """Of the last call, between CUDA events; None where the session does not measure it."""
+        return getattr(self.session, "device_ms", None)
 
 
 @dataclass(frozen=True)
@@ -72,11 +86,16 @@ class Started:
 
 @dataclass
 class OwnProcess:
-    """The parent's side: the process while it runs, its samples and its failure throughout."""
+    """The parent's side: the process while it runs, its samples and its failure throughout.
+
+    samples_ms: from host memory to host memory; device_ms: of the same calls, between CUDA events,
+    empty where nobody measures them.
+    """
 
     name: str
     open: Opener
     samples_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
     started: Started | None = None
     failed: str = ""
     _process: Any = None
@@ -103,9 +122,13 @@ class OwnProcess:
             return
         with contextlib.suppress(BrokenPipeError):  # a dead process is reported by what follows
             self._pipe.send("run")
-        ms = self._receive("ms")
-        if ms is not None:
-            self.samples_ms.append(ms)
+        taken = self._receive("ms")
+        if taken is None:
+            return
+        host, device = taken
+        self.samples_ms.append(host)
+        if device is not None:
+            self.device_ms.append(device)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -140,7 +163,8 @@ def measure_memory(entry: Entry, frame: Frame, waveform: Waveform) -> float | No
 
 
 def _work(pipe: Connection, open_model: Opener) -> None:
-    """Messages out: ("ready", Started), ("ms", milliseconds), ("failed", why). In: "run"."""
+    """Messages out: ("ready", Started), ("ms", (on the host, on the device or None)),
+    ("failed", why). In: "run"."""
     begun = time.perf_counter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
     try:
@@ -159,7 +183,8 @@ def _work(pipe: Connection, open_model: Opener) -> None:
                 call()
             begin = time.perf_counter()
             call()
-            pipe.send(("ms", (time.perf_counter() - begin) * 1000))
+            ms = (time.perf_counter() - begin) * 1000
+            pipe.send(("ms", (ms, getattr(call, "device_ms", None))))
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:  # whatever a backend raises is this entry's result

@@ -26,7 +26,9 @@ class Row:
     """One entry on one dataset. parity and speedup compare it with the reference (eager) of the same
     run; the reference has no parity.
 
-    name: unique per dataset; bundle, dataset: as the user named them; None: not measured.
+    name: unique per dataset; bundle, dataset: as the user named them; None: not measured. device: where
+    it ran, with TF32; device_ms: median between CUDA events of the calls whose latency is from host
+    to host.
     """
 
     backend: str
@@ -42,6 +44,8 @@ class Row:
     margin: Margin | None = None
     peak_memory_mib: float | None = None
     time_split: TimeSplit | None = None
+    device: str = "cpu"
+    device_ms: float | None = None
 
     @property
     def reference(self) -> bool:

@@ -9,6 +9,7 @@ from itertools import islice
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import Clip, ClipDataset, Sample
 from save_deploy.data.skipping import SkippingDataset, iter_clips
+from save_deploy.machine import read_nvidia
 from save_deploy.metrics.latency import speedup
 from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.compare.accuracy import Accuracy, measure_accuracy
@@ -170,6 +171,8 @@ def _row(
         margin=accuracy.margin,
         peak_memory_mib=memory.get(entry.name),
         time_split=splits[entry.name],
+        device=entry.device,
+        device_ms=timing.device_p50(entry.name),
     )
 
 
@@ -203,6 +206,11 @@ def _notes(
         f"{rounds} timed calls each of the model graph, {how}, {steady}; "
         f"threads: {options.threads or default_threads()}",
     ]
+    if any(row.device != "cpu" for row in rows):
+        lines.append(
+            f"GPU: {'; '.join(read_nvidia().lines()) or 'unknown'}. Milliseconds are from host memory "
+            "to host memory; on device ms lie between CUDA events, without the copies"
+        )
     if not options.eager:
         first = ", ".join(dict.fromkeys(group.entries[0].name for group in plan.groups))
         lines.append(f"no eager model: the reference of every ratio and agreement is {first}")

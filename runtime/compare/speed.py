@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 
@@ -28,14 +28,21 @@ _ROUNDS_ALONE, _CALLS_ALONE = 3, 2  # when entries are opened anew in every roun
 
 @dataclass(frozen=True)
 class Timing:
-    """Raw samples by name, taken in turn. resident: all were open at once."""
+    """Raw samples by name, taken in turn, from host memory to host memory. resident: all were open at
+    once. device_ms: of the same calls, between CUDA events, of sessions that measure it."""
 
     latency: dict[str, LatencyResult]
     resident: bool = True
+    device_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def noise(self) -> float:
         return max(result.spread for result in self.latency.values())
+
+    def device_p50(self, name: str) -> float | None:
+        """Median time on the device; None where the session does not measure it."""
+        taken = self.device_ms.get(name)
+        return LatencyResult(tuple(taken)).p50_ms if taken else None
 
     @property
     def steady(self) -> bool:
@@ -59,10 +66,12 @@ def time_interleaved(
     budget_s: float = 20.0,
     batch: int = 1,
     on_round: Callable[[], None] = lambda: None,
+    on_sample: Callable[[str], None] = lambda name: None,
 ) -> dict[str, LatencyResult]:
     """Time each call once per round, at least 3 rounds, then until `rounds` or the time budget.
 
     The order rotates from round to round. Returns raw samples by name; `batch` is frames per call.
+    on_sample(name): after each timed call.
     """
     for _ in range(warmup):
         for call in calls.values():
@@ -77,6 +86,7 @@ def time_interleaved(
             begin = time.perf_counter()
             calls[name]()
             samples[name].append((time.perf_counter() - begin) * 1000)
+            on_sample(name)
         on_round()
     return {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
 
@@ -93,20 +103,34 @@ def time_entries(
     """
     if not pool.resident:
         return _alone(pool, entries, inputs)
-    batch = len(inputs["image"])
+    batch, events = len(inputs["image"]), _DeviceTimes()
     with ExitStack() as stack:
-        calls: dict[str, Callable[[], object]] = {}
-        for entry in entries:
-            model = stack.enter_context(pool.use(entry)).model
-            calls[entry.name] = partial(model.infer, inputs)
-        if not extend:
-            return Timing(time_interleaved(calls, rounds=rounds, batch=batch))
-        return Timing(_until_steady(calls, rounds, budget_s, batch))
+        models = {e.name: stack.enter_context(pool.use(e)).model for e in entries}
+        calls = {name: partial(model.infer, inputs) for name, model in models.items()}
+        take = lambda name: events.take(name, models[name])
+        if extend:
+            latency = _until_steady(calls, rounds, budget_s, batch, take)
+        else:
+            latency = time_interleaved(calls, rounds=rounds, batch=batch, on_sample=take)
+    return Timing(latency, device_ms=events.samples)
+
+
+class _DeviceTimes:
+    """What sessions measured on the device themselves, beside every timed call."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[float]] = {}
+
+    def take(self, name: str, model: object) -> None:
+        ms = getattr(model, "device_ms", None)
+        if ms is not None:
+            self.samples.setdefault(name, []).append(ms)
 
 
 def _until_steady(
-    calls: Mapping[str, Callable[[], object]], rounds: int, budget_s: float, batch: int
-) -> dict[str, LatencyResult]:
+    calls: Mapping[str, Callable[[], object]], rounds: int, budget_s: float, batch: int,
+    on_sample: Callable[[str], None],
+) -> dict[str, LatencyResult]:  # fmt: skip
     found: dict[str, LatencyResult] = {}
     begun = time.perf_counter()
     for i in range(_TIMES_ROUNDS):
@@ -114,8 +138,9 @@ def _until_steady(
         if i and (left <= 0 or Timing(found).steady):
             break
         taken = time_interleaved(
-            calls, rounds=rounds, warmup=0 if i else 2, budget_s=left, batch=batch
-        )
+            calls, rounds=rounds, warmup=0 if i else 2, budget_s=left, batch=batch,
+            on_sample=on_sample,
+        )  # fmt: skip
         found = {
             name: LatencyResult((found[name].samples_ms if i else ()) + result.samples_ms, batch)
             for name, result in taken.items()
@@ -125,6 +150,7 @@ def _until_steady(
 
 def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
     samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    events = _DeviceTimes()
     for i in range(_ROUNDS_ALONE):
         shift = i % len(entries)
         for entry in [*entries[shift:], *entries[:shift]]:
@@ -134,9 +160,10 @@ def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
                     begin = time.perf_counter()
                     pipeline.model.infer(inputs)
                     samples[entry.name].append((time.perf_counter() - begin) * 1000)
+                    events.take(entry.name, pipeline.model)
     batch = len(inputs["image"])
     taken = {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
-    return Timing(taken, resident=False)
+    return Timing(taken, resident=False, device_ms=events.samples)
 
 
 def split_times(pipeline: SavePipeline, samples: Sequence[Sample]) -> TimeSplit:

@@ -26,6 +26,15 @@ class Column:
     text: Callable[[Any], str]
 
 
+def _device_ms(row: Any) -> str:
+    return "" if row.device_ms is None else f"{row.device_ms:.2f}"
+
+
+# where each row ran, and what its CUDA events measured: without copies from and to the host
+DEVICE = Column("device", lambda row: row.device)
+DEVICE_MS = Column("on device ms", _device_ms)
+
+
 def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
     """Rows as text; a column without any text is left out."""
     cells = [[column.text(row) for row in rows] for column in columns]
@@ -40,10 +49,12 @@ def compare_columns(*, eager: bool) -> tuple[Column, ...]:
     """Columns of save-compare. eager False: the reference is the first entry."""
     return (
         Column("", lambda row: row.name),
+        DEVICE,
         Column("size MB", lambda row: f"{row.size_mb:.1f}"),
         Column("p50 ms", _percentile(50)),
         Column("p90", _percentile(90)),
         Column("p99", _percentile(99)),
+        DEVICE_MS,
         Column("FPS", lambda row: f"{row.latency.frames_per_s:.3g}"),
         Column("x eager" if eager else "x ref.", lambda row: f"{row.speedup:.2f}"),
         Column("M_J (95 %)", _m_j_with_interval),
