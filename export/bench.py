@@ -28,6 +28,7 @@ from save_deploy.runtime.eager import require_device
 from save_deploy.runtime.eager_mode import MODES, EagerMode, choose_device, named_mode
 from save_deploy.runtime.session import available_backends
 from save_deploy.runtime.session.ort import PROVIDERS, require_provider
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 Progress = Callable[[str, int], AbstractContextManager[OnStep]]
 
@@ -45,6 +46,7 @@ def benchmark(
     bundles = bundle_graphs(names)
     backends = _backends(options.backends)
     config = _config(options)
+    cuda = CudaOptions.parse(options.cuda)
     mode = EagerMode(choose_device(options.eager_device, backends))
     if any(name in MODES for name in names):
         require_device(mode.device)
@@ -55,7 +57,7 @@ def benchmark(
         if config is not None:
             on_text(f"writing random weights of {options.preset}")
             checkpoint = write_random_checkpoint(work / "random.safetensors", config)
-        graphs = [n for n in names if n.startswith(("naive", "merged", "int8"))]
+        graphs = [n for n in names if n.startswith(("naive", "merged", "fp16", "int8"))]
         on_text(f"exporting {', '.join(graphs) or 'nothing'}")
         subject, files = write_variants(
             graphs, work, checkpoint=checkpoint, sam=options.sam, res=options.res,
@@ -64,7 +66,10 @@ def benchmark(
         source = replace(subject.source, mode=mode)
         subject = replace(subject, threads=options.threads, source=source)
         files |= _same_shape(bundles, subject)
-        entries = parse_entries(options.what, backends, files, subject)
+        entries = [
+            replace(entry, cuda=cuda)
+            for entry in parse_entries(options.what, backends, files, subject)
+        ]
         yardsticks = Yardsticks(
             write_empty_graph(subject.spec, work / "empty.onnx"),
             write_gemm_graph(work / "gemm.onnx"),

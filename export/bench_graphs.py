@@ -22,6 +22,7 @@ from save_deploy.checkpoints import builtin_path, load_model
 from save_deploy.children import safe_path
 from save_deploy.config import AUDIO_DIM
 from save_deploy.errors import SaveDeployError
+from save_deploy.export.fp16 import plan_fp16
 from save_deploy.export.graph import save_graph, trace, write_graph
 from save_deploy.export.memory import score_bytes
 from save_deploy.export.merge.deploy import DeployModel, FrameModel
@@ -65,7 +66,7 @@ def write_variants(
     names: Sequence[str], folder: Path, *, checkpoint: Path | None, sam: Path | None, res: int,
     batch: int,
 ) -> tuple[Subject, dict[str, Path]]:  # fmt: skip
-    """naive, merged..., int8 and naive-int8 -> ONNX files in `folder`, and the numbers of their model.
+    """naive, merged..., fp16, int8, naive-int8 -> ONNX files in `folder`, and numbers of their model.
 
     In a process of its own: its memory must not weigh on what is measured afterwards.
     """
@@ -95,12 +96,16 @@ def _write(
         macs=count_macs(best, frames, sounds),
     )
     del best
-    real = calibration_inputs(model) if any("int8" in name for name in names) else []
+    measured = any("int8" in name or name == "fp16" for name in names)
+    real = calibration_inputs(model) if measured else []
     for name in sorted(names, key=lambda n: n == "naive-int8"):  # it is made from naive
         path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
         files[name] = path
         if name == "int8":
             write_int8(model, forms_for("portable", res=res), real, spec, path)
+            continue
+        if name == "fp16":
+            write_fp16(model, forms_for("portable", res=res), real[:1], spec, path)
             continue
         if name == "naive-int8":
             write_naive_int8(files["naive"], real, batch, path)
@@ -130,13 +135,23 @@ def write_int8(
     deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
     sites = find_sites(deploy)
     observer = Observer(deploy, [s.name for s in sites])
-    tensors = (
-        (torch.from_numpy(a["image"]), torch.from_numpy(a["audio_embedding"])) for a in inputs
-    )
-    observe(deploy, observer, tensors)
+    observe(deploy, observer, _tensors(inputs))
     graph = trace(deploy, spec)
     insert_qdq(graph, sites, {n: h.amax("minmax") for n, h in observer.histograms.items()})
     save_graph(graph, path)
+
+
+def write_fp16(
+    model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
+) -> None:  # fmt: skip
+    """The merged graph in FP16, with the FP32 modules and scaled scores that real inputs ask for."""
+    deploy = DeployModel(model, forms).eval().requires_grad_(False)
+    write_graph(deploy, path, spec, fp16=plan_fp16(deploy, _tensors(inputs)))
+
+
+def _tensors(inputs: list[Arrays]) -> Iterator[tuple[torch.Tensor, ...]]:
+    for given in inputs:
+        yield torch.from_numpy(given["image"]), torch.from_numpy(given["audio_embedding"])
 
 
 def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) -> None:

@@ -21,7 +21,14 @@ from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError
 from save_deploy.extras import EXTRA_OF, install_line
 from save_deploy.libraries import import_onnxruntime
-from save_deploy.machine import allowed_cores, available_bytes, cpu_name, version, versions
+from save_deploy.machine import (
+    Nvidia,
+    allowed_cores,
+    available_bytes,
+    cpu_name,
+    version,
+    versions,
+)
 from save_deploy.runtime.engine_check import (
     GRAPH,
     Machine,
@@ -34,6 +41,7 @@ from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.choose import BUILD
 from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, cpu_bytes, graph_bytes
 from save_deploy.runtime.session.ort import PROVIDERS, require_provider
+from save_deploy.runtime.session.ort_cuda import cuda_of, require_version
 
 _TRIAL_TIMEOUT_S = 60
 # y = Relu(x) on one float, opset 17
@@ -98,6 +106,7 @@ class Examination:
     machine: Machine
     packages: dict[str, str]
     trials: tuple[Trial, ...]
+    cuda_provider: str
     answers: tuple[Answer, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +125,22 @@ def examine(bundle: Path | None = None) -> Examination:
     if bundle is not None and manifest is not None:
         answers = tuple(_answers(bundle, manifest, machine, trials))
     packages = {n: v for n, v in versions().items() if n != "python"}
-    return Examination(_computer(), machine, packages, trials, answers)
+    return Examination(_computer(), machine, packages, trials, _cuda_provider(machine), answers)
+
+
+def _cuda_provider(machine: Machine) -> str:
+    """What CUDA the installed onnxruntime-gpu needs, and whether the driver and its version serve our
+    graphs; empty without it."""
+    found = version("onnxruntime-gpu")
+    if not found:
+        return ""
+    text = f"onnxruntime-gpu {found} is built for CUDA {cuda_of(found)}"
+    nvidia = Nvidia(machine.gpus, machine.driver, machine.cuda, machine.problem)
+    try:
+        require_version(found, nvidia)
+    except BackendError as error:
+        return f"{text}; {error.what}; next: {error.hint}"
+    return text if machine.gpus else f"{text}; no GPU here"
 
 
 def run_trials() -> tuple[Trial, ...]:

@@ -40,6 +40,7 @@ from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
 from save_deploy.runtime.session.open import Content, EngineOptions
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 # A whole waveform (n,), its seconds in order, or second -> what is heard in it. 16 kHz mono, [-1,1].
 SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform]
@@ -226,6 +227,7 @@ def load(
     verify: bool = True,
     self_test: bool | None = None,
     trust: bool = False,
+    cuda: CudaOptions = CudaOptions(),
 ) -> SavePipeline:
     """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt_rtx (engines of the bundle),
     onnxruntime-cuda, onnxruntime-tensorrt, or auto: an engine that may run here, else a GPU, else the
@@ -234,7 +236,7 @@ def load(
     verify compares every file with its sha256 first, and refuses one that changes before it is opened.
     self_test: run the golden samples before anything else; by default GPU backends do, once per GPU,
     driver, library and file. trust: an engine is code, so only those built on this machine run; True
-    runs others as well (docs/security.md).
+    runs others as well (docs/security.md). cuda: of backend onnxruntime-cuda (docs/gpu.md).
     Raises BundleError (incomplete, altered, a graph that is not the manifest's), BackendError (cannot
     run here), ParityError (self-test).
     """
@@ -248,7 +250,7 @@ def load(
         )  # to hash gigabytes first would take seconds
         manifest.verify(folder)
     weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
-    choice = choose(backend, folder, manifest, hashed=verify, trust=trust)
+    choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
     precision, entry = manifest.precision["precision"], choice.engine or {}
     engine = EngineOptions(
         host_code=bool(entry.get("version_compatible")),  # one that was chosen is trusted
@@ -265,6 +267,7 @@ def load(
             content=Content(manifest.content_of(name, beside), beside),
             precision=precision,
             engine=engine,
+            cuda=cuda,
         )
 
     with ExitStack() as stack:  # nothing stays open behind an error

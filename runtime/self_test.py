@@ -49,8 +49,8 @@ def golden_parity(
 ) -> ParityResult:
     """Every golden sample through both graphs. on_first: called after the first mask.
 
-    Raises ParityError with the hint when an embedding, or the masks as a whole, are over the budget
-    the bundle was exported with.
+    Raises ParityError with the hint when logits are not finite, and when an embedding, or the masks as
+    a whole, are over the budget the bundle was exported with.
     """
     golden = read_golden(folder, manifest)
     meter = ParityMeter()
@@ -60,6 +60,7 @@ def golden_parity(
         found = pipeline.run(golden.image[i : i + 1], heard)
         if i == 0 and on_first is not None:
             on_first()
+        _check_finite(found, i, manifest, hint)
         meter.add(golden.answers.mask_logits[i : i + 1], found)
     result = meter.result()
     result.require(
@@ -114,6 +115,7 @@ def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
         "gpu": gpu and [gpu.name, list(gpu.compute_capability)],
         "driver": machine and machine.driver,
         "library": choice.backend,
+        **({"settings": choice.settings} if choice.settings else {}),
         "library_version": machine and machine.libraries.get(choice.backend),
         "files": {
             n: r.sha256
@@ -137,6 +139,18 @@ def _keep(place: Path, verdict: dict[str, Any]) -> None:
     text = json.dumps(verdict, indent=2) + "\n"
     if not keep_in_cache(place, lambda path: path.write_text(text)):
         _log.warning("the verdict of the self-test was not kept: %s cannot be written", place)
+
+
+def _check_finite(found: NDArray[np.float32], i: int, manifest: Manifest, hint: str) -> None:
+    """FP16 arithmetic of a GPU overflows where a CPU, which computes FP16 graphs in FP32, does not."""
+    bad = int((~np.isfinite(found)).sum())
+    if bad:
+        raise ParityError(
+            f"logits of this {manifest.precision['precision']} bundle are not finite on this machine",
+            got=f"{bad} of {found.size} values are NaN or infinite on golden sample {i}",
+            expected="finite values: FP16 ends at 65504",
+            hint=hint,
+        )
 
 
 def _check_embedding(

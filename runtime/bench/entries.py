@@ -13,7 +13,7 @@ from save_deploy.precision import Precision
 from save_deploy.runtime.compare.entries import EagerSource, Entry, GraphFile
 from save_deploy.runtime.eager_mode import MODES, named_mode
 
-PLAIN = (*MODES, "naive", "naive-int8", "merged", "int8")
+PLAIN = (*MODES, "naive", "naive-int8", "merged", "fp16", "int8")
 KINDS = (*PLAIN, "merged:KEY=VALUE+...", "bundle:DIR")
 
 
@@ -86,6 +86,8 @@ def _precision(form: str) -> str:
     kind, _, folder = form.partition(":")
     if kind == "bundle":
         return str(Manifest.read(Path(folder)).precision["precision"])
+    if form == "fp16":
+        return form
     return "int8" if form in ("int8", "naive-int8") else "fp32"
 
 

@@ -24,7 +24,8 @@ class BenchOptions:
         "--what", default="eager,compile,naive,merged",
         help="Comma-separated: eager, compile (torch.compile), each also as -fp16 and -bf16 "
         "(autocast) and -tf32 (CUDA), naive (plain torch.onnx.export), "
-        "merged, merged:windows=late_pad+adapter=matmul (other forms), int8 (merged, quantized), "
+        "merged, merged:windows=late_pad+adapter=matmul (other forms), fp16 (merged, in FP16), int8 "
+        "(merged, quantized), "
         "naive-int8 (onnxruntime's quantize_static on naive), bundle:DIR.",
     )  # fmt: skip
     backends: str | None = option(
@@ -47,6 +48,11 @@ class BenchOptions:
         help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
     )  # fmt: skip
     batch: int = option("--batch", panel=MODEL, default=1, low=1, high=64, help="Frames per call.")
+    cuda: str = option(
+        "--cuda", panel=MEASUREMENT, default="",
+        help="Of onnxruntime-cuda: graph=on|off, tf32=on|off, nhwc=on|off, memory=MIB, "
+        "arena=grow|power2, comma-separated.",
+    )  # fmt: skip
     eager_device: str | None = option(
         "--eager-device", panel=MEASUREMENT, default=None,
         default_text="of the fastest backend",

@@ -26,7 +26,8 @@ from save_deploy.runtime.compare.table import (
 from save_deploy.runtime.html.data import Table
 from save_deploy.runtime.session import default_threads
 
-N_LEFT, WIDTH = 3, 150  # columns of words; characters of a line in a log
+N_LEFT = 2  # columns of words
+WIDTH, WIDE = 150, 185  # characters of a line in a log; where devices are told
 # what others are measured against, on which backend (None: their own)
 REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}
 NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs that have it
@@ -102,7 +103,8 @@ def footnote(result: BenchResult) -> list[str]:
     lines = [
         f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call, one process each, "
         f"interleaved, {how}: {n} samples, {noise_text(noise)}",
-        f"{here['cpu']}, {threads} threads, {here['memory_gib']} GiB; "
+        f"{'' if _on_gpu(result) else 'all on the CPU: '}{here['cpu']}, {threads} threads, "
+        f"{here['memory_gib']} GiB; "
         + ", ".join(f"{k} {v}" for k, v in versions().items() if k in _SHOWN),
         f"GEMM rate {result.gemm_gflops:.0f} GFLOP/s (float32 {_GEMM}, same rounds, best of "
         + _rates(result.gemm)
@@ -110,7 +112,7 @@ def footnote(result: BenchResult) -> list[str]:
         f"{subject.macs_eager / 1e9:.4g} -> {subject.macs / 1e9:.4g} GMAC a call, "
         f"floor {result.floor_ms:.1f} ms",
     ]
-    if any(o.device != "cpu" for o in result.outcomes):
+    if _on_gpu(result):
         lines.append(
             f"GPU: {'; '.join(read_nvidia().lines()) or 'unknown'}; milliseconds are from host memory "
             f"to host memory, on device ms between CUDA events; the GEMM rate is that of "
@@ -146,10 +148,16 @@ _SHOWN = ("torch", "onnxruntime-gpu", "onnxruntime", "openvino")
 _GEMM = "2048 x 2048 x 2048"
 
 
+def _on_gpu(result: BenchResult) -> bool:
+    return any(o.device != "cpu" for o in result.outcomes)
+
+
 def print_result(result: BenchResult) -> None:
     """Table and footnotes on standard output."""
     title = "\n".join(footnote(result))
-    log_console(WIDTH).print(rich_table(table(result), n_left=N_LEFT, title=title))
+    log_console(WIDE if _on_gpu(result) else WIDTH).print(
+        rich_table(table(result), n_left=N_LEFT, title=title)
+    )
 
 
 def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:

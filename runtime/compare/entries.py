@@ -17,6 +17,7 @@ from save_deploy.runtime.eager_mode import EagerMode, device_text
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
 from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 REFERENCE = "eager"
 _SHARE = 0.6  # of free memory that all pipelines of a comparison may take together
@@ -47,9 +48,11 @@ class GraphFile:
     audio: Path | None = None
     low_memory: bool | None = None
 
-    def open(self, backend: str, threads: int | None) -> Session:
+    def open(self, backend: str, threads: int | None, cuda: CudaOptions) -> Session:
         spec = model_spec(self.config, self.batch)
-        return open_session(backend, self.path, spec, threads=threads, low_memory=self.low_memory)
+        return open_session(
+            backend, self.path, spec, threads=threads, low_memory=self.low_memory, cuda=cuda
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Entry:
     """One model of a comparison: a bundle's folder and backend, a graph file, or an eager model.
 
     name: unique in a run; bundle, form: as the user named the bundle or the form of the graph (eager,
-    compile, naive, merged, ...).
+    compile, naive, merged, ...); cuda: of backend onnxruntime-cuda.
     """
 
     name: str
@@ -70,18 +73,20 @@ class Entry:
     threads: int | None = None
     graph: GraphFile | None = None
     form: str = ""
+    cuda: CudaOptions = CudaOptions()
 
     @property
     def device(self) -> str:
-        """Where it runs, as tables show it. A graph's float32 products are float32 on a GPU, too."""
+        """Where it runs, as tables show it. Engines are built without TF32."""
         if self.eager is not None:
             return self.eager.mode.device_text
-        return device_text("cuda" if self.backend in GPU_BACKENDS else "cpu")
+        tf32 = self.backend == "onnxruntime-cuda" and self.cuda.tf32
+        return device_text("cuda" if self.backend in GPU_BACKENDS else "cpu", tf32=tf32)
 
     def open_model(self) -> Session:
         """The session of the model graph alone."""
         if self.graph is not None:
-            return self.graph.open(self.backend, self.threads)
+            return self.graph.open(self.backend, self.threads, self.cuda)
         return self.open().model
 
     def open(self) -> SavePipeline:
@@ -111,6 +116,7 @@ class Entry:
             threads=self.threads,
             verify=False,
             self_test=False,
+            cuda=self.cuda,
         )
 
     def peak_bytes(self, config: SaveConfig) -> int:

@@ -77,7 +77,12 @@ class CompareOptions:
     )  # fmt: skip
     eager_tf32: bool = option(
         "--eager-tf32/--no-eager-tf32", panel=MEASUREMENT, default=False,
-        help="On CUDA: a further row of the eager model with TF32. Bundles never use it.",
+        help="On CUDA: a further row of the eager model with TF32. Bundles take it from --cuda.",
+    )  # fmt: skip
+    cuda: str = option(
+        "--cuda", panel=MEASUREMENT, default="",
+        help="Of onnxruntime-cuda: graph=on|off, tf32=on|off, nhwc=on|off, memory=MIB, "
+        "arena=grow|power2, comma-separated. Default: graph=on,tf32=off,nhwc=off,arena=grow.",
     )  # fmt: skip
     eager_rows: bool = option(
         "--eager-rows/--no-eager-rows", panel=MEASUREMENT, default=True,

@@ -18,6 +18,7 @@ from save_deploy.runtime.compare.options import ALL, CompareOptions
 from save_deploy.runtime.eager_mode import EagerMode, choose_device, named_mode
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import BACKENDS
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 # further rows of the eager model on CUDA
 FURTHER = ("compile", "eager-fp16", "eager-bf16", "compile-fp16")
@@ -53,6 +54,7 @@ def make_plan(options: CompareOptions) -> Plan:
     if unknown:
         expected = ", ".join((*BACKENDS, ALL))
         raise BackendError("unknown backend", got=unknown[0], expected=expected)
+    CudaOptions.parse(options.cuda)
     if options.eager and options.eager_device is not None:
         from save_deploy.runtime.eager import require_device
 
@@ -162,6 +164,7 @@ def _entries(
     left_out: dict[tuple[str, str], list[str]], *, several: bool,
 ) -> list[Entry]:  # fmt: skip
     found: dict[str, Entry] = {}
+    cuda = CudaOptions.parse(options.cuda)
     first: BackendError | None = None
     asked = [b for b in options.backends if b != ALL]
     tried = asked + [b for b in BACKENDS[1:] if ALL in options.backends and b not in asked]
@@ -174,6 +177,7 @@ def _entries(
                 threads=options.threads,
                 verify=False,
                 self_test=None if options.self_test else False,
+                cuda=cuda,
             ) as pipeline:
                 runs, precision = pipeline.backend, pipeline.precision
         except BackendError as error:
@@ -186,7 +190,9 @@ def _entries(
         if several:
             name = f"{label} {runs}" if precision in label else f"{label} {name}"
         size = bundle_mb(manifest, runs)
-        entry = Entry(name, runs, precision, size, label, folder, threads=options.threads)
+        entry = Entry(
+            name, runs, precision, size, label, folder, threads=options.threads, cuda=cuda
+        )
         found.setdefault(runs, entry)
     if not found:
         assert first is not None

@@ -206,7 +206,9 @@ def _notes(
         f"{rounds} timed calls each of the model graph, {how}, {steady}; "
         f"threads: {options.threads or default_threads()}",
     ]
-    if any(row.device != "cpu" for row in rows):
+    if all(row.device == "cpu" for row in rows):
+        lines.append("all on the CPU")
+    else:
         lines.append(
             f"GPU: {'; '.join(read_nvidia().lines()) or 'unknown'}. Milliseconds are from host memory "
             "to host memory; on device ms lie between CUDA events, without the copies"

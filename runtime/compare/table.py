@@ -20,10 +20,12 @@ NOISY = 0.1  # spread of samples above which milliseconds of two runs cannot be 
 
 @dataclass(frozen=True)
 class Column:
-    """text(row): the cell, "" for what was not measured. row: a Row, or an Outcome of a benchmark."""
+    """text(row): the cell, "" for what was not measured. row: a Row, or an Outcome of a benchmark.
+    implied: what a note beside the table says where every cell is that."""
 
     title: str
     text: Callable[[Any], str]
+    implied: str = ""
 
 
 def _device_ms(row: Any) -> str:
@@ -31,14 +33,15 @@ def _device_ms(row: Any) -> str:
 
 
 # where each row ran, and what its CUDA events measured: without copies from and to the host
-DEVICE = Column("device", lambda row: row.device)
+DEVICE = Column("device", lambda row: row.device, implied="cpu")
 DEVICE_MS = Column("on device ms", _device_ms)
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
-    """Rows as text; a column without any text is left out."""
+    """Rows as text; a column without any text, or with what is implied alone, is left out."""
     cells = [[column.text(row) for row in rows] for column in columns]
-    shown = [i for i, texts in enumerate(cells) if any(texts)]
+    told = [any(t != column.implied for t in c) for column, c in zip(columns, cells, strict=True)]
+    shown = [i for i, texts in enumerate(cells) if any(texts) and told[i]]
     return Table(
         tuple(columns[i].title for i in shown),
         tuple(tuple(cells[i][k] for i in shown) for k in range(len(rows))),

@@ -9,11 +9,13 @@ from save_deploy.runtime.session.open import (
     open_session,
 )
 from save_deploy.runtime.session.ort import OrtSession
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 __all__ = [
     "BACKENDS",
     "CPU_BACKENDS",
     "GPU_BACKENDS",
+    "CudaOptions",
     "OrtSession",
     "Session",
     "as_batch",

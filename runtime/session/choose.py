@@ -25,6 +25,7 @@ from save_deploy.runtime.engine_check import (
 from save_deploy.runtime.engine_trust import trust_refusals
 from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
 from save_deploy.runtime.session.ort import CUDA, PROVIDERS, TENSORRT, require_provider
+from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 _log = logging.getLogger(__name__)
 BUILD = {
@@ -36,12 +37,18 @@ BUILD = {
 @dataclass(frozen=True)
 class Choice:
     """backend of open_session and the file for it. engine: its entry, else None; machine: of a GPU
-    backend, with the version of what runs there among its libraries."""
+    backend, with the version of what runs there among its libraries; settings: other than the files,
+    what its numbers depend on."""
 
     backend: str
     file: str = GRAPH
     engine: RawEntry | None = None
     machine: Machine | None = None
+    settings: str = ""
+
+    def with_settings(self, cuda: CudaOptions) -> Choice:
+        """What the CUDA provider is told changes its numbers: a verdict belongs to it."""
+        return replace(self, settings=str(cuda)) if self.backend == PROVIDERS[CUDA] else self
 
 
 def choose(

@@ -22,16 +22,25 @@ _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """C-contiguous array in GPU memory. torch.as_tensor(x, device="cuda") and cupy.asarray(x) share it.
+    """C-contiguous array in GPU memory. torch.from_dlpack(x) and cupy.from_dlpack(x) share it,
+    and so do libraries that take __cuda_array_interface__.
 
-    owner: keeps foreign memory alive; None for a session's own buffer, which its next call overwrites
-    and its close() frees.
+    place: DLPack's device type and number; owner: keeps foreign memory alive; None for a session's own
+    buffer, which its next call overwrites and its close() frees.
     """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: str
     owner: Any = None
+    place: tuple[int, int] = (_DLPACK_CUDA[0], 0)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.place
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        """A capsule of this memory. The values are complete on every stream: the session waited."""
+        return make_capsule(self)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -99,6 +108,16 @@ def _require_contiguous(
         step *= length
 
 
+_py = lambda name, *types: ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
+_pointer_of = _py("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+# of a capsule that is being destroyed: it must not become a Python object again
+_raw_pointer_of = _py("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+_raw_is_valid = _py("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_new_capsule = _py(
+    "PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
+)
+
+
 class _Tensor(ctypes.Structure):
     """DLTensor of dlpack.h."""
 
@@ -128,12 +147,56 @@ def _from_dlpack(given: Any, stream: int | None) -> DeviceArray:
 
 def read_capsule(capsule: Any) -> DeviceArray:
     """A DLPack capsule -> what it describes. It stays unconsumed: dropping it frees the memory."""
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _Tensor.from_address(get(capsule, b"dltensor"))
+    tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
     _require_contiguous(shape, strides)
     kind = _DLPACK_KINDS.get(tensor.code, f"kind{tensor.code}_")
     dtype = "bool" if kind == "bool" else f"{kind}{tensor.bits}"
     return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, dtype, capsule)
+
+
+class _Managed(ctypes.Structure):
+    """DLManagedTensor of dlpack.h: whoever takes it calls `deleter` when it is done."""
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_Managed._fields_ = [
+    ("tensor", _Tensor),
+    ("context", ctypes.c_void_p),
+    ("deleter", _Deleter),
+]
+_NAME = b"dltensor"  # a capsule keeps the pointer to its name
+_CODES = {kind: code for code, kind in _DLPACK_KINDS.items()}
+# what capsules point to, by address, until it is deleted
+_given: dict[int, tuple[Any, ...]] = {}
+
+
+def _delete(address: int) -> None:
+    _given.pop(address, None)
+
+
+def _drop(capsule: int) -> None:
+    """A capsule that nobody has taken, which renames it, deletes its tensor itself."""
+    if _raw_is_valid(capsule, _NAME):
+        _delete(_raw_pointer_of(capsule, _NAME))
+
+
+# kept as long as this module: others call them
+_deleter, _dropped = _Deleter(_delete), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_drop)
+
+
+def make_capsule(array: DeviceArray) -> Any:
+    """A DLPack capsule of the array, which it keeps alive."""
+    dtype = np.dtype(array.dtype)
+    kind = "bool" if dtype.kind == "b" else dtype.name.rstrip("0123456789")
+    shape = (ctypes.c_int64 * len(array.shape))(*array.shape)
+    managed = _Managed()
+    tensor = managed.tensor
+    tensor.data, tensor.ndim, tensor.shape = array.pointer, len(array.shape), shape
+    tensor.device_type, tensor.device_id = array.place
+    tensor.code, tensor.bits, tensor.lanes = _CODES[kind], 8 * dtype.itemsize, 1
+    managed.deleter = _deleter
+    address = ctypes.addressof(managed)
+    _given[address] = (array, managed, shape)
+    return _new_capsule(address, _NAME, ctypes.cast(_dropped, ctypes.c_void_p))

@@ -13,7 +13,9 @@ from save_deploy.files import cache_folder
 from save_deploy.machine import available_bytes
 from save_deploy.runtime.session.base import Session
 from save_deploy.runtime.session.openvino import OpenVinoSession
-from save_deploy.runtime.session.ort import PROVIDERS, OrtGpuSession, OrtSession
+from save_deploy.runtime.session.ort import PROVIDERS, OrtSession
+from save_deploy.runtime.session.ort_cuda import CudaOptions
+from save_deploy.runtime.session.ort_gpu import OrtGpuSession
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -59,13 +61,15 @@ def open_session(
     low_memory: bool | None = None,
     precision: str = "fp32",
     engine: EngineOptions = EngineOptions(),
+    cuda: CudaOptions = CudaOptions(),
 ) -> Session:
     """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
     engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (checked by engine_check, and
     trusted: an engine is code), else an ONNX file.
 
     low_memory (ONNX Runtime): weights stay mapped from the file, which is slower; default: where packed
-    FP32 copies would not fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT.
+    FP32 copies would not fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT;
+    cuda: for its CUDA provider.
     Raises BackendError for an unknown, missing or failing backend, BundleError for a graph or engine
     with other inputs or outputs than the spec.
     """
@@ -83,7 +87,7 @@ def open_session(
             cache_dir=_cache(backend, content.sha256),
         )
     if backend in PROVIDERS.values():
-        return _open_gpu(backend, path, spec, threads, content, precision)
+        return _open_gpu(backend, path, spec, threads, content, precision, cuda)
     size = graph_bytes(path)
     if low_memory is None:
         low_memory = not fits(path)
@@ -117,12 +121,13 @@ def _open_gpu(
     threads: int | None,
     content: Content,
     precision: str,
+    cuda: CudaOptions,
 ) -> Session:
     cache = _cache(backend, content.sha256) if backend != "onnxruntime-cuda" else None
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     return OrtGpuSession(
         path, spec, provider=provider, precision=precision, threads=threads, cache_dir=cache,
-        weights=content.weights,
+        weights=content.weights, cuda=cuda,
     )  # fmt: skip
 
 

@@ -84,6 +84,8 @@ def _lines(found: Examination) -> list[str]:
     lines += ["", "packages   " + ", ".join(f"{n} {v}" for n, v in found.packages.items())]
     lines += [f"imports    {name} {version}" for name, version in machine.libraries.items()]
     lines += [f"not        {name}: {why}" for name, why in machine.broken.items()]
+    if found.cuda_provider:
+        lines.append(f"CUDA       {found.cuda_provider}")
     lines.append("")
     for trial in found.trials:
         lines.append(f"{'loads' if trial.works else 'not':<10} {trial.name}" + _why(trial.problem))

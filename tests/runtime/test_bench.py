@@ -186,15 +186,19 @@ def test_peak_memory_is_of_this_process() -> None:
 def test_int8_graphs_are_quantized(
     prepared: tuple[Subject, dict[str, Path], Path], tmp_path: Path
 ) -> None:
-    """Ours has Q/DQ before MatMuls alone; the usual tools quantize whatever they find."""
+    """Ours has Q/DQ before MatMuls alone; the usual tools quantize whatever they find. The FP16 graph's
+    weights are 16 bits wide."""
     checkpoint = prepared[0].source.checkpoint
     _, files = write_variants(
-        ["naive-int8", "int8"], tmp_path, checkpoint=checkpoint, sam=None, res=224, batch=1
+        ["naive-int8", "int8", "fp16"], tmp_path, checkpoint=checkpoint, sam=None, res=224, batch=1
     )
     count = lambda name, op: sum(n.op_type == op for n in onnx.load(files[name]).graph.node)
     entries = parse_entries("naive,naive-int8,int8", ["onnxruntime"], files, prepared[0])
     assert [is_int8(entry) for entry in entries] == [False, True, True]
-    assert set(files) == {"naive", "naive-int8", "int8"}
+    assert set(files) == {"naive", "naive-int8", "int8", "fp16"}
+    types = {w.data_type for w in onnx.load(files["fp16"]).graph.initializer if len(w.dims) == 2}
+    assert onnx.TensorProto.FLOAT16 in types and count("fp16", "QuantizeLinear") == 0
+    assert parse_entries("fp16", ["onnxruntime"], files, prepared[0])[0].precision == "fp16"
     assert count("int8", "QuantizeLinear") > 0 and count("naive", "QuantizeLinear") == 0
     assert count("naive-int8", "QuantizeLinear") > count("int8", "QuantizeLinear")
 

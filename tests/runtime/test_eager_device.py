@@ -33,6 +33,7 @@ from save_deploy.runtime.eager import EagerSession, arithmetic, eager_pipeline, 
 from save_deploy.runtime.eager_mode import MODES, EagerMode, choose_device, named_mode
 from tests.conftest import make_tiny
 from tests.runtime.compare import options, run_cli
+from tests.runtime.openers import Opener
 
 CUDA = EagerMode("cuda")
 SPEC = GraphSpec(
@@ -131,6 +132,7 @@ def test_on_the_host_nothing_of_cuda_is_called(monkeypatch: pytest.MonkeyPatch) 
     assert session.device_ms is None
 
 
+@pytest.mark.slow
 def test_the_whole_model_runs_on_the_device(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -254,21 +256,7 @@ def test_samples_of_the_device_reach_the_table(gpu: FakeGpu, tmp_path: Path) -> 
     assert Timing({"a": LatencyResult((1.0,))}).device_p50("a") is None
 
 
-@dataclass(frozen=True)
-class Opener:
-    """A model of which a process measures both times."""
-
-    def __call__(self) -> Any:
-        return Counted()
-
-
-class Counted:
-    device_ms = 0.25
-
-    def __call__(self) -> Any:
-        return np.zeros(1)
-
-
+@pytest.mark.slow
 def test_a_process_of_its_own_sends_both_times() -> None:
     process = OwnProcess("counted", Opener())
     try:
@@ -280,6 +268,7 @@ def test_a_process_of_its_own_sends_both_times() -> None:
     assert len(process.samples_ms) == 1 and process.device_ms == [0.25]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(read_nvidia().gpus), reason="this machine has a GPU")
 def test_cuda_without_a_gpu_is_refused_at_once(
     bundle_fp32: Path,

@@ -25,7 +25,7 @@ from save_deploy.runtime.session import (
     ort,
 )
 from save_deploy.runtime.session.choose import choose
-from save_deploy.runtime.session.ort import OrtGpuSession, _with_options
+from save_deploy.runtime.session.ort_gpu import OrtGpuSession, with_options
 from tests.runtime.engines import gpu, machine, with_engine, write_wav
 from tests.runtime.test_sessions import inputs_of, opened
 
@@ -216,8 +216,9 @@ def test_binding_of_device_buffers(bundle: Path) -> None:
 
 def test_options_of_gpu_providers(tmp_path: Path) -> None:
     """No TF32 on CUDA; TensorRT is alone, so that what it cannot run is an error."""
-    assert _with_options(ort.CUDA, "fp32", None) == [(ort.CUDA, {"use_tf32": "0"})]
-    ((name, options),) = _with_options(ort.TENSORRT, "int8", tmp_path)
+    ((name, options),) = with_options(ort.CUDA, "fp32", None)
+    assert name == ort.CUDA and options["use_tf32"] == "0" and options["enable_cuda_graph"] == "1"
+    ((name, options),) = with_options(ort.TENSORRT, "int8", tmp_path)
     assert name == ort.TENSORRT and options["trt_engine_cache_enable"] == "True"
     assert options["trt_engine_cache_path"] == str(tmp_path)
 
@@ -229,20 +230,20 @@ def test_tensorrt_provider_takes_the_bundles_precision(
     precision: str, fp16: bool, int8: bool
 ) -> None:
     """FP16 only where the bundle's floats are, INT8 only where its MatMuls are."""
-    ((_, options),) = _with_options(ort.TENSORRT, precision, None)
+    ((_, options),) = with_options(ort.TENSORRT, precision, None)
     assert options == {"trt_fp16_enable": str(fp16), "trt_int8_enable": str(int8)}
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp8_fp16", "bf16"])
 def test_tensorrt_provider_refuses_other_precisions(precision: str) -> None:
     with pytest.raises(BackendError, match=f"no option for this precision(.|\n)*{precision}"):
-        _with_options(ort.TENSORRT, precision, None)
-    assert _with_options(ort.CUDA, precision, None)
+        with_options(ort.TENSORRT, precision, None)
+    assert with_options(ort.CUDA, precision, None)
 
 
 def test_every_precision_of_a_manifest_is_known() -> None:
     for precision in ("fp32", "fp16", "int8", "int8_fp16"):
-        assert _with_options(ort.TENSORRT, precision, None)
+        assert with_options(ort.TENSORRT, precision, None)
 
 
 def test_falling_back_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
