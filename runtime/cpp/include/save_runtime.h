@@ -71,15 +71,16 @@ typedef struct save_runtime save_runtime;
 
 typedef struct save_params {
     size_t struct_size;    /* set by save_params_default: fields may be added at the end */
-    const char* backend;   /* auto, openvino, onnxruntime, tensorrt, tensorrt_rtx. auto: the first
-                              CPU backend compiled in. Engines run the model graph on a GPU, the
-                              audio graph stays on the CPU. */
-    const char* cache_dir; /* where OpenVINO keeps compiled models for a faster start; NULL: nowhere */
+    const char* backend;   /* auto, openvino, onnxruntime, onnxruntime_cuda, tensorrt, tensorrt_rtx.
+                              auto: the first CPU backend compiled in. onnxruntime_cuda and engines
+                              run the model graph on a GPU, the audio graph stays on the CPU. */
+    const char* cache_dir; /* where OpenVINO and TensorRT-RTX keep what they compile, for a faster start;
+                              NULL: nowhere */
     int threads;           /* of a CPU backend; 0: processors this process may use, at most as many as
                               the machine has physical cores */
     int verify_files;      /* 1: compare size and sha256 of every file first, and refuse one that
                               changes before it is opened; 0: only sizes */
-    int device;            /* CUDA device of an engine */
+    int device;            /* CUDA device of an engine or of onnxruntime_cuda */
     int trust_engine;      /* 0: an engine is code, and only one built on this machine by this user
                               runs; 1: the caller trusts where the bundle comes from */
 } save_params;

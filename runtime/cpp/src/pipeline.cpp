@@ -26,6 +26,10 @@ bool is_engine(const std::string& backend) {
     return backend == "tensorrt" || backend == "tensorrt_rtx";
 }
 
+bool on_gpu(const std::string& backend) {
+    return is_engine(backend) || backend == "onnxruntime_cuda";
+}
+
 std::string all_backends() {
     std::string text;
     for (const std::string& name : compiled_backends()) text += (text.empty() ? "" : ", ") + name;
@@ -41,11 +45,11 @@ std::string first_cpu_backend() {
 
 std::string chosen_backend(const std::string& asked) {
     if (asked == "auto") return first_cpu_backend();
-    const bool known = is_engine(asked) || std::find(std::begin(kCpuBackends),
+    const bool known = on_gpu(asked) || std::find(std::begin(kCpuBackends),
                                                std::end(kCpuBackends), asked) != std::end(kCpuBackends);
     if (!known)
         throw Error(SAVE_DETAIL_BACKEND, "unknown backend", printable(asked, 40),
-            "auto, openvino, onnxruntime, tensorrt, tensorrt_rtx");
+            "auto, openvino, onnxruntime, onnxruntime_cuda, tensorrt, tensorrt_rtx");
     if (!has(asked))
         throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", asked, all_backends(),
             "build save_runtime with it; cmake prints what is missing");
@@ -65,6 +69,7 @@ std::unique_ptr<Session> open_graph(const std::string& backend, const std::strin
 #endif
 #if defined(SAVE_WITH_ONNXRUNTIME)
     if (backend == "onnxruntime") return open_onnxruntime(path, graph, options);
+    if (backend == "onnxruntime_cuda") return open_onnxruntime_cuda(path, graph, options);
 #endif
     throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", backend, all_backends());
 }
@@ -93,15 +98,20 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     threads_ = params.threads > 0 ? params.threads : default_threads();
     const std::string asked = params.backend == nullptr ? "auto" : params.backend;
     const std::string backend = chosen_backend(asked);
-    const std::string audio_backend = is_engine(backend) ? first_cpu_backend() : backend;
+    const std::string audio_backend = on_gpu(backend) ? first_cpu_backend() : backend;
     const EngineEntry* engine = chosen_engine(backend, manifest_, folder, params);
     const Stamps stamps = stamps_of(manifest_, folder);
     verify_files(manifest_, folder, params.verify_files != 0);
     const SessionOptions options{threads_, params.device,
         params.cache_dir == nullptr ? "" : params.cache_dir, {}};
 #if defined(SAVE_WITH_TENSORRT)
-    if (engine != nullptr)
-        model_ = open_tensorrt(joined(folder, engine->file), manifest_.model, *engine, options);
+    if (engine != nullptr) {
+        SessionOptions own = options;
+        if (!own.cache_dir.empty())  // as runtime/session/open.py names it: it belongs to this very file
+            own.cache_dir = joined(joined(own.cache_dir, backend),
+                manifest_.files.at(engine->file).sha256.substr(0, 16));
+        model_ = open_tensorrt(joined(folder, engine->file), manifest_.model, *engine, own);
+    }
 #endif
     if (engine == nullptr) model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
     audio_ = open_graph(audio_backend, folder, manifest_, manifest_.audio, options);

@@ -28,6 +28,7 @@ const std::vector<std::string>& compiled_backends() {
 #endif
 #if defined(SAVE_WITH_ONNXRUNTIME)
         "onnxruntime",
+        "onnxruntime_cuda",
 #endif
 #if defined(SAVE_WITH_TENSORRT)
         SAVE_TENSORRT_NAME,

@@ -40,6 +40,8 @@ std::unique_ptr<Session> open_openvino(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_onnxruntime(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options);
+std::unique_ptr<Session> open_onnxruntime_cuda(
+    const std::string& path, const GraphSpec& spec, const SessionOptions& options);
 std::unique_ptr<Session> open_tensorrt(const std::string& path, const GraphSpec& spec,
     const EngineEntry& entry, const SessionOptions& options);
 // An engine is code: choose_engine lets only those run that were built here or whose source is trusted.

@@ -1,87 +1,25 @@
-// ONNX Runtime's CPU provider through its C interface, set up as runtime/session/ort.py does.
-#include <onnxruntime_c_api.h>
-
-#include <algorithm>
-#include <cstdlib>
-
+// ONNX Runtime through its C interface, set up as runtime/session/ort.py and ort_gpu.py do: its CPU
+// provider, and its CUDA provider with fixed buffers on the device. The latter was compiled and run up to
+// "no CUDA device"; it has never run on a GPU.
+#include "cuda_driver.hpp"
 #include "error.hpp"
-#include "kept.hpp"
-#include "npy.hpp"
+#include "onnxruntime.hpp"
 #include "session.hpp"
 
 namespace save_core {
 namespace {
 
-// No telemetry, unless the variable is set already (docs/privacy.md). ONNX Runtime reads it when its
-// first environment is made; here it is set while this library is loaded, before there are threads
-// that read the environment too.
-[[maybe_unused]] const int telemetry_off =
-#if defined(_WIN32)
-    std::getenv("ORT_DISABLE_TELEMETRY") != nullptr ? 0 : _putenv_s("ORT_DISABLE_TELEMETRY", "1");
-#else
-    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
-#endif
-
-// The interface of the library that is loaded; null when it is older than the header.
-const OrtApi* interface() { return OrtGetApiBase()->GetApi(ORT_API_VERSION); }
-
-// An object of ONNX Runtime and the member of OrtApi that releases it.
-template <class T, void (*OrtApi::*Release)(T*)>
-struct Releaser {
-    void operator()(T* object) const { (interface()->*Release)(object); }
-};
-
-using Env = std::unique_ptr<OrtEnv, Releaser<OrtEnv, &OrtApi::ReleaseEnv>>;
-using Options =
-    std::unique_ptr<OrtSessionOptions, Releaser<OrtSessionOptions, &OrtApi::ReleaseSessionOptions>>;
-using Loaded = std::unique_ptr<OrtSession, Releaser<OrtSession, &OrtApi::ReleaseSession>>;
-using Memory = std::unique_ptr<OrtMemoryInfo, Releaser<OrtMemoryInfo, &OrtApi::ReleaseMemoryInfo>>;
-using TypeInfo = std::unique_ptr<OrtTypeInfo, Releaser<OrtTypeInfo, &OrtApi::ReleaseTypeInfo>>;
-using Value = std::unique_ptr<OrtValue, Releaser<OrtValue, &OrtApi::ReleaseValue>>;
-
-ONNXTensorElementDataType element_of(const TensorSpec& spec) {
-    return spec.dtype == "float32" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-                                   : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-}
-
-void check(OrtStatus* status, const std::string& what) {
-    if (status == nullptr) return;
-    const std::string message = interface()->GetErrorMessage(status);
-    interface()->ReleaseStatus(status);
-    throw Error(SAVE_DETAIL_BACKEND, what, printable(message, 300), "a working session",
-        "use the backend openvino, or the version of onnxruntime in the manifest");
-}
+using ort::check;
 
 class OnnxRuntimeSession final : public Session {
 public:
     OnnxRuntimeSession(const std::string& path, const GraphSpec& spec, const SessionOptions& options)
-        : spec_(spec), api_(interface()) {
-        if (api_ == nullptr)
-            throw Error(SAVE_DETAIL_BACKEND, "onnxruntime is older than its header",
-                OrtGetApiBase()->GetVersionString(),
-                "1." + std::to_string(ORT_API_VERSION) + " or newer", "install a newer onnxruntime");
+        : spec_(spec) {
+        ort::require_interface();
         const std::string what = "onnxruntime cannot run " + path;
-        OrtEnv* env = nullptr;
-        check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "save_runtime", &env), what);
-        env_.reset(env);
-        OrtSessionOptions* made = nullptr;
-        check(api_->CreateSessionOptions(&made), what);
-        const Options settings(made);
-        check(api_->SetIntraOpNumThreads(made, options.threads), what);
-        check(api_->SetInterOpNumThreads(made, 1), what);
-        // threads otherwise spin on after a run, which slows whatever the application does next
-        check(api_->AddSessionConfigEntry(made, "session.force_spinning_stop", "1"), what);
-        // without VNNI two 8-bit products are added in 16 bits, which saturates; as in Python
-        check(api_->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), what);
-        OrtSession* session = nullptr;
-        const Gathered graph(path, options.weights);
-        check(api_->CreateSession(env, graph.path().c_str(), made, &session), what);
-        session_.reset(session);
-        std::size_t n_inputs = 0, n_outputs = 0;
-        check(api_->SessionGetInputCount(session, &n_inputs), what);
-        check(api_->SessionGetOutputCount(session, &n_outputs), what);
-        require(spec_.inputs, n_inputs, api_->SessionGetInputName, api_->SessionGetInputTypeInfo, path);
-        require(spec_.outputs, n_outputs, api_->SessionGetOutputName, api_->SessionGetOutputTypeInfo, path);
+        env_ = ort::new_env(what);
+        const ort::Options settings = ort::new_options(options.threads, what);
+        session_ = ort::open(env_.get(), settings.get(), path, spec, options);
         OrtMemoryInfo* memory = nullptr;
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), what);
         memory_.reset(memory);
@@ -89,7 +27,7 @@ public:
 
     void run(const std::vector<const void*>& inputs, float* output) override {
         std::vector<const char*> names;
-        std::vector<Value> owned;
+        std::vector<ort::Value> owned;
         std::vector<const OrtValue*> values;
         for (std::size_t i = 0; i < inputs.size(); ++i) {
             names.push_back(spec_.inputs[i].name.c_str());
@@ -98,7 +36,7 @@ public:
             values.push_back(owned.back().get());
         }
         const char* const name = spec_.outputs[0].name.c_str();
-        const Value result = tensor(spec_.outputs[0], output);
+        const ort::Value result = tensor(spec_.outputs[0], output);
         OrtValue* place = result.get();
         check(api_->Run(session_.get(), nullptr, names.data(), values.data(), values.size(), &name, 1,
                   &place),
@@ -108,64 +46,106 @@ public:
     const char* backend() const override { return "onnxruntime"; }
 
 private:
-    using GetName = OrtStatus* (*)(const OrtSession*, std::size_t, OrtAllocator*, char**);
-    using GetType = OrtStatus* (*)(const OrtSession*, std::size_t, OrtTypeInfo**);
-
-    // The graph's inputs, or outputs, are those of the manifest; sides that it leaves open fit any: ONNX
-    // Runtime itself refuses a result that does not fit the memory it is given.
-    void require(const std::vector<TensorSpec>& specs, std::size_t n, GetName name_of, GetType type_of,
-        const std::string& path) const {
-        bool same = n == specs.size();
-        for (std::size_t i = 0; same && i < n; ++i) {
-            OrtAllocator* allocator = nullptr;
-            check(api_->GetAllocatorWithDefaultOptions(&allocator), "onnxruntime failed");
-            char* text = nullptr;
-            check(name_of(session_.get(), i, allocator, &text), "onnxruntime failed");
-            const std::string name = text;
-            check(api_->AllocatorFree(allocator, text), "onnxruntime failed");
-            OrtTypeInfo* made = nullptr;
-            check(type_of(session_.get(), i, &made), "onnxruntime failed");
-            const TypeInfo type(made);
-            const auto spec = std::find_if(
-                specs.begin(), specs.end(), [&](const TensorSpec& s) { return s.name == name; });
-            same = spec != specs.end() && fits(*spec, made);
-        }
-        if (same) return;
-        std::string expected;
-        for (const TensorSpec& s : specs) expected += s.name + " " + s.dtype + " " + shown(s.shape) + "; ";
-        throw Error(SAVE_DETAIL_BUNDLE, "graph does not fit its manifest", printable(path), expected,
-            "copy the bundle again, or export it again");
-    }
-
-    bool fits(const TensorSpec& spec, const OrtTypeInfo* type) const {
-        const OrtTensorTypeAndShapeInfo* tensor = nullptr;  // null for what is no tensor
-        check(api_->CastTypeInfoToTensorInfo(type, &tensor), "onnxruntime failed");
-        if (tensor == nullptr) return false;
-        ONNXTensorElementDataType element = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-        check(api_->GetTensorElementType(tensor, &element), "onnxruntime failed");
-        std::size_t n = 0;
-        check(api_->GetDimensionsCount(tensor, &n), "onnxruntime failed");
-        std::vector<std::int64_t> sides(n);
-        check(api_->GetDimensions(tensor, sides.data(), n), "onnxruntime failed");
-        bool same = element == element_of(spec) && n == spec.shape.size();
-        for (std::size_t i = 0; same && i < n; ++i) same = sides[i] < 0 || sides[i] == spec.shape[i];
-        return same;
-    }
-
-    Value tensor(const TensorSpec& spec, void* data) const {
-        const auto type = element_of(spec);
+    ort::Value tensor(const TensorSpec& spec, void* data) const {
         OrtValue* value = nullptr;
         check(api_->CreateTensorWithDataAsOrtValue(memory_.get(), data, bytes_of(spec),
-                  spec.shape.data(), spec.shape.size(), type, &value),
+                  spec.shape.data(), spec.shape.size(), ort::element_of(spec), &value),
             "onnxruntime failed");
-        return Value(value);
+        return ort::Value(value);
     }
 
     GraphSpec spec_;
-    const OrtApi* api_;
-    Env env_;
-    Loaded session_;
-    Memory memory_;
+    const OrtApi* api_ = ort::interface();
+    ort::Env env_;
+    ort::Loaded session_;
+    ort::Memory memory_;
+};
+
+// Inputs and outputs keep one buffer each on the device: what a CUDA graph of the whole run replays on.
+class OnnxRuntimeCudaSession final : public Session {
+public:
+    OnnxRuntimeCudaSession(
+        const std::string& path, const GraphSpec& spec, const SessionOptions& options, bool graph)
+        : spec_(spec), driver_(options.device) {
+        ort::require_interface();
+        const std::string what = "onnxruntime cannot run " + path + " on CUDA";
+        env_ = ort::new_env(what);
+        const ort::Options settings = ort::new_options(options.threads, what);
+        // a node that the GPU cannot run is an error, not a node on the CPU
+        check(api_->AddSessionConfigEntry(settings.get(), "session.disable_cpu_ep_fallback", "1"), what);
+        append_cuda(settings.get(), options.device, graph, what);
+        session_ = ort::open(env_.get(), settings.get(), path, spec, options);
+        bind(options.device, what);
+        if (graph) {  // captured in the first run: whether that works is known before anybody waits
+            check(api_->RunWithBinding(session_.get(), nullptr, binding_.get()), what);
+        }
+    }
+
+    void run(const std::vector<const void*>& inputs, float* output) override {
+        for (std::size_t i = 0; i < inputs.size(); ++i)
+            driver_.to_device(place_of(inputs_[i].get()), inputs[i], bytes_of(spec_.inputs[i]));
+        check(api_->RunWithBinding(session_.get(), nullptr, binding_.get()), "onnxruntime failed on CUDA");
+        driver_.to_host(output, place_of(output_.get()), bytes_of(spec_.outputs[0]));
+    }
+
+    const char* backend() const override { return "onnxruntime_cuda"; }
+
+private:
+    void append_cuda(OrtSessionOptions* options, int device, bool graph, const std::string& what) const {
+        OrtCUDAProviderOptionsV2* made = nullptr;
+        check(api_->CreateCUDAProviderOptions(&made), what);
+        const ort::CudaSettings settings(made);
+        const std::string number = std::to_string(device);
+        // TF32 would round the inputs of float32 products to 10 bits, which no bundle asks for
+        const char* const keys[] = {
+            "device_id", "use_tf32", "enable_cuda_graph", "arena_extend_strategy"};
+        const char* const values[] = {number.c_str(), "0", graph ? "1" : "0", "kSameAsRequested"};
+        check(api_->UpdateCUDAProviderOptions(made, keys, values, std::size(keys)), what);
+        check(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, made), what);
+    }
+
+    void bind(int device, const std::string& what) {
+        OrtMemoryInfo* memory = nullptr;
+        check(api_->CreateMemoryInfo("Cuda", OrtDeviceAllocator, device, OrtMemTypeDefault, &memory), what);
+        memory_.reset(memory);
+        OrtAllocator* allocator = nullptr;
+        check(api_->CreateAllocator(session_.get(), memory, &allocator), what);
+        allocator_.reset(allocator);
+        OrtIoBinding* binding = nullptr;
+        check(api_->CreateIoBinding(session_.get(), &binding), what);
+        binding_.reset(binding);
+        for (const TensorSpec& spec : spec_.inputs) {
+            inputs_.push_back(tensor(spec, what));
+            check(api_->BindInput(binding, spec.name.c_str(), inputs_.back().get()), what);
+        }
+        output_ = tensor(spec_.outputs[0], what);
+        check(api_->BindOutput(binding, spec_.outputs[0].name.c_str(), output_.get()), what);
+    }
+
+    ort::Value tensor(const TensorSpec& spec, const std::string& what) const {
+        OrtValue* value = nullptr;
+        check(api_->CreateTensorAsOrtValue(allocator_.get(), spec.shape.data(), spec.shape.size(),
+                  ort::element_of(spec), &value),
+            what);
+        return ort::Value(value);
+    }
+
+    void* place_of(OrtValue* value) const {
+        void* place = nullptr;
+        check(api_->GetTensorMutableData(value, &place), "onnxruntime failed on CUDA");
+        return place;
+    }
+
+    GraphSpec spec_;
+    CudaDriver driver_;  // throws first: without a GPU nothing else is tried
+    const OrtApi* api_ = ort::interface();
+    ort::Env env_;
+    ort::Loaded session_;
+    ort::Memory memory_;
+    ort::Allocator allocator_;
+    std::vector<ort::Value> inputs_;
+    ort::Value output_;
+    ort::Binding binding_;
 };
 
 }  // namespace
@@ -173,6 +153,17 @@ private:
 std::unique_ptr<Session> open_onnxruntime(
     const std::string& path, const GraphSpec& spec, const SessionOptions& options) {
     return std::make_unique<OnnxRuntimeSession>(path, spec, options);
+}
+
+std::unique_ptr<Session> open_onnxruntime_cuda(
+    const std::string& path, const GraphSpec& spec, const SessionOptions& options) {
+    try {
+        return std::make_unique<OnnxRuntimeCudaSession>(path, spec, options, true);
+    } catch (const Error& error) {
+        if (error.detail() != SAVE_DETAIL_BACKEND) throw;
+    }
+    // a graph that cannot be captured costs speed alone; what is wrong otherwise is told here
+    return std::make_unique<OnnxRuntimeCudaSession>(path, spec, options, false);
 }
 
 }  // namespace save_core

@@ -9,6 +9,7 @@
 #include "engine_check.hpp"
 #include "error.hpp"
 #include "files.hpp"
+#include "kept.hpp"
 #include "session.hpp"
 
 namespace save_core {
@@ -92,15 +93,15 @@ public:
     }
     void* device() const { return device_; }
 
-    void send(const void* data, cudaStream_t stream) {
-        std::memcpy(host_, data, size_);
+    // What happens in a stream, and may be captured: between the pinned memory and the device.
+    void send(cudaStream_t stream) const {
         check(cudaMemcpyAsync(device_, host_, size_, cudaMemcpyHostToDevice, stream), "copy failed");
     }
-    void fetch(void* data, cudaStream_t stream) {
+    void fetch(cudaStream_t stream) const {
         check(cudaMemcpyAsync(host_, device_, size_, cudaMemcpyDeviceToHost, stream), "copy failed");
-        check(cudaStreamSynchronize(stream), "the engine failed on the GPU");
-        std::memcpy(data, host_, size_);
     }
+    void take(const void* data) const { std::memcpy(host_, data, size_); }
+    void give(void* data) const { std::memcpy(data, host_, size_); }
 
 private:
     std::size_t size_;
@@ -110,7 +111,10 @@ private:
 
 class Stream {
 public:
-    Stream() { check(cudaStreamCreate(&stream_), "CUDA stream cannot be made"); }
+    // independent of the legacy stream: a capture disturbs no other library
+    Stream() {
+        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream cannot be made");
+    }
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;
     ~Stream() { cudaStreamDestroy(stream_); }
@@ -119,6 +123,89 @@ public:
 private:
     cudaStream_t stream_ = nullptr;
 };
+
+// Copies and kernels of one call, recorded once and launched as one. Empty where a call cannot be
+// recorded, which costs speed alone.
+class Graph {
+public:
+    Graph() = default;
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+    ~Graph() {
+        if (ready_ != nullptr) cudaGraphExecDestroy(ready_);
+    }
+    bool ready() const { return ready_ != nullptr; }
+    void launch(cudaStream_t stream) const {
+        check(cudaGraphLaunch(ready_, stream), "the engine failed on the GPU");
+    }
+    // Other threads may call CUDA meanwhile. call(): queues into the stream, true when all was queued.
+    template <class F>
+    void capture(cudaStream_t stream, F&& call) {
+        if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return;
+        bool queued = false;
+        try {
+            queued = call();
+        } catch (const Error&) {  // a copy that cannot be captured
+        }
+        cudaGraph_t graph = nullptr;
+        const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+        if (ended != cudaSuccess || !queued ||
+            cudaGraphInstantiateWithFlags(&ready_, graph, 0) != cudaSuccess)
+            ready_ = nullptr;
+        if (graph != nullptr) cudaGraphDestroy(graph);
+        cudaGetLastError();  // a failed capture is no failed call
+    }
+
+private:
+    cudaGraphExec_t ready_ = nullptr;
+};
+
+#if defined(TRT_MAJOR_RTX)
+// TensorRT-RTX compiles kernels on the GPU at the first run and captures its own CUDA graph. What it
+// compiled is kept beside the cache of this very engine; as runtime/session/tensorrt_worker.py.
+class RuntimeConfig {
+public:
+    RuntimeConfig(nvinfer1::ICudaEngine& engine, const std::string& cache_dir) {
+        config_.reset(engine.createRuntimeConfig());
+        if (!config_) return;
+        config_->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE);
+        if (cache_dir.empty()) return;
+        cache_.reset(config_->createRuntimeCache());
+        if (!cache_) return;
+        path_ = joined(cache_dir, "runtime-c.cache");
+        if (const auto before = read_kept(path_)) cache_->deserialize(before->data(), before->size());
+        config_->setRuntimeCache(*cache_);
+    }
+    nvinfer1::IExecutionContext* new_context(nvinfer1::ICudaEngine& engine) const {
+        return config_ ? engine.createExecutionContext(config_.get()) : engine.createExecutionContext();
+    }
+    // After the first run: what was compiled is kept even if the process is killed later.
+    void save() {
+        if (!cache_) return;
+        const std::unique_ptr<nvinfer1::IHostMemory> data(cache_->serialize());
+        if (!data || data->size() == saved_) return;
+        keep(path_, std::string(static_cast<const char*>(data->data()), data->size()));
+        saved_ = data->size();
+    }
+
+private:
+    std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+    std::string path_;
+    std::size_t saved_ = 0;
+};
+constexpr bool kCapturesItself = true;
+#else
+class RuntimeConfig {
+public:
+    RuntimeConfig(nvinfer1::ICudaEngine&, const std::string&) {}
+    nvinfer1::IExecutionContext* new_context(nvinfer1::ICudaEngine& engine) const {
+        return engine.createExecutionContext();
+    }
+    void save() {}
+};
+constexpr bool kCapturesItself = false;
+#endif
 
 class TensorRtSession final : public Session {
 public:
@@ -133,7 +220,8 @@ public:
         // source is not trusted
         if (runtime_ && entry.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
-        if (engine_) context_.reset(engine_->createExecutionContext());
+        if (engine_) config_ = std::make_unique<RuntimeConfig>(*engine_, options.cache_dir);
+        if (engine_) context_.reset(config_->new_context(*engine_));
         if (!context_) refuse("engine cannot be loaded");
         if (engine_->getNbIOTensors() != static_cast<int>(spec_.inputs.size() + spec_.outputs.size()))
             throw Error(SAVE_DETAIL_BUNDLE, "engine does not fit its manifest",
@@ -149,9 +237,11 @@ public:
         int before = 0;
         const bool known = cudaGetDevice(&before) == cudaSuccess;
         cudaSetDevice(device_);
+        graph_.reset();
         buffers_.clear();
         stream_.reset();
         context_.reset();
+        config_.reset();
         engine_.reset();
         runtime_.reset();
         if (known) cudaSetDevice(before);
@@ -159,14 +249,32 @@ public:
 
     void run(const std::vector<const void*>& inputs, float* output) override {
         const OnDevice on(device_);  // CUDA's choice of a device is per thread
-        for (std::size_t i = 0; i < inputs.size(); ++i) buffers_[i]->send(inputs[i], stream_->get());
-        if (!context_->enqueueV3(stream_->get())) refuse("engine cannot be run");
-        buffers_.back()->fetch(output, stream_->get());
+        for (std::size_t i = 0; i < inputs.size(); ++i) buffers_[i]->take(inputs[i]);
+        if (graph_ && graph_->ready()) {
+            graph_->launch(stream_->get());
+        } else if (!queue()) {
+            refuse("engine cannot be run");
+        }
+        check(cudaStreamSynchronize(stream_->get()), "the engine failed on the GPU");
+        buffers_.back()->give(output);
+        if (graph_) return;
+        // the first run has allocated and compiled; what comes after replays a record, where there is one
+        graph_ = std::make_unique<Graph>();
+        if (!kCapturesItself) graph_->capture(stream_->get(), [this] { return queue(); });
+        config_->save();
     }
 
     const char* backend() const override { return SAVE_TENSORRT_NAME; }
 
 private:
+    // One call's copies and kernels in the stream.
+    bool queue() const {
+        for (std::size_t i = 0; i + 1 < buffers_.size(); ++i) buffers_[i]->send(stream_->get());
+        if (!context_->enqueueV3(stream_->get())) return false;
+        buffers_.back()->fetch(stream_->get());
+        return true;
+    }
+
     void bind(const TensorSpec& spec) {
         const nvinfer1::Dims dims = engine_->getTensorShape(spec.name.c_str());
         bool same = dims.nbDims == static_cast<int>(spec.shape.size());
@@ -191,8 +299,10 @@ private:
     int device_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::unique_ptr<RuntimeConfig> config_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
     std::unique_ptr<Stream> stream_;
+    std::unique_ptr<Graph> graph_;  // after the first run
     std::vector<std::unique_ptr<Buffer>> buffers_;  // inputs, then the output
 };
 
