@@ -1,11 +1,13 @@
-"""Bundles with engines, made once; figures for the report; a visible reason for every skip.
+"""Bundles with and without engines, made once; figures for the report; a reason for every skip.
 
-None of this ran on a GPU yet.
+None of this ran on a GPU yet. With SAVE_GPU_DRY=1 the tests of ONNX Runtime and of the eager model run
+on the CPU, to see that they run.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from save_deploy.bundle import GraphSpec, Manifest
 from save_deploy.export.engine.targets import RTX_TARGETS
 from save_deploy.machine import read_nvidia
 from save_deploy.runtime.engine_check import Machine, probe_machine
+from tests.gpu.report import COLLECTOR
+from tests.gpu.tree import is_dry
 
 SHORT = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 
@@ -44,6 +48,8 @@ class Engine:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     nvidia = read_nvidia()
+    if is_dry():
+        return
     reason = f"no GPU: {nvidia.problem}"
     for item in items:
         if item.get_closest_marker("gpu") and not nvidia.gpus:
@@ -64,9 +70,38 @@ def machine() -> Machine:
     return probe_machine()
 
 
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_bundle(precision, res=...): a bundle without an engine: one that was exported before
+    ($SAVE_GPU_BUNDLES/fp16_256), else exported now, once per session."""
+    made: dict[tuple[str, int], Path] = {}
+    before = os.environ.get("SAVE_GPU_BUNDLES")
+
+    def make(precision: str, *, res: int = 256) -> Path:
+        key = (precision, res)
+        if key in made:
+            return made[key]
+        ready = None if before is None else Path(before) / f"{precision}_{res}"
+        if ready is not None and ready.is_dir():
+            made[key] = ready
+        elif is_dry():
+            pytest.skip(f"dry run without {precision}_{res}")
+        else:
+            from save_deploy.export.export import export
+            from save_deploy.export.options import ExportOptions
+
+            made[key] = tmp_path_factory.mktemp("bundles") / f"{precision}_{res}"
+            export(ExportOptions(precision=precision, res=res, out=made[key], n_golden=8, rounds=3))
+        return made[key]
+
+    return make
+
+
 @pytest.fixture(params=["tensorrt_rtx", "tensorrt"])
 def library(request: pytest.FixtureRequest, machine: Machine) -> str:
     """Each library that is installed and knows this GPU."""
+    if is_dry():
+        pytest.skip("engines run on a GPU only")
     name = str(request.param)
     require_library(name, machine)
     return name
@@ -86,8 +121,12 @@ def require_library(name: str, machine: Machine) -> None:
 def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
     """figures(p50_ms=1.2): numbers that the report shows beside the test's outcome."""
 
+    collector = request.config.stash.get(COLLECTOR, None)
+
     def record(**values: Any) -> None:
         request.node.user_properties.extend(values.items())
+        if collector is not None:
+            collector.note(request.node.nodeid, tuple(request.node.user_properties))
 
     return record
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,21 +144,18 @@ def test_nothing_leaks(
     assert (free - free_bytes()) / MIB <= 8
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
-def test_onnxruntime_on_the_gpu(
-    backend: str, make_engine: Callable[..., Engine], figures: Callable[..., None], machine: Machine
+def test_onnxruntimes_tensorrt_provider(
+    make_bundle: Callable[..., Path], figures: Callable[..., None]
 ) -> None:
-    """Golden samples on ONNX Runtime's own GPU providers, where their libraries are."""
+    """Golden samples, where TensorRT 10 is installed."""
     from save_deploy.errors import BackendError
-    from save_deploy.runtime.session.ort import PROVIDERS, require_provider
+    from save_deploy.runtime.session.ort import TENSORRT, require_provider
 
-    provider = next(name for name, value in PROVIDERS.items() if value == backend)
     try:
-        require_provider(provider)
+        require_provider(TENSORRT)
     except BackendError as error:
         pytest.skip(f"{error.what}: {error.got}")
-    library = "tensorrt_rtx" if "tensorrt_rtx" in machine.libraries else "tensorrt"
-    folder = make_engine(library).folder
-    with load(folder, backend=backend) as pipeline:
+    folder = make_bundle("fp16")
+    with load(folder, backend="onnxruntime-tensorrt") as pipeline:
         result = golden_parity(pipeline, folder, Manifest.read(folder), hint="see the report")
     figures(mask_agreement=result.mask_agreement, max_abs_err=result.max_abs_err)
