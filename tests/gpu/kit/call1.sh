@@ -16,9 +16,9 @@
   else
     setsid nohup taskset -c "$HALF-$((CORES - 1))" bash $K/exports.sh >"$WORK/exports.log" 2>&1 </dev/null &
     say "torch: built-in"
-    timeout 100 taskset -c "0-$((HALF - 1))" "$PY" $K/torch_table.py --models builtin --res 256 --double --budget 80
+    within 100 taskset -c "0-$((HALF - 1))" "$PY" $K/torch_table.py --models builtin --res 256 --double --budget 80
     say "torch: ViT-B"
-    timeout 400 taskset -c "0-$((HALF - 1))" "$PY" $K/torch_table.py --models vit_b --res 256 1024 --double --budget 150
+    within 400 taskset -c "0-$((HALF - 1))" "$PY" $K/torch_table.py --models vit_b --res 256 1024 --double --budget 150
     tail -3 "$WORK/exports.log"
   fi
   say end

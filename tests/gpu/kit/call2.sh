@@ -19,11 +19,11 @@
   fi
   ls "$BUNDLES"
   say doctor
-  timeout 60 "$PY" -P -m save_deploy doctor "$BUNDLES/fp16_256" 2>&1 | tee "$OUT/doctor.txt"
+  within 60 "$PY" -P -m save_deploy doctor "$BUNDLES/fp16_256" 2>&1 | tee "$OUT/doctor.txt"
   say "options of the provider"
-  timeout 200 "$PY" $K/ort_table.py ${DRY:+--seconds 0.02} "$BUNDLES"/*_*
+  within 200 "$PY" $K/ort_table.py ${DRY:+--seconds 0.02} "$BUNDLES"/*_*
   say tests.gpu
-  timeout 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_report.md" -k "cuda_provider or eager"
+  within 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_report.md" -k "cuda_provider or eager"
   echo "exit $?"
   say end
 } 2>&1 | tee "$OUT/call2.log"

@@ -9,16 +9,16 @@
     "$PY" -m tarfile -e "$WORK/rtx.tar.xz" "$SITE" && wheels .gpu/d/*.whl
   fi
   if has tensorrt_rtx; then
-    say "TensorRT-RTX"; timeout 240 "$PY" $K/rtx_probe.py "$BUNDLES/fp16_256"
+    say "TensorRT-RTX"; within 240 "$PY" $K/rtx_probe.py "$BUNDLES/fp16_256"
     if [ -z "$DRY" ]; then
       say "tests.gpu: engines"
-      timeout 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_engines.md" -k engines; echo "exit $?"
+      within 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_engines.md" -k engines; echo "exit $?"
     fi
   else
     echo "TensorRT-RTX is not installed"
   fi
   if [ -z "$DRY" ]; then
-    say AOTInductor; timeout 150 "$PY" $K/aoti.py --model builtin
+    say AOTInductor; within 150 "$PY" $K/aoti.py --model builtin
   fi
   say end
 } 2>&1 | tee "$OUT/call4.log"

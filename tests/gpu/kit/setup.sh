@@ -16,6 +16,11 @@ say() { echo; echo "== $* [$(date +%T), $SECONDS s]"; }
 # The package of this tree, as links: the working directory has only a part of it.
 "$PY" tests/gpu/tree.py "$WORK/links" || exit 1
 
+# Seconds that a part of a step may take; a dry run may be on a busy machine.
+within() {
+  if [ -n "$DRY" ]; then shift; "$@"; else timeout "$@"; fi
+}
+
 # Wheels that were carried; nothing where a package is installed already.
 wheels() {
   "$PY" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" "$@"
@@ -32,4 +37,3 @@ nvidia_beside() {
 # Cores of the machine: torch is timed on the first half, exports run on the second.
 CORES=$(nproc)
 HALF=$(((CORES + 1) / 2))
-on_first_half() { taskset -c "0-$((HALF - 1))" "$@"; }
