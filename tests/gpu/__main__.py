@@ -17,7 +17,7 @@ from tests.gpu.tree import is_dry, use_tree
 # -k of each: names of the files; none has run on a GPU yet
 GROUPS = {
     "cuda_provider": "ONNX Runtime's CUDA provider: parity, graph, threads, leaks, device arrays",
-    "eager": "the eager model on CUDA against the CPU, and what autocast and torch.compile give",
+    "eager_model": "the eager model on CUDA against the CPU, and what autocast and torch.compile give",
     "engines": "TensorRT and TensorRT-RTX: build, parity, graph, threads, leaks",
     "forms": "forms of the graph against each other on TensorRT",
 }

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 MIB = 2**20
 PROVIDER, BACKEND = (CPU, "onnxruntime") if is_dry() else (CUDA, "onnxruntime-cuda")
 RUNS = 20 if is_dry() else 1000
-on_a_gpu = pytest.mark.skipif(is_dry(), reason="device arrays need a device")
+on_a_gpu = pytest.mark.skipif(is_dry(), reason="a dry run has no GPU")
 
 
 @dataclass(frozen=True)

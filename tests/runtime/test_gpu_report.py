@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -130,11 +131,13 @@ def test_a_run_that_ends_says_so(tmp_path: Path) -> None:
 
 def test_groups_are_files_of_tests() -> None:
     """-k takes the name of a file: every file is a group, no test is in two."""
-    files = {p.stem.removeprefix("test_") for p in (ROOT / "tests/gpu").glob("test_*.py")}
-    assert set(GROUPS) == files
+    files = {p.stem.removeprefix("test_"): p for p in (ROOT / "tests/gpu").glob("test_*.py")}
+    assert set(GROUPS) == set(files)
     for name in GROUPS:
-        others = [p for p in files - {name} if name in p]
-        assert not others, f"-k {name} would take {others}"
+        for other in set(files) - {name}:
+            tests = re.findall(r"def (test_\w+)", files[other].read_text())
+            taken = [test for test in [other, *tests] if name in test]
+            assert not taken, f"-k {name} would take {taken} of {other}"
 
 
 @no_gpu

@@ -23,7 +23,7 @@
   say "options of the provider"
   within 200 "$PY" $K/ort_table.py ${DRY:+--seconds 0.02} "$BUNDLES"/*_*
   say tests.gpu
-  within 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_report.md" -k "cuda_provider or eager"
+  within 200 "$PY" -m tests.gpu --bundles "$BUNDLES" -o "$OUT/gpu_report.md" -k "cuda_provider or eager_model"
   echo "exit $?"
   say end
 } 2>&1 | tee "$OUT/call2.log"

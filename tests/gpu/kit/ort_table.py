@@ -121,7 +121,7 @@ def examine(folder: Path, told: Told, seconds: float) -> None:
                 ready = time.perf_counter() - start
                 reference = answers.mask_logits.reshape(logits.shape)
                 found = {
-                    "captured": session.cuda.graph, "ready_s": ready,
+                    "captured": GPU and session.cuda.graph, "ready_s": ready,
                     "finite": bool(np.isfinite(logits).all()),
                     "max_abs": float(np.abs(logits - reference).max()),
                     "masks": float(((logits > 0) == (reference > 0)).mean()),
