@@ -1,1 +1,1 @@
-"""Paired batches (a frame and its second of sound) that ranges and golden samples are taken from."""
+"""Calibration pairs, each a frame and one second of audio, and the ranges measured on them."""

@@ -1,4 +1,4 @@
-"""What smoothing and bias correction need of a linear's input: per channel, and a sample of rows."""
+"""Per-channel statistics and sampled rows of a MatMul input, for smoothing and bias correction."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 
 from save_deploy.errors import DataError
 
-MAX_ROWS = 512  # in all, over all pairs
+MAX_ROWS = 512  # total over all pairs
 PARTS = ("top", "rows", "sum", "counts")
 
 
 class Channels:
-    """Largest |x| and sum of every channel, exact, and at most MAX_ROWS rows.
+    """Exact per-channel maximum of |x| and sum, and at most MAX_ROWS sampled rows of an input.
 
-    n_pairs: how many calls of add() will come; each gives the same number of rows (one at least),
-    from positions that depend on its number only, so that a resumed pass takes the same ones.
+    n_pairs: expected number of add() calls. Each call adds the same number of rows, at least one.
+        The row indices depend only on the index of the call, so a resumed pass samples the same
+        rows.
     """
 
     def __init__(self, name: str, n_pairs: int) -> None:
@@ -31,11 +32,11 @@ class Channels:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(C,)."""
+        """Mean of every channel, float64 (C,)."""
         return self._sum / max(self._count, 1)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """(...,C), finite."""
+        """Add one input, finite float32 (...,C)."""
         flat = values.reshape(-1, values.shape[-1])  # (T,C)
         top = np.maximum(flat.max(axis=0), -flat.min(axis=0))
         if not self._count:
@@ -50,13 +51,13 @@ class Channels:
         self._calls += 1
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Arrays for an npz file, which restore() takes back."""
+        """Return the state as arrays for an npz file; restore() reads them."""
         counts = np.array([self._count, self._calls], np.int64)
         parts: list[NDArray[Any]] = [self.amax, self.rows, self._sum, counts]
         return {f"channel_{key}": part for key, part in zip(PARTS, parts, strict=True)}
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Raises DataError when the arrays do not belong together."""
+        """Load arrays written by state(). Raises DataError when their shapes do not match."""
         top, rows, total, counts = (state[f"channel_{key}"] for key in PARTS)
         fits = top.shape == total.shape == rows.shape[1:] and counts.shape == (2,)
         if not fits or not all(np.isfinite(a).all() for a in (top, rows, total)):

@@ -1,4 +1,4 @@
-"""Streaming histogram of |x| of one tensor, and the clip thresholds (amax) read from it."""
+"""Streaming histogram of |x| of one tensor, and clip thresholds (amax) computed from it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from save_deploy.errors import DataError
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
-CHUNK = 1 << 18  # values at a time: temporaries stay in the cache
-SMALLEST_RANGE = 2.0**-126  # least normal float32; below it everything shares the first bins
-SMOOTHING = 1e-4  # share of the quantized distribution spread evenly, so that no bin is impossible
-COARSE, FINE = 100, 41  # candidate thresholds of the two passes of mse
+CHUNK = 1 << 18  # values per step, so that temporaries fit into the CPU cache
+SMALLEST_RANGE = 2.0**-126  # smallest normal float32; smaller values share the first bins
+SMOOTHING = 1e-4  # uniform share of the quantized distribution, so that no bin has probability 0
+COARSE, FINE = 100, 41  # candidate thresholds in the coarse and fine pass of mse
 
 
 class Histogram:
-    """|x| of one tensor in 2048 equal bins (i w, (i+1) w] under a power-of-two range.
+    """Histogram of |x| of one tensor: 2048 equal bins (i w, (i+1) w] over a power-of-two range.
 
-    The range doubles when a larger value arrives: two bins become one, exactly, whatever the order
-    of arrival. Exact zeros are counted apart. Max, sum |x| and sum x^2 are exact in float64."""
+    The range doubles when a larger value arrives: pairs of bins are added, which is exact and
+    independent of the order of the values. Exact zeros are counted separately. Maximum, sum |x| and
+    sum x^2 are accumulated in float64.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,11 +38,11 @@ class Histogram:
 
     @property
     def width(self) -> float:
-        """Of one bin."""
+        """Width of one bin."""
         return self._range / BINS
 
     def add(self, values: NDArray[np.floating[Any]]) -> None:
-        """Floats of any shape. Raises DataError on NaN or infinity; nothing is added then."""
+        """Add floats of any shape. Raises DataError on NaN or infinity, and then adds nothing."""
         flat = values.ravel(order="K")  # a view wherever memory is contiguous
         if not flat.size:
             return
@@ -72,9 +74,13 @@ class Histogram:
             self._range *= 2
 
     def amax(self, method: str, *, levels: int = 127, percentile: float = 99.99) -> float:
-        """Clip threshold, in (0, max]. levels: positive integers of the grid (127 for int8);
-        percentile: in (0, 100]. Raises DataError when there is nothing but zeros, and on another
-        method or percentile."""
+        """Return the clip threshold, in (0, max].
+
+        levels: number of positive integer levels (127 for int8).
+        percentile: in (0, 100].
+        Raises DataError when all values are zero or none were added, and for an unknown method or a
+        percentile out of range.
+        """
         if method not in METHODS:
             raise DataError(
                 "unknown calibration method", got=method, expected=f"one of {', '.join(METHODS)}"
@@ -82,24 +88,24 @@ class Histogram:
         if not 0 < percentile <= 100:
             raise DataError("percentile out of range", got=f"{percentile:g}", expected="(0, 100]")
         if not self.count:
-            raise DataError(f"{self.name} was never seen", expected="at least one calibration pair")
+            raise DataError(f"{self.name} has no values", expected="at least one calibration pair")
         if self._max == 0:
             raise DataError(
                 f"{self.name} was zero on all calibration pairs",
                 got=f"{self.count} values, all zero",
-                expected="a range to scale by",
-                hint="use frames and sounds that vary, or more pairs",
+                expected="a range greater than 0",
+                hint="use other frames and sounds, or more pairs",
             )
         if method == "minmax":
             return self._max
-        if method == "percentile":  # when that share is exact zeros: the least threshold there is
+        if method == "percentile":  # at least one bin width, even when the percentile is 0
             return min(max(self._quantile(percentile / 100), self.width), self._max)
         if method == "entropy":
             return min(self._least_divergence(1 + levels), self._max)
         return self._least_squares(levels)
 
     def _quantile(self, share: float) -> float:
-        """Linear inside its bin, never above the maximum."""
+        """Return the quantile of |x|, interpolated linearly within a bin, at most the maximum."""
         cumulated = np.cumsum(self._counts)
         rank = share * cumulated[-1]
         index = int(np.searchsorted(cumulated, rank))
@@ -111,7 +117,10 @@ class Histogram:
         return min(float((index - 1 + inside) * self.width), self._max)
 
     def _least_squares(self, levels: int) -> float:
-        """Threshold of the least squared error of the bin centers on a grid of 2 levels + 1."""
+        """Return the threshold with the least squared quantization error on a grid of 2 levels + 1.
+
+        Every value is represented by the center of its bin.
+        """
         filled = np.flatnonzero(self._counts[1:])
         weights = self._counts[1 + filled].astype(np.float64)
         centers = np.minimum((filled + 0.5) * self.width, self._max)
@@ -121,7 +130,7 @@ class Histogram:
             rounded = np.minimum(np.rint(centers / step), levels) * step
             return float(weights @ np.square(centers - rounded))
 
-        # a step finer than a bin cannot be judged
+        # the histogram cannot resolve a quantization step smaller than a bin
         low = min(0.1 * self._max, levels * self.width)
         coarse = np.geomspace(low, self._max, COARSE)
         best = int(np.argmin([error(t) for t in coarse]))
@@ -129,12 +138,16 @@ class Histogram:
         return min(float(min((*fine, coarse[best]), key=error)), self._max)
 
     def _least_divergence(self, groups: int) -> float:
-        """Threshold (a multiple of bins) of the least KL divergence between the clipped histogram,
-        outliers in its last bin, and the same in groups of bins, each spread over its filled bins.
+        """Return the threshold, a multiple of the bin width, with the least KL divergence.
 
-        The quantized distribution is constant over the filled bins of a group, so the sums over
-        bins are differences of cumulated ones and all candidates are evaluated at once. Exact
-        zeros are left out: any threshold represents them."""
+        The divergence is from the clipped histogram, with outliers added to its last bin, to the
+        quantized one: the same counts in `groups` groups of bins, each group spread evenly over its
+        non-empty bins.
+
+        The quantized distribution is constant over the non-empty bins of a group, so sums over bins
+        are differences of cumulative sums and all candidates are evaluated at once. Exact zeros are
+        left out because every threshold represents them.
+        """
         counts = self._counts[1:].astype(np.float64)
         used = min(math.ceil(self._max / self.width), BINS)
         ends = np.arange(min(groups, used), used + 1)  # a candidate keeps bins [0, end)
@@ -146,7 +159,7 @@ class Histogram:
         edges = ends[:, None] * np.arange(groups + 1) // groups
         group_mass = np.diff(mass[edges], axis=1)
         group_filled = np.diff(filled[edges], axis=1)
-        kept = np.maximum(mass[ends], 1.0)  # empty candidates: all is outlier, and it costs
+        kept = np.maximum(mass[ends], 1.0)  # no value in range: everything is an outlier, high cost
         quantized = group_mass / np.maximum(group_filled, 1) / kept[:, None]
         quantized = (1 - SMOOTHING) * quantized + SMOOTHING / ends[:, None]
 
@@ -159,8 +172,10 @@ class Histogram:
         return float(ends[np.argmin(divergence)] * self.width)
 
     def summary(self) -> dict[str, float]:
-        """For people: count, max, mean_abs, rms, percentiles of |x| and the share of exact zeros,
-        to 5 significant digits (the count is exact)."""
+        """Return statistics for reports, rounded to 5 significant digits; the count is exact.
+
+        Keys: count, max, mean_abs, rms, percentiles of |x|, and `zeros`, the share of exact zeros.
+        """
         n = max(self.count, 1)
         values = {
             "max": self._max,
@@ -175,14 +190,20 @@ class Histogram:
         return {"count": self.count, **{k: float(f"{v:.5g}") for k, v in values.items()}}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All there is, as arrays: counts int64 (1+2048,) with exact zeros first, and moments float64
-        (4,) = range, max, sum |x|, sum x^2."""
+        """Return the full state as arrays.
+
+        counts: int64 (1+2048,), exact zeros first.
+        moments: float64 (4,): range, max, sum |x|, sum x^2.
+        """
         moments = np.array([self._range, self._max, self._sum, self._sum_sq], np.float64)
         return {"counts": self._counts.copy(), "moments": moments}
 
     @classmethod
     def from_state(cls, name: str, state: dict[str, NDArray[Any]]) -> Histogram:
-        """Continue where state() was taken. Raises DataError when it is no such state."""
+        """Create a histogram from the arrays of state().
+
+        Raises DataError when they are not valid.
+        """
         form = {"counts": (1 + BINS,), "moments": (4,)}
         shapes = {key: np.shape(state[key]) for key in form if key in state}
         fits = shapes == form and [state[key].dtype.name for key in form] == ["int64", "float64"]
@@ -200,11 +221,11 @@ class Histogram:
 
 
 def _power_of_two(value: float) -> float:
-    """The least one that is not below value."""
+    """Return the smallest power of two >= value."""
     mantissa, exponent = math.frexp(value)
     return math.ldexp(1.0, exponent - (mantissa == 0.5))
 
 
 def _x_log_x(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 at 0."""
+    """Return x log x, with 0 at x = 0."""
     return x * np.log(np.where(x > 0, x, 1.0))

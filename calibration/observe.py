@@ -1,6 +1,6 @@
-"""One pass over calibration pairs: histograms of the inputs of MatMuls, in bounded memory.
+"""One pass over calibration pairs: histograms of MatMul inputs, in bounded memory.
 
-Statistics per channel are kept for chosen ones.
+Per-channel statistics are collected for selected inputs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from save_deploy.files import new_file
 
 
 class Observer:
-    """Hooks on named modules of a float32 model; use as a context manager around its calls.
+    """Hooks that record the inputs of named modules of a float32 model.
 
-    seen: how many pairs went through. save() and resume() carry the state over an interruption.
+    Use it as a context manager around calls of the model. `seen` is the number of pairs processed.
+    save() and resume() keep the state over an interruption.
     """
 
     def __init__(
@@ -35,7 +36,12 @@ class Observer:
         channels: Sequence[str] = (),
         n_pairs: int = 1,
     ) -> None:
-        """channels: the names whose channels are looked at one by one; n_pairs: see Channels."""
+        """Prepare an observer without hooks; __enter__ registers them.
+
+        names: modules whose inputs get a histogram.
+        channels: the names among them that also get per-channel statistics.
+        n_pairs: see Channels.
+        """
         self.histograms = {name: Histogram(name) for name in names}
         self.channels = {name: Channels(name, n_pairs) for name in channels}
         self.seen = 0
@@ -69,7 +75,7 @@ class Observer:
         return add
 
     def save(self, path: Path, key: str) -> None:
-        """Write the state atomically; key names what it belongs to (model and data)."""
+        """Write the state atomically. key: identifies the model and the data of the state."""
         arrays = {
             f"{name}/{part}": array
             for name, histogram in self.histograms.items()
@@ -84,7 +90,7 @@ class Observer:
             np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
 
     def resume(self, path: Path, key: str) -> bool:
-        """Take up a saved state of this key; False where there is none, or another's."""
+        """Load a saved state. Returns False when it is missing, damaged or of another key."""
         try:
             with np.load(path, allow_pickle=False) as saved:
                 if str(saved["key"]) != key:
@@ -110,8 +116,10 @@ def observe(
     model: nn.Module, observer: Observer, inputs: Iterable[tuple[Tensor, ...]], *,
     on_pair: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Run one pair at a time through the model. inputs: of the pairs the observer has not seen yet.
+    """Run the model on each input and let the observer record it.
 
+    inputs: one tuple of model inputs per pair, only pairs that the observer has not seen yet.
+    on_pair: called after each pair.
     Raises DataError, naming the tensor, when a value is NaN or infinite.
     """
     with observer:

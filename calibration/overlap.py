@@ -1,4 +1,4 @@
-"""Pairs that ranges are taken from must not be among those that accuracy is measured on."""
+"""Checks that calibration pairs are not among the pairs that accuracy is measured on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import DataError
 
 HINT = "--calib-split train or val, or another --calib-data"
-# clip_3 of a dataset; film.mp4_12.5s_3 of videos
+# pair names: clip_3 from a dataset, film.mp4_12.5s_3 from a video
 _OF_VIDEO = re.compile(rf"(.+)(?:{'|'.join(map(re.escape, SUFFIXES))})_[\d.]+s_\d+", re.IGNORECASE)
 
 
 def refuse_overlap(selection: Selection, other: Pairs, what: str) -> None:
-    """Raises DataError naming the first pair that is also one of `other`, which `what` describes.
+    """Raise DataError, naming the first pair, when a calibration pair is also one of `other`.
 
-    Both must be of one size, for a pair resized differently has another hash.
+    what: describes `other` in the message.
+    Both must have the same image size, because a pair at another size has another hash; ValueError
+    otherwise.
     """
     if selection.pairs.image.shape[1:] != other.image.shape[1:]:
         raise ValueError(f"{selection.pairs.image.shape[1:]} against {other.image.shape[1:]}")
@@ -39,11 +41,11 @@ def refuse_overlap(selection: Selection, other: Pairs, what: str) -> None:
 
 
 def refuse_test_clips(name: str, selection: Selection, *, source: str = "auto") -> None:
-    """Raises DataError when a calibration pair is of the test split of dataset `name`.
+    """Raise DataError when a calibration pair belongs to the test split of dataset `name`.
 
-    Clips are compared by name, without reading media. A test clip is read only where a frame's file
-    has the size of a chosen one's: the same pair under another name. Splits of generated data are
-    disjoint by construction, and videos have no test split.
+    Clips are compared by name, without reading media. To find the same pair under another name, a
+    test clip is read only when the file of a frame has the same size as that of a calibration
+    frame. Splits of generated data are disjoint by construction, and videos have no test split.
     """
     tested = _tested(name, source)
     if tested is None:
@@ -56,10 +58,13 @@ def refuse_test_clips(name: str, selection: Selection, *, source: str = "auto") 
 def refuse_test_names(
     pairs: Iterable[str], data: str, what: str, *, hint: str = HINT, source: str = "auto"
 ) -> None:
-    """Raises DataError when a pair's name is of a clip in the test split of dataset `data`, which
-    accuracy is measured on: of pairs that come from elsewhere (a finished table, a folder of videos)
-    there is nothing else to compare. `what` they belong to. Generated clips have other names in every
-    split.
+    """Raise DataError when a pair has the name of a test clip of dataset `data`.
+
+    For pairs from elsewhere (a finished table, a folder of videos), where only names can be
+    compared. Generated clips have different names in every split.
+    pairs: pair names.
+    data: dataset whose test split accuracy is measured on.
+    what: describes the origin of the pairs in the message.
     """
     tested = _tested(data, source)
     if tested is not None:
@@ -67,13 +72,13 @@ def refuse_test_names(
 
 
 def clip_of(pair: str) -> str:
-    """Name of a pair -> of its clip; of a video's, the file without its ending."""
+    """Return the clip name of a pair name; for a pair of a video, the file name without suffix."""
     video = _OF_VIDEO.fullmatch(pair)
     return video[1] if video else pair.rpartition("_")[0]
 
 
 def _tested(name: str, source: str) -> ReleasedClips | None:
-    """The test split of a released dataset, None where there is none."""
+    """Return the test split of a released dataset, or None when there is none."""
     if is_generated(name) or is_videos(name):
         return None
     place = resolve(name)
@@ -83,6 +88,7 @@ def _tested(name: str, source: str) -> ReleasedClips | None:
 
 
 def _refuse_names(pairs: Iterable[str], tested: ReleasedClips, what: str, hint: str) -> None:
+    """Raise DataError for the first pair whose clip is in `tested`, by name."""
     by_name = {item.name: item for item in tested.items}
     for pair in pairs:
         if (clip := clip_of(pair)) in by_name:
@@ -90,6 +96,7 @@ def _refuse_names(pairs: Iterable[str], tested: ReleasedClips, what: str, hint: 
 
 
 def _refuse_twins(selection: Selection, chosen: list[Item], tested: ReleasedClips) -> None:
+    """Raise DataError for a test pair with the same pixels and samples as a calibration pair."""
     by_name = {item.name: item for item in chosen}
     sizes = set()
     for pair in selection.pairs.names:
@@ -105,7 +112,7 @@ def _refuse_twins(selection: Selection, chosen: list[Item], tested: ReleasedClip
             sample = tested.sample(i, k)
             digest = pair_digest(resize_frame(sample.frame, res), sample.heard())
         except DataError:
-            continue  # what cannot be read is no pair
+            continue  # an unreadable clip cannot be a calibration pair
         if digest in digests:
             raise _overlap(
                 digests[digest], f"the same frame and sound as {sample.name} of the test split"
@@ -113,7 +120,7 @@ def _refuse_twins(selection: Selection, chosen: list[Item], tested: ReleasedClip
 
 
 def _size(item: Item, frame: int) -> int | None:
-    """Bytes of the file that a frame is read from; None where it is not there."""
+    """Return the size in bytes of the file of a frame, or None when it does not exist."""
     path: Path = item.video or item.frames[frame]
     return path.stat().st_size if path.is_file() else None
 
@@ -124,6 +131,6 @@ def _overlap(
     return DataError(
         what,
         got=f"{pair}, {why}",
-        expected="clips of other splits: figures on the test split would be worthless",
+        expected="clips of other splits: otherwise accuracy on the test split is invalid",
         hint=hint,
     )

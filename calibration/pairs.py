@@ -1,4 +1,4 @@
-"""A few real pairs of frame and sound, spread over a dataset, with a hash that names them."""
+"""Pairs of a frame and one second of audio, selected across a dataset and identified by a hash."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ from save_deploy.data.sample import ClipDataset, FrameDataset, Sample
 from save_deploy.data.transforms import Frame, resize_frame, resize_mask
 from save_deploy.errors import DataError
 
-CONSTANT_BELOW = 1.0  # gray levels of standard deviation
-NOISE_ABOVE = 0.8 * math.sqrt(12) / 3  # uniform noise less 20 %
+CONSTANT_BELOW = 1.0  # standard deviation in gray levels
+NOISE_ABOVE = 0.8 * math.sqrt(12) / 3  # 80 % of the roughness of uniform noise
 REAL_DATA = "--calib-data scenes, a dataset folder or a folder of videos"
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """N pairs at network size: image uint8 (N,S,S,3), waveform float32 (N,16000), truth bool
-    (N,S,S), and where each came from."""
+    """N pairs at model resolution S.
+
+    image: uint8 (N,S,S,3), RGB.
+    waveform: float32 (N,16000), 16 kHz mono.
+    truth: bool (N,S,S), the ground-truth mask.
+    names: name of each pair in its dataset.
+    """
 
     image: NDArray[np.uint8]
     waveform: NDArray[np.float32]
@@ -38,25 +43,28 @@ class Pairs:
 
     @property
     def sha256(self) -> str:
-        """Hash of the pixels and samples, not of the files they came from."""
+        """Hash of pixels and samples; it does not depend on the files they were read from."""
         digest = hashlib.sha256(self.image.tobytes())
         digest.update(self.waveform.tobytes())
         return digest.hexdigest()
 
     @property
     def pair_sha256(self) -> tuple[str, ...]:
-        """pair_digest of every pair: the same pair from another place has the same."""
+        """pair_digest of every pair. The same pair from another dataset has the same digest."""
         return tuple(map(pair_digest, self.image, self.waveform))
 
 
 def pair_digest(image: NDArray[np.uint8], waveform: NDArray[np.float32]) -> str:
-    """First 16 hex digits of the hash of one resized image (S,S,3) and its second (16000,)."""
+    """Return the first 16 hex digits of the hash of one image (S,S,3) and waveform (16000,)."""
     return hashlib.sha256(image.tobytes() + waveform.tobytes()).hexdigest()[:16]
 
 
 def collect_pairs(clips: ClipDataset, n: int, *, res: int) -> Pairs:
-    """n pairs from clips at equal distances (fewer when the dataset is smaller), a different frame of
-    each clip in turn. Raises DataError when all of them are silent."""
+    """Return n pairs from evenly spaced clips, fewer when the dataset has fewer clips.
+
+    Clip k gives its frame k modulo its number of frames. Raises DataError when all sounds are
+    silent.
+    """
     n = min(n, len(clips))
     chosen = []
     for k, index in enumerate(np.linspace(0, len(clips) - 1, n).round().astype(int)):
@@ -74,9 +82,9 @@ def collect_pairs(clips: ClipDataset, n: int, *, res: int) -> Pairs:
 def spread_positions(
     clips: ClipDataset, limit: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """(clip, frame) to look at, at most `limit`: categories in turn, where they are known."""
+    """Return at most `limit` candidates (clip, frame), balanced over categories where known."""
     if not isinstance(clips, FrameDataset):
-        return [(i, i) for i in range(min(limit, len(clips)))]  # generated: independent of order
+        return [(i, i) for i in range(min(limit, len(clips)))]  # generated clips are independent
     frames: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for clip, _ in clips.pairs():
         category = clips.items[clip].category if isinstance(clips, ReleasedClips) else ""
@@ -99,9 +107,14 @@ def spread_positions(
 def _spread_over(
     n_frames: dict[int, int], n: int, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """n (clip, frame) of one category: clips at equal distances, another frame of each in turn; a
-    clip comes again, with a frame not yet taken, only after all others. Ordered so that the first
-    few of a turn are spread too: halves before quarters, quarters before eighths."""
+    """Return n (clip, frame) of one category, from evenly spaced clips.
+
+    n_frames: number of frames by clip.
+
+    Successive clips give different frames. A clip is used again, with a new frame, only after all
+    other clips. Clips are taken in bit-reversed order (halves, quarters, eighths), so that the
+    first few are evenly spaced too.
+    """
     taken: dict[int, set[int]] = defaultdict(set)
     chosen: list[tuple[int, int]] = []
     phase, turn = rng.random(), int(rng.integers(1000))
@@ -118,7 +131,10 @@ def _spread_over(
 
 
 def read_sample(clips: ClipDataset, index: int, frame: int) -> Sample:
-    """One frame with its second; of a clip whose number of frames was not known, frame modulo it."""
+    """Read one frame and its second of audio.
+
+    Without a known number of frames per clip (not a FrameDataset), `frame` is taken modulo it.
+    """
     if isinstance(clips, FrameDataset):
         return clips.sample(index, frame)
     clip = clips[index]
@@ -126,33 +142,33 @@ def read_sample(clips: ClipDataset, index: int, frame: int) -> Sample:
 
 
 def refuse_silence(waveforms: Sequence[Waveform], names: Sequence[str]) -> None:
-    """Raises DataError when there is nothing to hear in any of them."""
+    """Raise DataError when all waveforms are silent."""
     if all(is_silent(waveform) for waveform in waveforms):
         raise DataError(
-            "every chosen sound is silent",
+            "all selected sounds are silent",
             got=f"{len(names)} silent seconds, such as {names[0]}",
-            expected="sounds to hear: silence would prove nothing about the audio side",
+            expected="audible sound: silence does not test the audio encoder",
         )
 
 
 def refuse_unreal_frames(pairs: Pairs, roughness: Sequence[float]) -> None:
-    """Raises DataError for frames that are no pictures: of one color, all the same, or noise.
+    """Raise DataError for frames that are not real images: constant, all identical, or noise.
 
-    roughness: frame_roughness of each frame. Ranges measured on such frames do not hold for
-    pictures.
+    roughness: frame_roughness of each frame.
+    Ranges measured on such frames are not valid for real images.
     """
     if all(i.std(axis=(0, 1), dtype=np.float32).max() < CONSTANT_BELOW for i in pairs.image):
         raise DataError(
-            "every chosen frame is of one color",
+            "all selected frames are of one color",
             got=f"{len(pairs)} frames, such as {pairs.names[0]}",
-            expected="pictures",
+            expected="real images",
             hint=REAL_DATA,
         )
     if all(np.array_equal(image, pairs.image[0]) for image in pairs.image):
         raise DataError(
-            "all chosen frames are the same",
-            got=f"{pairs.names[0]} and {len(pairs) - 1} like it",
-            expected="different pictures",
+            "all selected frames are identical",
+            got=f"{pairs.names[0]} and {len(pairs) - 1} others",
+            expected="different images",
             hint=REAL_DATA,
         )
     noisy = [name for name, r in zip(pairs.names, roughness, strict=True) if r > NOISE_ABOVE]
@@ -160,15 +176,17 @@ def refuse_unreal_frames(pairs: Pairs, roughness: Sequence[float]) -> None:
         raise DataError(
             "frames are random noise",
             got=f"{len(noisy)} of {len(pairs)} frames, such as {noisy[0]}",
-            expected="pictures: ranges of noise are not ranges of pictures",
+            expected="real images: ranges of noise do not fit them",
             hint=REAL_DATA,
         )
 
 
 def frame_roughness(frame: Frame) -> float:
-    """Mean difference of neighbors in a row per standard deviation; uint8 (H,W,3), 0 for one color.
+    """Return the mean difference of horizontal neighbors divided by the standard deviation.
 
-    Independent pixels give 1.13 (normal) to 1.15 (uniform), photographs 0.05 to 0.5.
+    frame: uint8 (H,W,3).
+    The result is 0 for a constant frame, 1.13 (normal) to 1.15 (uniform) for independent pixels,
+    and 0.05 to 0.5 for photographs.
     """
     deviation = float(frame.std(axis=(0, 1), dtype=np.float32).mean())
     if deviation == 0 or frame.shape[1] < 2:

@@ -1,7 +1,7 @@
-"""Pairs for calibration, spread over what the data says of itself: category, sources, loudness.
+"""Calibration pairs stratified by category, number of sources and loudness.
 
-Clips are looked at first (twice as many as wanted), then the chosen ones are read again, so that no
-more than the chosen frames is held, each at network size.
+A first pass reads twice as many candidates as wanted. A second pass reads the selected ones again,
+so that only selected frames are held in memory, at model resolution.
 """
 
 from __future__ import annotations
@@ -33,17 +33,22 @@ from save_deploy.errors import DataError
 
 MIN_PAIRS = 32
 LOOKED_AT = 2  # candidates per wanted pair
-LOUD = 0.1  # root mean square of a loud second (-20 dB)
+LOUD = 0.1  # root mean square from which a second is loud (-20 dB)
 RANDOM = ("random", "noise")
-SILENT_SHARE = 10  # one in so many at most
+SILENT_SHARE = 10  # at most one silent pair in 10
 GENERATED = ("scenes", "stamps")
-NO_SPLIT = "none"  # what Selection.split says of videos
+NO_SPLIT = "none"  # Selection.split of videos
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen pairs, the dataset (`source`) and split they are of, how many pairs each stratum
-    has, and in words what they could not be spread over. `skipped`: why clips were passed over."""
+    """Selected pairs and a description of the selection.
+
+    source, split: dataset and split of the pairs.
+    strata: number of pairs by stratum.
+    not_stratified: reasons why pairs could not be stratified by an attribute.
+    skipped: clip or file name -> reason.
+    """
 
     pairs: Pairs
     source: str
@@ -53,7 +58,7 @@ class Selection:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a manifest: all but the pixels and samples, which the hashes stand for."""
+        """Return the selection for a manifest: hashes instead of pixels and samples."""
         return {
             "source": self.source,
             "split": self.split,
@@ -69,7 +74,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A pair that was looked at; sources None where the data does not say."""
+    """A candidate pair; `sources` is None when the data has no labels of sources."""
 
     clip: int
     frame: int
@@ -90,11 +95,16 @@ def select_pairs(
     skip_bad: bool = False,
     on_clip: Callable[..., object] = lambda *_: None,
 ) -> Selection:
-    """n stratified pairs (fewer when there are not more, never below MIN_PAIRS) of a dataset as
-    open_dataset names it, a video file, or a folder of videos. The same seed chooses the same pairs.
+    """Return n stratified pairs of a dataset, a video file or a folder of videos.
 
-    on_clip() is called for every clip read, at most 3n times. Raises DataError for too few pairs,
-    data that is random, silent, of one color or all the same, and the test split.
+    name: as in open_dataset, or a path of videos.
+    n: at least MIN_PAIRS; the result has fewer pairs when the data has fewer, never below
+        MIN_PAIRS.
+    seed: the same seed selects the same pairs.
+    skip_bad: skip unreadable clips instead of raising.
+    on_clip: called for every clip read, at most 3n times.
+    Raises DataError for too few pairs, for random, silent, constant or identical data, and for the
+    test split.
     """
     _check_request(name, n, split)
     clips, skipped = _open(name, n, split, seed=seed, source=source, skip_bad=skip_bad)
@@ -113,39 +123,41 @@ def select_pairs(
     refuse_silence(list(pairs.waveform), pairs.names)
     refuse_unreal_frames(pairs, roughness)
     if (distinct := len(set(pairs.pair_sha256))) < MIN_PAIRS:
-        raise _too_few(f"{distinct} different pairs among {len(pairs)} of {name}")
+        raise _too_few(f"{distinct} distinct pairs among {len(pairs)} of {name}")
     strata, missing = _strata(kept)
     shown = NO_SPLIT if isinstance(clips, videos.VideoClips) else split
     return Selection(pairs, name, shown, strata, missing, skipped)
 
 
 def is_generated(name: str) -> bool:
+    """Return whether `name` is a generated dataset (scenes or stamps)."""
     return name.partition(":")[0] in GENERATED
 
 
 def _check_request(name: str, n: int, split: str) -> None:
+    """Raise DataError for random data, the test split, and fewer than MIN_PAIRS pairs."""
     if name.partition(":")[0].lower() in RANDOM and not Path(name).exists():
         raise DataError(
             "calibration on random data is refused",
             got=name,
-            expected="real pairs: ranges of noise are not ranges of pictures and sounds",
+            expected="real frames and sounds: ranges of noise do not fit them",
             hint=REAL_DATA,
         )
     if split == "test":
         raise DataError(
             "calibration on the test split is refused",
             got=f"{split} of {name}",
-            expected="train or val: figures on clips that ranges were taken from are worthless",
+            expected="train or val: accuracy on the test split must be measured on unseen clips",
             hint="--calib-split train or --calib-split val",
         )
     if n < MIN_PAIRS:
-        raise _too_few(f"{n} asked for")
+        raise _too_few(f"{n} requested")
 
 
 def _open(
     name: str, n: int, split: str, *, seed: int, source: str, skip_bad: bool
 ) -> tuple[ClipDataset, dict[str, str]]:
-    """-> clips that raise for a bad one, and why files or rows were already passed over."""
+    """Return the clips, which raise for a bad clip, and the files or rows skipped so far."""
     if videos.is_videos(name):
         found = videos.VideoClips(Path(name), skip_bad=skip_bad)
         return found, found.skipped
@@ -154,7 +166,7 @@ def _open(
         split=split,
         n_clips=LOOKED_AT * n if is_generated(name) else None,
         seed=seed,
-        n_sources=None if name in GENERATED else 1,  # as in training: none, one or two sound
+        n_sources=None if name in GENERATED else 1,  # as in training: zero, one or two sources
         source=source,
         skip_bad=skip_bad,
     )
@@ -168,7 +180,7 @@ def _look(clip: int, frame: int, sample: Sample) -> _Candidate:
 
 
 def loudness_of(second: Waveform) -> str:
-    """silent, quiet or loud, by root mean square."""
+    """Return silent, quiet or loud, by root mean square."""
     if is_silent(second):
         return "silent"
     return "loud" if np.sqrt(np.mean(np.square(second, dtype=np.float64))) >= LOUD else "quiet"
@@ -180,7 +192,7 @@ def _clip_name(clips: ClipDataset, index: int) -> str:
 
 
 def _keep(found: list[_Candidate], n: int) -> list[_Candidate]:
-    """n spread candidates: silent ones as often as met, but one or more, and one in ten at most."""
+    """Return n balanced candidates with the silent share of the data, at least 1, at most 10 %."""
     silent = [c for c in found if c.loudness == "silent"]
     heard = [c for c in found if c.loudness != "silent"]
     if not silent or not heard:
@@ -191,8 +203,11 @@ def _keep(found: list[_Candidate], n: int) -> list[_Candidate]:
 
 
 def _spread(found: list[_Candidate], n: int) -> list[_Candidate]:
-    """One after the other the candidate of the category, loudness and number of sources that were
-    chosen least; of equals the first."""
+    """Return n candidates, chosen greedily.
+
+    Each step takes the candidate whose category, loudness and number of sources were chosen least
+    often so far, the first one among equals.
+    """
     counts: Counter[tuple[str, object]] = Counter()
     left, kept = list(found), list[_Candidate]()
     while left and len(kept) < n:
@@ -214,10 +229,10 @@ def _check_enough(
         return
     got = f"{len(found)} pairs of {name}"
     if silent := sum(c.loudness == "silent" for c in found):
-        got += f", {silent} of them silent (one in {SILENT_SHARE} at most is used)"
+        got += f", {silent} of them silent (at most one in {SILENT_SHARE} is used)"
     if skipped:
         where, why = next(iter(skipped.items()))
-        got += f"; {len(skipped)} passed over, the first: {where}: {why}"
+        got += f"; {len(skipped)} skipped, the first: {where}: {why}"
     raise _too_few(got)
 
 
@@ -230,7 +245,10 @@ def _too_few(got: str) -> DataError:
 def _read(
     clips: ClipDataset, kept: list[_Candidate], res: int, on_clip: Callable[..., object]
 ) -> tuple[Pairs, list[float]]:
-    """The chosen pairs at network size, and how rough each frame is, at its own size or that."""
+    """Read the selected pairs at model resolution, and the roughness of each frame.
+
+    The roughness is the larger of that at the original size and that at model resolution.
+    """
     n = len(kept)
     image = np.empty((n, res, res, 3), np.uint8)
     truth = np.empty((n, res, res), np.bool_)
@@ -246,7 +264,7 @@ def _read(
 
 
 def _strata(kept: list[_Candidate]) -> tuple[dict[str, dict[str, int]], tuple[str, ...]]:
-    """Pairs per stratum, and what the data does not say."""
+    """Return the number of pairs by stratum, and the attributes that the data lacks."""
     missing = []
     loudness = Counter(c.loudness for c in kept)
     strata = {"loudness": {level: loudness[level] for level in ("silent", "quiet", "loud")}}
@@ -259,7 +277,7 @@ def _strata(kept: list[_Candidate]) -> tuple[dict[str, dict[str, int]], tuple[st
             missing.append(f"category: all are {kept[0].category}")
     sources = Counter(c.sources for c in kept if c.sources is not None)
     if sources.total() < len(kept):
-        missing.append("number of sources: the data does not say it")
+        missing.append("number of sources: the data has no labels")
     else:
         strata["sources"] = {str(k): sources[k] for k in sorted(sources)}
     return strata, tuple(missing)

@@ -1,4 +1,4 @@
-"""The calibration table: measured ranges in a JSON file that people can read and compare."""
+"""Calibration table: measured ranges in a JSON file that is easy to read and compare."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from save_deploy.files import write_text
 
 FORMAT = "save-deploy-calibration"
 FORMAT_VERSION = 1
-MAX_EXPONENT = 16  # of 2 in a smoothing scale, either way
+MAX_EXPONENT = 16  # smoothing scales are 2^-16 to 2^16
 REMEDY = "save-calibrate writes a new table"
-_LEAST = 5e-324  # the least float above 0
-DIGITS = 6  # significant, of every float: a table in memory equals the same one read back
+_LEAST = 5e-324  # smallest float64 above 0
+DIGITS = 6  # significant digits of every float, so that a table equals itself after a round trip
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """Range of one MatMul's input: clip threshold (> 0) by method, and the summary of its histogram.
+    """Range of one MatMul input.
 
-    sampled: all values but the maximum come from a sample of rows, as for a tensor that was rescaled
-    after the pass."""
+    amax: method -> clip threshold, > 0.
+    histogram: Histogram.summary.
+    sampled: all values except the maximum are from a sample of rows, because the tensor was
+        rescaled after the pass.
+    """
 
     amax: dict[str, float]
     histogram: dict[str, float]
@@ -40,16 +43,19 @@ class TensorRange:
         object.__setattr__(self, "histogram", _plain(self.histogram))
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file: `sampled` only where it is true."""
+        """Return the entry of the file; `sampled` is present only when true."""
         entry: dict[str, Any] = {"amax": self.amax, "histogram": self.histogram}
         return entry | ({"sampled": True} if self.sampled else {})
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Scales of a LayerNorm's output: channel c is divided by 2^exponents[c], and the weights of the
-    MatMuls that read it are multiplied. Powers of two, so nothing is rounded. alpha in [0, 1] is the
-    share of the range that moves into the weights."""
+    """Smoothing scales of one LayerNorm output.
+
+    Channel c is divided by 2^exponents[c], and the weights of the MatMuls that read it are
+    multiplied by the same factor. Powers of two make this exact. alpha in [0, 1] is the share of
+    the range that is moved into the weights.
+    """
 
     alpha: float
     exponents: tuple[int, ...]
@@ -60,21 +66,23 @@ class Smoothing:
 
     @property
     def scale(self) -> NDArray[np.float32]:
-        """(C,)."""
+        """Scale per channel, float32 (C,)."""
         return np.exp2(np.array(self.exponents, np.float32))
 
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges of one model on one set of pairs; floats are kept to 6 significant digits, keys in
-    natural order (blocks.2 before blocks.10)."""
+    """Input ranges of the MatMuls of one model, measured on one set of pairs.
 
-    model: dict[str, Any]  # name, res, sha256 of the weights
-    data: dict[str, Any]  # Selection.to_dict, and the number of batches
-    method: str  # the default; every tensor has it
-    tensors: dict[str, TensorRange]  # by the MatMul whose input it is: blocks.3.attn.qkv
-    smoothing: dict[str, Smoothing]  # by norm: blocks.3.norm1
-    means: dict[str, tuple[float, ...]]  # per channel of a MatMul's input, for bias correction
+    Floats have 6 significant digits. Keys are in natural order (blocks.2 before blocks.10).
+    """
+
+    model: dict[str, Any]  # name, res, sha256 of weights
+    data: dict[str, Any]  # Selection.to_dict and the number of batches
+    method: str  # default method; every tensor has it
+    tensors: dict[str, TensorRange]  # input ranges by MatMul name: blocks.3.attn.qkv
+    smoothing: dict[str, Smoothing]  # by LayerNorm name: blocks.3.norm1
+    means: dict[str, tuple[float, ...]]  # per input channel by MatMul name, for bias correction
     versions: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -86,13 +94,16 @@ class CalibrationTable:
         object.__setattr__(self, "means", means)
 
     def amax(self, name: str, method: str | None = None) -> float:
-        """Raises DataError when the tensor, or its range by this method, is not in the table."""
+        """Return the clip threshold of a tensor. Raises DataError when the table lacks it.
+
+        method None: the default of the table.
+        """
         method = method or self.method
         if name not in self.tensors:
             raise DataError(
                 "the calibration table lacks a tensor",
                 got=f"{name} among {len(self.tensors)} tensors of {self.model.get('name')}",
-                expected="a range for every MatMul that is quantized",
+                expected="a range for every quantized MatMul",
                 hint=REMEDY,
             )
         found = self.tensors[name].amax
@@ -106,7 +117,7 @@ class CalibrationTable:
         return found[method]
 
     def require_model(self, sha256: str, *, name: str, res: int) -> None:
-        """Raises DataError when the table was measured on another model, size or weights."""
+        """Raise DataError when the table is of another model, resolution or weights."""
         wanted = {"name": name, "res": res, "sha256": sha256}
         if {key: self.model.get(key) for key in wanted} != wanted:
             show = "{name} at {res} px, weights {sha256}".format
@@ -119,11 +130,11 @@ class CalibrationTable:
 
     @property
     def sha256(self) -> str:
-        """Of the file that write() makes."""
+        """Hash of the file that write() creates."""
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the content of the file."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -140,7 +151,7 @@ class CalibrationTable:
         }
 
     def _text(self) -> str:
-        """JSON with one line for a scalar and one for each entry of a top-level object."""
+        """Return JSON with one line per scalar and one per entry of a top-level object."""
         line = lambda value: json.dumps(value, allow_nan=False)
         blocks = []
         for key, value in self.to_dict().items():
@@ -152,8 +163,10 @@ class CalibrationTable:
         return "{\n" + ",\n".join(blocks) + "\n}\n"
 
     def write(self, path: Path) -> None:
-        """Atomically. Raises DataError for what read() would refuse, OutputError when the file cannot
-        be written."""
+        """Write the file atomically.
+
+        Raises DataError for values that read() rejects, and OutputError when writing fails.
+        """
         try:
             text = self._text()
         except ValueError as error:
@@ -165,13 +178,15 @@ class CalibrationTable:
 
     @classmethod
     def read(cls, path: Path) -> CalibrationTable:
-        """Raises DataError, naming file and key, when it cannot be read, is no such table, or has a
-        wrong value. Unknown keys are allowed."""
+        """Read a table. Unknown keys are allowed.
+
+        Raises DataError, naming file and key, for a file that cannot be read or a wrong value.
+        """
         return _checked(read_json(path, what="calibration table", error=DataError, hint=REMEDY))
 
 
 def _checked(fields: Fields) -> CalibrationTable:
-    """The table in a file, every value of the type and in the range that the classes above say."""
+    """Return the table of a parsed file after checking type and range of every value."""
     for key, wanted in (("format", FORMAT), ("format_version", FORMAT_VERSION)):
         found = fields.values.get(key)
         if type(found) is not type(wanted) or found != wanted:
@@ -202,7 +217,7 @@ def _checked(fields: Fields) -> CalibrationTable:
 
 
 def _range(fields: Fields, method: str) -> TensorRange:
-    """One tensor; it has a range by the table's own method."""
+    """Return one tensor's entry, which must have a range for the default `method` of the table."""
     amax, histogram = fields.table("amax"), fields.table("histogram")
     amax.number(method, _LEAST)
     return TensorRange(
@@ -218,7 +233,7 @@ def _smoothing(fields: Fields) -> Smoothing:
 
 
 def _number(fields: Fields, key: str) -> float:
-    """A number as it stands: a count stays an integer."""
+    """Return a number with its type: a count stays an integer."""
     fields.number(key)
     value: float = fields.values[key]
     return value
@@ -229,7 +244,10 @@ def _round(value: float) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: floats rounded, numpy and tuples unpacked, keys in natural order."""
+    """Return the value as JSON reads it back.
+
+    Floats are rounded, numpy values and tuples converted, and keys sorted in natural order.
+    """
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, dict):
@@ -240,6 +258,6 @@ def _plain(value: Any) -> Any:
 
 
 def _in_order(entries: dict[str, Any]) -> dict[str, Any]:
-    """blocks.2 before blocks.10."""
+    """Return the entries in natural order of keys: blocks.2 before blocks.10."""
     parts = lambda key: [int(s) if k % 2 else s for k, s in enumerate(re.split(r"(\d+)", str(key)))]
     return dict(sorted(entries.items(), key=lambda item: parts(item[0])))

@@ -1,4 +1,4 @@
-"""Unlabeled videos as a dataset: stretches of a few seconds of each file, frames with their sound."""
+"""Dataset of unlabeled videos: segments of a few seconds, with frames and audio."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from save_deploy.errors import DataError
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 STRETCH_SECONDS = 5
-MAX_SECONDS = 600  # of each file, from its start
-MAX_STRETCHES = 40  # of each file
+MAX_SECONDS = 600  # used per file, from its start
+MAX_STRETCHES = 40  # per file
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """`seconds` frames of a file, one a second, from start_s."""
+    """Segment of a video file: `seconds` frames, one per second, from start_s."""
 
     path: Path
     start_s: float
@@ -36,7 +36,7 @@ class Stretch:
 
 
 def is_videos(name: str) -> bool:
-    """True for a video file, and for a folder with videos directly in it and no dataset."""
+    """Return True for a video file, or a folder that holds videos directly and is no dataset."""
     path = Path(name)
     if path.is_dir():
         return bool(_files(path)) and not subsets_in(path)
@@ -44,10 +44,10 @@ def is_videos(name: str) -> bool:
 
 
 class VideoClips:
-    """One clip per stretch of each video, evenly spread over its first ten minutes.
+    """One clip per segment, evenly spaced over the first ten minutes of each video.
 
-    Masks are all False and the category is "": nothing is known of what sounds. With skip_bad,
-    files that cannot be used are left out; `skipped` holds name -> reason.
+    Masks are all False and the category is "", because the data is unlabeled. With skip_bad,
+    unusable files are skipped; `skipped` maps file name to reason.
     """
 
     def __init__(self, path: Path, *, skip_bad: bool = False) -> None:
@@ -66,14 +66,16 @@ class VideoClips:
         if not self.stretches:
             first = next(iter(self.skipped.values()))
             raise DataError(
-                "every video is bad", got=f"{len(files)}, the first: {first}", expected="one good"
+                "no video can be read",
+                got=f"{len(files)} files, the first: {first}",
+                expected="at least one readable video",
             )
 
     def __len__(self) -> int:
         return len(self.stretches)
 
     def __getitem__(self, index: int) -> Clip:
-        """All frames of a stretch and its sound."""
+        """Return all frames of a segment and its audio."""
         stretch = self.stretches[index]
         frames, waveform = _read(stretch, range(stretch.seconds))
         return Clip(
@@ -85,11 +87,14 @@ class VideoClips:
         )
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(clip, frame) of every frame, known without decoding."""
+        """Return (clip, frame) of every frame, without decoding."""
         return [(i, k) for i, stretch in enumerate(self.stretches) for k in range(stretch.seconds)]
 
     def sample(self, index: int, frame: int) -> Sample:
-        """Frame `frame` (0-based) of a stretch, the only one kept, and its second of sound."""
+        """Return frame `frame` (0-based) of a segment and its second of audio.
+
+        Decodes only that frame.
+        """
         stretch = self.stretches[index]
         (picture,), waveform = _read(stretch, range(frame, frame + 1))
         mask = np.zeros(picture.shape[:2], bool)
@@ -98,9 +103,10 @@ class VideoClips:
 
 
 def stretches_of(path: Path, seconds: float) -> list[Stretch]:
-    """Stretches of a video of this length, none overlapping.
+    """Return the non-overlapping segments of a video of `seconds` seconds.
 
-    A video shorter than a stretch is one, a frame per whole second. Raises DataError below 1 s.
+    A video shorter than a segment is one segment with a frame per whole second. Raises DataError
+    below 1 s.
     """
     if seconds < 1:
         raise DataError(
@@ -119,7 +125,7 @@ def _read(stretch: Stretch, frames: range) -> tuple[list[Frame], Waveform]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Videos directly in a folder, by name; hidden files are none."""
+    """Return the videos directly in a folder, sorted by name, without hidden files."""
     return sorted(
         path
         for path in folder.iterdir()

@@ -218,9 +218,9 @@ def test_zero_tensor_is_refused() -> None:
     for method in METHODS:
         with pytest.raises(DataError, match=r"audio\.fc was zero on all") as caught:
             histogram.amax(method)
-        assert "sounds that vary" in caught.value.hint
+        assert "use other frames" in caught.value.hint
     assert histogram.summary()["zeros"] == 1 and histogram.summary()["max"] == 0
-    with pytest.raises(DataError, match="was never seen"):
+    with pytest.raises(DataError, match="has no values"):
         of(np.zeros(0)).amax("minmax")
 
 

@@ -132,7 +132,7 @@ def test_released_categories_take_turns(tmp_path: Path) -> None:
     read: list[int] = []
     found = pick(base, on_clip=lambda *_: read.append(1))
     assert found.strata["category"] == {"cat": 14, "dog": 14, "horn": 4}
-    assert found.not_stratified == ("number of sources: the data does not say it",)
+    assert found.not_stratified == ("number of sources: the data has no labels",)
     assert len(read) == 64 + 32
     cats = sorted(int(n.split("_")[2]) for n in found.pairs.names if n.startswith("cat"))
     gaps = np.diff([0, *cats, 199])
@@ -198,7 +198,7 @@ def test_videos(tmp_path: Path) -> None:
     assert set(found.strata) == {"loudness"} and found.strata["loudness"]["loud"] > 5
     assert found.not_stratified == (
         "category: the data has none",
-        "number of sources: the data does not say it",
+        "number of sources: the data has no labels",
     )
     assert {name[:5] for name in found.pairs.names} == {"0.mp4", "1.mp4", "2.mp4"}
     with pytest.raises(DataError, match=r"10 pairs of .*2\.mp4"):
@@ -216,7 +216,7 @@ def test_bad_clips(tmp_path: Path) -> None:
     assert len(found.pairs) == 32 and f"{broken.stem}_1" not in found.pairs.names
     for path in wavs(base)[4:14]:
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"29 pairs of .*; 11 passed over, the first: cat_train_"):
+    with pytest.raises(DataError, match=r"29 pairs of .*; 11 skipped, the first: cat_train_"):
         pick(base, skip_bad=True)
 
 
@@ -236,7 +236,7 @@ def test_videos_without_sound_are_listed(tmp_path: Path) -> None:
 def test_random_data(name: str) -> None:
     with pytest.raises(DataError, match="random data is refused") as error:
         pick(name)
-    assert "ranges of noise are not ranges of pictures" in error.value.expected
+    assert "ranges of noise do not fit" in error.value.expected
     assert error.value.hint
 
 
@@ -261,7 +261,7 @@ def test_the_same_pair_again_does_not_count(tmp_path: Path) -> None:
     for path, sound in list(zip(frames, wavs(base), strict=True))[20:]:
         shutil.copy(frames[0], path)
         shutil.copy(wavs(base)[0], sound)
-    with pytest.raises(DataError, match=r"\d+ different pairs among 32"):
+    with pytest.raises(DataError, match=r"\d+ distinct pairs among 32"):
         pick(base)
 
 
@@ -275,7 +275,7 @@ def test_too_much_silence(tmp_path: Path) -> None:
         pick(base)
     for path in wavs(base):
         set_level(path, 0)
-    with pytest.raises(DataError, match="every chosen sound is silent"):
+    with pytest.raises(DataError, match="all selected sounds are silent"):
         pick(base)
 
 
@@ -284,9 +284,9 @@ def test_too_much_silence(tmp_path: Path) -> None:
     [
         (
             lambda i: np.full((24, 32, 3), (i, 255 - i, 60), np.uint8),
-            "every chosen frame is of one",
+            "all selected frames are of one",
         ),
-        (lambda i: picture(1), "all chosen frames are the same"),
+        (lambda i: picture(1), "all selected frames are identical"),
         (noise, "frames are random noise"),
         (lambda i: picture(i) if i % 5 < 2 else noise(i), "frames are random noise"),
     ],

@@ -104,7 +104,7 @@ def test_file_without_sound(tmp_path: Path) -> None:
     assert set(clips.skipped) == {"b.mp4", "c.mp4"}
     assert clips.skipped["b.mp4"].startswith("no sound in the video")
     (tmp_path / "a.mp4").unlink()
-    with pytest.raises(DataError, match="every video is bad"):
+    with pytest.raises(DataError, match="no video can be read"):
         VideoClips(tmp_path, skip_bad=True)
 
 
