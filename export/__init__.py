@@ -1,1 +1,1 @@
-"""Checkpoint -> bundle: merge, trace to ONNX, choose precision, prove parity, write."""
+"""Export of a checkpoint to a bundle: merge, trace, choose precision, prove parity, write."""

@@ -1,7 +1,7 @@
-"""The audio side as one graph: waveform -> log-mel -> VGGish -> audio embedding.
+"""Audio graph: waveform -> log-mel -> VGGish -> audio embedding.
 
-The short-time Fourier transform is one strided convolution, which every runtime has (torch's rfft
-exports to DFT, which TensorRT refuses).
+The short-time Fourier transform is a strided convolution, which every runtime supports. torch's
+rfft would export as DFT, which TensorRT rejects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from save_deploy.model.audio_encoder import AudioEncoder
 
 
 class LogMel(nn.Module):
-    """waveform (B,16000) at 16 kHz in [-1,1] -> log_mel (B,1,96,64); equals data.log_mel."""
+    """Compute log_mel (B,1,96,64) from waveform (B,16000), 16 kHz in [-1,1], like data.log_mel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,10 @@ class LogMel(nn.Module):
 
 
 class DeployAudioEncoder(nn.Module):
-    """waveform float32 (B,16000) -> audio_embedding float32 (B,128). Runs once per second of sound."""
+    """Compute audio_embedding float32 (B,128) from waveform float32 (B,16000).
+
+    Runs once per second of audio.
+    """
 
     def __init__(self, audio_encoder: AudioEncoder) -> None:
         super().__init__()

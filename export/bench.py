@@ -1,4 +1,4 @@
-"""save-deploy bench as a value: options in, samples of every form of one model out."""
+"""The benchmark of `save-deploy bench` as a function of its options."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ Progress = Callable[[str, int], AbstractContextManager[OnStep]]
 def benchmark(
     options: BenchOptions, *, on_text: Callable[[str], object], progress: Progress
 ) -> BenchResult:
-    """Write the graphs that `what` names, then time all entries. Graphs lie in a temporary folder of
-    options.out.
+    """Write the graphs that options.what names, then time all entries.
 
-    on_text(line): what is done before the timing; progress(title, n calls): see save_deploy.progress.
-    Raises SaveDeployError for a mistake in the options before anything is written.
+    Graphs are written to a temporary folder in options.out.
+    on_text: called with a line for each step before the timing.
+    progress: called as progress(title, number of calls), see save_deploy.progress.
+    Raises SaveDeployError for invalid options, before anything is written.
     """
     names = split_names(options.what)
     bundles = bundle_graphs(names)
@@ -89,12 +90,12 @@ def benchmark(
 
 
 def _config(options: BenchOptions) -> SaveConfig | None:
-    """Shape of a model with random weights; None for a checkpoint."""
+    """Return the config of a model with random weights, or None for a checkpoint."""
     if options.preset is None:
         return None
     if options.checkpoint is not None:
         raise SaveDeployError(
-            "two models at once", got=f"{options.checkpoint} and --preset", expected="one of them"
+            "two models given", got=f"{options.checkpoint} and --preset", expected="one of them"
         )
     config = SaveConfig.preset(options.preset, res=options.res)
     if options.blocks is None:
@@ -104,21 +105,27 @@ def _config(options: BenchOptions) -> SaveConfig | None:
 
 
 def _same_shape(bundles: dict[str, tuple[Path, GraphSpec]], subject: Subject) -> dict[str, Path]:
-    """Graphs of bundles. Raises BundleError for one of another shape than the subject's."""
+    """Return the graph of each bundle.
+
+    Raises BundleError if its inputs differ from the subject's.
+    """
     for name, (_, spec) in bundles.items():
         if spec != subject.spec:
             raise BundleError(
-                "bundle of another shape",
+                "bundle with another input shape",
                 got=f"{name}: {spec.inputs[0].shape}",
                 expected=str(subject.spec.inputs[0].shape),
-                hint="--res and --batch as in it",
+                hint="use --res and --batch of the bundle",
             )
     return {name: path for name, (path, _) in bundles.items()}
 
 
 def _backends(text: str | None) -> Sequence[str]:
-    """ "onnxruntime,openvino,onnxruntime-cuda" -> all three, each known, installed and able to run
-    here. Engines are no graphs: save-compare times them."""
+    """Parse a list such as "onnxruntime,openvino,onnxruntime-cuda"; None is all available backends.
+
+    Raises BackendError for one that is unknown, not installed or cannot run here. Engines are not
+    graphs and are timed by save-compare.
+    """
     here = available_backends()
     if text is None:
         return here

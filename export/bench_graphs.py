@@ -1,4 +1,4 @@
-"""Graphs to benchmark: the eager model exported without changes, and merged in any form."""
+"""Graphs to benchmark: the eager model exported unchanged, and merged in selected forms."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ from save_deploy.runtime.bench.yardsticks import GEMM_SIDE
 from save_deploy.runtime.compare.entries import EagerSource
 from save_deploy.runtime.eager import eager_pipeline
 
-DATA = "scenes"  # speed does not depend on it, nor on how many
+DATA = "scenes"  # the data does not affect speed
 N_INPUTS = 8
 _CHOICES = {"windows": WINDOWS, "rel_pos": REL_POS, "adapter": ADAPTER}
 
 
 def parse_forms(name: str, *, res: int) -> Forms:
-    """ "merged" -> the portable forms; "merged:windows=late_pad+adapter=matmul" changes some.
+    """Parse the name of a merged graph.
 
-    Raises SaveDeployError for a key or value that does not exist.
+    "merged" is the portable forms; "merged:windows=late_pad+adapter=matmul" changes some of them.
+    Raises SaveDeployError for an unknown key or value.
     """
     forms = forms_for("portable", res=res)
     _, _, changes = name.partition(":")
@@ -66,9 +67,10 @@ def write_variants(
     names: Sequence[str], folder: Path, *, checkpoint: Path | None, sam: Path | None, res: int,
     batch: int,
 ) -> tuple[Subject, dict[str, Path]]:  # fmt: skip
-    """naive, merged..., fp16, int8, naive-int8 -> ONNX files in `folder`, and numbers of their model.
+    """Write naive, merged..., fp16, int8 and naive-int8 as ONNX files; return them by name.
 
-    In a process of its own: its memory must not weigh on what is measured afterwards.
+    Also returns the Subject with config, parameter size and multiplications of the model. Runs in a
+    separate process, so that its memory does not affect later measurements.
     """
     context = multiprocessing.get_context("spawn")
     with safe_path(), ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -98,7 +100,7 @@ def _write(
     del best
     measured = any("int8" in name or name == "fp16" for name in names)
     real = calibration_inputs(model) if measured else []
-    for name in sorted(names, key=lambda n: n == "naive-int8"):  # it is made from naive
+    for name in sorted(names, key=lambda n: n == "naive-int8"):  # last: it is made from naive
         path = folder / f"{name.replace(':', '_').replace('=', '-')}.onnx"
         files[name] = path
         if name == "int8":
@@ -119,7 +121,7 @@ def _write(
 
 
 def calibration_inputs(model: SaveModel) -> list[Arrays]:
-    """N_INPUTS real inputs of the model graph, one frame each."""
+    """Return N_INPUTS real inputs of the model graph, one frame each."""
     pairs: Pairs = select_pairs(DATA, MIN_PAIRS, res=model.config.res).pairs
     pipeline = eager_pipeline(model)
     return [
@@ -131,7 +133,7 @@ def calibration_inputs(model: SaveModel) -> list[Arrays]:
 def write_int8(
     model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
 ) -> None:  # fmt: skip
-    """The merged graph with every encoder MatMul quantized."""
+    """Write the merged graph with every encoder MatMul quantized to INT8."""
     deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
     sites = find_sites(deploy)
     observer = Observer(deploy, [s.name for s in sites])
@@ -144,7 +146,7 @@ def write_int8(
 def write_fp16(
     model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
 ) -> None:  # fmt: skip
-    """The merged graph in FP16, with the FP32 modules and scaled scores that real inputs ask for."""
+    """Write the merged graph in FP16; FP32 modules and scaled scores follow from real inputs."""
     deploy = DeployModel(model, forms).eval().requires_grad_(False)
     write_graph(deploy, path, spec, fp16=plan_fp16(deploy, _tensors(inputs)))
 
@@ -155,7 +157,10 @@ def _tensors(inputs: list[Arrays]) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) -> None:
-    """ONNX Runtime's quantize_static with its defaults on the eager export, the same real inputs."""
+    """Quantize the eager export with the defaults of ONNX Runtime's quantize_static.
+
+    Uses the same real inputs as write_int8.
+    """
     quantization = import_onnxruntime("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
@@ -172,7 +177,10 @@ def write_naive_int8(naive: Path, inputs: list[Arrays], batch: int, path: Path) 
 
 
 def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
-    """A graph with these inputs and outputs that computes nothing worth timing."""
+    """Write a graph with these inputs and outputs and almost no computation.
+
+    Its time is the overhead of a call.
+    """
     reduced, nodes = [], []
     for tensor in spec.inputs:
         name = tensor.name
@@ -204,8 +212,10 @@ def write_empty_graph(spec: GraphSpec, path: Path) -> Path:
 
 
 def write_gemm_graph(path: Path, *, int8: bool = False) -> Path:
-    """One matrix product with a constant (GEMM_SPEC). int8: Q/DQ before it as before a MatMul of the
-    encoder, so a backend runs the same kernel."""
+    """Write one MatMul with a constant, (GEMM_SIDE, GEMM_SIDE) each.
+
+    int8: Q/DQ pairs as around an encoder MatMul, so that a backend runs the same kernel.
+    """
     side = GEMM_SIDE
     weight = np.random.default_rng(1).random((side, side), dtype=np.float32)
     constants, nodes, factors = {"b": weight}, [], ["a", "b"]
@@ -236,7 +246,7 @@ def write_gemm_graph(path: Path, *, int8: bool = False) -> Path:
 
 
 def example_inputs(spec: GraphSpec) -> dict[str, np.ndarray]:
-    """Seeded values of the inputs: time does not depend on what a picture shows."""
+    """Return seeded random inputs. Time does not depend on the image content."""
     rng = np.random.default_rng(0)
     image, embedding = spec.inputs
     return {

@@ -1,4 +1,4 @@
-"""What an export will need, from the checkpoint's header alone: nothing is loaded."""
+"""Estimate of parameters, work, files and memory of an export. Reads only the checkpoint header."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from save_deploy.runtime.session.open import PACKED_FACTOR
 
 BYTES = {"fp32": 4, "fp16": 2}
 GIB = 2**30
-LIBRARIES_BYTES = int(1.1 * GIB)  # torch, exporter and runtime, measured on vit_t
+LIBRARIES_BYTES = int(1.1 * GIB)  # memory of torch, exporter and runtime, measured on vit_t
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Parameters and multiplications are exact, file sizes good to a percent; memory is a formula
-    fitted to measured exports (see peak_bytes)."""
+    """Estimated cost of an export.
+
+    Parameters and multiply-accumulates are exact. File sizes are accurate to about 1 %. Memory is a
+    formula fitted to measured exports (see peak_bytes).
+    """
 
     config: SaveConfig
     kind: str
@@ -40,7 +43,7 @@ class Estimate:
 
 
 def estimate(options: ExportOptions) -> Estimate:
-    """Raises CheckpointError when the header cannot be read."""
+    """Return the estimate. Raises CheckpointError when the header cannot be read."""
     config, kind = read_header(options.checkpoint or builtin_path())
     config = config.replace(res=options.res)
     with torch.device("meta"):
@@ -72,7 +75,7 @@ def estimate(options: ExportOptions) -> Estimate:
 
 
 def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
-    """One byte per weight of a quantized product, all others in the float type."""
+    """Return the size of model.onnx: quantized weights have one byte, others their float type."""
     total = sum(p.numel() for p in deploy.parameters())
     eight_bit = 0
     if options.precision.quantized:
@@ -84,12 +87,13 @@ def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
 def peak_bytes(
     config: SaveConfig, eager_bytes: int, graph_bytes: int, options: ExportOptions
 ) -> int:
-    """Libraries, the weights once and what merging adds to them, activations; with INT8 or FP8 one FP32
-    session if that is more; for smaller models instead both FP32 sessions of the comparison, which
-    pack copies of their own.
+    """Return the estimated peak memory of an export, in bytes.
 
-    Measured / formula in GiB, FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, at
-    1024 px 12.7 / 12.4.
+    The sum of libraries, weights with the additions of merging, and activations. For a large
+    quantized model, one FP32 session replaces the weights if it is larger. For a smaller model both
+    FP32 sessions of the comparison count, each with its own packed copy of the weights.
+    Measured / formula in GiB for FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, vit_h
+    at 1024 px 12.7 / 12.4.
     """
     activations = 3 * options.batch * score_bytes(config)
     if is_large(config, eager_bytes):
@@ -99,13 +103,13 @@ def peak_bytes(
 
 
 def print_estimate(found: Estimate, options: ExportOptions) -> None:
-    """A table of parameters, then work, files and memory beside what this machine has."""
+    """Print parameters, work, files and memory, with the resources of this machine."""
     total = sum(found.parameters.values())
     print(f"{found.config.name} at {options.res} px, {options.precision}, batch {options.batch}")
     for part, n in sorted(found.parameters.items(), key=lambda item: -item[1]):
         print(f"  {part:18} {n / 1e6:10.2f} M parameters")
-    print(f"  {'all':18} {total / 1e6:10.2f} M parameters")
-    print(f"work   {found.macs_eager / 1e9:.4g} -> {found.macs / 1e9:.4g} GMAC a call")
+    print(f"  {'total':18} {total / 1e6:10.2f} M parameters")
+    print(f"work   {found.macs_eager / 1e9:.4g} -> {found.macs / 1e9:.4g} GMAC per call")
     sizes = ", ".join(f"{name} {size / 1e6:.4g} MB" for name, size in found.file_bytes.items())
     parent = options.folder.absolute().parent
     while not parent.exists():
@@ -118,7 +122,7 @@ def print_estimate(found: Estimate, options: ExportOptions) -> None:
         f"({available / GIB:.1f} GiB available here)"
     )
     if found.kind == "adapter" and options.sam is None:
-        print("note   this checkpoint holds only the trained parts: add --sam")
+        print("note   this checkpoint has only the trained parts: add --sam")
     needed = sum(found.file_bytes.values())
     if found.peak_bytes > available or needed > free:
-        print("note   this machine is too small for it")
+        print("note   this machine has too little memory or disk space")

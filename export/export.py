@@ -1,4 +1,7 @@
-"""The main job: checkpoint -> proven bundle. `export` is the whole order; each call is one stage."""
+"""Export of a checkpoint to a proven bundle.
+
+`export` calls the stages in order, one function each.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +53,14 @@ OnStage = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """folder: the bundle; rows, note: its comparison with eager; fp16: its FP16 plan, if it has FP16
-    floats; lines: what quantization gained and lost, in words."""
+    """Result of an export.
+
+    folder: the bundle.
+    rows, note: comparison with eager and its footnote.
+    proof: float64 proof of the merge.
+    fp16: FP16 plan, None for FP32 floats.
+    lines: effects of quantization, as sentences.
+    """
 
     folder: Path
     rows: tuple[Row, ...]
@@ -63,7 +72,7 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class Samples:
-    """Golden samples, and the manifest's entries of golden/ and conformance/."""
+    """Golden samples, and the manifest entries of golden/ and conformance/."""
 
     golden: Golden
     golden_entry: dict[str, Any]
@@ -72,8 +81,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Merged:
-    """The deploy model with its proof; table: ranges, None without quantization; measured: this export
-    measured them."""
+    """Deploy model with its proof.
+
+    table: measured ranges, None without quantization.
+    measured: True when this export measured the ranges.
+    """
 
     deploy: DeployModel
     proof: MergeProof
@@ -81,14 +93,18 @@ class Merged:
     measured: bool = False
 
     def ranges_are_cached(self) -> bool:
-        """True when the same command would not measure the ranges again."""
+        """Return True when a second run of the same command would find the ranges in the cache."""
         return self.measured and cache_folder("calibration") is not None
 
 
 @dataclass(frozen=True)
 class Plans:
-    """quant: which MatMuls are quantized; fp16: the measured plan of FP16 floats. It is also there
-    beside FP32 floats when the comparison has an FP16 row."""
+    """Precision plans.
+
+    quant: which MatMuls are quantized.
+    fp16: measured plan of FP16 floats. With FP32 floats it exists when the comparison has an FP16
+        row.
+    """
 
     quant: QuantPlan | None
     fp16: Fp16Plan | None
@@ -96,8 +112,13 @@ class Plans:
 
 @dataclass(frozen=True)
 class Graphs:
-    """own: the bundle's model.onnx; quant: with what the search chose; compared: precision and file of
-    graphs that only the comparison needs."""
+    """Written graphs.
+
+    own: the bundle's model.onnx.
+    quant: quantization plan after the precision search.
+    found: result of the search, None without one.
+    compared: (precision, file) of graphs that only the comparison uses.
+    """
 
     own: WrittenGraph
     quant: QuantPlan | None
@@ -106,14 +127,15 @@ class Graphs:
 
 
 def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> ExportResult:
-    """Write the bundle options.folder. on_stage(stage, detail) reports progress.
+    """Write the bundle options.folder.
 
-    A repeated call resumes the calibration and the search of an interrupted one. Raises SaveDeployError
-    for mistakes in options and input, ParityError when the bundle is over budget; nothing is left at
-    the target in both cases.
+    on_stage: called as on_stage(stage, detail) for progress.
+    A repeated call resumes an interrupted calibration or search.
+    Raises SaveDeployError for invalid options and inputs, and ParityError when the bundle is over
+    budget. In both cases nothing is written to the target.
     """
     if options.precision.quantized == "fp8":
-        require_fp8_backend()  # before an hour of work
+        require_fp8_backend()  # fail now, not after a long calibration
     check_folder_target(options.folder, force=options.force, is_ours=check_own_bundle)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     is_ours = check_own_bundle if options.force else None
@@ -137,7 +159,7 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
 def write_samples(
     folder: Path, model: SaveModel, memory: WeightMemory, options: ExportOptions, on_stage: OnStage
 ) -> Samples:
-    """golden/ and conformance/: inputs, and what the eager model makes of them."""
+    """Write golden/ and conformance/: inputs and the outputs of the eager model."""
     n = options.n_golden
     on_stage("golden", f"{n} pairs of {options.data} through the eager model")
     clips = open_dataset(options.data, split="test")
@@ -154,7 +176,7 @@ def write_samples(
 def merge_and_calibrate(
     model: SaveModel, golden: Golden, options: ExportOptions, on_stage: OnStage
 ) -> Merged:
-    """Fold every exact rewrite, smoothing included. Raises ParityError for one that is not exact."""
+    """Merge all exact rewrites, including smoothing. Raises ParityError when one is not exact."""
     on_stage("merge", "exact rewrites, each compared in float64")
     on_block = countdown(on_stage, "merge", "blocks compared", model.config.depth)
     deploy, proof = merge(model, options.forms, on_block=on_block)
@@ -166,7 +188,7 @@ def merge_and_calibrate(
             proof = replace(proof, rewrites=(*proof.rewrites, smoothed))
     if not proof.exact:
         inexact = [r for r in proof.rewrites if not r.exact]
-        raise ParityError("a rewrite is not exact", got=str(inexact))
+        raise ParityError("a rewrite is not exact in float64", got=str(inexact))
     measured = table is not None and options.measures_ranges
     return Merged(deploy, proof, table, measured)
 
@@ -175,8 +197,10 @@ def plan_precision(
     model: SaveModel, merged: Merged, memory: WeightMemory, options: ExportOptions,
     on_stage: OnStage,
 ) -> Plans:  # fmt: skip
-    """Choose the FP32 modules from ranges on pairs of another split than the golden ones, and the
-    quantized MatMuls."""
+    """Choose the FP32 modules and the quantized MatMuls.
+
+    FP16 ranges are measured on pairs of the val split, golden samples are from the test split.
+    """
     fp16 = None
     asked = options.precision
     if asked.floats == "fp16" or (asked.quantized and not memory.large):
@@ -201,10 +225,10 @@ def write_graphs(
     folder: Path, model: SaveModel, merged: Merged, plans: Plans, memory: WeightMemory,
     options: ExportOptions, on_stage: OnStage,
 ) -> Graphs:  # fmt: skip
-    """model.onnx, audio.onnx, and the graphs that the comparison needs beside them.
+    """Write model.onnx, audio.onnx, and the graphs that only the comparison needs.
 
-    The model is traced once: every other precision is made from the FP32 file. A large model has no
-    such file unless it is quantized.
+    The model is traced once; other precisions are made from the FP32 file. A large model has an
+    FP32 file only when it is quantized.
     """
     spec = model_spec(model.config, options.batch)
     floats = plans.fp16 if options.precision.floats == "fp16" else None
@@ -222,7 +246,7 @@ def write_graphs(
             quant, found = search_precision(
                 model, traced, quant, floats, options, on_stage=on_stage
             )
-        memory.free(merged.deploy)  # from here on everything is read from the traced file
+        memory.free(merged.deploy)  # the traced file is the only source from here on
         if plans.fp16 is not None and not memory.large:
             compared.append(("fp16", folder / "fp16.onnx"))
             write_graph(traced, compared[-1][1], spec, fp16=plans.fp16)
@@ -239,7 +263,7 @@ def compare_graphs(
     folder: Path, model: SaveModel, golden: Golden, graphs: Graphs, memory: WeightMemory,
     options: ExportOptions, on_stage: OnStage,
 ) -> Proved:  # fmt: skip
-    """Parity and speed of every graph against eager on the golden samples."""
+    """Measure parity and speed of every graph against eager on the golden samples."""
     on_stage("prove", "parity and speed against eager")
     pipeline = None if memory.large else eager_pipeline(model, batch=options.batch)
     memory.free(model)
@@ -253,8 +277,11 @@ def finish(
     folder: Path, samples: Samples, merged: Merged, plans: Plans, graphs: Graphs,
     proved: Proved, sources: Sources, options: ExportOptions,
 ) -> ExportResult:  # fmt: skip
-    """report.json, report.md and manifest.json. Raises ParityError when the bundle is over budget, and
-    CheckpointError when the checkpoint was written to meanwhile."""
+    """Write report.json, report.md and manifest.json.
+
+    Raises ParityError when the bundle is over budget, and CheckpointError when the checkpoint was
+    modified during the export.
+    """
     sources.require_same()
     config = merged.deploy.config
     fp16 = plans.fp16 if options.precision.floats == "fp16" else None
@@ -300,6 +327,7 @@ def finish(
 
 
 def _require_budget(rows: list[Row], explained: Explanation, options: ExportOptions) -> None:
+    """Raise ParityError for a row of the bundle's precision that is over the parity budget."""
     hint = "export with --fp32, or allow more: --min-agreement, --max-logit-error"
     if options.precision.quantized:
         hint = "keep MatMuls in float with --max-drop, or allow more with --min-agreement"

@@ -1,12 +1,12 @@
-"""FP16 as types in the graph, with the parts that must stay FP32 chosen by measured ranges.
+"""FP16 as tensor types in the graph, with FP32 modules selected by measured ranges.
 
-TensorRT 11 has no precision flags: what the ONNX file says is what is built. A module stays FP32
-when a value inside it comes within a factor of HEADROOM of FP16's largest number on real inputs, or
-when its weights lose too much in rounding (subnormals). Softmax stays FP32 by rule: it costs nothing
-(every fused attention computes it so) and sums up to thousands of exponentials.
+TensorRT 11 has no precision flags: the types in the ONNX file decide the engine. A module stays
+FP32 when a value inside it exceeds FP16's maximum divided by HEADROOM on real inputs, or when
+rounding loses too much of its weights (subnormals). Softmax always stays FP32: it sums up to
+thousands of exponentials, and fused attention kernels compute it in FP32 anyway.
 
-Scores of an attention may be millions where all else is hundreds. Their product then stays FP16, with
-q divided by a power of two that its FP32 softmax multiplies back: an FP32 product is never fused.
+Attention scores can reach millions. Their MatMul then stays FP16, because an FP32 one is never
+fused: q is divided by a power of two, and the FP32 scores are multiplied by it before the softmax.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from save_deploy.export.merge.product import Scores
 from save_deploy.export.trace import module_of, set_module
 
 FP16_MAX = 65504.0
-HEADROOM = 8.0  # other inputs than the measured ones may be larger
-MAX_WEIGHT_ERROR = 2e-3  # relative L2; ordinary FP16 rounding gives 2e-4
+HEADROOM = 8.0  # inputs that were not measured may give larger values
+MAX_WEIGHT_ERROR = 2e-3  # relative L2 error; normal FP16 rounding gives 2e-4
 FP32_OPS = ("Softmax",)
 _FLOATS = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
 
 
 @dataclass(frozen=True)
 class Fp32Module:
-    """A module kept in FP32, with the measurement that put it there."""
+    """A module kept in FP32, with the measured value that exceeded a limit."""
 
     module: str
     reason: str
@@ -43,7 +43,7 @@ class Fp32Module:
 
 @dataclass(frozen=True)
 class ScaledScores:
-    """Scores of an attention that are multiplied in FP16 as q / 2**exponent, with what was measured."""
+    """Attention scores multiplied in FP16 as q / 2**exponent, with the measured maximum."""
 
     module: str
     exponent: int
@@ -52,22 +52,22 @@ class ScaledScores:
 
 @dataclass(frozen=True)
 class Fp16Plan:
-    """What is FP16 and what is not, as stored in the manifest."""
+    """Which modules and operators stay FP32, as stored in the manifest."""
 
     precision: str
     fp32_ops: tuple[str, ...]
     fp32_modules: tuple[Fp32Module, ...]
     n_inputs_measured: int
-    largest: dict[str, float]  # the eight largest measured values by module
+    largest: dict[str, float]  # module -> largest measured value, for the eight largest
     scaled: tuple[ScaledScores, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the manifest, where fp32_modules are called islands."""
+        """Return the manifest entry, in which fp32_modules has the key `islands`."""
         return {"islands" if k == "fp32_modules" else k: v for k, v in asdict(self).items()}
 
 
 class _RangeRecorder(TorchDispatchMode):
-    """Largest absolute value of any tensor computed, by innermost module."""
+    """Records the largest absolute value computed in each innermost module."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _RangeRecorder(TorchDispatchMode):
 def measure_ranges(
     model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]
 ) -> tuple[dict[str, float], int]:
-    """Run float32 inputs through the model -> (amax by module path, number of inputs)."""
+    """Run float32 inputs through the model and return (amax by module path, number of inputs)."""
     recorder, count = _RangeRecorder(model), 0
     try:
         for args in inputs:
@@ -113,7 +113,7 @@ def measure_ranges(
 
 
 def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> Fp16Plan:
-    """Choose the FP32 modules and the scaled scores of a float32 model from real inputs."""
+    """Choose the FP32 modules and scaled scores of a float32 model from real inputs."""
     amax, count = measure_ranges(model, inputs)
     limit = FP16_MAX / HEADROOM
     scores = {name for name, module in model.named_modules() if isinstance(module, Scores)}
@@ -138,7 +138,7 @@ def plan_fp16(model: nn.Module, inputs: Iterable[tuple[Tensor, ...]]) -> Fp16Pla
 
 
 def _weight_errors(model: nn.Module) -> dict[str, float]:
-    """Relative L2 error of rounding each module's own weights to FP16."""
+    """Return the relative L2 error of rounding each module's own weights to FP16."""
     errors = {}
     for name, module in model.named_modules():
         weights = [p.detach() for p in module.parameters(recurse=False) if p.is_floating_point()]
@@ -150,12 +150,11 @@ def _weight_errors(model: nn.Module) -> dict[str, float]:
 
 
 def to_fp16(model: ir.Model, plan: Fp16Plan) -> None:
-    """Retype the graph in place: FP16, except the plan's modules and operators, and quantized MatMuls.
+    """Convert the graph to FP16 in place, except modules and operators of the plan.
 
-    Casts stand between the types.
-
-    Graph inputs and outputs keep their types. Weights are converted when the file is written, one at
-    a time, so no second copy of them is held.
+    Quantized MatMuls also stay FP32. Casts are inserted between the types. Graph inputs and outputs
+    keep their types. Weights are converted one at a time when the file is written, so that no
+    second copy of all weights is held.
     """
     _Typer(model.graph, plan).run()
 
@@ -199,7 +198,7 @@ class _Typer:
         return ir.DataType.FLOAT if keep else ir.DataType.FLOAT16
 
     def _as_type(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
-        """The value in the wanted type: itself, a retyped weight, or a (shared) cast."""
+        """Return the value in the wanted type: itself, a converted weight, or a shared cast."""
         if value.dtype == wanted:
             return value
         key = (str(value.name), wanted)
@@ -240,7 +239,7 @@ class _Typer:
         return cast.outputs[0]
 
     def _scale(self, node: ir.Node, exponent: int) -> None:
-        """q @ k in FP16 -> float32(q / 2^e @ k) * 2^e."""
+        """Replace q @ k in FP16 with float32(q / 2^e @ k) * 2^e."""
         q, scores = node.inputs[0], node.outputs[0]
         assert q is not None
         users = list(scores.uses())
@@ -269,7 +268,7 @@ class _Typer:
         return node
 
     def _cast_output(self, index: int, value: ir.Value) -> None:
-        """A graph output stays float32 under its own name."""
+        """Insert a cast so that a graph output stays float32 and keeps its name."""
         name = value.name
         value.name = f"{name}.float16"
         cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"cast/{name}")
@@ -280,10 +279,10 @@ class _Typer:
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    """True for a quantized MatMul and its DequantizeLinear nodes.
+    """Return True for a quantized MatMul and its DequantizeLinear nodes.
 
-    Typed FP16, ONNX Runtime would multiply floats and TensorRT dequantize some; typed FP32 with a cast
-    after it, all use their INT8 kernels.
+    They stay FP32 with a cast after them: with FP16 types ONNX Runtime would multiply floats and
+    TensorRT would dequantize some. With FP32 types both use INT8 kernels.
     """
     dequantizes = lambda n: n is not None and n.op_type == "DequantizeLinear"
     if node.op_type == "MatMul":
@@ -292,12 +291,12 @@ def _is_quantized(node: ir.Node) -> bool:
 
 
 def _is_parameter_input(node: ir.Node, index: int) -> bool:
-    """Inputs whose type the operator fixes: roi and scales of Resize are always float32."""
+    """Return True for an input with a fixed type: roi and scales of Resize are always float32."""
     return node.op_type == "Resize" and index in (1, 2)
 
 
 def drop_unused_weights(model: ir.Model) -> None:
-    """Remove initializers nothing reads (the float32 originals of retyped weights)."""
+    """Remove initializers that no node reads, such as float32 originals of converted weights."""
     graph = model.graph
     for name in [
         n for n, v in graph.initializers.items() if not v.uses() and v not in graph.outputs

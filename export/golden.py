@@ -1,8 +1,8 @@
-"""Golden samples: pairs, what the eager model makes of them, and their places in a bundle.
+"""Golden samples: inputs, the outputs of the eager model, and their files in a bundle.
 
-golden/ holds real pairs as the graphs take them. conformance/ holds generated pictures and sounds as
-files, of odd shapes, gray and with alpha, of other rates and channels, short and silent. Read by
-runtime/golden.py.
+golden/ has real pairs in the form of graph inputs. conformance/ has generated image and sound
+files: odd shapes, grayscale, with alpha, other sampling rates and channel counts, short and silent.
+runtime/golden.py reads both.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from save_deploy.runtime.golden import (
 )
 from save_deploy.runtime.pipeline import SavePipeline, at_frame_size
 
-_LOGITS_SIDE = 64  # kept of every case, at most: some kilobytes at any resolution
-# Without a bound on single logits (fp16, int8) pixels nearer to 0 than this decide nothing.
+_LOGITS_SIDE = 64  # stored logits have at most this side, to keep the files small
+# Pixels with |logit| up to this are undecided when no logit error bound is set (FP16, INT8).
 _WIDE_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
 class Golden:
-    """N pairs with the eager embedding (N,128) and logits (N,S,S), and eager's time per frame."""
+    """N pairs with eager embedding (N,128), eager logits (N,S,S) and the eager time per frame."""
 
     pairs: Pairs
     audio_embedding: NDArray[np.float32]
@@ -56,9 +56,11 @@ class Golden:
 def run_golden(
     pipeline: SavePipeline, pairs: Pairs, on_pair: Callable[..., object] = lambda **_: None
 ) -> Golden:
-    """The eager model on the pairs; on_pair(n=...) is told how many are done.
+    """Run the eager model on the pairs.
 
-    Raises ExportError when it gives NaN or infinite values."""
+    on_pair: called as on_pair(n=number of pairs just done).
+    Raises ExportError for NaN or infinite outputs.
+    """
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     logits, samples, batch = [], [], pipeline.batch
     for start in range(0, len(pairs), batch):
@@ -71,7 +73,7 @@ def run_golden(
     golden = Golden(pairs, embeddings, np.concatenate(logits), latency)
     if not (np.isfinite(golden.mask_logits).all() and np.isfinite(golden.audio_embedding).all()):
         raise ExportError(
-            "the eager model gives NaN or infinite values",
+            "the eager model returns NaN or infinite values",
             got="non-finite logits on golden samples",
             expected="finite logits",
             hint="check the checkpoint",
@@ -80,7 +82,7 @@ def run_golden(
 
 
 def write_golden(folder: Path, golden: Golden) -> dict[str, object]:
-    """golden/*.npy below the bundle; returns its entry in the manifest."""
+    """Write golden/*.npy in the bundle and return its manifest entry."""
     place = folder / GOLDEN
     place.mkdir()
     np.save(place / "image.npy", golden.pairs.image)
@@ -95,15 +97,18 @@ def write_golden(folder: Path, golden: Golden) -> dict[str, object]:
 
 
 def predict_golden(pipeline: SavePipeline, pairs: Pairs) -> NDArray[np.float32]:
-    """Logits (N,S,S) of a pipeline on the pairs, through its own audio side."""
+    """Return logits (N,S,S) of a pipeline on the pairs, including its audio encoder."""
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     return pipeline.run(pairs.image, embeddings)
 
 
 @dataclass(frozen=True)
 class Case:
-    """How a frame and a sound are stored. size_px is (width, height), in eighths of the resolution
-    where of_res is set; seconds of sound."""
+    """Format of one image and sound file.
+
+    size_px: (width, height), in eighths of the resolution when of_res is True.
+    seconds: length of the sound.
+    """
 
     name: str
     size_px: tuple[int, int]
@@ -116,6 +121,7 @@ class Case:
     of_res: bool = False
 
     def size_at(self, res: int) -> tuple[int, int]:
+        """Return (width, height) in px for a model of this resolution."""
         width, height = self.size_px
         return (width * res // 8, height * res // 8) if self.of_res else (width, height)
 
@@ -129,7 +135,7 @@ CASES = (
     Case("rate_48000_stereo", (640, 360), rate_hz=48_000, channels=2),
     Case("one_pixel", (1, 1), rate_hz=22_050, subtype="PCM_24"),
     Case("palette", (257, 255), "P", rate_hz=11_025, channels=3, subtype="FLOAT"),
-    # its height shrinks by more than twice what its width does: there Pillow begins with the height
+    # height shrinks more than twice as much as width: Pillow resizes vertically first in this case
     Case("portrait", (9, 11), of_res=True),
 )
 FEW = ("normal", "silence", "short", "rate_48000_stereo", "portrait")
@@ -138,10 +144,10 @@ FEW = ("normal", "silence", "short", "rate_48000_stereo", "portrait")
 def write_conformance(
     folder: Path, pipeline: SavePipeline, budget: ParityBudget, *, few: bool = False
 ) -> dict[str, Any]:
-    """conformance/ below the bundle, with what `pipeline` (the reference: eager) makes of the cases.
+    """Write conformance/ in the bundle with the outputs of the eager pipeline; return its entry.
 
-    Returns the manifest's entry. budget: that of the bundle; the logits' tolerance and the masks'
-    agreement follow from it. few: only FEW of the cases, for models that take seconds a frame.
+    budget: parity budget of the bundle; it gives the tolerance of logits and the mask agreement.
+    few: write only the cases in FEW, for models that take seconds per frame.
     """
     place = folder / CONFORMANCE
     place.mkdir()
@@ -181,7 +187,7 @@ def write_conformance(
 
 
 def _inputs(few: bool) -> Iterator[tuple[Case, Frame, Waveform]]:
-    """Drawn scenes, so that something sounds in them; the same ones every time."""
+    """Yield each case with a frame and audio of a generated scene that has a sounding object."""
     scenes = Scenes(n_clips=len(CASES), seed=7)
     for index, case in enumerate(CASES):
         if not few or case.name in FEW:
@@ -194,7 +200,7 @@ def _write_frame(path: Path, frame: Frame, case: Case, res: int) -> None:
     image = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
     if case.mode == "P":
         image = image.quantize(64)
-    elif case.mode == "RGBA":  # alpha must be dropped, not blended
+    elif case.mode == "RGBA":  # readers must drop alpha, not blend it
         alpha = np.linspace(0, 255, width).astype(np.uint8)
         image.putalpha(Image.fromarray(np.tile(alpha, (height, 1))))
     else:
@@ -203,7 +209,10 @@ def _write_frame(path: Path, frame: Frame, case: Case, res: int) -> None:
 
 
 def _write_sound(path: Path, waveform: Waveform, case: Case) -> None:
-    """The scene's sound read at another rate, each channel a little softer than the one before."""
+    """Write the waveform at the case's sampling rate.
+
+    Channel c is scaled by 1 - 0.3 c.
+    """
     import soundfile
 
     at = np.arange(int(case.seconds * case.rate_hz)) / case.rate_hz * SAMPLE_RATE_HZ
@@ -213,6 +222,6 @@ def _write_sound(path: Path, waveform: Waveform, case: Case) -> None:
 
 
 def _three_valued(logits: NDArray[np.float32], margin: float) -> NDArray[np.uint8]:
-    """Logits -> background, foreground, or undecided where |logit| <= margin."""
+    """Return background, foreground, or undecided where |logit| <= margin."""
     mask = np.where(logits > 0, FOREGROUND, BACKGROUND)
     return np.where(np.abs(logits) <= margin, UNDECIDED, mask).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""Module or traced file -> ONNX file in a precision. The one place that writes graphs.
+"""Conversion of a module or traced file to an ONNX file in a precision. Only this module does it.
 
     write_graph(deploy, folder / "model.onnx", spec, quant=quant, fp16=fp16)
 
-The order is fixed: trace, Q/DQ pairs around the quantized MatMuls, FP16 types for the rest, weights
-that nothing reads any more removed, file.
+Steps, in order: trace, insert Q/DQ pairs around quantized MatMuls, convert the rest to FP16, remove
+    unused weights, write the file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
 from save_deploy.export.trace import graph_from_module
 
-EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf ends at 2 GB; below that one file is simpler
+EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf is limited to 2 GB; smaller graphs are one file
 
 
 @dataclass(frozen=True)
 class WrittenGraph:
-    """files: the ONNX file and its external data; operators: type -> how many, most frequent first;
-    quantized_nodes: names of the MatMul nodes between Q/DQ pairs."""
+    """A written graph.
+
+    files: the ONNX file and its external data, if any.
+    operators: operator type -> count, most frequent first.
+    quantized_nodes: names of the MatMul nodes between Q/DQ pairs.
+    """
 
     files: tuple[Path, ...]
     operators: dict[str, int]
@@ -42,11 +46,13 @@ def write_graph(
     source: nn.Module | Path, path: Path, spec: GraphSpec, *,
     quant: QuantPlan | None = None, fp16: Fp16Plan | None = None, memo: dict[str, Any] | None = None,
 ) -> WrittenGraph:  # fmt: skip
-    """Write a float32 module, or a float32 graph written before, in the precision of the plans.
+    """Write a float32 module, or a float32 graph file, in the precision of the plans.
 
-    source: a module with the inputs and the output of `spec`, or an ONNX file of write_graph without
-    plans. memo: keeps rounded weights for another call with the same source. Raises ExportError when
-    the result is not valid ONNX, DataError when the calibration table lacks a MatMul.
+    source: module with the inputs and output of `spec`, or an ONNX file that write_graph wrote
+        without plans.
+    memo: cache of rounded weights for further calls with the same source.
+    Raises ExportError when the result is not valid ONNX, and DataError when the calibration table
+    lacks a MatMul.
     """
     graph = trace(source, spec) if isinstance(source, nn.Module) else ir.load(source)
     nodes: tuple[str, ...] = ()
@@ -62,16 +68,16 @@ def write_graph(
 
 
 def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
-    """The graph of a module on zeros of the shapes and dtypes of `spec`."""
+    """Trace a module on zeros with the shapes and dtypes of `spec`."""
     example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
     names = [s.name for s in spec.inputs]
     return graph_from_module(module, example, inputs=names, output=spec.outputs[0].name)
 
 
 def save_graph(model: ir.Model, path: Path) -> list[Path]:
-    """Write model.onnx, with model.onnx.data beside it when the weights need it, and check it.
+    """Write and check an ONNX file, with NAME.data beside it when the weights need it.
 
-    Returns the files written. Weights are streamed one tensor at a time.
+    Returns the written files. Weights are streamed one tensor at a time.
     """
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     files = [path]
@@ -82,7 +88,7 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
     else:
         ir.save(model, path)
     for file in files:
-        os.chmod(file, 0o644)  # onnx writes external data as 0600, unreadable for other users
+        os.chmod(file, 0o644)  # onnx writes external data as 0600: other users could not read it
     try:
         onnx.checker.check_model(str(path), full_check=size <= EXTERNAL_ABOVE_BYTES)
     except onnx.checker.ValidationError as error:
@@ -93,11 +99,14 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:
-    """Operator type -> how many, most frequent first."""
+    """Return operator type -> count, most frequent first."""
     return dict(Counter(node.op_type for node in model.graph).most_common())
 
 
 def _release(model: ir.Model) -> None:
-    """Drop the weights of a written graph: the exporter keeps a reference to the last graph it saw."""
+    """Drop the weights of a written graph.
+
+    The exporter keeps a reference to the last graph it saw.
+    """
     for value in model.graph.initializers.values():
         value.const_value = None

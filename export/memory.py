@@ -1,4 +1,4 @@
-"""Memory of an export of gigabyte models. The one place that gives weights back."""
+"""Memory management for the export of models of several gigabytes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from save_deploy.config import SaveConfig
 
-# Above this the eager model and a session are not held in memory together: eager is timed before.
+# Above this the eager model and a session are not held together: eager is timed first.
 LARGE_BYTES = 2_000_000_000
-# Linux: reclaim now; pages of a file are read again when touched, nothing is lost
+# Linux MADV_PAGEOUT: reclaim pages now; pages of a file are read again on access
 _MADV_PAGEOUT = 21
 
 
 class WeightMemory:
-    """Keeps one copy of a large model's weights in memory. Does nothing for a small model.
+    """Keeps at most one copy of a large model's weights in memory. Does nothing for a small model.
 
-    Weights are mapped from the checkpoint. A large model (see `is_large`) leaves memory at the start of
-    each stage and is read again where it is used; modules are freed after their last use.
+    Weights are mapped from the checkpoint. Those of a large model (see `is_large`) are paged out at
+    the start of each stage and read again on use. Modules are freed after their last use.
     """
 
     def __init__(self, model: nn.Module, config: SaveConfig) -> None:
@@ -32,7 +32,7 @@ class WeightMemory:
         self.large = is_large(config, self.weight_bytes)
 
     def between_stages(self, on_stage: Callable[[str, str], None]) -> Callable[[str, str], None]:
-        """on_stage(stage, detail) that also takes the weights out of memory when the stage changes."""
+        """Return an on_stage(stage, detail) that also pages out the weights at a new stage."""
         current = ""
 
         def announce(stage: str, detail: str) -> None:
@@ -45,28 +45,31 @@ class WeightMemory:
         return announce
 
     def free(self, *modules: nn.Module) -> None:
-        """Give back modules of a large model that are not used any more."""
+        """Free modules of a large model after their last use."""
         if self.large:
             free_weights(*modules)
             gc.collect()
 
 
 def is_large(config: SaveConfig, weight_bytes: int) -> bool:
-    """True when weights and the scores of one global block, the largest tensor at 1024 px, are too much
-    to hold an eager model and a session at once."""
+    """Return True when an eager model and a session do not fit into memory together.
+
+    Compares weights plus the scores of one global block, the largest tensor at 1024 px, with
+    LARGE_BYTES.
+    """
     return weight_bytes + score_bytes(config) > LARGE_BYTES
 
 
 def score_bytes(config: SaveConfig) -> int:
-    """One score tensor of a global block, float32, one frame."""
+    """Return the size in bytes of one score tensor of a global block: float32, one frame."""
     return 4 * config.num_heads * config.grid**4
 
 
 def page_out(*modules: nn.Module) -> None:
-    """Take weights that are mapped from a checkpoint out of memory until they are used again.
+    """Page out weights that are mapped from a checkpoint; they are read again on access.
 
-    Their content is not changed: ordinary memory is left alone unless there is swap. Does nothing
-    on systems other than Linux.
+    Values do not change. Anonymous memory is paged out only if there is swap. Does nothing on
+    systems other than Linux.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -79,10 +82,10 @@ def page_out(*modules: nn.Module) -> None:
 
 
 def free_weights(*modules: nn.Module) -> None:
-    """Give the memory of modules back although something still refers to them.
+    """Free the memory of modules that are still referenced.
 
-    The exporter's rewrite rules keep a reference to the last graph they saw, and through it to every
-    parameter, for the life of the process.
+    The exporter's rewrite rules keep the last graph they saw, and with it every parameter, for the
+    life of the process.
     """
     for tensor in _tensors(*modules):
         tensor.data = torch.empty(0, dtype=tensor.dtype)

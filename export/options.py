@@ -1,4 +1,4 @@
-"""What to export and how."""
+"""Options of an export."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ _READ = ("--calibration-table", "--precision-from")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """Where ranges come from. data None: the export's own data; table: a finished table instead;
-    method None: minmax, or the table's."""
+    """Where the ranges come from.
+
+    data None: the data of the export.
+    table: a finished table to use instead.
+    method None: minmax, or the method of the table.
+    """
 
     data: str | None = option(
         "--calib-data", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=None,
-        help="Pairs for ranges: scenes, stamps, DIR or DIR:SUBSET as released, or a folder of videos. "
-        "Default: --data.",
+        help="Calibration data: scenes, stamps, DIR or DIR:SUBSET as released, or a folder of "
+        "videos. Default: --data.",
     )  # fmt: skip
     split: str = option(
         "--calib-split", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default="train",
@@ -44,7 +48,7 @@ class CalibrationOptions:
     )  # fmt: skip
     pairs: int = option(
         "--calib-pairs", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=64,
-        help="Pairs of frame and second.",
+        help="Number of pairs, each a frame and one second of audio.",
     )  # fmt: skip
     method: str | None = option(
         "--calib-method", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
@@ -56,7 +60,7 @@ class CalibrationOptions:
     )  # fmt: skip
     smooth: bool = option(
         "--smooth/--no-smooth", panel=QUANTIZATION, needs=_QUANTIZED, excludes=_READ, default=True,
-        help="Rescale norms so that no single channel sets the range.",
+        help="Scale LayerNorm outputs so that no single channel sets the range.",
     )  # fmt: skip
     skip_bad: bool = skip_bad_option(QUANTIZATION, needs=_QUANTIZED, excludes=_READ)
 
@@ -69,12 +73,16 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Which MatMuls stay in float. max_drop None: all are quantized; cost None: what suits the target;
-    reuse: a bundle whose ranges and choice are taken."""
+    """Which MatMuls stay in float.
+
+    max_drop None: all MatMuls are quantized.
+    cost None: the default of the target.
+    reuse: a bundle whose ranges and precision choice are used.
+    """
 
     max_drop: float | None = option(
         "--max-drop", panel=SEARCH, needs=_QUANTIZED, default=None,
-        help="M_J points that INT8 or FP8 may lose. MatMuls that lose more stay in float.",
+        help="M_J points that INT8 or FP8 may lose. MatMuls that cost more stay in float.",
     )  # fmt: skip
     data: str | None = option(
         "--search-data", panel=SEARCH, needs=("--max-drop",), default=None,
@@ -87,7 +95,7 @@ class SearchOptions:
     cost: str | None = option(
         "--search-cost", panel=SEARCH, needs=("--max-drop",), default=None,
         help="What the search minimizes: time, measured here, or work, multiplications with INT8 ones "
-        "counted half. Default: time, for --target tensorrt work.",
+        "counted half. Default: time; work for --target tensorrt.",
     )  # fmt: skip
     reuse: Path | None = option(
         "--precision-from", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
@@ -107,13 +115,17 @@ class SearchOptions:
             raise SaveDeployError(
                 "two choices of precision",
                 got="--max-drop and --precision-from",
-                expected="one of them: search, or what another bundle's search found",
+                expected="one of them: a search, or the result of another bundle's search",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What to export and how. checkpoint None: the built-in one; data: see `data/open.py`."""
+    """Options of an export.
+
+    checkpoint None: the built-in checkpoint.
+    data: dataset name, see `data/open.py`.
+    """
 
     checkpoint: Path | None = option(
         default=None,
@@ -133,7 +145,7 @@ class ExportOptions:
     sam: Path | None = sam_option(GRAPH)
     batch: int = option(
         "--batch", panel=GRAPH, default=1, low=1, high=64,
-        help="Frames per call: 5 for AVSBench's clips.",
+        help="Frames per call, for example 5 for the clips of AVSBench.",
     )  # fmt: skip
     without: tuple[str, ...] = option(
         "--no-merge", panel=GRAPH, default=(), metavar="NAME",
@@ -141,7 +153,7 @@ class ExportOptions:
     )  # fmt: skip
     n_golden: int = option(
         "--golden", panel=COMPARISON, default=8, low=1,
-        help="Golden samples in the bundle, also used for the table.",
+        help="Golden samples in the bundle, also used for the comparison table.",
     )  # fmt: skip
     rounds: int = option("--rounds", panel=COMPARISON, default=20, low=3, help="Timing rounds.")
     threads: int | None = threads_option(COMPARISON)
@@ -158,15 +170,15 @@ class ExportOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.precision, Precision):  # its text, as in "int8_fp16"
+        if not isinstance(self.precision, Precision):  # text such as "int8_fp16"
             object.__setattr__(self, "precision", Precision.parse(self.precision))
         check_resolution(self.res)
-        _ = self.forms  # refuses unknown targets and rewrites
+        _ = self.forms  # raises for unknown targets and rewrites
         if self.calibration.table is not None and self.search.reuse is not None:
             raise SaveDeployError(
                 "two sources of ranges",
                 got="--calibration-table and --precision-from",
-                expected="one of them: a bundle brings its own ranges",
+                expected="one of them: a bundle has its own ranges",
             )
 
     @property
@@ -176,7 +188,10 @@ class ExportOptions:
 
     @property
     def search_cost(self) -> str:
-        """What a search minimizes: the time of CPU kernels says nothing of an engine's."""
+        """What the search minimizes.
+
+        Measured CPU time does not predict the time of a TensorRT engine.
+        """
         return self.search.cost or ("work" if self.target == "tensorrt" else "time")
 
     @property

@@ -1,4 +1,4 @@
-"""Every graph of an export on its golden samples: parity, accuracy, size and speed against eager."""
+"""Parity, accuracy, size and speed of every graph of an export against eager, on golden samples."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import available_backends
 from save_deploy.runtime.session.open import fits
 
-MIN_ROUNDS = 8  # of a call that takes seconds; its budget is 20 seconds
+MIN_ROUNDS = 8  # timing rounds of a large model; a call takes seconds
 
 
 @dataclass(frozen=True)
 class Eager:
-    """The reference. pipeline None: two models do not fit into memory, so its golden run timed it."""
+    """The eager reference.
+
+    pipeline None: two models do not fit into memory, and eager was timed in the golden run.
+    """
 
     pipeline: SavePipeline | None
     size_mb: float
@@ -44,8 +47,14 @@ class Eager:
 
 @dataclass(frozen=True)
 class Proved:
-    """entries: the graphs, the bundle's own last; rows: of the table, eager first; logits: (N,S,S) per
-    entry; inputs: those of the timed calls; interleaved: all entries were timed in every round."""
+    """Result of the comparison.
+
+    entries: the graphs, the bundle's own last.
+    rows: rows of the table, eager first.
+    logits: (N,S,S) per entry.
+    inputs: inputs of the timed calls.
+    interleaved: True when all entries were timed in every round.
+    """
 
     entries: list[Entry]
     rows: list[Row]
@@ -55,13 +64,13 @@ class Proved:
 
 
 def require_fp8_backend() -> list[str]:
-    """Raises BackendError where nothing can run FP8 numbers."""
+    """Return the backends that compute in FP8. Raises BackendError when there is none."""
     if "openvino" in available_backends():
         return ["openvino"]
     raise BackendError(
-        "an FP8 bundle cannot be proven here",
-        got="no OpenVINO, and ONNX Runtime has no FP8 on a CPU",
-        expected="a backend that computes with FP8 numbers",
+        "an FP8 bundle cannot be checked here",
+        got="no OpenVINO, and ONNX Runtime has no FP8 kernels on a CPU",
+        expected="a backend that computes in FP8",
         hint=f"{install_line('openvino')}, or --int8",
     )
 
@@ -70,11 +79,12 @@ def choose_entries(
     options: ExportOptions, config: SaveConfig, compared: Sequence[tuple[str, Path]], folder: Path,
     *, large: bool,
 ) -> list[Entry]:  # fmt: skip
-    """Which graphs are run on which backends. compared: precision and file of graphs that only the
-    table needs; folder: holds the bundle's own graph, which comes last.
+    """Return which graphs are run on which backends.
 
-    large: one session at a time; a backend that needs more memory than is free is left out of the
-    table, but for ONNX Runtime, whose weights may stay mapped.
+    compared: (precision, file) of graphs that only the table needs.
+    folder: folder of the bundle's own graph, which is the last entry.
+    large: one session at a time. A backend that needs more memory than is free is left out, except
+        ONNX Runtime, which can map its weights.
     """
     backends = sorted(available_backends(), reverse=True)
     if options.precision.quantized == "fp8":
@@ -91,7 +101,7 @@ def choose_entries(
         if large:
             fitting = not quantized or fits(path)
             asked = [b for b in asked if fitting or b == "onnxruntime"] or asked
-            # mapped weights keep INT8 MatMuls from their kernels
+            # with mapped weights ONNX Runtime does not use INT8 kernels
             low_memory = Precision.parse(precision).quantized is None and not (
                 quantized and fitting
             )
@@ -110,8 +120,11 @@ def prove_entries(
     golden: Golden, eager: Eager, entries: list[Entry], options: ExportOptions,
     on_entry: Callable[[str], object] = lambda _: None,
 ) -> Proved:  # fmt: skip
-    """Run and time every entry. Without an eager pipeline they are opened, timed and closed one after
-    the other. on_entry(name) is called after the masks of each."""
+    """Run and time every entry.
+
+    Without an eager pipeline, entries are opened, timed and closed one after another.
+    on_entry: called with the name of an entry when its masks are computed.
+    """
     chosen = np.arange(options.batch) % len(golden.pairs)
     inputs: Arrays = {
         "image": golden.pairs.image[chosen],
@@ -155,7 +168,7 @@ def prove_entries(
 def _time_alone(
     entry: Entry, pipeline: SavePipeline, inputs: Arrays, n_pairs: int
 ) -> dict[str, LatencyResult]:
-    """A graph of gigabytes is opened once: its golden run has warmed it."""
+    """Time one large graph alone. It is opened only once, and its golden run was the warm-up."""
     return time_interleaved(
         {entry.name: partial(pipeline.model.infer, inputs)},
         rounds=max(MIN_ROUNDS, n_pairs + 2), warmup=0, batch=len(inputs["image"]),
@@ -163,6 +176,6 @@ def _time_alone(
 
 
 def _size_mb(folder: Path, graph: Path) -> float:
-    """Size of a graph with its weights, and of the audio side."""
+    """Return the size in MB of a graph with its weights and of the audio graph."""
     files = [f for f in folder.iterdir() if f.name.startswith((graph.name, "audio.onnx"))]
     return sum(f.stat().st_size for f in files) / 1e6

@@ -1,7 +1,7 @@
-"""Module -> ONNX graph with fixed shapes (onnx-ir), simplified and with nodes named after our modules.
+"""Conversion of a module to a simplified ONNX graph (onnx-ir) with fixed shapes.
 
-Nodes are named after our modules (`blocks.3.attn/matmul`), so that every later message can say which
-part of the model it is about.
+Nodes are named after the modules of the model (`blocks.3.attn/matmul`), so that later messages can
+name the part of the model.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from save_deploy.errors import ExportError
 
-OPSET = 20  # first with Gelu; everything TensorRT and ONNX Runtime of the last years read
-# What a trace has to spare. The exporter's own list also looks for slices that make up a split, in time
-# that grows with the square of the nodes: nine seconds for vit_t, and our graphs have none.
+OPSET = 20  # first opset with Gelu; supported by current TensorRT and ONNX Runtime
+# Rewrite rules for redundant nodes. The exporter's own list also merges slices into splits: its
+# time is quadratic in the number of nodes (9 s for vit_t), and these graphs have no such slices.
 _RULES = (
     rules.add_0_rule,
     rules.sub_0_rule,
@@ -48,7 +48,7 @@ KEPT_METADATA = "module"
 def graph_from_module(
     module: nn.Module, example: Sequence[Tensor], *, inputs: Sequence[str], output: str
 ) -> ir.Model:
-    """Trace with fixed shapes. Weights stay the module's tensors (no copy is made here)."""
+    """Trace a module with fixed shapes. The graph shares the module's weight tensors (no copy)."""
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -73,17 +73,18 @@ def graph_from_module(
 
 
 def module_of(node: ir.Node) -> str:
-    """The module of ours a node came from, `` for the model itself."""
+    """Return the name of the module that a node came from, `` for the model itself."""
     return node.metadata_props.get(KEPT_METADATA, "")
 
 
 def set_module(node: ir.Node, module: str) -> None:
+    """Store the name of a node's module in its metadata."""
     node.metadata_props[KEPT_METADATA] = module
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants, leave out what does nothing, share what is equal; in place."""
-    for _ in range(2):  # folding may show that a reshape does nothing, and the other way round
+    """Fold constants, remove redundant nodes and merge equal ones, in place."""
+    for _ in range(2):  # folding can expose redundant reshapes, and removing those more folding
         optimizer.fold_constants(model, onnx_shape_inference=True)
         rewriter.rewrite(model, _RULES)
     for step in (
@@ -97,6 +98,7 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
+    """Name each node after its module and operator, and keep the module as its only metadata."""
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = node.metadata_props.get(_SCOPES, "")
@@ -110,12 +112,12 @@ def _name_nodes(graph: ir.Graph) -> None:
 
 
 def _scope_names(text: str) -> list[str]:
-    """The exporter's scope list, written as a Python literal, as a list."""
+    """Parse the exporter's list of scopes, a Python literal."""
     return [str(s) for s in ast.literal_eval(text)] if text else []
 
 
 class _quiet:
-    """Silence chatty loggers while tracing."""
+    """Context that silences loggers below ERROR while tracing."""
 
     def __init__(self, *names: str) -> None:
         self.loggers = [logging.getLogger(name) for name in names]

@@ -1,4 +1,4 @@
-"""TensorRT engines: options, one build in its own process, and a receipt of what was really built.
+"""TensorRT engines: options, build in a separate process, and a receipt of the built kernels.
 
 result = build_engine(Path("model.onnx"), Path("model.rtx.plan"), BuildOptions(library="rtx"))
 result.receipt.fused, result.receipt.kernels_by_type

@@ -1,6 +1,6 @@
-"""Bundle + options -> the bundle with an engine in it, recorded in its manifest.
+"""Addition of an engine to a bundle and its manifest.
 
-The manifest matches the files it lists at every moment, also when the process is killed.
+The manifest matches the files that it lists at every moment, even when the process is killed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER_BYTES = 32
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """A build before it runs. options: fitted to the library and the graph."""
+    """A planned build. `options` are resolved for the library and the graph."""
 
     bundle: Path
     module: str
@@ -47,6 +47,7 @@ class EnginePlan:
         return FILES[self.module]
 
     def lines(self) -> list[str]:
+        """Return the plan as lines for the terminal."""
         options = self.options.to_dict()
         given = [f"{k}={v}" for k, v in options.items() if v and k not in ("library", "targets")]
         given = [g for g in given if g != "hardware_compatibility=none"]
@@ -70,7 +71,7 @@ class EnginePlan:
 
 
 def plan_engine(bundle: Path, options: BuildOptions) -> EnginePlan:
-    """Check the bundle, the library and the options; build nothing.
+    """Check the bundle, the library and the options without building.
 
     Raises BundleError, BackendError or ExportError.
     """
@@ -95,11 +96,12 @@ def add_engine(
     use_cache: bool = True,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Build (or take from the cache), check the receipt, put the engine into the bundle -> its entry
-    in the manifest. An engine of the same library is replaced.
+    """Add an engine to a bundle and return its manifest entry.
 
-    Raises what `plan_engine` and `build_engine` do, and ParityError when the receipt fails: then the
-    bundle is as it was.
+    The engine is built or taken from the cache, and its receipt is checked. An existing engine of
+    the same library is replaced.
+    Raises the errors of `plan_engine` and `build_engine`, and ParityError when the receipt fails.
+    The bundle is unchanged after an error.
     """
     plan = plan_engine(bundle, options or BuildOptions())
     onnx = bundle / "model.onnx"
@@ -114,9 +116,9 @@ def add_engine(
         problems = failures(result.receipt, allow or Allow())
         if problems:
             raise ParityError(
-                "the engine is not what the bundle asks for; the bundle was not changed",
+                "the engine does not match the graph; the bundle was not changed",
                 got="\n".join(problems),
-                expected="a kernel of the asked type for everything the graph asks",
+                expected="a kernel of the requested type for every MatMul and attention",
                 hint="export with --target tensorrt, or save-build BUNDLE with the option named above",
             )
         entry = _entry(plan, result, folder / "engine", onnx)
@@ -129,7 +131,10 @@ def add_engine(
 
 
 def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Remove the old entry, add the file, add the new entry: the manifest is right after each step."""
+    """Remove the old entry, add the file, add the new entry.
+
+    The manifest is valid after each step.
+    """
     manifest = Manifest.read(bundle)
     files = {n: record for n, record in manifest.files.items() if n != name}
     engines = tuple(e for e in manifest.engines if e["file"] != name)
@@ -153,7 +158,7 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         header = file.read(_HEADER_BYTES)
     device, receipt = result.device, result.receipt
     graph = external_files(onnx)
-    # the size of a stripped file does not contain its weights
+    # a stripped engine file does not contain the weights, which are read from these files
     stripped = sum(p.stat().st_size for p in graph) if plan.options.strip_weights else 0
     return {
         "file": plan.file,
@@ -170,7 +175,7 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
         "onnx_data_sha256": sha256_of(graph[1]) if len(graph) > 1 else None,
         "engine_bytes": engine.stat().st_size,
         "activation_bytes": receipt.activation_bytes or 0,  # 0: not reported
-        "weights_bytes": receipt.weights_bytes or stripped,  # the same
+        "weights_bytes": receipt.weights_bytes or stripped,  # 0: not reported
         "header": header.hex(),  # only older runtimes read it
         "options": plan.options.to_dict(),
         "receipt": receipt.to_dict(),
@@ -178,19 +183,19 @@ def _entry(plan: EnginePlan, result: BuildResult, engine: Path, onnx: Path) -> d
 
 
 def _gpu() -> str:
-    """GPU model and driver, which decide the engine of full TensorRT beside its version."""
+    """Return GPU model and driver, on which an engine of full TensorRT depends."""
     found = read_nvidia()
     return f"{found.gpus[0].name if found.gpus else ''} {found.driver} {found.cuda}"
 
 
 @contextlib.contextmanager
 def _alone(bundle: Path) -> Iterator[None]:
-    """Lock the bundle against other processes. The lock of a process that died is free."""
+    """Lock the bundle against other processes. The system releases the lock of a dead process."""
     try:
         folder = os.open(bundle, os.O_RDONLY)
     except OSError as error:
         raise ExportError("the bundle cannot be opened", got=str(error),
-                          expected="a folder you may read") from error  # fmt: skip
+                          expected="a readable folder") from error  # fmt: skip
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

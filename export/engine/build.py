@@ -1,6 +1,6 @@
-"""ONNX file -> engine file, built in a process of its own: a crash there ends no other work.
+"""Build of an engine file from an ONNX file, in a separate process so that a crash is contained.
 
-Nothing appears at the target until the engine is complete.
+The target file appears only when the engine is complete.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ _LAST_LINES = 5
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished engine. targets: compute capabilities; device: the GPU full TensorRT built on."""
+    """A finished engine.
+
+    targets: compute capabilities.
+    device: the GPU that full TensorRT built on, {} for TensorRT-RTX.
+    """
 
     engine: Path
     library: str
@@ -50,10 +54,12 @@ def build_engine(
     *,
     on_line: Callable[[str], None] = lambda _: None,
 ) -> BuildResult:
-    """Build an engine -> what was built. on_line receives `parsing`, `optimizing 45 s` ...
+    """Build an engine in a separate process and write it to `out`.
 
-    Raises BackendError when the library is missing, ExportError for what it refuses, for a crash of
-    the building process and for a full disk. An interrupt ends that process. Then nothing is left.
+    on_line: called with progress lines such as `parsing` or `optimizing 45 s`.
+    Raises BackendError when the library is missing, and ExportError when the library rejects the
+    graph or options, when the build process crashes, and for a full disk. An interrupt stops the
+    build process. Nothing is left after an error.
     """
     options = options or BuildOptions()
     module = library.choose(options.library, targets=bool(options.targets))
@@ -100,7 +106,7 @@ def _result(
 def _run_worker(
     module: str, onnx: Path, folder: Path, options: BuildOptions, on_line: Callable[[str], None]
 ) -> tuple[dict[str, Any], BuildLog]:
-    """Run the build process to its end -> its answer and its log. Raises ExportError for a crash."""
+    """Run the build process and return its answer and log. Raises ExportError for a crash."""
     log, said, answer = folder / "log", folder / "output", folder / "result.json"
     job = {
         "parent": os.getpid(),
@@ -125,7 +131,7 @@ def _run_worker(
         try:
             stage = _follow(process, on_line)
             code = process.wait()
-        finally:  # an interrupt ends the build too
+        finally:  # also for an interrupt
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -143,7 +149,10 @@ def _run_worker(
 
 
 def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> str:
-    """Report stages, with seconds, until the process closes its output -> the last stage."""
+    """Report stages with their seconds until the process closes its output.
+
+    Returns the last stage.
+    """
     assert process.stdout is not None
     stage, rest = "starting", b""
     started = shown = time.monotonic()
@@ -156,7 +165,7 @@ def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) ->
                 if not piece:
                     return stage
                 *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:  # TensorRT itself prints here too
+                for line in lines:  # TensorRT prints to stdout too
                     if line.startswith(STAGE.encode()):
                         stage = line[len(STAGE) :].decode()
                         started = shown = time.monotonic()

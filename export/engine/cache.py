@@ -1,8 +1,8 @@
-"""Cache of built engines: the same graph, options, library and targets build once.
+"""Cache of built engines, keyed by graph, options, library, version and targets.
 
-A folder per engine under the cache of compiled models: `engine`, `entry.json`, and a lock file beside
-it. If two processes ask for one engine, one builds and the other waits; the lock of a process that
-died is free.
+Each engine has a folder in the cache of compiled models with `engine` and `entry.json`, and a lock
+file beside it. When two processes request the same engine, one builds and the other waits. The
+system releases the lock of a dead process.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ from save_deploy.partials import dead_partials, partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 _POLL_S = 0.1
-# Raise it when builds or receipts change: older entries are then built again.
-# 2: no TF32; MatMuls without a named kernel are counted apart
+# Increment when builds or receipts change: older entries are then built again.
+# 2: no TF32; MatMuls without a named kernel are counted separately
 _RECEIPT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Cached:
-    """One entry of the cache. damaged: its description cannot be read; unfinished: left by a killed
-    build."""
+    """One entry of the cache.
+
+    damaged: its description cannot be read.
+    unfinished: left by a killed build.
+    """
 
     key: str
     library: str
@@ -50,11 +53,15 @@ class Cached:
 
 
 def folder() -> Path:
+    """Return the folder of the cache."""
     return cache_root() / "engines"
 
 
 def usable() -> bool:
-    """False where nothing may be written (read-only containers): engines are then built every time."""
+    """Return False when the cache is not writable, as in a read-only container.
+
+    Engines are then built every time.
+    """
     try:
         folder().mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -63,15 +70,18 @@ def usable() -> bool:
 
 
 def key_of(onnx: Path, options: BuildOptions, module: str, version: str, gpu: str = "") -> str:
-    """32 hex digits over everything that decides an engine's bytes. options: already fitted; gpu: what
-    full TensorRT builds on."""
-    values = {**options.to_dict(), "timing_cache": None}  # changes the build's time, not its result
+    """Return the cache key, 32 hex digits, of all inputs that determine the engine.
+
+    options: resolved by BuildOptions.fitted.
+    gpu: GPU and driver that full TensorRT builds on, "" for TensorRT-RTX.
+    """
+    values = {**options.to_dict(), "timing_cache": None}  # affects build time, not the engine
     told = [_RECEIPT_VERSION, content_hash(onnx), values, module, version, gpu]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def lookup(key: str) -> BuildResult | None:
-    """The entry of this key when it is whole; None otherwise."""
+    """Return the cached engine of a key, or None when it is missing or damaged."""
     place = folder() / key
     try:
         values = json.loads((place / "entry.json").read_text())
@@ -93,9 +103,12 @@ def lookup(key: str) -> BuildResult | None:
 def get_or_build(
     key: str, build: Callable[[Path], BuildResult], out: Path, *, on_line: Callable[[str], None]
 ) -> tuple[BuildResult, bool]:
-    """The engine of `key` as the file `out`, built with build(path of the engine to write) when there
-    is none -> (engine, whether it was there). An entry that is damaged, or removed meanwhile, is
-    built again."""
+    """Copy the engine of `key` to the file `out`; build and cache it when there is none.
+
+    build: called with the path of the engine to write.
+    Returns the result, and True when the engine came from the cache. A damaged entry, or one that
+    another process removes meanwhile, is built again.
+    """
     place = folder() / key
     with _locked(key, on_line):
         found = lookup(key)
@@ -108,14 +121,17 @@ def get_or_build(
         with partial_folder(place) as made:
             result = build(made / "engine")
             (made / "entry.json").write_text(json.dumps(_described(result, made / "engine")))
-            shutil.copyfile(made / "engine", out)  # before others can remove it
+            shutil.copyfile(made / "engine", out)  # before another process can remove the entry
             raise_if_interrupted()
             os.replace(made, place)
         return replace(result, engine=out), False
 
 
 def _copied(engine: Path, out: Path) -> bool:
-    """False when the engine was removed meanwhile by a process that takes no lock."""
+    """Copy a cached engine.
+
+    Returns False when another process removed it without taking the lock.
+    """
     try:
         shutil.copyfile(engine, out)
     except FileNotFoundError:
@@ -124,7 +140,7 @@ def _copied(engine: Path, out: Path) -> bool:
 
 
 def entries() -> list[Cached]:
-    """All entries of the cache, the newest first."""
+    """Return all entries of the cache, newest first."""
     found = []
     for place in folder().glob("[0-9a-f]*"):
         if not place.is_dir():
@@ -140,7 +156,7 @@ def entries() -> list[Cached]:
 
 
 def unfinished() -> list[Cached]:
-    """Remains of builds that were killed and not repeated."""
+    """Return the partial folders of killed builds."""
     return [
         Cached(key, "?", (), *_size_and_age(place), damaged=True, unfinished=True)
         for place, key, _ in dead_partials(folder())
@@ -148,10 +164,10 @@ def unfinished() -> list[Cached]:
 
 
 def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Cached]:
-    """Delete the old enough entries whose key starts with `prefix` (empty: every key) -> the deleted.
+    """Delete old entries whose key starts with `prefix` and return the deleted ones.
 
-    Remains of killed builds are deleted at any age. Entries that are being built now are kept. Raises
-    ExportError when nothing has the prefix.
+    older_than_days None: entries of any age. Partial folders of killed builds are deleted at any
+        age. Entries that are being built are kept. Raises ExportError when no entry has the prefix.
     """
     chosen = [e for e in (*unfinished(), *entries()) if e.key.startswith(prefix)]
     if prefix and not chosen:
@@ -162,7 +178,7 @@ def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Ca
         if entry.unfinished:
             with partial_folder(
                 folder() / entry.key
-            ):  # it removes the partial folders of dead processes
+            ):  # partial_folder removes the partial folders of dead processes
                 gone.append(entry)
             continue
         if older_than_days is not None and entry.age_days < older_than_days:
@@ -174,7 +190,7 @@ def remove(prefix: str = "", *, older_than_days: float | None = None) -> list[Ca
 
 
 def _size_and_age(place: Path) -> tuple[int, float]:
-    """Bytes and days of a folder, which another process may be removing."""
+    """Return size in bytes and age in days of a folder; another process may be deleting it."""
     size, changed = 0, time.time()
     with contextlib.suppress(OSError):
         changed = place.stat().st_mtime
@@ -184,7 +200,7 @@ def _size_and_age(place: Path) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def _locked(key: str, on_line: Callable[[str], None] | None) -> Iterator[None]:
-    """Hold the key's lock. on_line None: do not wait, raise BlockingIOError."""
+    """Hold the lock of a key. With on_line None, raise BlockingIOError instead of waiting."""
     path = folder() / f"{key}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

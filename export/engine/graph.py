@@ -1,6 +1,6 @@
-"""What an ONNX file asks for: its MatMuls, attentions and quantized inputs, by module of the model.
+"""Contents of an ONNX file that a receipt checks: MatMuls, attentions and quantized inputs.
 
-The receipt compares this with what the builder says it made.
+The receipt compares them, by module of the model, with the kernels that the builder reports.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _LABELS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 @dataclass(frozen=True)
 class MatMul:
-    """A MatMul, Gemm or convolution. dtype: of its data input (fp32, fp16, bf16 ...); quantized: that
-    input comes from a DequantizeLinear."""
+    """A MatMul, Gemm or convolution.
+
+    dtype: type of its data input (fp32, fp16, bf16 ...).
+    quantized: True when that input comes from a DequantizeLinear.
+    """
 
     node: str
     module: str
@@ -38,8 +41,10 @@ class MatMul:
 
 @dataclass(frozen=True)
 class Attention:
-    """Names of the MatMul of the scores, the softmax and the MatMul of the values; one node may be all
-    three."""
+    """Node names of one attention: MatMul of the scores, softmax, and MatMul of the values.
+
+    An Attention operator is all three.
+    """
 
     module: str
     scores: str
@@ -50,8 +55,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """All that a receipt compares. plain_softmax: softmax nodes outside of every recognized attention;
-    modules: node -> module."""
+    """Facts of a graph that a receipt compares.
+
+    plain_softmax: softmax nodes outside of recognized attentions.
+    fp8: True when the graph has an FP8 tensor.
+    modules: node name -> module.
+    """
 
     matmuls: tuple[MatMul, ...]
     attentions: tuple[Attention, ...]
@@ -62,24 +71,24 @@ class GraphFacts:
     modules: dict[str, str] = field(repr=False)
 
     def count(self, dtype: str) -> int:
-        """How many MatMuls have this data type and are not quantized."""
+        """Return the number of MatMuls with this data type that are not quantized."""
         return sum(m.dtype == dtype and not m.quantized for m in self.matmuls)
 
     @property
     def precision(self) -> str:
-        """`fp16 90, fp32 14, quantized 27`: MatMuls by data type."""
+        """MatMuls by data type: `fp16 90, fp32 14, quantized 27`."""
         kinds = Counter("quantized" if m.quantized else m.dtype for m in self.matmuls)
         return ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()) or "no MatMuls"
 
 
 def read_graph(path: Path) -> GraphFacts:
-    """Read an ONNX file without its external weights. Raises ExportError when it is none."""
+    """Read an ONNX file without its external weights. Raises ExportError when it is not valid."""
     import onnx
 
     try:
         model = onnx.load(str(path), load_external_data=False)
         graph = _Graph(model)
-    except Exception as error:  # of protobuf, of onnx, or OSError
+    except Exception as error:  # errors of protobuf and onnx, or OSError
         raise ExportError(
             "not a readable ONNX file",
             got=f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
@@ -90,13 +99,13 @@ def read_graph(path: Path) -> GraphFacts:
 
 
 def external_files(path: Path) -> list[Path]:
-    """The file and its external weights, which save-deploy puts beside it as NAME.data."""
+    """Return the ONNX file and its external weights NAME.data, those that exist."""
     data = path.with_name(path.name + ".data")
     return [p for p in (path, data) if p.is_file()]
 
 
 def content_hash(path: Path) -> str:
-    """sha256 over the graph's and its external weights' own hashes."""
+    """Return a sha256 over the hashes of the graph file and its external weights."""
     names = [f"{p.name.removeprefix(path.name)}:{sha256_of(p)}" for p in external_files(path)]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
@@ -113,7 +122,7 @@ class _Graph:
             for name in node.input:
                 self.consumers[name].append(node)
         self.constant = {w.name for w in graph.initializer}
-        for node in self.nodes:  # nodes of a file are in the order of execution
+        for node in self.nodes:  # ONNX files have nodes in topological order
             if node.op_type == "Constant" or (
                 node.input and all(not i or i in self.constant for i in node.input)
             ):
@@ -150,7 +159,10 @@ class _Graph:
         )
 
     def _modules(self) -> dict[str, str]:
-        """Node -> module: casts and Q/DQ pairs, unmarked by the exporter, get that of a reader."""
+        """Return node -> module.
+
+        Casts and Q/DQ nodes without a module get that of their first reader.
+        """
         found: dict[str, str] = {}
         for node in reversed(self.nodes):
             module = _module(node)
@@ -174,6 +186,7 @@ class _Graph:
         return f"{value.name} {self._dtype(value.name)} ({shape})"
 
     def _attentions(self) -> tuple[tuple[Attention, ...], tuple[str, ...]]:
+        """Return the attentions, and the softmax nodes that belong to none."""
         found, plain = [], []
         for node in self.nodes:
             if node.op_type == "Attention":
@@ -195,8 +208,11 @@ class _Graph:
         return tuple(found), tuple(plain)
 
     def _nearest(self, start: Any, step: Callable[[Any], Iterable[Any]]) -> Any:
-        """The closest MatMul of two computed tensors. One with a table of positions is not part of an
-        attention."""
+        """Return the nearest MatMul of two computed tensors in direction `step`, or None.
+
+        A MatMul with a constant (a table of relative positions) is not part of an attention and is
+        skipped.
+        """
         queue, seen = deque([start]), {id(start)}
         while queue:
             for node in step(queue.popleft()):
@@ -212,5 +228,5 @@ class _Graph:
 
 
 def _module(node: Any) -> str | None:
-    """Module of the model, as the exporter writes it into the node; empty for the model itself."""
+    """Return the module in the node's metadata, "" for the model itself, None without one."""
     return next((str(e.value) for e in node.metadata_props if e.key == "module"), None)

@@ -1,7 +1,7 @@
-"""The kernels of an engine, read from the end of a detailed build log (or the engine inspector).
+"""Kernels of an engine, read from a detailed build log or from the engine inspector.
 
-With detailed profiling TensorRT ends a build with `Layers:` and one line for every kernel: its name
-and type, its tensors and the ONNX nodes it came from.
+With detailed profiling TensorRT ends a build with `Layers:` and one line per kernel: its name,
+type, tensors, and the ONNX nodes it computes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-STAGE = "@"  # first character of lines in which the building process names its stage
-LISTING = "Layers:"  # first words of the message that lists the kernels
+STAGE = "@"  # first character of a line in which the build process names its stage
+LISTING = "Layers:"  # start of the message that lists the kernels
 SYNCHRONIZATION = ("signal", "wait")
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*), Inputs: (?P<inputs>.*?), "
@@ -30,22 +30,27 @@ _DTYPES = {"Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "BF16": "bf16", 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output. dtype: fp32, fp16, bf16, or TensorRT's own word in lower case (int8, fp8,
-    uint8 ...)."""
+    """One input or output of a kernel.
+
+    dtype: fp32, fp16, bf16, or TensorRT's name in lower case (int8, fp8, uint8 ...).
+    """
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def is_matrix(self) -> bool:
-        """True for at least two dimensions above 1, so not for scalars, scales and biases."""
+        """True for a tensor with at least two dimensions above 1: not a scalar, scale or bias."""
         return sum(d > 1 for d in self.shape) >= 2
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One line of the list. type: kgen (generated), gemm, runtime_fusion, correlation, deconv ...;
-    nodes: names of the ONNX nodes it computes."""
+    """One kernel of the list.
+
+    type: kgen (generated), gemm, runtime_fusion, correlation, deconv ...
+    nodes: names of the ONNX nodes it computes.
+    """
 
     name: str
     type: str
@@ -57,15 +62,21 @@ class Kernel:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What a generated kernel does: `__myl_ReshTranReshCast_0x..` -> Resh, Tran, Resh, Cast."""
+        """Operations of a generated kernel.
+
+        `__myl_ReshTranReshCast_0x..` -> Resh, Tran, Resh, Cast.
+        """
         found = re.match(r"_*myl_([A-Za-z]+?)(?:_|$)", self.name)
         return tuple(re.findall(r"[A-Z][a-z]*", found[1])) if found else ()
 
 
 @dataclass(frozen=True)
 class BuildLog:
-    """Content of a log. kernels: without signals and waits, whose number is synchronisations; memory is
-    None where its line is missing."""
+    """Contents of a build log.
+
+    kernels: without signals and waits, which `synchronisations` counts.
+    activation_bytes, weights_bytes: None when the log does not report them.
+    """
 
     kernels: tuple[Kernel, ...]
     synchronisations: int
@@ -75,8 +86,8 @@ class BuildLog:
     errors: tuple[str, ...]
 
 
-# Warnings of every build that mean nothing: no driver on the machine (an RTX build needs none), and
-# what a build without a GPU cannot do.
+# Harmless warnings of every build: no driver (an RTX build needs none), and features that a build
+# without a GPU lacks.
 _HARMLESS = re.compile(
     r"catchCudaError|cudaError 35|legacy CPU-only mode|CUDA lazy loading is not enabled|"
     r"timing cache"
@@ -86,7 +97,7 @@ _HARMLESS = re.compile(
 def read_log(text: str) -> BuildLog:
     """Parse a log written by the worker: `[SEVERITY] message` lines and the list of kernels."""
     layers, memory = [], {}
-    warnings: dict[str, None] = {}  # in order, each once
+    warnings: dict[str, None] = {}  # an ordered set
     errors: dict[str, None] = {}
     listing = False
     for line in text.splitlines():
@@ -110,10 +121,13 @@ def read_log(text: str) -> BuildLog:
 
 
 def read_inspector(text: str) -> tuple[Kernel, ...]:
-    """Kernels of IEngineInspector's JSON. Unverified: the documented format, never seen from a GPU."""
+    """Return the kernels of IEngineInspector's JSON.
+
+    Written from the documentation; not tested on a GPU.
+    """
     kernels = []
     for layer in json.loads(text).get("Layers", []):
-        if isinstance(layer, str):  # names only: the engine was built without details
+        if isinstance(layer, str):  # the engine was built without detailed profiling
             continue
         nodes = dict.fromkeys(_NODE.findall(str(layer.get("Metadata", ""))))
         kernels.append(
@@ -131,9 +145,9 @@ def read_inspector(text: str) -> tuple[Kernel, ...]:
 
 
 def operands(kernel: Kernel) -> tuple[str, str]:
-    """Data types of the two factors of a multiplying kernel; `?` for one that is not listed.
+    """Return the data types of both operands of a multiplying kernel, `?` for one not listed.
 
-    Weights are the largest constant matrix; a MatMul of two computed tensors has none.
+    The weight is the largest constant matrix. A MatMul of two computed tensors has none.
     """
     data = kernel.inputs[0].dtype if kernel.inputs else "?"
     weights = [c for c in kernel.constants if c.is_matrix]
@@ -165,7 +179,10 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
 
 
 def _inspected(tensors: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:
-    """The data type: `Datatype`, or the first word of the older `Format/Datatype`."""
+    """Return the tensors of a layer.
+
+    Older versions have `Format/Datatype` instead of `Datatype`.
+    """
     found = []
     for tensor in tensors:
         words = str(tensor.get("Datatype") or tensor.get("Format/Datatype") or "?").split()

@@ -1,8 +1,8 @@
 """One interface to TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-Flags are looked up by name, because their numbers moved between versions. The network is always
-strongly typed, so precision comes from the graph alone. A test compares every name used here with
-the tables of the three libraries.
+Flags are looked up by name because their numbers differ between versions. The network is always
+strongly typed, so the graph alone determines precision. A test compares every name used here with
+the API tables of the three libraries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MIB = 2**20
 
 
 def has_driver() -> bool:
-    """True if NVIDIA's driver library is on this machine."""
+    """Return True when the NVIDIA driver library can be loaded."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -40,11 +40,12 @@ def has_driver() -> bool:
 
 
 def choose(library: str, *, targets: bool = False) -> str:
-    """auto, tensorrt or rtx -> name of the module to use.
+    """Return the module to use for auto, tensorrt or rtx.
 
-    auto is full TensorRT where it is installed, a driver is there and no targets are given; else RTX.
-    Raises BackendError for a missing package, for full TensorRT without a driver, and for auto where
-    only RTX is installed and has no code for the GPU of this machine.
+    auto is full TensorRT when it and a driver are installed and no targets are given, otherwise
+    RTX.
+    Raises BackendError for a missing package, for full TensorRT without a driver, and for auto when
+    only RTX is installed and it does not support the GPU of this machine.
     """
     installed = {name: importlib.util.find_spec(name) is not None for name in _INSTALL}
     asked = library
@@ -61,7 +62,7 @@ def choose(library: str, *, targets: bool = False) -> str:
         )
     if module == "tensorrt" and not has_driver():
         raise BackendError(
-            "full TensorRT builds on the GPU it is for",
+            "full TensorRT builds only on the target GPU",
             got="no NVIDIA driver (libcuda.so.1)",
             expected="a machine with that GPU",
             hint="build there, or add --library rtx: TensorRT-RTX builds without a GPU",
@@ -72,21 +73,22 @@ def choose(library: str, *, targets: bool = False) -> str:
 
 
 def _require_code_for(gpus: tuple[Gpu, ...]) -> None:
-    """Raise BackendError if this machine has a GPU that an RTX engine without targets cannot run on."""
+    """Raise BackendError when TensorRT-RTX does not support the GPU of this machine."""
     if gpus and gpus[0].target not in RTX_TARGETS:
         raise BackendError(
-            "TensorRT-RTX has no code for the GPU of this machine",
+            "TensorRT-RTX does not support the GPU of this machine",
             got=f"{gpus[0].name} ({gpus[0].target})",
             expected=", ".join(RTX_TARGETS),
-            hint=f"{_INSTALL['tensorrt']}; or name the GPU it is for: --for 'RTX 4090'",
+            hint=f"{_INSTALL['tensorrt']}; or name the target GPU: --for 'RTX 4090'",
         )
 
 
 def engine_for(asked: str) -> str:
-    """auto, none, tensorrt or rtx -> the library an export builds an engine with; empty for none.
+    """Return the library that an export builds an engine with, "" for none.
 
-    auto builds one if this machine has a GPU and a library that builds for it.
-    Raises ExportError for another name, BackendError where an asked library cannot build.
+    asked: auto, none, tensorrt or rtx. auto builds an engine when this machine has a GPU and a
+        library that supports it.
+    Raises ExportError for another name, and BackendError when a requested library cannot build.
     """
     if asked not in ENGINES:
         raise ExportError("unknown engine", got=asked, expected=", ".join(ENGINES))
@@ -105,8 +107,10 @@ def engine_for(asked: str) -> str:
 
 
 def why_no_engine(asked: str) -> str:
-    """Why auto builds no engine for the GPU of this machine, and what to do; empty where it builds one
-    and without a GPU."""
+    """Return why auto builds no engine for the GPU of this machine and how to change that.
+
+    "" when an engine is built, and without a GPU.
+    """
     gpus = read_nvidia().gpus
     if asked != "auto" or not gpus or engine_for(asked):
         return ""
@@ -114,12 +118,15 @@ def why_no_engine(asked: str) -> str:
 
 
 def version_of(module: str) -> str:
-    """Version of an installed library. Raises BackendError for one that is too old or broken."""
+    """Return the version of an installed library.
+
+    Raises BackendError when it is too old or broken.
+    """
     return str(import_library(module).__version__)
 
 
 def import_library(module: str) -> Any:
-    """The module. Raises BackendError with the pip line."""
+    """Import the module. Raises BackendError with the pip command."""
     try:
         trt = importlib.import_module(module)
     except ImportError as error:
@@ -141,20 +148,20 @@ def import_library(module: str) -> Any:
 
 
 def named(enum: Any, name: str) -> Any:
-    """A member of an enumeration. Raises ExportError for a version that lacks it."""
+    """Return a member of an enumeration. Raises ExportError when this version lacks it."""
     member = getattr(enum, name, None)
     if member is None:
         raise ExportError(
             f"this version of TensorRT has no {name}",
             got=f"{enum.__module__}.{enum.__name__}",
             expected="a version that has it",
-            hint="leave the option out",
+            hint="omit the option",
         )
     return member
 
 
 def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
-    """A logger that passes every message on as (severity, text)."""
+    """Return a TensorRT logger that calls write(severity, text) for every message."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -167,8 +174,11 @@ def make_logger(trt: Any, write: Callable[[str, str], None]) -> Any:
 
 
 def parse(trt: Any, builder: Any, logger: Any, onnx: Path) -> tuple[Any, list[dict[str, Any]]]:
-    """The strongly typed network of an ONNX file, read by path so that external weights are found,
-    and the parser's errors (none when it worked)."""
+    """Parse an ONNX file to a strongly typed network.
+
+    Returns (network, parser) and the parser's errors, empty on success. The file is parsed by path
+    so that TensorRT finds external weights.
+    """
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
@@ -185,13 +195,13 @@ def parse(trt: Any, builder: Any, logger: Any, onnx: Path) -> tuple[Any, list[di
                 }
             )
         errors = errors or [{"code": "UNKNOWN", "text": "", "node": "", "operator": ""}]
-    return (network, parser), errors  # the network is only valid while its parser is alive
+    return (network, parser), errors  # the network is only valid while the parser exists
 
 
 def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
-    """The builder's configuration of BuildOptions.to_dict() after `fitted`."""
+    """Return the builder configuration for BuildOptions.to_dict() of resolved options."""
     config = builder.create_builder_config()
-    # on by default: it would round the factors of FP32 MatMuls to 10 bits
+    # TF32 is on by default: it rounds the operands of FP32 MatMuls to 10 bits
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options["workspace_mib"]:
@@ -204,7 +214,7 @@ def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
         config.set_flag(trt.BuilderFlag.REFIT)
     elif options[
         "strip_weights"
-    ]:  # only the same weights are put back: no optimization has to be left out for others
+    ]:  # the same weights are restored, so optimizations that depend on their values stay valid
         config.set_flag(named(trt.BuilderFlag, "REFIT_IDENTICAL"))
     if options["version_compatible"]:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -219,28 +229,28 @@ def make_config(trt: Any, builder: Any, options: dict[str, Any]) -> Any:
 
 
 def use_timing_cache(config: Any, path: Path) -> Any:
-    """Start from a file of earlier timings (full TensorRT); a missing file is an empty cache."""
+    """Load a timing cache from a file (full TensorRT). A missing file is an empty cache."""
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     config.set_timing_cache(cache, False)
     return cache
 
 
 def save_timing_cache(cache: Any, path: Path) -> None:
-    """Write the timings to a file, atomically. Raises OutputError."""
+    """Write the timing cache atomically. Raises OutputError."""
     write_bytes(path, bytes(cache.serialize()), what="the timing cache")
 
 
 def build_plan(builder: Any, network: Any, config: Any) -> tuple[Any, float]:
-    """The serialized engine, None when the builder failed, and the seconds it took."""
+    """Return the serialized engine, None when the builder failed, and the build time in seconds."""
     started = time.perf_counter()
     plan = builder.build_serialized_network(network, config)
     return plan, time.perf_counter() - started
 
 
 def inspect_plan(trt: Any, logger: Any, plan: Any) -> str:
-    """JSON of the engine inspector; `` where the engine cannot be loaded (no GPU).
+    """Return the JSON of the engine inspector, "" when the engine cannot be loaded (no GPU).
 
-    Unverified: written against the documentation, never run on a GPU.
+    Written from the documentation; not tested on a GPU.
     """
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)

@@ -1,4 +1,4 @@
-"""Errors of TensorRT's parser and builder, translated into what to change in the export."""
+"""Translation of TensorRT's parser and builder errors into changes to make in the export."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.graph import GraphFacts
 
-# Pattern in TensorRT's text, its meaning (empty: the text is clear), what to do. One table for both,
-# because the parser of one version refuses what the builder of another refuses.
+# (pattern in TensorRT's text, meaning or "" when the text is clear, what to do). One table for
+# parser and builder, because versions differ in which of the two rejects a graph.
 _KNOWN = (
     (
         r"input has type Int32 but must have type .*Int8",
@@ -18,27 +18,27 @@ _KNOWN = (
     ),
     (
         r"Non-zero zero point",
-        "the quantization is asymmetric; TensorRT takes zero point 0 alone",
-        "quantize symmetrically with int8 numbers and zero point 0",
+        "the quantization is asymmetric; TensorRT supports only zero point 0",
+        "quantize symmetrically to int8 with zero point 0",
     ),
     (
         r"first input has type UInt8",
-        "an operator that TensorRT does not have for uint8 reads the picture",
-        "keep the rewrite `normalise` (leave --no-merge normalise out)",
+        "TensorRT does not support this operator on the uint8 image",
+        "keep the rewrite `normalise` (omit --no-merge normalise)",
     ),
     (
         r"must have (?:the )?(?:same|identical) (?:input )?types?|must have identical types",
-        "one operator reads two data types; strongly typed graphs need casts between",
-        "export again: the exporter places these casts. A cast was lost if another tool wrote the file",
+        "one operator has inputs of two data types; strongly typed graphs need casts",
+        "export again: the exporter inserts these casts; another tool may have removed one",
     ),
     (
         r"Could not infer output types for operation:[\s\d:]*deconv",
         "TensorRT has no BF16 transposed convolution",
-        "export in FP16, or keep the rewrite `decoder`, which has none",
+        "export in FP16, or keep the rewrite `decoder`, which removes it",
     ),
     (
         r"Key and Value must have the same shape",
-        "TensorRT's attention wants values as wide as keys",
+        "TensorRT's attention needs values and keys of the same head size",
         "export with --target tensorrt",
     ),
     (
@@ -59,26 +59,26 @@ _KNOWN = (
     (
         r"Turing.*FP32 GEMM",
         "",
-        "leave SM75 out: --for 8.0 8.6 ..., or export with --fp16",
+        "omit SM75: --for 8.0 8.6 ..., or export with --fp16",
     ),
     (r"HW-specific datatypes: *fp8", "", "FP8 needs SM89 or newer: --for 8.9"),
-    (r"HW-specific datatypes: *b16", "", "BF16 needs SM80 or newer: leave SM75 out"),
+    (r"HW-specific datatypes: *b16", "", "BF16 needs SM80 or newer: omit SM75"),
     (
         r"is_decomposable",
         "",
-        "export in FP16: TensorRT has the Attention operator in 16 bits alone",
+        "export in FP16: TensorRT supports the Attention operator only in 16 bits",
     ),
-    (r"libnvinfer_lean", "", "leave --version-compatible out"),
+    (r"libnvinfer_lean", "", "omit --version-compatible"),
     (
         r"[Oo]ut of memory|bad_alloc|cudaErrorMemoryAllocation",
         "",
-        "free memory, or give less workspace: --workspace MiB",
+        "free memory, or reduce the workspace: --workspace MiB",
     ),
 )
 
 
 def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> ExportError:
-    """The first error of the parser: which node, which module, what to do."""
+    """Return the error for the parser's first error, with node, module and remedy."""
     first = errors[0]
     text = " ".join(line for line in first["text"].splitlines() if "catchCudaError" not in line)
     node, module = first["node"], facts.modules.get(first["node"], "")
@@ -94,7 +94,7 @@ def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> 
 
 
 def builder_error(errors: tuple[str, ...], name: str) -> ExportError:
-    """No engine was built: the first known message of the builder, else its first, and what to do."""
+    """Return the error of a failed build: the first known message, else the first, and a remedy."""
     meaning, cure, text = _explained(errors)
     return ExportError(
         f"TensorRT cannot build {name}{meaning}",
@@ -105,7 +105,7 @@ def builder_error(errors: tuple[str, ...], name: str) -> ExportError:
 
 
 def _explained(errors: tuple[str, ...]) -> tuple[str, str, str]:
-    """Meaning (to be appended), cure and text of the first known error; empty where none is."""
+    """Return meaning (as a suffix), remedy and text of the first known error, or three ""."""
     for pattern, meaning, cure in _KNOWN:
         for error in errors:
             if re.search(pattern, error):
@@ -114,7 +114,11 @@ def _explained(errors: tuple[str, ...]) -> tuple[str, str, str]:
 
 
 def crash(code: int, last: list[str], name: str, stage: str) -> ExportError:
-    """The building process ended without an answer. code: as subprocess gives it."""
+    """Return the error for a build process that ended without an answer.
+
+    code: exit code as subprocess gives it, -N for signal N.
+    last: last lines of its output.
+    """
     import signal
 
     ended = f"exit code {code}"

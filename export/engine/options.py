@@ -18,10 +18,14 @@ COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """library: auto, tensorrt or rtx. targets: GPUs of an RTX engine, by number or name; none: all
-    but SM75. workspace_mib: limit of scratch memory while building. timing_cache, hardware and
-    version compatibility: full TensorRT only. strip_weights leaves the weights out of the engine,
-    refit lets them be replaced.
+    """Options of an engine build.
+
+    library: auto, tensorrt or rtx.
+    targets: GPUs of an RTX engine, by compute capability or name; empty for all but SM75.
+    workspace_mib: limit of scratch memory while building.
+    timing_cache, hardware_compatibility, version_compatible: full TensorRT only.
+    strip_weights: leave the weights out of the engine.
+    refit: allow later replacement of the weights.
     """
 
     library: str = option(
@@ -39,7 +43,7 @@ class BuildOptions:
     )  # fmt: skip
     optimization_level: int | None = option(
         "--optimization-level", panel=BUILDER, default=None,
-        help="0 builds fastest, 5 tries most. Default: 3.",
+        help="0 builds fastest, 5 optimizes most. Default: 3.",
     )  # fmt: skip
     timing_cache: Path | None = option(
         "--timing-cache", panel=BUILDER, default=None,
@@ -51,29 +55,29 @@ class BuildOptions:
     )  # fmt: skip
     version_compatible: bool = option(
         "--version-compatible", panel=BUILDER, default=False,
-        help="Runs on later versions too (tensorrt).",
+        help="Build an engine that also runs on later versions (tensorrt).",
     )  # fmt: skip
     strip_weights: bool = option(
         "--strip-weights", panel=BUILDER, default=False,
-        help="Leave the weights out of the engine; they are read from model.onnx at loading "
-        "(in Python only; needs a driver to build; never tried on a GPU).",
+        help="Omit the weights from the engine and read them from model.onnx when loading "
+        "(Python only; needs a driver to build; not tested on a GPU).",
     )  # fmt: skip
     refit: bool = option(
         "--refit", panel=BUILDER, default=False,
-        help="Weights of the engine can be replaced later (needs a driver).",
+        help="Allow the weights of the engine to be replaced later (needs a driver).",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Raises ExportError for a value that no library takes."""
+        """Raise ExportError for a value that no library accepts."""
         _one_of("library", self.library, LIBRARIES)
         _one_of("hardware compatibility", self.hardware_compatibility, COMPATIBILITY)
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ExportError("workspace is too small", got=f"{self.workspace_mib} MiB",
-                              expected="at least 1 MiB", hint="leave --workspace out")  # fmt: skip
+                              expected="at least 1 MiB", hint="omit --workspace")  # fmt: skip
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise ExportError("unknown optimization level", got=str(self.optimization_level),
                               expected="0 (fast build) to 5 (thorough)",
-                              hint="leave --optimization-level out: 3 is the default")  # fmt: skip
+                              hint="omit --optimization-level: the default is 3")  # fmt: skip
         given = tuple(name for text in self.targets for name in text.split(","))
         object.__setattr__(self, "targets", resolve(given))
 
@@ -91,9 +95,11 @@ class BuildOptions:
         }
 
     def fitted(self, library: str, facts: GraphFacts, *, driver: bool) -> BuildOptions:
-        """The same for `tensorrt` or `tensorrt_rtx` and this graph, targets filled in.
+        """Return the options resolved for a library and a graph, with targets filled in.
 
-        driver: whether libcuda is on this machine. Raises ExportError for what cannot be built.
+        library: tensorrt or tensorrt_rtx.
+        driver: whether libcuda is on this machine.
+        Raises ExportError for options that the library or the graph does not support.
         """
         short = "rtx" if library == "tensorrt_rtx" else "tensorrt"
         if short == "tensorrt":
@@ -102,7 +108,7 @@ class BuildOptions:
                     "full TensorRT builds for the GPU of this machine",
                     got=f"--for {' '.join(self.targets)}",
                     expected="no target",
-                    hint="leave --for out, or add --library rtx",
+                    hint="omit --for, or add --library rtx",
                 )
             return replace(self, library=short)
         self._check_rtx(driver)
@@ -120,6 +126,7 @@ class BuildOptions:
         return replace(self, library=short, targets=targets)
 
     def _check_rtx(self, driver: bool) -> None:
+        """Raise ExportError for options that RTX lacks, and for stripping without a driver."""
         full_only = {
             "--timing-cache": self.timing_cache is not None,
             "--hardware-compatibility": self.hardware_compatibility != "none",
@@ -131,13 +138,13 @@ class BuildOptions:
                 "TensorRT-RTX has no such option",
                 got=", ".join(asked),
                 expected="--for GPU ... to choose where the engine runs",
-                hint="leave it out, or add --library tensorrt on a machine with a GPU",
+                hint="omit it, or add --library tensorrt on a machine with a GPU",
             )
         if (self.strip_weights or self.refit) and not driver:
             raise ExportError(
                 "stripped and refittable engines cannot be built here",
                 got="no NVIDIA driver (libcuda.so.1)",
-                expected="a machine with a driver: without one TensorRT-RTX 1.7 was found to fail",
+                expected="a machine with a driver: TensorRT-RTX 1.7 fails without one",
                 hint="build without --strip-weights and --refit, or on a machine with a driver",
             )
 
@@ -150,10 +157,11 @@ def _one_of(what: str, got: str, allowed: object) -> None:
 
 
 def _refuse(targets: list[str], why: str) -> None:
+    """Raise ExportError when there are targets that the graph cannot be built for."""
     if targets:
         raise ExportError(
             "this graph cannot be built for every target",
             got=f"{', '.join(targets)}: {why}",
-            expected="targets that have the graph's data types",
-            hint="leave these targets out, or export the bundle in another precision",
+            expected="targets that support the graph's data types",
+            hint="omit these targets, or export the bundle in another precision",
         )

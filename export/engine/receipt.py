@@ -1,4 +1,4 @@
-"""The receipt: what the graph asks for beside what the builder reports."""
+"""Receipt of an engine build: what the graph requests compared with what the builder reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALLOW = "What the receipt may show"
 _MULTIPLYING = re.compile(r"gemm|gemv|conv|correlation|fusion|matrix|matmul", re.IGNORECASE)
 _EIGHT_BIT = ("int8", "fp8", "int4", "fp4")
 _HALF = ("fp16", "bf16")
-# Steps of generated kernels that only move numbers
+# Steps of generated kernels that only move data
 _MOVES = frozenset(("Resh", "Tran", "Move", "Slic", "Conc", "Repl", "Copy", "Pad"))
 _CASTS = frozenset(("Cast",))
 _UNKNOWN_RTX = (
@@ -26,12 +26,16 @@ _UNKNOWN_RTX = (
     "numerics on a GPU",
 )
 _UNKNOWN_FULL = ("speed", "numerics on a GPU (compare with the golden samples)")
-_NAMED = 3  # names listed in a message
+_NAMED = 3  # maximum of names listed in a message
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One kernel. dtypes: `int8 x int8 -> fp16`; modules: those of the model it computes."""
+    """One kernel.
+
+    dtypes: `int8 x int8 -> fp16`.
+    modules: modules of the model that it computes.
+    """
 
     name: str
     type: str
@@ -43,12 +47,18 @@ class KernelRow:
 class Receipt:
     """Counts over one engine. Names are ONNX nodes, which start with the module.
 
-    kernels_by_type: without the synchronisations (signals and waits between streams). products: how
-    the MatMuls of the graph were built -> how many. attentions: all; fused: those that are one kernel;
-    unfused: nodes of FP16 and BF16 ones that are not; fp32_attentions: TensorRT fuses none of these.
-    quantised_asked: quantized MatMuls of the graph; quantised: those that multiply 8-bit numbers;
-    dequantised: nodes of those that multiply floats; unproven: nodes of quantized MatMuls and of FP16
-    and BF16 attentions that no kernel names. Bytes are None where the builder does not report them.
+    kernels_by_type: kernel type -> count, without synchronisations (signals and waits between
+        streams).
+    products: how the MatMuls of the graph were built -> count.
+    attentions: number of attentions; fused: those computed by one kernel; unfused: FP16 and BF16
+        ones that are not; fp32_attentions: number in FP32, which TensorRT does not fuse.
+    unfused_softmax: softmax nodes outside of attentions.
+    fp32_built: MatMuls of 8 or 16 bits that were built in FP32.
+    quantised_asked: number of quantized MatMuls of the graph; quantised: those that multiply 8-bit
+        values; dequantised: those computed in float.
+    unproven: quantized MatMuls, and FP16 and BF16 attentions, that no kernel names.
+    *_bytes: None when the builder does not report them.
+    unknown: properties that the log does not prove.
     """
 
     kernels_by_type: dict[str, int]
@@ -91,8 +101,10 @@ class Receipt:
         return cls(**{**plain, "kernels": tuple(rows)})
 
     def by_module(self, depth: int = 2) -> dict[str, int]:
-        """Number of kernels per module, cut to `depth` names (blocks.3). A kernel that computes several
-        modules counts for each."""
+        """Return the number of kernels per module, cut to `depth` names (blocks.3).
+
+        A kernel that computes several modules counts for each.
+        """
         found: Counter[str] = Counter()
         for kernel in self.kernels:
             names = {".".join(m.split(".")[:depth]) or "model" for m in kernel.modules}
@@ -102,7 +114,7 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Allow:
-    """Which failures of a receipt the user accepts."""
+    """Receipt failures that the user accepts."""
 
     unfused: bool = option(
         "--allow-unfused", panel=ALLOW, default=False,
@@ -113,7 +125,7 @@ class Allow:
     )
     dequantised: bool = option(
         "--allow-dequantised", panel=ALLOW, default=False,
-        help="Accept quantized MatMuls that multiply floats.",
+        help="Accept quantized MatMuls that are computed in float.",
     )  # fmt: skip
     unproven: bool = option(
         "--allow-unproven", panel=ALLOW, default=False,
@@ -178,10 +190,10 @@ def make_receipt(
 
 
 def failures(receipt: Receipt, allow: Allow) -> list[str]:
-    """Differences from what was asked, each with the option that accepts it; empty for none."""
+    """Return the failures of a receipt, each with the option that accepts it."""
     found = []
     if not receipt.kernels and not allow.unproven:
-        found.append("the builder listed no kernels, so nothing of this engine is proven "
+        found.append("the builder listed no kernels, so the engine cannot be checked "
                      "(--allow-unproven)")  # fmt: skip
     elif receipt.unproven and not allow.unproven:
         found.append(
@@ -189,11 +201,11 @@ def failures(receipt: Receipt, allow: Allow) -> list[str]:
             f"{_few(receipt.unproven)} (--allow-unproven)"
         )
     if receipt.fp32_built and not allow.fp32:
-        found.append("MatMuls asked in FP16, INT8 or FP8 but built in FP32: "
+        found.append("FP16, INT8 or FP8 MatMuls built in FP32: "
                      f"{_few(receipt.fp32_built)} (--allow-fp32)")  # fmt: skip
     if receipt.dequantised and not allow.dequantised:
         found.append(
-            f"quantized MatMuls that multiply floats: {len(receipt.dequantised)} of "
+            f"quantized MatMuls computed in float: {len(receipt.dequantised)} of "
             f"{receipt.quantised_asked}: {_few(receipt.dequantised)} (--allow-dequantised)"
         )
     if receipt.unfused and not allow.unfused:
@@ -217,14 +229,14 @@ class _Built:
                 self.of.setdefault(node, []).append(kernel)
 
     def together(self, *nodes: str) -> bool:
-        """Whether one kernel computes all of these nodes, as it does for a fused attention."""
+        """Return True when one kernel computes all of these nodes, as for a fused attention."""
         return any(set(nodes) <= set(kernel.nodes) for kernel in self.of.get(nodes[0], ()))
 
     def names_any(self, *nodes: str) -> bool:
         return any(node in self.of for node in nodes)
 
     def kernel_of(self, matmul: MatMul) -> Kernel | None:
-        """The kernel that multiplies. Kernels that only prepare its inputs name the node too."""
+        """Return the kernel that multiplies, not one that only prepares an input of the node."""
         named = self.of.get(matmul.node, [])
         multiplying = [k for k in named if _MULTIPLYING.search(k.type)]
         generated = [k for k in named if not set(k.steps) <= _MOVES | _CASTS]
@@ -232,7 +244,7 @@ class _Built:
 
 
 def _is_quantized(kernel: Kernel | None) -> bool:
-    """True if both factors have 8 bits or fewer and nothing is converted before the multiplication."""
+    """Return True when both operands have at most 8 bits and no conversion precedes the product."""
     if kernel is None or not all(dtype in _EIGHT_BIT for dtype in operands(kernel)):
         return False
     before = kernel.steps[: kernel.steps.index("Fc")] if "Fc" in kernel.steps else ()
@@ -244,7 +256,10 @@ def _is_fp32(kernel: Kernel | None) -> bool:
 
 
 def _factors(kernel: Kernel) -> tuple[str, ...]:
-    """Data types of the factors; of all inputs where a generated kernel does not name its factors."""
+    """Return the data types of the operands.
+
+    For a generated kernel, which does not name its operands: the types of all inputs.
+    """
     if _MULTIPLYING.search(kernel.type):
         return tuple(dtype for dtype in operands(kernel) if dtype != "?")
     read = [t for t in (*kernel.inputs, *kernel.constants) if max(t.shape, default=1) > 1]
@@ -277,5 +292,5 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key: blocks.10 comes after blocks.9."""
+    """Return a sort key with numbers in order: blocks.10 after blocks.9."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]

@@ -1,7 +1,7 @@
-"""Compute capabilities of GPUs, and those that TensorRT-RTX builds for.
+"""Compute capabilities of GPUs, and the targets that TensorRT-RTX supports.
 
-An RTX engine is made for a list of compute capabilities and needs no GPU to build. Full TensorRT
-builds for the GPU it runs on.
+An RTX engine is built for a list of compute capabilities, without a GPU. Full TensorRT builds for
+the GPU of the machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from save_deploy.errors import ExportError
 
 RTX_TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-DEFAULT_TARGETS = RTX_TARGETS[1:]  # Turing has no FP32 and BF16 MatMuls
+DEFAULT_TARGETS = RTX_TARGETS[1:]  # without Turing, which has no FP32 and BF16 MatMuls
 FP8_TARGETS = ("SM89", "SM120", "SM121")
 
 # Normalized names (see _normalized) of common GPUs.
@@ -43,7 +43,10 @@ _FILLER = re.compile(
 
 
 def capability_of(name: str) -> str:
-    """`8.6`, `86`, `SM86`, `sm_86` or a GPU's name -> `SM86`. Raises ExportError for others."""
+    """Return `SM86` for `8.6`, `86`, `SM86`, `sm_86` or the name of a GPU.
+
+    Raises ExportError for an unknown GPU.
+    """
     text = name.strip().upper()
     number = re.fullmatch(r"(?:SM[_ ]?)?(\d{1,2})\.?(\d)", text)
     if number:
@@ -60,9 +63,9 @@ def capability_of(name: str) -> str:
 
 
 def resolve(names: Iterable[str]) -> tuple[str, ...]:
-    """Names or numbers -> the capabilities an RTX engine can be built for, in ascending order.
+    """Return the RTX targets of names or numbers of GPUs, in ascending order.
 
-    Raises ExportError for one that TensorRT-RTX has no target for.
+    Raises ExportError for a GPU that TensorRT-RTX does not support.
     """
     wanted = set()
     for name in names:
@@ -79,7 +82,10 @@ def resolve(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _normalized(text: str) -> str:
-    """`NVIDIA A100-SXM4-80GB` -> `A100`; `GeForce RTX 4070 Ti SUPER` -> `RTX4070`."""
+    """Return a GPU name without words that do not change its compute capability.
+
+    `NVIDIA A100-SXM4-80GB` -> `A100`; `GeForce RTX 4070 Ti SUPER` -> `RTX4070`.
+    """
     words = re.sub(r"(\d)(TI|SUPER)\b", r"\1 \2", text)  # RTX 4070Ti
     parts = [w for w in re.split(r"[\s_-]+", words) if w and not _FILLER.fullmatch(w)]
     return "".join(parts)

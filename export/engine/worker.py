@@ -1,8 +1,8 @@
-"""One build in a process of its own: python -m save_deploy.export.engine.worker JOB.json
+"""Build process of one engine: python -m save_deploy.export.engine.worker JOB.json
 
-JOB.json names the library, the ONNX file, the options and the files to write: the engine, the log
-(without the verbose messages but for the list of kernels) and result.json. Stages go to stdout as
-lines that start with `@`. The process ends with its parent.
+JOB.json names the library, the ONNX file, the options and the output files: the engine, the log
+(without verbose messages, except the list of kernels) and result.json. Stages are printed to stdout
+as lines that start with `@`. The process ends with its parent.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def main(job_path: str) -> int:
+    """Run the job and write result.json. Returns the exit code."""
     job = json.loads(Path(job_path).read_text())
     _die_with(job["parent"])
     try:
         with open(job["log"], "w") as log:
             result = _build(job, log)
-    except SaveDeployError as error:  # the parent raises it again
+    except SaveDeployError as error:  # raised again by the parent
         told = {
             "what": error.what,
             "got": error.got,
@@ -49,7 +50,7 @@ def _build(job: dict[str, Any], log: TextIO) -> dict[str, Any]:
     def write(severity: str, text: str) -> None:
         if severity != "VERBOSE" or text.startswith(LISTING):
             log.write(f"[{severity}] {text}\n")
-            log.flush()  # a killed process must leave its last message
+            log.flush()  # keep the last message when the process is killed
 
     logger = facade.make_logger(trt, write)
     _stage("parsing")
@@ -79,7 +80,7 @@ def _build(job: dict[str, Any], log: TextIO) -> dict[str, Any]:
 
 
 def _device() -> dict[str, str | None]:
-    """The GPU that full TensorRT built for. Not run on a GPU yet."""
+    """Return the GPU that full TensorRT built for. Not tested on a GPU."""
     found = read_nvidia()
     if not found.gpus:
         return {}
@@ -92,7 +93,7 @@ def _stage(name: str) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Linux: end this process when its parent is killed."""
+    """Make the system kill this process when its parent dies (Linux)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:

@@ -1,4 +1,4 @@
-"""Exact rewrites of the eager model for one resolution, each with a proof in float64.
+"""Exact rewrites of the eager model for one resolution, each proven equal in float64.
 
-deploy.merge(SaveModel) -> (DeployModel, MergeProof). Approximations (FP16, INT8) are made elsewhere.
+deploy.merge(SaveModel) returns (DeployModel, MergeProof). Approximations (FP16, INT8) are separate.
 """

@@ -1,8 +1,8 @@
-"""Rewrites of the image adapter: TokenAdapter keeps its convolutions, DeployAdapter has MatMuls.
+"""Deploy forms of the image adapter: TokenAdapter with convolutions, DeployAdapter with MatMuls.
 
 INT8 needs MatMuls: every runtime has INT8 kernels for a MatMul with a constant weight, but TensorRT
-computes a quantized transposed convolution in float. FP16 keeps convolutions: they need fewer kernels.
-Tokens are channels-last (B,s,s,C); only the convolutions read channels-first.
+    computes a quantized transposed convolution in float. FP16 keeps the convolutions, which need
+    fewer kernels. Tokens are channels-last (B,s,s,C); only the convolutions read channels-first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from save_deploy.model.adapters import ImageAdapter
 
 
 def deploy_adapter(adapter: ImageAdapter, grid: int, forms: Forms) -> nn.Module:
-    """The adapter in the form of forms.adapter: "matmul", "tokens" or "off" (the adapter itself).
+    """Return the adapter in the form of forms.adapter: "matmul", "tokens" or "off" (unchanged).
 
-    A depthwise adapter has no "matmul" form and stays as it is.
+    A depthwise adapter has no "matmul" form and is returned unchanged.
     """
     if forms.adapter == "matmul" and can_be_matmuls(adapter):
         return DeployAdapter(adapter, grid, joined=forms.joined)
@@ -29,7 +29,7 @@ def deploy_adapter(adapter: ImageAdapter, grid: int, forms: Forms) -> nn.Module:
 
 
 def can_be_matmuls(adapter: ImageAdapter) -> bool:
-    """True for a full (not depthwise) 3x3 convolution followed by a 4x4 transposed one."""
+    """Return True for a full (not depthwise) 3x3 convolution followed by a 4x4 transposed one."""
     down, up = adapter.spatial[0], adapter.spatial[2]
     assert isinstance(down, nn.Conv2d) and isinstance(up, nn.ConvTranspose2d)
     return down.groups == 1 and down.kernel_size == (3, 3) and up.kernel_size == (4, 4)
@@ -38,8 +38,8 @@ def can_be_matmuls(adapter: ImageAdapter) -> bool:
 class TokenAdapter(nn.Module):
     """Image adapter on tokens (B,s,s,C) -> (B,s,s,C): only the convolutions are channels-first.
 
-    Gate, skip and norm are channels-last. TensorRT then computes the gate's mean in the kernel of the
-    norm before it, and copies the tokens one time less.
+    Gate, skip and norm are channels-last. TensorRT then computes the mean of the gate in the kernel
+    of the preceding norm and needs one copy of the tokens less.
     """
 
     def __init__(self, adapter: ImageAdapter) -> None:
@@ -55,14 +55,16 @@ class TokenAdapter(nn.Module):
 
 
 class DeployAdapter(nn.Module):
-    """Image adapter with MatMuls for convolutions: (B,s,s,C) -> (B,s,s,C).
+    """Image adapter with MatMuls instead of convolutions: (B,s,s,C) -> (B,s,s,C).
 
-    T = s*s tokens; gate, skip and norm are the eager modules.
-    Down: a 3x3 kernel at every second token, one MatMul (T/4,9C) x (9C,C).
-    Up: an output token of row and column parity (p,q) reads 2x2 tokens of the small grid, so four
-    MatMuls (T/4,4C) x (4C,C), with as many multiplications as the transposed convolution.
-    Up, joined: one MatMul ((s/2+1)^2,4C) x (4C,4C) for every 2x2 window of the padded small grid and
-    all four parities. Each parity uses these windows without one edge row and one edge column.
+    T = s*s tokens. Gate, skip and norm are the eager modules.
+    Down: a 3x3 kernel of stride 2 is one MatMul (T/4,9C) x (9C,C).
+    Up: an output token of row and column parity (p,q) reads 2x2 tokens of the small grid. The
+        transposed convolution is four MatMuls (T/4,4C) x (4C,C) with the same number of
+        multiplications.
+    Up, joined: one MatMul ((s/2+1)^2,4C) x (4C,4C) for every 2x2 window of the padded small grid
+        and all four parities. Each parity uses these windows without one edge row and one edge
+        column.
     """
 
     input_scale: nn.Parameter | None  # (C,)
@@ -101,8 +103,8 @@ class DeployAdapter(nn.Module):
         if self.input_scale is not None and self.skip == "input":
             tokens = tokens * self.input_scale
         around = F.pad(gated, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s+2)^2,C)
-        # (B,T/4,C) -> (B,s/2,s/2,C); ReLU after the reshape: directly after a MatMul it would prevent
-        # ONNX Runtime's INT8 fusion
+        # (B,T/4,C) -> (B,s/2,s/2,C); ReLU after the reshape, because directly after a MatMul it
+        # would prevent ONNX Runtime's INT8 fusion
         small = torch.relu(self.down(around)[0].reshape(batch, self.small, self.small, dim))
         around = F.pad(small, (0, 0, 1, 1, 1, 1)).flatten(1, 2)  # (B,(s/2+2)^2,C)
         y = self.up(around)  # parities x (B,T/4,C)
@@ -115,16 +117,16 @@ class DeployAdapter(nn.Module):
         return self.norm(_add(self.skip, tokens, gated, y))
 
     def _parities(self, y: Tensor) -> list[Tensor]:
-        """(B,(s/2+1)^2,4C) -> 4 x (B,s/2,s/2,C): parity p starts at window p."""
+        """Cut the windows of each parity p from p on: (B,(s/2+1)^2,4C) -> 4 x (B,s/2,s/2,C)."""
         small, batch = self.small, y.shape[0]
         y = y.reshape(batch, small + 1, small + 1, 4, -1)  # (B,s/2+1,s/2+1,4,C)
         starts = [(p, q) for p in (0, 1) for q in (0, 1)]
         return [y[:, p : p + small, q : q + small, 2 * p + q] for p, q in starts]
 
     def with_scaled_input(self, scale: Tensor) -> DeployAdapter:
-        """An adapter that gives the same result for tokens divided by scale (C,).
+        """Return an adapter that gives the same output for tokens divided by scale (C,).
 
-        The weights of the convolutions are shared with this one, the gate's are copied.
+        It shares the convolution weights with this one and has its own gate weights.
         """
         made = copy(self)
         made._modules, made._parameters = dict(self._modules), dict(self._parameters)
@@ -136,12 +138,15 @@ class DeployAdapter(nn.Module):
 
 
 def _add(skip: str, tokens: Tensor, gated: Tensor, y: Tensor) -> Tensor:
-    """What the norm reads, all (B,s,s,C)."""
+    """Return the input of the norm; all tensors are (B,s,s,C)."""
     return y if skip == "none" else (gated if skip == "gated" else tokens) + y
 
 
 def _down_index(grid: int) -> Tensor:
-    """Positions that a 3x3 kernel of stride 2 reads: (T/4*9,) in the padded (s+2)x(s+2) grid."""
+    """Return the positions that a 3x3 kernel of stride 2 reads.
+
+    (T/4*9,) in the padded (s+2)x(s+2) grid.
+    """
     start, tap = torch.arange(0, grid, 2), torch.arange(3)
     rows = (start[:, None] + tap)[:, None, :, None]  # (h,1,3,1)
     cols = (start[:, None] + tap)[None, :, None, :]  # (1,w,1,3)
@@ -149,7 +154,10 @@ def _down_index(grid: int) -> Tensor:
 
 
 def _up_index(half: int) -> Tensor:
-    """Positions that parity (p,q) reads: (4,T/4*4) in the padded (s/2+2)x(s/2+2) small grid."""
+    """Return the positions that each parity (p,q) reads.
+
+    (4,T/4*4) in the padded (s/2+2)x(s/2+2) small grid.
+    """
     near = torch.arange(half)[None, :, None] + torch.tensor([[0, 1], [1, 2]])[:, None]  # (p,h,i)
     rows = near[:, None, :, None, :, None]  # (p,1,h,1,i,1)
     cols = near[None, :, None, :, None, :]  # (1,q,1,w,1,j)
@@ -157,7 +165,10 @@ def _up_index(half: int) -> Tensor:
 
 
 def _between_index(half: int) -> Tensor:
-    """Positions of all 2x2 windows: ((s/2+1)^2*4,) in the padded (s/2+2)x(s/2+2) small grid."""
+    """Return the positions of all 2x2 windows.
+
+    ((s/2+1)^2*4,) in the padded (s/2+2)x(s/2+2) small grid.
+    """
     near = torch.arange(half + 1)[:, None] + torch.arange(2)  # (u,i)
     rows = near[:, None, :, None]  # (u,1,i,1)
     cols = near[None, :, None, :]  # (1,v,1,j)

@@ -1,10 +1,11 @@
-"""Rewrites of attention: windows, scale and rel_pos. Each can be switched off.
+"""Deploy form of attention, with the rewrites windows, scale and rel_pos. Each is optional.
 
-windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token equal the qkv bias. The
-rewrite pads the product without bias and adds the bias afterwards. The output of a padded query is
-cropped, so it need not be computed. A padded key must stay, because real tokens attend to it.
-Shapes: B frames, s x s tokens, C channels, n x n windows of w x w tokens, B' = windows of all frames,
-hd = channels of a head.
+windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token equal the qkv bias.
+    The rewrite pads the product without bias and adds the bias afterwards. The output of a padded
+    query is cropped, so it need not be computed. A padded key must stay, because real tokens attend
+    to it.
+Shapes: B frames, s x s tokens, C channels, n x n windows of w x w tokens, B' = windows of all
+    frames, hd = channels of a head.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from save_deploy.export.merge.product import MatMul, Scores, constant
 class _Part(NamedTuple):
     """n_rows x n_cols windows, the first at (row, col).
 
-    The first height x width tokens of each window are queries; all its tokens are keys.
+    The first height x width tokens of each window are queries; all tokens are keys.
     """
 
     row: int
@@ -35,7 +36,7 @@ class _Part(NamedTuple):
 
 
 class DeployAttention(nn.Module):
-    """SAM's attention for one grid size, in the form that `forms` names: (B,s,s,C) -> (B,s,s,C)."""
+    """SAM's attention for one grid size in the form of `forms`: (B,s,s,C) -> (B,s,s,C)."""
 
     def __init__(self, attn: Attention, window_size: int, grid: int, forms: Forms) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class DeployAttention(nn.Module):
             self.qkv_bias = constant(attn.qkv.bias * scale)
         else:
             self.qkv, self.qkv_bias = MatMul(attn.qkv.weight), attn.qkv.bias
-        # (side,hd,side): row of queries, channel, row of keys. They are made for the unscaled query
+        # (side,hd,side): query row, channel, key row. The tables are for the unscaled query
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
         rel_w = get_rel_pos(self.side, self.side, attn.rel_pos_w) / table_scale
@@ -89,7 +90,7 @@ class DeployAttention(nn.Module):
         return self.proj(self._real_queries(qkv))
 
     def _real_queries(self, qkv: Tensor) -> Tensor:
-        """Attention of the tokens that are not padding: (B,n*w,n*w,3C) -> (B,s,s,C)."""
+        """Compute attention of tokens that are not padding: (B,n*w,n*w,3C) -> (B,s,s,C)."""
         whole, rest = divmod(self.grid, self.side)  # complete windows per axis, tokens in the last
         # first window, number of windows, queries per window, for each axis
         cuts = [(0, whole, self.side), (whole, 1, rest)] if whole else [(0, 1, rest)]
@@ -100,10 +101,11 @@ class DeployAttention(nn.Module):
         return torch.cat(rows, dim=1)
 
     def _all_windows(self, qkv: Tensor) -> Tensor:
-        """Attention of all tokens in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
+        """Compute attention of all tokens in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
 
-        joined: q, k and v are parts of one transposed tensor. TensorRT makes one kernel of it. From
-        three slices it makes three kernels, each with a third of the weight, which is then not INT8.
+        joined: q, k and v are parts of one transposed tensor, for which TensorRT builds one kernel.
+            For three slices it builds three kernels, each with a third of the weight, which is then
+            not INT8.
         """
         side, n, heads = self.side, self.n_windows, self.num_heads
         if not self.joined:
@@ -128,7 +130,7 @@ class DeployAttention(nn.Module):
         return out.reshape(batch, size, size, dim)
 
     def _windows(self, qkv: Tensor, part: _Part) -> Tensor:
-        """Attention in the windows of a part, all tokens of a window being keys.
+        """Compute attention in the windows of a part; all tokens of a window are keys.
 
         (B,n*w,n*w,3C) -> (B,n_rows*height,n_cols*width,C).
         """
@@ -156,15 +158,18 @@ class DeployAttention(nn.Module):
         return out.reshape(batch, n_rows * height, n_cols * width, dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
-        """q (B',heads,h*w,hd), k and v (B',heads,side*side,hd) -> (B',heads,h*w,hd)."""
+        """Compute attention of q (B',heads,h*w,hd) to k and v (B',heads,side*side,hd).
+
+        Returns (B',heads,h*w,hd).
+        """
         rows, cols = self._rel_pos_terms(q, height, width)  # (B',heads,h,w,side) each
         count, heads, length, head_dim = q.shape
         if self.rel_pos == "fold_global":
             terms = [q * self.scale] + [t.reshape(count, heads, length, -1) for t in (rows, cols)]
             q = torch.cat(terms, dim=-1)  # (B',heads,L,hd+2*side)
             columns = self.key_columns.expand(count, heads, -1, -1)
-            # fused attention on a GPU needs v as wide as q and k. The same columns fill v (no tensor
-            # of zeros is needed), and the output is cut to the head's width
+            # fused attention on a GPU needs v as wide as q and k. The same columns pad v, which
+            # saves a tensor of zeros, and the output is cut to the head's width
             k, v = (torch.cat([t, columns], dim=-1) for t in (k, v))
             return (self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
         q = q * self.scale if self.scale != 1.0 else q
@@ -173,11 +178,12 @@ class DeployAttention(nn.Module):
         return self.scores(q, k.transpose(-2, -1), bias).softmax(dim=-1) @ v
 
     def _rel_pos_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).
+        """Return q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).
 
         off: SAM's einsum. Otherwise a batched product over query rows (columns), so that the tables
-        need no broadcast over frames and heads: TensorRT would copy them in two more kernels per
-        block. joined: one batched product for rows and columns.
+            need no broadcast over frames and heads: TensorRT would copy them in two more kernels
+            per block.
+        joined: one batched product for rows and columns.
         """
         count, heads, _, head_dim = q.shape
         grid = q.reshape(count * heads, height, width, head_dim)  # (B'h,h,w,hd)
@@ -191,7 +197,7 @@ class DeployAttention(nn.Module):
             return rows.transpose(0, 1).reshape(shape), cols.permute(1, 2, 0, 3).reshape(shape)
         rel_h: Tensor = self.rel_h
         rel_w: Tensor = self.rel_w
-        # a slice of all rows would lose the table's name in ONNX
+        # no slice of all rows: it would lose the table's name in ONNX
         if (height, width) != (self.side, self.side):
             rel_h, rel_w = rel_h[:height], rel_w[:width]
         if self.rel_pos == "off":
@@ -206,7 +212,7 @@ class DeployAttention(nn.Module):
 
 
 def _one_hot_keys(side: int) -> Tensor:
-    """One-hot row and column of every key: (1,1,side*side,2*side)."""
+    """Return one-hot row and column of every key: (1,1,side*side,2*side)."""
     eye = torch.eye(side)
     rows = eye[:, None].expand(side, side, side)
     cols = eye[None, :].expand(side, side, side)

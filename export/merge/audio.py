@@ -1,4 +1,4 @@
-"""Rewrites of the audio side: batched audio adapters, and the prompt's scale in its weights."""
+"""Deploy forms of the audio modules: batched audio adapters, and a prompt MLP with folded scale."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from save_deploy.model.adapters import AudioAdapters, AudioMlp, AudioPrompt
 class DeployAudio(nn.Module):
     """Batched audio adapters: audio_embedding (B,128) -> injections (N,B,C), prompt source (B,C).
 
-    Eq. 2 of the paper as printed needs 2N - 1 small MLPs on two levels. MLPs of one level do not
-    depend on each other, so each of their linears is one batched product. audio_mode "recursive"
-    cannot be batched: DeployModel keeps the eager module, and the proof lists "audio" as switched off.
+    Eq. 2 of the paper as printed needs 2N - 1 small MLPs in two levels. MLPs of one level are
+    independent, so each of their linears is one batched product. audio_mode "recursive" cannot be
+    batched: DeployModel keeps the eager module, and the proof lists "audio" as switched off.
     """
 
     def __init__(self, adapters: AudioAdapters) -> None:
@@ -46,7 +46,9 @@ class DeployAudio(nn.Module):
         else:
             first = first + feature
             previous = torch.cat([torch.zeros_like(first[:1]), first[:-1]])
-            step = feature + previous  # (N,B,C); the first adapter has no predecessor: zeros
+            step = (
+                feature + previous
+            )  # (N,B,C); zeros stand for the predecessor of the first adapter
             injections = self._mlps(step) + step
         if self.source == "raw":
             prompt = audio_embedding
@@ -57,7 +59,7 @@ class DeployAudio(nn.Module):
         return injections, prompt
 
     def _mlps(self, x: Tensor) -> Tensor:
-        """(1 or N,B,in) -> (N,B,C), MLP i on row i."""
+        """Apply MLP i to row i: (1 or N,B,in) -> (N,B,C)."""
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
@@ -67,7 +69,7 @@ class DeployAudio(nn.Module):
 
 
 class DeployPrompt(nn.Module):
-    """Prompt MLP with its 1/N scale in the first weight: prompt source (B,C) -> (B,P,256)."""
+    """Prompt MLP with its 1/N scale folded into the first weight: (B,C) -> (B,P,256)."""
 
     def __init__(self, prompt: AudioPrompt) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class DeployPrompt(nn.Module):
         return x if self.n_tokens == 1 else x.expand(-1, self.n_tokens, -1)
 
 
-BATCHED_MODES = ("literal", "literal_running", "independent")  # of audio_mode
+BATCHED_MODES = ("literal", "literal_running", "independent")  # values of audio_mode
 
 
 def prove_audio(adapters: AudioAdapters, merged: DeployAudio) -> RewriteProof:

@@ -1,4 +1,4 @@
-"""The deploy form of an encoder block, and the proofs of the rewrites inside blocks."""
+"""Deploy form of an encoder block, and the proofs of the rewrites inside blocks."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def prove_blocks(
 ) -> tuple[list[RewriteProof], tuple[float, ...]]:
     """Compare attention and adapter of every block in float64, on random tokens.
 
-    Returns one proof per rewrite, and per block the largest relative difference with all rewrites.
-    Each rewrite of attention is also compared alone, in the first windowed and first global block.
-    on_block() is called after each block.
+    Returns one proof per rewrite, and the largest relative difference of each block with all
+    rewrites on. Each rewrite of attention is also compared alone, in the first windowed and first
+    global block.
+    on_block: called after each block.
     """
     seeded = torch.Generator().manual_seed(0)
     first_of_kind = {bool(block.window_size): i for i, block in reversed(list(enumerate(blocks)))}
@@ -104,7 +105,10 @@ def prove_blocks(
 def _attention_difference(
     block: Block, config: SaveConfig, seeded: torch.Generator
 ) -> Callable[[Forms], float]:
-    """-> function of forms: relative difference of DeployAttention from SAM's, same float64 tokens."""
+    """Return a function forms -> relative difference of DeployAttention from SAM's attention.
+
+    All calls use the same random float64 tokens.
+    """
     attn = _attention_in_double(block.attn, config)
     shape = (1, config.grid, config.grid, attn.proj.in_features)
     tokens = torch.randn(shape, generator=seeded, dtype=torch.float64)
@@ -120,7 +124,7 @@ def _attention_difference(
 def _adapter_difference(
     block: Block, config: SaveConfig, forms: Forms, seeded: torch.Generator
 ) -> float:
-    """Relative difference of the adapter's deploy form from the eager adapter; 0 if it has none."""
+    """Return the relative difference of the deploy adapter from the eager one, 0 if unchanged."""
     if block.adapter is None or not _is_rewritten(block, config, forms):
         return 0.0
     eager = in_double(block.adapter)
@@ -130,13 +134,13 @@ def _adapter_difference(
 
 
 def _only(forms: Forms, name: str) -> Forms:
-    """The same forms with one rewrite of attention alone."""
+    """Return the forms with one rewrite of attention on and the others off."""
     return replace(forms.without(*IN_ATTENTION), **{name: getattr(forms, name)})
 
 
 _KEPT = {
     "windows": "padded keys stay: real tokens attend to them, as in SAM",
-    "scale": "LayerNorm affines: the image adapter needs them back",
+    "scale": "LayerNorm affines: the image adapter reads them too",
     "rel_pos": "the sum of both terms: it depends on the query",
 }
 
@@ -200,10 +204,10 @@ def _is_rewritten(block: Block, config: SaveConfig, forms: Forms) -> bool:
 
 
 def _attention_in_double(attn: Attention, config: SaveConfig) -> Attention:
-    """A float64 copy; on grids above FULL_GRID of the first PROOF_HEADS heads only.
+    """Return a float64 copy; for grids above FULL_GRID only the first PROOF_HEADS heads.
 
-    All heads of ViT-H at 1024 px would need 2 GB per score tensor. Heads are independent of each other
-    up to the projection, so a few prove the algebra.
+    All heads of ViT-H at 1024 px would need 2 GB per score tensor. Heads are independent up to the
+    projection, so a few heads prove the algebra.
     """
     if config.grid <= FULL_GRID:
         return in_double(attn)

@@ -1,4 +1,4 @@
-"""Rewrite of neck and mask decoder: one mask, constants folded, upscaling as linears.
+"""Deploy form of neck and mask decoder: one mask, constants folded, upscaling as linears.
 
 Shapes: s x s grid of tokens, T = s*s, P prompt tokens, C encoder channels.
 """
@@ -30,10 +30,10 @@ MASK_TOKEN = 1  # index of mask 0 among the output tokens; 0 is the IoU token
 
 
 class DeployNeck(nn.Module):
-    """SAM's neck with channels last: (B,s,s,C) -> (B,T,256), with the dense prompt added.
+    """SAM's neck, channels-last: (B,s,s,C) -> (B,T,256), with the dense prompt added.
 
-    LayerNorm2d becomes LayerNorm. The dense prompt is constant (no_mask_embed), so it is part of the
-    last norm's bias.
+    LayerNorm2d becomes LayerNorm. The dense prompt is constant (no_mask_embed) and is folded into
+    the bias of the last norm.
     """
 
     def __init__(self, neck: nn.Sequential, dense_prompt: Tensor) -> None:
@@ -53,7 +53,7 @@ class DeployNeck(nn.Module):
 
 
 class DeployFusion(nn.Module):
-    """Post-fusion on tokens that contain the dense prompt, which the prompt source must not contain."""
+    """Post-fusion on tokens that include the dense prompt, which the prompt source excludes."""
 
     def __init__(self, fusion: PostFusion, dense_prompt: Tensor) -> None:
         super().__init__()
@@ -61,7 +61,11 @@ class DeployFusion(nn.Module):
         self.dense_prompt = nn.Parameter(dense_prompt.detach(), requires_grad=False)
 
     def forward(self, tokens: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B,T,256), audio_embedding (B,128) -> fused tokens, prompt source (B,256)."""
+        """Compute fused tokens and prompt source (B,256).
+
+        tokens: (B,T,256).
+        audio_embedding: (B,128).
+        """
         fused = tokens + self.proj(audio_embedding)[:, None, :]
         return fused, fused.mean(dim=1) - self.dense_prompt
 
@@ -69,12 +73,12 @@ class DeployFusion(nn.Module):
 class DeployDecoder(nn.Module):
     """Mask 0 of SAM's decoder (multimask_output=False).
 
-    Dropped: the IoU head, and the hypernetworks and products of the three other masks. Kept: the
-    tokens of all masks, because mask 0 attends to them. Constant: positions and output tokens.
-    The transposed convolutions (kernel 2, stride 2) become linears on tokens, so LayerNorm2d becomes
-    LayerNorm and only the finished mask of one channel changes its layout.
+    Removed: the IoU head, and the hypernetworks and products of the three other masks. Kept: the
+        tokens of all masks, because mask 0 attends to them. Constant: positions and output tokens.
+    The transposed convolutions (kernel 2, stride 2) become linears on tokens, so LayerNorm2d
+    becomes LayerNorm and only the final one-channel mask changes its layout.
     joined: the transformer is a JoinedTransformer, and the mask is a weighted sum, which TensorRT
-    computes in the kernel that makes its terms.
+        fuses into the kernel that computes its terms.
     """
 
     def __init__(self, decoder: MaskDecoder, image_pe: Tensor, *, joined: bool = False) -> None:
@@ -95,9 +99,10 @@ class DeployDecoder(nn.Module):
         self.hypernetwork = decoder.output_hypernetworks_mlps[0]
 
     def forward(self, image_tokens: Tensor, sparse_prompt: Tensor) -> Tensor:
-        """Logits of mask 0: image_tokens (B,T,256), sparse_prompt (B,P,256) -> (B,1,4s,4s).
+        """Compute logits of mask 0, (B,1,4s,4s).
 
-        image_tokens contain the dense prompt.
+        image_tokens: (B,T,256), with the dense prompt added.
+        sparse_prompt: (B,P,256).
         """
         batch, grid = image_tokens.shape[0], self.grid
         tokens = torch.cat([self.output_tokens.expand(batch, -1, -1), sparse_prompt], dim=1)
@@ -117,7 +122,10 @@ class DeployDecoder(nn.Module):
 
 
 def _linear_from_transposed_conv(conv: nn.ConvTranspose2d) -> nn.Linear:
-    """ConvTranspose2d(kernel 2, stride 2) as a linear: (...,in) -> (...,row*col*out), row and col 2."""
+    """Return ConvTranspose2d(kernel 2, stride 2) as a linear: (...,in) -> (...,2*2*out).
+
+    The order of the outputs is row, column, channel.
+    """
     n_in, n_out = conv.weight.shape[:2]
     weight = conv.weight.permute(2, 3, 1, 0).reshape(4 * n_out, n_in)  # (2*2*out,in)
     assert conv.bias is not None
@@ -135,7 +143,10 @@ def _layer_norm(weight: Tensor, bias: Tensor, eps: float) -> nn.LayerNorm:
 
 
 class EagerHead(nn.Module):
-    """Eager neck and decoder: (B,C,s,s), prompt source, audio (B,128) -> low_res_masks (B,1,4s,4s)."""
+    """Eager neck and decoder, to compare with DeployHead.
+
+    features (B,C,s,s), prompt source, audio (B,128) -> low_res_masks (B,1,4s,4s).
+    """
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()
@@ -145,7 +156,7 @@ class EagerHead(nn.Module):
 
     def double(self) -> EagerHead:
         super().double()
-        self.prompt_encoder.pe_layer.float()  # segment-anything makes its positions in float32
+        self.prompt_encoder.pe_layer.float()  # segment-anything computes positions in float32
         return self
 
     def forward(self, features: Tensor, source: Tensor, audio: Tensor) -> Tensor:
@@ -160,7 +171,7 @@ class EagerHead(nn.Module):
 
 
 class DeployHead(nn.Module):
-    """The rewritten neck and decoder, with the inputs and output of EagerHead."""
+    """Rewritten neck and decoder, with the inputs and output of EagerHead."""
 
     def __init__(self, head: EagerHead, *, joined: bool = False) -> None:
         super().__init__()

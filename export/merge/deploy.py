@@ -1,4 +1,4 @@
-"""merge: SaveModel -> DeployModel (inference only, one resolution) and the proof of equality."""
+"""Conversion of a SaveModel to a DeployModel for one resolution, with a proof of equality."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from save_deploy.model.save import SaveModel
 
 
 class DeployModel(nn.Module):
-    """frames uint8 (B,S,S,3) RGB + audio_embedding float32 (B,128) -> mask_logits (B,1,S,S)."""
+    """Inference-only model for one resolution.
+
+    image uint8 (B,S,S,3) RGB, audio_embedding float32 (B,128) -> mask_logits (B,1,S,S).
+    """
 
     def __init__(self, model: SaveModel, forms: Forms | None = None) -> None:
         super().__init__()
@@ -78,7 +81,11 @@ class DeployModel(nn.Module):
         return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
 
     def _decode(self, x: Tensor, prompt_source: Tensor, audio_embedding: Tensor) -> Tensor:
-        """x (B,s,s,C), prompt source, audio_embedding (B,128) -> low_res_masks (B,1,4s,4s)."""
+        """Decode x (B,s,s,C) to low_res_masks (B,1,4s,4s).
+
+        prompt_source: (B,C), or (B,128) for raw prompts.
+        audio_embedding: (B,128).
+        """
         if self.head is not None:
             features = x.permute(0, 3, 1, 2)  # (B,C,s,s)
             return self.head(features, prompt_source, audio_embedding)
@@ -93,7 +100,7 @@ class DeployModel(nn.Module):
 
 
 class FrameModel(nn.Module):
-    """The eager model with the deploy model's inputs and output, to count its multiplications."""
+    """Eager model with the inputs and output of DeployModel, to count its multiplications."""
 
     def __init__(self, model: SaveModel) -> None:
         super().__init__()
@@ -106,11 +113,11 @@ class FrameModel(nn.Module):
 def merge(
     model: SaveModel, forms: Forms | None = None, *, on_block: Callable[[], object] = lambda: None
 ) -> tuple[DeployModel, MergeProof]:
-    """Make the deploy model of an eager model in eval mode, and prove that both compute the same.
+    """Create the deploy model of an eager model in eval mode, and prove that both are equal.
 
-    Weights that no rewrite changes are shared. Each rewritten part is rebuilt from a float64 copy and
-    compared with its eager original, so the proof is about the algebra, not about rounding.
-    on_block() is called after each block that is compared.
+    Weights that no rewrite changes are shared. For the proof, each rewritten part is rebuilt from a
+    float64 copy and compared with its eager original, so it tests the algebra, not rounding.
+    on_block: called after each compared block.
     """
     deploy = DeployModel(model, forms).eval().requires_grad_(False)
     return deploy, prove(model, deploy, on_block)
@@ -120,7 +127,7 @@ def merge(
 def prove(
     model: SaveModel, deploy: DeployModel, on_block: Callable[[], object] = lambda: None
 ) -> MergeProof:
-    """Compare each rewritten part of `deploy` with its eager original, in float64."""
+    """Compare each rewritten part of `deploy` with its eager original in float64."""
     config, forms = model.config, deploy.forms
     rewrites = []
     if isinstance(deploy.patch_embed, DeployPatchEmbed):

@@ -1,8 +1,8 @@
-"""Which rewrites a deploy model uses, and in which form: one choice per target.
+"""Selection of rewrites and their forms, one per target.
 
-All forms compute the same function of the same weights; compilers make different kernels of them.
-For CPUs the choice was measured (docs/benchmarks.md): the same forms are the fastest on ONNX Runtime
-and OpenVINO. For TensorRT it follows from what TensorRT fuses; it was not run on a GPU.
+All forms compute the same function of the same weights, but compilers build different kernels for
+them. The CPU forms were measured (docs/benchmarks.md): the same ones are fastest on ONNX Runtime
+and OpenVINO. The TensorRT forms follow its fusion rules and were not measured on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REWRITES: dict[str, str] = {
     "windows": "padded window tokens skipped in the linears (and as queries)",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",
-    "adapter": "image adapter on tokens, convolutions as matrix products where asked",
+    "adapter": "image adapter on tokens, convolutions optionally as matrix products",
     "audio": "all audio adapters batched",
     "decoder": "one mask of four, constants folded, upscaling as linears",
 }
@@ -28,12 +28,13 @@ ADAPTER = ("off", "tokens", "matmul")
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """The form of each rewrite; off or False: the eager part.
+    """Form of each rewrite; "off" or False keeps the eager part.
 
     windows: late_pad pads after qkv instead of before; real_queries also drops padded queries, with
-    one attention per window shape. rel_pos: bias computes one product per row and column of queries;
-    fold_global also appends the terms to q, k and v of global blocks, which then need no bias of the
-    size of the scores. adapter: tokens keeps its convolutions, matmul makes MatMuls of them.
+        one attention per window shape.
+    rel_pos: bias computes one product per row and column of queries; fold_global also appends the
+        terms to q, k and v of global blocks, which then need no bias of the size of the scores.
+    adapter: tokens keeps the convolutions; matmul replaces them with MatMuls.
     joined: products of the same tokens become one, and one transposition splits the heads.
     """
 
@@ -47,7 +48,7 @@ class Forms:
     joined: bool = False
 
     def without(self, *names: str) -> Forms:
-        """The same with these rewrites off. Raises SaveDeployError for an unknown name."""
+        """Return the forms with these rewrites off. Raises SaveDeployError for an unknown name."""
         unknown = sorted(set(names) - set(REWRITES))
         if unknown:
             raise SaveDeployError(
@@ -57,7 +58,7 @@ class Forms:
         return replace(self, **off)  # type: ignore[arg-type]
 
     def quantizable(self) -> Forms:
-        """The same with MatMuls for the convolutions in encoder blocks: INT8 and FP8 need MatMuls."""
+        """Return the forms with encoder convolutions as MatMuls, which INT8 and FP8 need."""
         return replace(self, adapter="matmul")
 
     def to_dict(self) -> dict[str, object]:
@@ -65,11 +66,11 @@ class Forms:
 
 
 def forms_for(target: str, *, res: int = 256) -> Forms:
-    """The forms for a target, one of TARGETS, at res pixels. Raises SaveDeployError for another."""
+    """Return the forms for a target of TARGETS at res px. Raises SaveDeployError for others."""
     if target not in TARGETS:
         raise SaveDeployError("unknown target", got=target, expected=", ".join(TARGETS))
     if target == "tensorrt":
-        # few large kernels. At 1024 px a bias for 64x64 global tokens would be as large as the scores
+        # few large kernels; at 1024 px a bias for 64x64 global tokens is as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"
         return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
     return Forms(windows="real_queries")

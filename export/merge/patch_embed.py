@@ -1,4 +1,4 @@
-"""Rewrite of the patch embedding: image normalization in its weights, uint8 NHWC as its input."""
+"""Deploy form of the patch embedding: uint8 NHWC input, normalization folded into the weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from save_deploy.model.save import SaveModel
 class DeployPatchEmbed(nn.Module):
     """Normalization, patch embedding and positions: frames uint8 (B,S,S,3) -> (B,s,s,C).
 
-    conv((x - mean) / std) = conv'(x) with weight' = weight / std and bias' = bias - sum(weight' mean).
-    Exact because the convolution has no padding.
+    conv((x - mean) / std) = conv'(x) with weight' = weight / std and bias' = bias - sum(weight'
+    mean). This is exact because the convolution has no padding.
     """
 
     def __init__(self, conv: nn.Conv2d, pos_embed: nn.Parameter, mean: Tensor, std: Tensor) -> None:
@@ -41,7 +41,7 @@ class DeployPatchEmbed(nn.Module):
 
 
 class EagerPatchEmbed(nn.Module):
-    """The eager modules for the same: frames uint8 (B,S,S,3) -> (B,s,s,C)."""
+    """Eager modules with the same input and output: frames uint8 (B,S,S,3) -> (B,s,s,C)."""
 
     mean: Tensor
     std: Tensor
@@ -60,7 +60,7 @@ class EagerPatchEmbed(nn.Module):
 
 
 def prove_normalize(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
-    """Compare in float64 on a random frame; the weights are folded again from a float64 copy."""
+    """Compare in float64 on a random frame, with weights folded again from a float64 copy."""
     eager = in_double(EagerPatchEmbed(model))
     rewritten = DeployPatchEmbed(
         eager.patch_embed.proj, eager.pos_embed, model.pixel_mean, model.pixel_std
@@ -72,11 +72,11 @@ def prove_normalize(model: SaveModel, merged: DeployPatchEmbed) -> RewriteProof:
     return RewriteProof(
         name="normalise",
         folded=REWRITES["normalise"],
-        kept="conversion from uint8: the patches are integers until the convolution",
+        kept="conversion from uint8: pixels are integers up to the convolution",
         params_before=count_parameters([eager_meta]),
         params_after=count_parameters([merged]),
         macs_before=count_macs(eager_meta, frames),
         macs_after=count_macs(merged, frames),
         max_rel_diff=relative_difference(eager(frames), rewritten(frames)),
-        compared="patch embedding of a random picture",
+        compared="patch embedding of a random image",
     )

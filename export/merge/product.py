@@ -1,7 +1,7 @@
 """Matrix products as modules, so that each has a name.
 
-Calibration measures a range, and quantization places Q/DQ, at the input of a named module: the input
-of `blocks.3.attn.qkv` is one tensor with one range, whatever the graph around it looks like.
+Calibration measures ranges, and quantization inserts Q/DQ pairs, at the input of a named module:
+the input of `blocks.3.attn.qkv` is one tensor with one range, independent of the graph around it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class MatMul(nn.Module):
-    """x (...,K) -> x @ weight.T (...,N): a linear without bias, constant weight (N,K)."""
+    """Linear without bias, with a constant weight (N,K): x (...,K) -> x @ weight.T (...,N)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -29,9 +29,10 @@ class MatMul(nn.Module):
 class GatheredMatMuls(nn.Module):
     """n matrix products of gathered tokens: tokens (B,P,C) -> n x (B,T,N).
 
-    indices: n x (T*taps,) int64, positions among the P tokens. Each output token reads `taps` tokens,
-    concatenated, so each of the n weights is (N,taps*C). The n products stay separate: INT8 kernels
-    need constant matrices, and ONNX Runtime computes a batched product in float.
+    indices: n x (T*taps,) int64, positions among the P tokens.
+    Each output token reads `taps` concatenated tokens, so each of the n weights is (N,taps*C). The
+    products stay separate because INT8 kernels need constant matrices, and ONNX Runtime computes a
+    batched product in float.
     """
 
     def __init__(self, weights: Sequence[Tensor], indices: Sequence[Tensor], taps: int) -> None:
@@ -52,23 +53,23 @@ class GatheredMatMuls(nn.Module):
 
 
 class Scores(nn.Module):
-    """Attention scores, q @ k (+ bias), as a module: the FP16 plan measures their range.
+    """Attention scores, q @ k (+ bias), as a module whose range the FP16 plan measures.
 
-    They can exceed the range of FP16. The product then stays in FP16 with a scaled q, and the
+    Scores can exceed the range of FP16. The product then stays in FP16 with a scaled q, and the
     operations after it run in FP32.
     """
 
     def forward(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """q (...,L,hd), k (...,hd,M), bias (...,L,M) -> (...,L,M)."""
+        """Compute scores (...,L,M) from q (...,L,hd), k (...,hd,M) and bias (...,L,M)."""
         scores = q @ k
         return scores if bias is None else scores + bias
 
 
 def constant(value: Tensor) -> nn.Parameter:
-    """The tensor as a parameter without gradient."""
+    """Return the tensor as a parameter without gradient."""
     return nn.Parameter(value.detach(), requires_grad=False)
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:
-    """n x (B,T,N) -> (B,n,T,N)."""
+    """Stack n x (B,T,N) to (B,n,T,N)."""
     return torch.stack(list(outputs), dim=1)

@@ -1,4 +1,4 @@
-"""MergeProof: what each rewrite folded, and its difference from the eager part in float64."""
+"""Proof of a merge: what each rewrite changed, and its float64 difference from the eager part."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-TOLERANCE = 1e-9  # largest absolute difference over largest absolute output, in float64
+TOLERANCE = 1e-9  # max |difference| / max |output|, in float64
 
 
 @dataclass(frozen=True)
 class RewriteProof:
     """One rewrite and its difference from the eager part.
 
-    folded: what was rewritten; kept: what was not, and why. params, macs: number of weights and of
-    multiply-accumulates per frame. max_rel_diff: see relative_difference, in float64; compared: on
-    which parts and inputs it was measured.
+    folded: what was rewritten.
+    kept: what was not rewritten, and why.
+    params, macs: number of weights, and of multiply-accumulates per frame.
+    max_rel_diff: see relative_difference, in float64.
+    compared: the parts and inputs of the comparison.
     """
 
     name: str
@@ -44,8 +46,9 @@ class RewriteProof:
 class MergeProof:
     """All rewrites of one merge.
 
-    switched_off: names of the rewrites that were not applied. blocks: largest relative difference of
-    each encoder block. macs: of the whole model per frame, without the audio encoder.
+    switched_off: names of the rewrites that were not applied.
+    blocks: largest relative difference of each encoder block.
+    macs: multiply-accumulates of the whole model per frame, without the audio encoder.
     """
 
     rewrites: tuple[RewriteProof, ...]
@@ -68,17 +71,20 @@ class MergeProof:
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """max |expected - got| / max |expected|, 0 for equal tensors."""
+    """Return max |expected - got| / max |expected|, 0 for equal tensors."""
     return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def in_double(module: ModuleT) -> ModuleT:
-    """A float64 copy of a module."""
+    """Return a float64 copy of a module."""
     return deepcopy(module).double()
 
 
 def count_parameters(parts: Sequence[nn.Module | Tensor]) -> int:
-    """Number of float weights: parameters, and buffers, into which a rewrite may turn parameters."""
+    """Return the number of float parameters and buffers.
+
+    Buffers count because a rewrite may turn parameters into buffers.
+    """
     total = 0
     for part in parts:
         tensors = [part] if isinstance(part, Tensor) else [*part.parameters(), *part.buffers()]
@@ -87,7 +93,7 @@ def count_parameters(parts: Sequence[nn.Module | Tensor]) -> int:
 
 
 def count_macs(module: nn.Module, *args: Tensor) -> int:
-    """Multiply-accumulates of module(*args). Counted on meta tensors: no memory, no arithmetic."""
+    """Return the multiply-accumulates of module(*args), counted on meta tensors."""
     weights = {n: p.to("meta") for n, p in [*module.named_parameters(), *module.named_buffers()]}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(module, weights, tuple(a.to("meta") for a in args))

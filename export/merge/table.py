@@ -6,7 +6,7 @@ from save_deploy.export.merge.proof import TOLERANCE, MergeProof
 
 
 def print_proof(proof: MergeProof, *, blocks: bool) -> None:
-    """One line per rewrite; blocks: also print the largest difference of each encoder block."""
+    """Print one line per rewrite; with `blocks`, also the largest difference of each block."""
     from rich.table import Table
 
     from save_deploy.console import new_console
@@ -16,7 +16,7 @@ def print_proof(proof: MergeProof, *, blocks: bool) -> None:
     table = Table(
         title=f"merge: {exact} (float64, tolerance {TOLERANCE:.0e} of the largest output)",
         title_justify="left",
-        caption=f"{proof.macs_before / 1e9:.4g} -> {proof.macs_after / 1e9:.4g} GMAC a frame; "
+        caption=f"{proof.macs_before / 1e9:.4g} -> {proof.macs_after / 1e9:.4g} GMAC per frame; "
         f"off: {', '.join(proof.switched_off) or 'none'}",
         caption_justify="left",
     )

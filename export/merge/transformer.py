@@ -1,9 +1,9 @@
-"""Rewrites of the mask decoder's two-way transformer: query scale in the weights, products joined.
+"""Deploy forms of the mask decoder's two-way transformer: folded query scale, joined products.
 
-DeployTransformer computes segment-anything's operations in their order. JoinedTransformer uses
-W(x + position) = W x + W position, so that products of the same tokens can be one. W position is a
-constant for image tokens. The positions of the prompt tokens are the prompt tokens that enter the
-transformer, so one product at its start computes all their W position.
+DeployTransformer computes segment-anything's operations in their order. JoinedTransformer uses W(x
++ position) = W x + W position, so that products of the same tokens can be joined. For image tokens
+W position is a constant. The positions of the prompt tokens are the prompt tokens at the input of
+the transformer, so one product at its start computes all their W position.
 Shapes: P prompt tokens (output tokens included), T image tokens, hd channels of a head.
 """
 
@@ -28,25 +28,25 @@ class _Attend(nn.Module):
         self.scores, self.out_proj = Scores(), attn.out_proj
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (B,heads,P,hd), k and v (B,heads,T,hd) -> (B,P,256)."""
+        """Compute attention of q (B,heads,P,hd) to k and v (B,heads,T,hd): (B,P,256)."""
         out = self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B,P,heads,hd) -> (B,P,heads*hd)
 
     def heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B,P,parts*heads*hd) -> parts x (B,heads,P,hd), by one transposition."""
+        """Split (B,P,parts*heads*hd) into parts x (B,heads,P,hd) by one transposition."""
         x = x.unflatten(2, (parts, self.num_heads, -1))  # (B,P,parts,heads,hd)
         return x.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class _Attention(_Attend):
-    """segment-anything's attention with the scale 1 / sqrt(hd) in q's weights."""
+    """segment-anything's attention with the scale 1 / sqrt(hd) folded into the weights of q."""
 
     def __init__(self, attn: Attention) -> None:
         super().__init__(attn)
         self.q_proj, self.k_proj, self.v_proj = _scaled_query(attn), attn.k_proj, attn.v_proj
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (B,P,256), k and v (B,T,256) -> (B,P,256)."""
+        """Compute attention of q (B,P,256) to k and v (B,T,256): (B,P,256)."""
         parts = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
         # (B,P,heads*hd) -> (B,heads,P,hd)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in parts)
@@ -54,7 +54,7 @@ class _Attention(_Attend):
 
 
 class _Layer(nn.Module):
-    """segment-anything's TwoWayAttentionBlock: queries (B,P,256), keys (B,T,256) -> the same shapes."""
+    """segment-anything's TwoWayAttentionBlock on queries (B,P,256) and keys (B,T,256)."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ class DeployTransformer(nn.Module):
 class _JoinedLayer(nn.Module):
     """_Layer with joined products: queries (B,P,256), keys (B,T,256), shares -> queries, keys.
 
-    shares: three parts of JoinedTransformer.token_products, W position + bias for self_qkv, token_q
-    and token_kv. Self attention of the first layer reads the tokens alone, so its part is the whole
-    product and self_qkv is None.
+    shares: three parts of JoinedTransformer.token_products: W position + bias of self_qkv, token_q
+        and token_kv. Self attention of the first layer reads only the tokens, so its part is the
+        whole product and self_qkv is None.
     """
 
     def __init__(self, layer: Any, image_pe: Tensor) -> None:
@@ -123,7 +123,7 @@ class _JoinedLayer(nn.Module):
         self.self_qkv = None if layer.skip_first_layer_pe else MatMul(joined[0][0])
         self.token_q, self.token_kv = MatMul(joined[1][0]), MatMul(joined[2][0])
         shared = [(of_position, bias) for _, of_position, bias in joined]
-        if self.self_qkv is None:  # no positions in its self attention: W x + bias of the tokens
+        if self.self_qkv is None:  # self attention without positions: W x + bias of the tokens
             shared[0] = (joined[0][0], joined[0][2])
         self.shared = shared  # JoinedTransformer takes these and deletes the attribute
         # products of the image tokens: k and v of token-to-image attention, q of image-to-token
@@ -161,10 +161,10 @@ class _JoinedLayer(nn.Module):
 
 
 class JoinedTransformer(nn.Module):
-    """TwoWayTransformer with joined products, for one of its queries.
+    """TwoWayTransformer with joined products that returns only one query.
 
-    tokens (B,P,256), image_tokens (B,T,256) -> query `row` (B,256), keys (B,T,256). The last attention
-    is computed for this query alone.
+    tokens (B,P,256), image_tokens (B,T,256) -> query `row` (B,256), keys (B,T,256). The last
+    attention is computed only for this query.
     """
 
     def __init__(self, transformer: TwoWayTransformer, image_pe: Tensor, row: int) -> None:
@@ -208,8 +208,8 @@ def _join(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Join linears of x + position and linears of x.
 
-    Returns the weight of x (N,256), the weight of the position (N,256), zero for linears of x alone,
-    and the bias (N,).
+    Returns the weight of x (N,256), the weight of the position (N,256), which is zero for linears
+    of x, and the bias (N,).
     """
     linears = [*with_position, *without]
     weights = [linear.weight for linear in linears]
@@ -224,9 +224,9 @@ def _join(
 def _image_product(
     parts: Sequence[tuple[Tensor, Tensor, Tensor]], image_pe: Tensor
 ) -> tuple[MatMul, nn.Parameter]:
-    """Join parts made by _join into one product of the image tokens, (B,T,256) -> (B,T,N).
+    """Join parts made by _join into one product of the image tokens: (B,T,256) -> (B,T,N).
 
-    Returns it and the constant that its caller adds: W position + bias (1,T,N).
+    Returns the product and the constant W position + bias (1,T,N), which the caller adds.
     """
     weight, of_position, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return MatMul(weight), constant(nn.functional.linear(image_pe, of_position, bias))

@@ -1,4 +1,4 @@
-"""Quantize: a float graph and a calibration table -> explicit Q/DQ, INT8 or FP8."""
+"""Quantization of a float graph with a calibration table: explicit Q/DQ pairs, INT8 or FP8."""
 
 from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.export.quantize.sites import MatMulSite, find_sites

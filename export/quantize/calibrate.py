@@ -1,4 +1,4 @@
-"""Model and pairs -> calibration table, in one pass that an interrupted run resumes."""
+"""Measurement of a calibration table in one pass over the pairs, resumable after an interrupt."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ OnStage = Callable[[str, str], None]
 CALIBRATE_STAGES = ("load", "merge", "calibrate")
 DEFAULT_METHOD = "minmax"
 SAVE_EVERY_S = 5.0
-_CORRECTED = ("attn.proj", "mlp.lin1", "mlp.lin2")  # their bias is added directly after the MatMul
+_CORRECTED = ("attn.proj", "mlp.lin1", "mlp.lin2")  # MatMuls directly followed by a bias
 
 
 def calibrate_checkpoint(
     checkpoint: Path | None, sam: Path | None, res: int, options: CalibrationOptions, out: Path, *,
     force: bool = False, threads: int | None = None, on_stage: OnStage = lambda *_: None,
 ) -> CalibrationTable:  # fmt: skip
-    """The table of a checkpoint, measured and written."""
+    """Measure the calibration table of a checkpoint and write it to `out`."""
     check_file_target(out, force=force)
     check_resolution(res)
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -72,13 +72,15 @@ def measure_table(
     model: SaveModel, deploy: DeployModel, options: CalibrationOptions, data: str, *,
     golden: Pairs | None = None, on_stage: OnStage = lambda *_: None,
 ) -> CalibrationTable:  # fmt: skip
-    """Select pairs, refuse what accuracy is measured on, and run them. data: when options name none.
+    """Select pairs, check that accuracy is not measured on them, and measure their ranges.
 
-    An interrupted pass is taken up again by the same call; a finished one is not repeated.
+    data: dataset for options that name none.
+    golden: golden samples, which must not be among the pairs.
+    The same call resumes an interrupted pass, and loads the table of a finished one.
     """
     name = options.data or data
     res = model.config.res
-    advance = countdown(on_stage, "calibrate", f"looking at clips of {name}", 3 * options.pairs)
+    advance = countdown(on_stage, "calibrate", f"reading clips of {name}", 3 * options.pairs)
     selection = select_pairs(
         name, options.pairs, res=res, split=options.split, skip_bad=options.skip_bad,
         on_clip=advance,
@@ -109,7 +111,10 @@ def obtain_table(
     model: SaveModel, deploy: DeployModel, options: ExportOptions, golden: Pairs, *,
     on_stage: OnStage,
 ) -> CalibrationTable:  # fmt: skip
-    """The table named by the options, checked against model and golden samples, or a measured one."""
+    """Return the table of the options, read or measured.
+
+    A table that is read is checked against the model and the golden samples.
+    """
     if options.measures_ranges:
         on_stage("calibrate", "choosing pairs")
         return measure_table(
@@ -133,14 +138,17 @@ def obtain_table(
             raise DataError(
                 "the calibration table overlaps the golden samples",
                 got=name,
-                expected="golden samples that ranges were not measured on",
+                expected="golden samples other than the calibration pairs",
                 hint="another --data, or a table of other pairs",
             )
     return table
 
 
 def model_entry(model: SaveModel) -> dict[str, Any]:
-    """Name, resolution and a hash of configuration and weights: what a table belongs to."""
+    """Return name, resolution and hash of a model: the identity that a table stores.
+
+    The hash is over configuration and weights.
+    """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -151,9 +159,13 @@ def model_entry(model: SaveModel) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Storage:
-    """state: file that an interrupted pass resumes from, deleted at the end; where it cannot be written
-    the pass continues without, with a line on stderr. kept: cache folder. The same model, data and
-    options load the table instead of measuring again, to the digit."""
+    """Files of a calibration.
+
+    state: file that an interrupted pass resumes from, deleted at the end. When it cannot be
+        written, the pass continues without it and prints a line to stderr.
+    kept: cache folder. The same model, data and options load the identical table from it instead of
+        measuring again.
+    """
 
     state: Path | None = None
     kept: Path | None = None
@@ -165,13 +177,13 @@ def calibrate(
     on_pair: Callable[..., object] = lambda *_, **__: None,
     on_tensor: Callable[..., object] = lambda *_, **__: None,
 ) -> CalibrationTable:  # fmt: skip
-    """Ranges of every encoder MatMul by every method, smoothing and means, from one pass.
+    """Measure ranges of every encoder MatMul by every method, smoothing and means, in one pass.
 
-    deploy: the merged model, not smoothed, in Forms.quantizable(). on_pair(text, n=...) is called with
-    the number of pairs that are done, on_tensor() after ranges, smoothing and bias correction of each
-    MatMul's input. Raises Resumable for an interrupt after which the pass can be resumed,
-    DataError for a tensor that is NaN, infinite, or zero throughout, ExportError for one too large for
-    a scale.
+    deploy: the merged model without smoothing, in Forms.quantizable().
+    on_pair: called as on_pair(text, n=number of finished pairs).
+    on_tensor: called after ranges, smoothing and bias correction of each MatMul input.
+    Raises Resumable for an interrupt after which the pass can be resumed, DataError for a tensor
+    with NaN, infinity or only zeros, and ExportError for a tensor too large for a scale.
     """
     entry = model_entry(model)
     key = f"{entry['sha256']} {selection.pairs.sha256} {deploy.forms}"
@@ -202,14 +214,16 @@ def calibrate(
         observe(deploy, observer, _inputs(model, selection, observer.seen), on_pair=after_pair)
         table = _table(deploy, sites, observer, entry, data, method, smooth, on_tensor)
         if finished is not None:
-            with contextlib.suppress(OutputError, ExportError):  # a full disk: measured again
+            with contextlib.suppress(
+                OutputError, ExportError
+            ):  # disk full: the next run measures again
                 table.write(finished)
         saver.done()
     return table
 
 
 def _read(path: Path) -> CalibrationTable | None:
-    """The table in a file; None for no file and for a damaged one, which are measured again."""
+    """Return the table of a file, or None when it is missing or damaged."""
     try:
         return CalibrationTable.read(path)
     except DataError:
@@ -217,7 +231,7 @@ def _read(path: Path) -> CalibrationTable | None:
 
 
 class _Saver:
-    """Writes the state between pairs, so rarely that writing takes at most a twentieth of the time."""
+    """Saves the state between pairs, at intervals that keep saving below 5 % of the time."""
 
     def __init__(self, observer: Observer, path: Path | None, key: str) -> None:
         self.observer, self.path, self.key = observer, path, key
@@ -234,9 +248,11 @@ class _Saver:
                 raise PermissionError(f"{self.path.parent} cannot be written to")
             self.observer.save(self.path, self.key)
             self.kept = True
-        except (OSError, OutputError) as error:  # a read-only cache, a full disk
+        except (OSError, OutputError) as error:  # read-only cache or full disk
             why = error.got if isinstance(error, OutputError) else error.strerror or error
-            print(f"\nan interrupted calibration could not be resumed: {why}", file=sys.stderr)
+            print(
+                f"\nthis calibration cannot be resumed after an interrupt: {why}", file=sys.stderr
+            )
             self.path = None
             return
         self.written = time.monotonic()
@@ -250,7 +266,7 @@ class _Saver:
 
 
 def _inputs(model: SaveModel, selection: Selection, first: int) -> Iterator[tuple[Tensor, ...]]:
-    """Of pair `first` and all behind it: embedding a sound that is not needed takes as long."""
+    """Yield the model inputs of the pairs from `first` on. Embeds only these, as it takes time."""
     pipeline = eager_pipeline(model)
     pairs = selection.pairs
     for image, waveform in zip(pairs.image[first:], pairs.waveform[first:], strict=True):
@@ -262,13 +278,14 @@ def _table(
     entry: dict[str, Any], data: dict[str, Any], method: str, smooth: bool,
     on_tensor: Callable[..., object],
 ) -> CalibrationTable:  # fmt: skip
+    """Return the table of the observed ranges, with smoothing and bias correction."""
     tensors: dict[str, TensorRange] = {}
     smoothing: dict[str, Smoothing] = {}
     means: dict[str, tuple[float, ...]] = {}
     for site in sites:
         histogram = observer.histograms[site.name]
         channels = observer.channels.get(site.name)
-        # refuses zeros throughout, and what no scale holds, by name
+        # raises, naming the tensor, for all zeros and for values too large for a scale
         scale_of(histogram.amax("minmax"), FORMATS["int8"], name=f"the input of {site.name}")
         measured = _range(histogram)
         if channels is not None:
@@ -306,7 +323,7 @@ def _data_entry(selection: Selection) -> dict[str, Any]:
 
 
 def _weight(deploy: DeployModel, name: str) -> NDArray[np.float32]:
-    """(K,N)."""
+    """Return the weight of a MatMul, float32 (K,N)."""
     module = cast(nn.Linear, deploy.get_submodule(name))
     return module.weight.detach().float().numpy().T
 
@@ -316,10 +333,10 @@ def _range(histogram: Histogram) -> TensorRange:
 
 
 def _rescaled(name: str, channels: Channels, scale: NDArray[np.float32]) -> TensorRange:
-    """Of the tensor divided by scale: the maximum is exact, all else is of the sampled rows.
+    """Return the range of an input divided by scale: exact maximum, other values from sampled rows.
 
-    Every channel's maximum among the rows would be a value in five hundred where it is one in
-    thousands, and pull every method but min-max towards min-max.
+    The sampled rows do not include the rows of the channel maxima: they would be 1 value in 500
+    instead of 1 in thousands, and pull every method towards min-max.
     """
     rows = Histogram(name)
     rows.add(channels.rows / scale)
@@ -333,7 +350,7 @@ def _rescaled(name: str, channels: Channels, scale: NDArray[np.float32]) -> Tens
 def _bias_helps(
     rows: NDArray[np.float32], weight: NDArray[np.float32], mean: NDArray[np.float64], amax: float
 ) -> bool:
-    """Whether the correction lowers the squared error of the MatMul of the sampled rows."""
+    """Return True when the correction lowers the squared output error on the sampled rows."""
     numbers, scales = quantize_weight(weight, FORMATS["int8"], clips=(1.0,))
     shift = -(mean @ (numbers.astype(np.float32) * scales - weight))
     return product_error(rows, weight, amax, shift=shift) < WORTH * product_error(

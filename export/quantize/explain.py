@@ -1,7 +1,7 @@
-"""What quantization gained and lost: kernels that ran, speed against float, masks against eager's.
+"""Effects of quantization: executed kernels, speed against float, masks against eager.
 
-Measures on the golden samples, then says it three times: in lines for the terminal, in sections of
-report.md, and as data in report.json and the manifest.
+Measured on the golden samples, and reported as lines for the terminal, as sections of report.md,
+and as data in report.json and the manifest.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from save_deploy.runtime.session import default_threads
 
 WORST_FRAMES = 4
 SQNR_FRAMES = 4
-KERNELS_NAMED = 4  # in one line
-BLOCKS_NAMED = 3  # when masks are lost
+KERNELS_NAMED = 4  # maximum of kernels listed in a line
+BLOCKS_NAMED = 3  # maximum of blocks listed in a line
 FP8_NOTE = (
-    "FP8 has no CPU kernels: times here are of an emulation. It is for NVIDIA GPUs from SM89 on."
+    "FP8 has no CPU kernels: times here are of an emulation. FP8 is for NVIDIA GPUs from SM89 on."
 )
 NO_DOT_PRODUCT = "this CPU has no 8-bit dot product (VNNI or AMX)"
 MAPPED = "ran with its weights mapped from the file because memory is short, which is slower"
@@ -44,8 +44,13 @@ MAPPED = "ran with its weights mapped from the file because memory is short, whi
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was made: the plan, the FP16 plan of FP16 float parts, the search, the MatMul nodes between
-    Q/DQ pairs."""
+    """The quantized graph.
+
+    plan: the quantization plan.
+    fp16: FP16 plan of the float parts, None for FP32.
+    found: result of the search, None without one.
+    nodes: MatMul nodes between Q/DQ pairs.
+    """
 
     plan: QuantPlan
     fp16: Fp16Plan | None
@@ -55,8 +60,14 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured: kernels per backend, signal to noise per block in dB (None: no error at all;
-    empty: not measured), pixels near the threshold and worst frames of `backend`."""
+    """Measurements of the quantized graph.
+
+    kernels: executed kernels per backend.
+    sqnr: signal-to-quantization-noise ratio of each block in dB, None for a block without error;
+        empty when not measured.
+    margin: pixels near the threshold.
+    worst: worst frames of `backend`.
+    """
 
     kernels: tuple[KernelCheck, ...]
     sqnr: tuple[float | None, ...]
@@ -67,8 +78,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """manifest: its precision entry; report: for report.json; sections: for report.md; lines: for the
-    terminal; why: for the error when the bundle is over budget."""
+    """Report of the effects of quantization.
+
+    manifest: precision entry of the manifest.
+    report: entries of report.json.
+    sections: sections of report.md.
+    lines: lines for the terminal.
+    why: details of the error when the bundle is over budget.
+    """
 
     manifest: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +97,7 @@ class Explanation:
 def explain(
     made: Quantized, proved: Proved, golden: Golden, folder: Path, options: ExportOptions
 ) -> Explanation:
-    """Measure and explain. The bundle's own graph is folder/model.onnx; the float one is fp32.onnx."""
+    """Measure the bundle's graph, folder/model.onnx, against fp32.onnx, and explain the result."""
     evidence = _measure(made, proved, golden, folder, options)
     drawn = made.found is not None and plot_sensitivity(made.found, folder / "sensitivity.png")
     lines = explain_lines(proved, evidence.kernels, evidence.sqnr, made.found, options)
@@ -150,7 +167,7 @@ def explain_lines(
     proved: Proved, kernels: Sequence[KernelCheck],
     sqnr: Sequence[float | None], found: SearchResult | None, options: ExportOptions,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Sentences for the terminal: speed on each backend, what was not measured, accuracy."""
+    """Return sentences for the terminal: speed on each backend, what was not measured, accuracy."""
     return (
         *_speed(proved, kernels, found, options),
         *_missing(proved, sqnr, options),
@@ -159,7 +176,7 @@ def explain_lines(
 
 
 def weakest_blocks(sqnr: Sequence[float | None]) -> str:
-    """The blocks with the lowest signal-to-noise ratio, or an empty string."""
+    """Return the blocks with the lowest signal-to-noise ratio as text, or ""."""
     measured = [(db, block) for block, db in enumerate(sqnr) if db is not None]
     shown = ", ".join(f"block {block} {db:.1f} dB" for db, block in sorted(measured)[:BLOCKS_NAMED])
     return shown and f"lowest signal to noise: {shown}"
@@ -182,7 +199,7 @@ def _speed(
         floats = [row for row in here if Precision.parse(row.precision).quantized is None]
         if not floats:
             text = f"{own.speedup:.2f} x eager on {check.backend}; {ran}"
-            lines.append(f"{text}; whether that is faster than float there was not measured")
+            lines.append(f"{text}; no float graph was measured on this backend")
             continue
         best = min(floats, key=lambda row: row.latency.p50_ms)
         line = _against(best, own, check, ran, interleaved=proved.interleaved)
@@ -193,7 +210,10 @@ def _speed(
 
 
 def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: bool) -> str:
-    """INT8 against the best float graph of a backend, "faster" only where the quartiles agree."""
+    """Compare INT8 with the fastest float graph of a backend.
+
+    INT8 is called faster or slower only when the quartiles of the speed-up agree.
+    """
     low, high = speedup_range(best.latency, own.latency, interleaved=interleaved)
     if interleaved:
         ratio = speedup(best.latency, own.latency)
@@ -213,7 +233,7 @@ def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: 
 
 
 def _nothing(found: SearchResult | None) -> str:
-    """Why no MatMul is quantized."""
+    """Return why no MatMul is quantized."""
     if found is None:
         return "nothing is quantized, as in the bundle of --precision-from"
     reasons = []
@@ -225,7 +245,7 @@ def _nothing(found: SearchResult | None) -> str:
         reasons.append(f"the budget of {found.max_drop:g} M_J points allows none {of}in INT8")
     text = f"nothing is quantized: {', and '.join(reasons)}"
     if found.slower:
-        text += ". For an engine on another machine search with --search-cost work"
+        text += ". For an engine on another machine, search with --search-cost work"
     return text
 
 
@@ -263,7 +283,7 @@ def _accuracy(rows: Sequence[Row], found: SearchResult | None, options: ExportOp
     assert worst.parity is not None
     text = (
         f"masks agree with eager's to {worst.parity.mask_agreement:.4f} (at least "
-        f"{options.budget.min_agreement} asked), M_J {rows[0].score.m_j:.2f} -> "
+        f"{options.budget.min_agreement} required), M_J {rows[0].score.m_j:.2f} -> "
         f"{worst.score.m_j:.2f} on {worst.score.n_frames} golden frames"
     )
     if found is None:
@@ -278,8 +298,10 @@ def _accuracy(rows: Sequence[Row], found: SearchResult | None, options: ExportOp
 def _sqnr(
     plan: QuantPlan, golden: Golden, folder: Path, options: ExportOptions
 ) -> list[float | None]:
-    """None stands for a block without any error; empty when the float graph was too large to keep, or
-    nothing here runs the format."""
+    """Return the signal-to-noise ratio of each block in dB, None for a block without error.
+
+    Empty when the float graph was too large to keep, or the format is not INT8.
+    """
     float_graph = folder / "fp32.onnx"
     if plan.fmt != "int8" or float_graph.with_name("fp32.onnx.data").exists():
         return []
@@ -300,7 +322,7 @@ def _sqnr(
 
 
 def _short(found: SearchResult) -> dict[str, Any]:
-    """What the manifest says of a search; all of it is in report.json."""
+    """Return the manifest entry of a search. report.json has all of it."""
     keys = ("max_drop", "data", "clips", "frames", "backend", "eager", "full", "chosen")
     values = found.to_dict()
     return {key: values[key] for key in keys}

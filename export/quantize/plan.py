@@ -1,4 +1,7 @@
-"""Which products are quantized, from which ranges; applied to a graph, stored in the manifest."""
+"""Quantization plan: which MatMuls are quantized and with which ranges.
+
+It is applied to a graph and stored in the manifest.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,12 @@ TABLE_FILE = "calibration.json"
 
 @dataclass(frozen=True)
 class QuantPlan:
-    """fmt: int8 or fp8; float_units: `blocks.3.mlp` ..., left in float; chosen_by: all, search, or the
-    name of the bundle whose choice it is."""
+    """Quantization plan of one model.
+
+    fmt: int8 or fp8.
+    float_units: branches left in float, such as `blocks.3.mlp`.
+    chosen_by: "all", "search", or the name of the bundle whose choice is reused.
+    """
 
     fmt: str
     table: CalibrationTable
@@ -37,7 +44,7 @@ class QuantPlan:
         return tuple(p for p in self.sites if p.unit not in self.float_units)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the manifest, but for what was found by running it."""
+        """Return the manifest entry, without measurements of the quantized graph."""
         smoothing = self.table.smoothing
         return {
             "format": self.fmt,
@@ -61,10 +68,11 @@ class QuantPlan:
 def quantize_graph(
     graph: ir.Model, plan: QuantPlan, *, memo: dict[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """Insert Q/DQ pairs into a float32 graph, in place -> names of the quantized MatMul nodes.
+    """Insert Q/DQ pairs into a float32 graph in place.
 
-    memo: keeps rounded weights for another call with the same graph. Raises DataError when the table
-    lacks a product.
+    Returns the names of the quantized MatMul nodes.
+    memo: cache of rounded weights for further calls with the same graph.
+    Raises DataError when the table lacks a MatMul.
     """
     chosen = plan.quantized
     amax = {p.name: plan.table.amax(p.name, plan.method) for p in chosen}
@@ -73,20 +81,20 @@ def quantize_graph(
 
 
 def units_of(products: Sequence[MatMulSite]) -> tuple[str, ...]:
-    """Without repetition, in their order."""
+    """Return the units of the sites, without duplicates, in their order."""
     return tuple(dict.fromkeys(p.unit for p in products))
 
 
 def plan_quantization(
     deploy: DeployModel, table: CalibrationTable, options: ExportOptions
 ) -> QuantPlan:
-    """Every MatMul site quantized, or the choice of a reused bundle."""
+    """Return a plan that quantizes every MatMul site, or the choice of a reused bundle."""
     sites = find_sites(deploy)
     if not sites:
         raise SaveDeployError(
             "nothing to quantize",
             got="an encoder without constant MatMuls",
-            expected="attention and MLP",
+            expected="MatMuls of attention and MLP",
         )
     reuse = options.search.reuse
     reused = ReusedChoice.read(reuse) if reuse else None
@@ -97,7 +105,7 @@ def plan_quantization(
         method=options.calibration.method or (reused.method if reused else table.method),
     )
     for site in sites:
-        table.amax(site.name, plan.method)  # of another kind of model: refused before tracing
+        table.amax(site.name, plan.method)  # raises for another model, before the slow trace
     if reused is None:
         return plan
     reused.require_units(sites)
@@ -106,8 +114,7 @@ def plan_quantization(
 
 @dataclass(frozen=True)
 class ReusedChoice:
-    """What another bundle says of its precision: the units it leaves in float, its ranges, and by which
-    method they are read."""
+    """Precision choice of another bundle: its float units, its ranges, and their method."""
 
     name: str
     float_units: tuple[str, ...]
@@ -116,7 +123,10 @@ class ReusedChoice:
 
     @classmethod
     def read(cls, bundle: Path) -> ReusedChoice:
-        """Raises BundleError when it has none to give, or its table is not the one it was made with."""
+        """Read the choice of a bundle.
+
+        Raises BundleError when the bundle has none, or when its table is not the original one.
+        """
         precision = Manifest.read(bundle).precision
         try:
             said = precision["quantization"]
@@ -124,7 +134,7 @@ class ReusedChoice:
             method, sha256 = str(calibration["method"]), calibration["sha256"]
         except (KeyError, TypeError) as error:
             raise BundleError(
-                "no choice of precision to reuse",
+                "no precision choice to reuse",
                 got=f"{bundle}, {precision.get('precision')}",
                 expected="a bundle exported with --int8 or --fp8",
             ) from error
@@ -134,16 +144,16 @@ class ReusedChoice:
                 f"{TABLE_FILE} is not the table the bundle was made with",
                 got=f"sha256 {table.sha256[:12]}...",
                 expected=f"sha256 {str(sha256)[:12]}..., as in its manifest",
-                hint="copy the bundle again, or --calibration-table for ranges alone",
+                hint="copy the bundle again, or use --calibration-table for ranges only",
             )
         return cls(bundle.name, floats, method, table)
 
     def require_units(self, products: Sequence[MatMulSite]) -> None:
-        """Raises BundleError when it names units that this model has not."""
+        """Raise BundleError when the choice names units that this model does not have."""
         unknown = sorted(set(self.float_units) - set(units_of(products)))
         if unknown:
             raise BundleError(
-                "the choice of precision belongs to another model",
+                "the precision choice belongs to another model",
                 got=", ".join(unknown),
-                expected=f"units of this one: {', '.join(units_of(products)[:3])}, ...",
+                expected=f"units of this model: {', '.join(units_of(products)[:3])}, ...",
             )

@@ -1,7 +1,7 @@
-"""Explicit Q/DQ in the graph: symmetric, zero point 0, per-channel weights, per-tensor activations.
+"""Insertion of Q/DQ pairs: symmetric, zero point 0, weights per channel, activations per tensor.
 
-Each pair stands right before its product, which is where ONNX Runtime, OpenVINO and TensorRT all
-find it: a Q moved further up leaves ONNX Runtime's products in float.
+Each pair is directly before its MatMul, where ONNX Runtime, OpenVINO and TensorRT all recognize it.
+With a Q further up ONNX Runtime computes the MatMul in float.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ def insert_qdq(
     fmt: str = "int8", means: Mapping[str, Sequence[float]] | None = None,
     memo: dict[str, Any] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Quantize these products of a float32 graph in place -> names of the MatMul nodes.
+    """Quantize MatMuls of a float32 graph in place, and return the names of their nodes.
 
-    amax: clip threshold of every product's input, by product name; means: of its channels (K,), for
-    products whose bias is to make up for the mean error of the rounded weight; memo: rounded weights
-    of an earlier call with the same graph. Raises ExportError when the graph has no node of a product,
-    or one whose weight is not constant.
+    products: sites to quantize.
+    amax: clip threshold of the input of each site, by site name.
+    means: mean of each input channel (K,), for sites whose bias corrects the mean error of the
+        rounded weight.
+    memo: rounded weights of an earlier call with the same graph.
+    Raises ExportError when the graph has no node of a site, or its weight is not constant.
     """
     graph, chosen = model.graph, FORMATS[fmt]
     nodes = [n for n in graph if n.op_type == "MatMul"]
@@ -41,7 +43,7 @@ def insert_qdq(
         own = [n for n in nodes if product.owns(module_of(n)) and _weight(n) is not None]
         if not own:
             raise ExportError(
-                "the graph has no product of this name",
+                "the graph has no MatMul of this name",
                 got=product.name,
                 expected="a MatMul with a constant weight",
                 hint="export in the form `adapter=matmul`",
@@ -64,7 +66,7 @@ def insert_qdq(
 
 
 def count_work(model: ir.Model, products: Sequence[MatMulSite]) -> dict[str, int]:
-    """Multiply-accumulates of one call in the products of every unit of a float32 graph."""
+    """Return the multiply-accumulates per call of each unit's MatMuls in a float32 graph."""
     work = {p.unit: 0 for p in products}
     nodes = [n for n in model.graph if n.op_type == "MatMul"]
     for product in products:
@@ -83,7 +85,7 @@ def _weight(node: ir.Node) -> ir.TensorProtocol | None:
 def _activation_pair(
     graph: ir.Graph, value: ir.Value, scale: np.ndarray, fmt: Format, module: str
 ) -> ir.Value:
-    """value -> Q -> DQ, as part of the product's module: it is typed as the product is."""
+    """Insert value -> Q -> DQ in the module of its MatMul, so that both get the same float type."""
     name = str(value.name)
     factor = _constant(graph, f"{name}.scale", scale)
     zero = _constant(graph, f"{name}.zero", np.zeros((), fmt.dtype))
@@ -105,7 +107,7 @@ def _activation_pair(
 def _quantize_weight(
     graph: ir.Graph, node: ir.Node, fmt: Format, memo: dict[str, Any] | None
 ) -> NDArray[np.float32]:
-    """-> the error (K,N) of the rounded weight."""
+    """Replace a weight with INT8 or FP8 values and a DQ; return the rounding error (K,N)."""
     source = node.inputs[1]
     assert source is not None and source.const_value is not None
     weight = source.const_value.numpy()
@@ -129,9 +131,10 @@ def _quantize_weight(
 
 
 def _widen_bias(graph: ir.Graph, node: ir.Node, shift: NDArray[np.floating] | None) -> None:
-    """(N,) -> (1,1,N), shift (N,) added: ONNX Runtime turns MatMul + Add of a vector into a float Gemm.
+    """Reshape a bias (N,) to (1,1,N) and add shift (N,).
 
-    Raises ExportError when there is a shift and no bias right behind the product to take it.
+    ONNX Runtime fuses MatMul + Add of a vector into a float Gemm. Raises ExportError when there is
+    a shift and no bias directly after the MatMul.
     """
     found = False
     for user, _ in list(node.outputs[0].uses()):
@@ -142,21 +145,21 @@ def _widen_bias(graph: ir.Graph, node: ir.Node, shift: NDArray[np.floating] | No
                 bias, found = value.const_value.numpy(), True
                 if shift is not None:
                     bias = (bias + shift).astype(bias.dtype)
-                # not by the bias: equal ones of two products are one constant in the graph, and
-                # each has its own shift
+                # named after the Add node: MatMuls with equal biases share one constant in the
+                # graph, but each has its own shift
                 wide = _constant(graph, f"{user.name}.bias", bias.reshape(1, 1, -1))
                 user.replace_input_with(i, wide)
     if shift is not None and not found:
         raise ExportError(
-            "a bias correction finds no bias",
+            "a MatMul with bias correction has no bias",
             got=str(node.name),
-            expected="a constant added right behind the product",
+            expected="a constant added directly after the MatMul",
             hint="save-calibrate measures this model",
         )
 
 
 def _dtype(value: ir.Value) -> ir.DataType:
-    assert value.dtype is not None  # the exporter types every value
+    assert value.dtype is not None  # the exporter sets the type of every value
     return value.dtype
 
 

@@ -1,8 +1,8 @@
-"""Precision search: the cheapest choice of quantized or float per block and branch within a budget.
+"""Precision search: the cheapest assignment of quantized or float to the branches within a budget.
 
-Scored on masks of a validation set (M_J), with the time that each branch saves on this machine, or with
-the work it saves for an engine elsewhere. Evaluations are kept in a file: an interrupted search, or one
-with another budget, repeats none of them.
+A choice is scored by M_J of its masks on a validation set. Its cost is the time measured on this
+machine, or the work for an engine elsewhere. Evaluations are cached in a file, so that an
+interrupted search, or one with another budget, does not repeat them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.session import default_threads
 
-MAX_RETURNS = 8  # float units that are tried quantized again after the cut was found
+MAX_RETURNS = 8  # float units that are tried quantized again after the bisection
 BRANCHES = ("attn", "mlp", "adapter")
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One unit alone quantized, all others float: M_J points lost and mask agreement with eager."""
+    """M_J points lost and mask agreement with eager when only one unit is quantized."""
 
     unit: str
     m_j_drop: float
@@ -48,9 +48,13 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """saved: what one unit of a branch saves when it is quantized; cost: of all quantized and of all
-    float; both in cost_unit, ms or GMAC. evaluations: made by this run; reused: taken from earlier
-    ones."""
+    """Result of a search.
+
+    saved: cost that quantizing one unit of a branch saves.
+    cost: cost of all quantized and of all float. Both are in cost_unit, ms or GMAC.
+    evaluations: number made by this run.
+    reused: number taken from earlier runs.
+    """
 
     max_drop: float
     data: str
@@ -71,13 +75,13 @@ class SearchResult:
 
     @property
     def expected(self) -> float:
-        """Cost of the chosen assignment: all quantized, and what its float units no longer save."""
+        """Cost of the chosen assignment: all quantized, plus the lost savings of float units."""
         lost = sum(self.saved[branch_of(unit)] for unit in self.float_units)
         return self.cost["quantized"] + lost
 
     @property
     def slower(self) -> tuple[str, ...]:
-        """Branches that quantization makes no faster here: always float."""
+        """Branches that quantization does not make faster here; they stay in float."""
         return tuple(branch for branch, saved in self.saved.items() if saved <= 0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,10 +92,11 @@ def search_precision(
     model: SaveModel, graph: Path, plan: QuantPlan, fp16: Fp16Plan | None, options: ExportOptions, *,
     on_stage: Callable[[str, str], None],
 ) -> tuple[QuantPlan, SearchResult]:  # fmt: skip
-    """The cheapest plan within options.search.max_drop.
+    """Return the cheapest plan within options.search.max_drop, and the search result.
 
-    graph: the traced float32 graph; fp16: the plan of the float parts when they are FP16. Interrupted,
-    it raises Resumable where evaluations were kept.
+    graph: the traced float32 graph.
+    fp16: FP16 plan of the float parts, None for FP32.
+    Raises Resumable for an interrupt when evaluations were cached.
     """
     assert options.search.max_drop is not None
     on_stage("search", "the eager model on validation clips")
@@ -126,7 +131,10 @@ def search_precision(
 
 
 def _search_key(graph: Path, plan: QuantPlan, trial: Trial, options: ExportOptions) -> str:
-    """Masks and times depend on all of it; the graph is one of a batch, the table one of a model."""
+    """Return a key of everything that masks and times depend on.
+
+    The graph depends on the batch, and the table on the model.
+    """
     return evaluations_key(
         sha256_of(graph),
         plan.table.sha256,
@@ -142,7 +150,7 @@ def _search_key(graph: Path, plan: QuantPlan, trial: Trial, options: ExportOptio
 
 
 def _searchable(calibration: str | None, data: str) -> str:
-    """The dataset a search uses when none is named: where pairs came from, if it has a val split."""
+    """Return the default dataset of a search: the calibration data if it has a val split."""
     if calibration is None or is_videos(calibration):
         return data
     if is_generated(calibration) or "val" in resolve(calibration).splits:
@@ -151,31 +159,33 @@ def _searchable(calibration: str | None, data: str) -> str:
 
 
 class Evaluations:
-    """Scores by assignment, and timings, in a JSON file that is written after each."""
+    """Cache of scores by assignment, and of timings, in a JSON file that is written after each."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.made, self.kept = path, 0, False
         self.values: dict[str, Any] = {}
         self._asked: set[str] = set()
         if path is not None and path.is_file():
-            with contextlib.suppress(SaveDeployError):  # damaged: evaluated again
+            with contextlib.suppress(SaveDeployError):  # damaged file: evaluate again
                 kept = read_json(path, what="cache of the search")
                 self.values = {key: kept.values[key] for key in kept.values if _numbers(kept, key)}
 
     @property
     def reused(self) -> int:
-        """What this run asked for and did not make."""
+        """Number of requested values that this run did not compute."""
         return len(self._asked) - self.made
 
     def is_new(self, key: str) -> bool:
-        """True when this run has not asked for it before."""
+        """Return True when this run has not requested the key before."""
         return key not in self._asked
 
     def get(
         self, key: str, make: Callable[[], dict[str, float]], names: Iterable[str] = ()
     ) -> dict[str, float]:
-        """What is kept under the key, if it has numbers of these names (() is any), else what make()
-        gives, which is kept."""
+        """Return the cached value of a key, or compute it with make() and cache it.
+
+        names: the keys that a cached value must have; () accepts any.
+        """
         if key in self.values and set(names or self.values[key]) == set(self.values[key]):
             self._asked.add(key)
             self.kept = self.path is not None
@@ -190,7 +200,7 @@ class Evaluations:
 
 
 def _numbers(kept: Fields, key: str) -> bool:
-    """Whether an entry is a table of finite numbers."""
+    """Return True when an entry is a table of finite numbers."""
     try:
         entry = kept.table(key)
         return bool([entry.number(name) for name in entry.values])
@@ -199,25 +209,28 @@ def _numbers(kept: Fields, key: str) -> bool:
 
 
 def evaluations_key(*parts: str) -> str:
-    """Name of the file of everything an evaluation depends on."""
+    """Return the file name of a cache from everything that an evaluation depends on."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def branch_of(unit: str) -> str:
+    """Return the branch of a unit: blocks.3.mlp -> mlp."""
     return unit.rpartition(".")[2]
 
 
 def most_steps(n_units: int) -> int:
-    """How often on_step is called at most: all and each alone, the costs, the start, the middles
-    and the end of the bisection, units that go back."""
+    """Return the maximum number of on_step calls of a search.
+
+    They are: all quantized, each unit alone, the costs, the bisection with its two ends, and the
+        units that are tried again.
+    """
     bisection = 2 + math.ceil(math.log2(max(2, n_units)))
     return 1 + n_units + 1 + bisection + MAX_RETURNS
 
 
 @dataclass(frozen=True)
 class SearchSetting:
-    """Where a search is made: validation data, the backend that masks and times come from, and the
-    unit of costs (ms or GMAC)."""
+    """Setting of a search: validation data, backend of masks and times, and unit of costs."""
 
     data: str = ""
     clips: int = 0
@@ -234,13 +247,15 @@ def search(
     on_step: Callable[[str], object] = lambda _: None,
     setting: SearchSetting | None = None,
 ) -> SearchResult:  # fmt: skip
-    """Float units such that M_J loses at most max_drop against eager, for the least cost.
+    """Return the cheapest set of float units such that M_J loses at most max_drop against eager.
 
-    evaluate(float units) scores a choice; costs(name -> float units) gives the cost of several. A
-    branch that quantization makes no cheaper stays in float. Units of the others leave quantization in
-    the order of harm per saved cost; bisection finds how many, then units that were not needed go
-    back. on_step: called after each different choice, and after the costs. Raises ParityError when not
-    even all units in float are within max_drop.
+    evaluate: float units -> score.
+    costs: name -> float units to name -> cost.
+    on_step: called after each distinct choice, and after the costs.
+    A branch that quantization does not make cheaper stays in float. Units of the other branches are
+    moved to float in order of harm per saved cost; bisection finds how many. Then units that turn
+    out unnecessary are quantized again. Raises ParityError when even all units in float exceed
+    max_drop.
     """
     units, setting = tuple(units), setting or SearchSetting()
 
@@ -288,7 +303,7 @@ def search(
 
 
 def _priced_choices(units: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Name -> float units: all quantized, all in float, each branch in float."""
+    """Return name -> float units: all quantized, all float, and each branch in float."""
     of_branch = {b: frozenset(u for u in units if branch_of(u) == b) for b in BRANCHES}
     ends = {"quantized": frozenset[str](), "float": frozenset(units)}
     return ends | {b: found for b, found in of_branch.items() if found}
@@ -296,27 +311,29 @@ def _priced_choices(units: Sequence[str]) -> dict[str, frozenset[str]]:
 
 def _over_budget(lost: float, max_drop: float, setting: SearchSetting) -> ParityError:
     return ParityError(
-        "no choice of precision is within --max-drop",
-        got=f"M_J falls by {lost:.3g} points even with all of them in float",
+        "no precision choice is within --max-drop",
+        got=f"M_J falls by {lost:.3g} points even with all branches in float",
         expected=f"at most {max_drop:g} on {setting.frames} frames of {setting.data}",
-        hint="a larger --max-drop, or --fp32 for what is not quantized",
+        hint="a larger --max-drop, or --fp32 for the float parts",
     )
 
 
 def _order(
     units: Iterable[str], alone: Mapping[str, Scored], saved: Mapping[str, float]
 ) -> list[str]:
-    """Most harm for the least cost (> 0) first. Agreement tells more than M_J, which may rise by
-    chance."""
+    """Return units by harm per saved cost, highest first; every saved cost is > 0.
+
+    Harm is measured by agreement, because M_J can rise by chance.
+    """
     harm = {u: (1 - alone[u].agreement + 1e-6) / saved[branch_of(u)] for u in units}
     return sorted(harm, key=lambda u: -harm[u])
 
 
 def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
-    """The shortest beginning that is within the budget, by bisection; all when none is found."""
+    """Return the shortest prefix within the budget, by bisection, or all units when none is."""
     if fine(0):
         return []
-    low, high = 0, len(order)  # low is too few
+    low, high = 0, len(order)  # `low` float units are too few
     while high - low > 1:
         middle = (low + high) // 2
         if fine(middle):
@@ -327,9 +344,11 @@ def _cut(order: list[str], fine: Callable[[int], bool]) -> list[str]:
 
 
 def _returned(floats: list[str], fine: Callable[[list[str]], bool]) -> list[str]:
-    """Remove units that the budget allows quantized after all, the least harmful tried first."""
+    """Remove units that the budget allows to quantize, trying the least harmful first."""
     kept = list(floats)
-    for unit in reversed(floats[:-1][-MAX_RETURNS:]):  # the last one is needed: bisection says so
+    for unit in reversed(
+        floats[:-1][-MAX_RETURNS:]
+    ):  # the bisection showed that the last is needed
         without = [u for u in kept if u != unit]
         if fine(without):
             kept = without

@@ -1,4 +1,4 @@
-"""Picture of a precision search: what each branch of each block loses alone in INT8."""
+"""Plot of a precision search: mask disagreement of each branch of each block alone in INT8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ _COLORS = {"attn": "#08519c", "mlp": "#6baed6", "adapter": "#fd8d3c"}
 
 
 def plot_sensitivity(found: SearchResult, path: Path) -> bool:
-    """Bars per block and branch, hatched where the unit stays in float. False without matplotlib."""
+    """Write bars per block and branch, hatched where the unit stays in float.
+
+    Returns False without matplotlib.
+    """
     try:
         import matplotlib
 

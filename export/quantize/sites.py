@@ -1,7 +1,7 @@
-"""Which matrix products are quantized: the encoder's linears and its adapters' convolutions.
+"""Selection of the MatMuls to quantize: linears and adapter convolutions of the encoder.
 
-Attention's own products lose masks for little time; softmax, norms, patch embedding, neck and decoder
-stay in float.
+The products of attention itself save little time and cost mask accuracy. Softmax, norms, patch
+embedding, neck and decoder stay in float.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.product import GatheredMatMuls, MatMul
 
 BRANCHES = ("attn", "mlp", "adapter")
-# One vector per frame: nothing to gain, and its sigmoid scales every token.
+# The gate is one vector per frame: no time to gain, and its sigmoid scales every token.
 _FLOAT = ("adapter.channel",)
 
 
@@ -22,8 +22,9 @@ _FLOAT = ("adapter.channel",)
 class MatMulSite:
     """A module whose input is quantized: one tensor, one range, one or more constant matrices.
 
-    name: path in the deploy model, blocks.3.attn.qkv; branch: one of BRANCHES; norm: the LayerNorm
-    that feeds it directly, or "".
+    name: path in the deploy model, blocks.3.attn.qkv.
+    branch: one of BRANCHES.
+    norm: the LayerNorm directly before it, or "".
     """
 
     name: str
@@ -33,16 +34,16 @@ class MatMulSite:
 
     @property
     def unit(self) -> str:
-        """What is switched to float as a whole: the products of one branch of one block."""
+        """Name of the branch of a block that is switched to float as a whole: blocks.3.mlp."""
         return f"blocks.{self.block}.{self.branch}"
 
     def owns(self, module: str) -> bool:
-        """True for the module path of a node of this product."""
+        """Return True for the module path of a node of this site."""
         return module == self.name or module.startswith(f"{self.name}.products.")
 
 
 def find_sites(deploy: DeployModel) -> tuple[MatMulSite, ...]:
-    """In the order they are computed in a block. A depthwise adapter has none: it stays in float."""
+    """Return the sites in order of computation. A depthwise adapter has none and stays in float."""
     found = []
     for i, block in enumerate(deploy.blocks):
         kinds = (nn.Linear, MatMul, GatheredMatMuls)

@@ -1,8 +1,9 @@
-"""Exact rescaling from a LayerNorm into the linears behind it (SmoothQuant, arXiv 2211.10438).
+"""Exact scaling between a LayerNorm and the linears that read it (SmoothQuant, arXiv 2211.10438).
 
-An activation has one scale; a few loud channels take its grid from the others. Dividing the norm's
-affine by s per channel and multiplying the linear's rows by s computes the same, with the load moved to
-the weights, which have a scale per output channel anyway. s is a power of two: no number is rounded.
+An activation has one scale, so a few channels of large values take most of its range. Dividing the
+affine parameters of the norm by s per channel, and multiplying the rows of the linear's weight by
+s, gives the same result and moves the range into the weights, which have a scale per output
+channel. s is a power of two, so nothing is rounded.
 """
 
 from __future__ import annotations
@@ -26,15 +27,19 @@ from save_deploy.export.merge.proof import RewriteProof, count_parameters, relat
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of, to_format
 
 ALPHAS = (0.25, 0.4, 0.5, 0.6, 0.75)
-WORTH = 0.98  # of the squared error: a scale that gains less is left out
-_SIDE = 8  # tokens per side that the proof compares where a module takes any number
+WORTH = 0.98  # the squared error must fall below this share, or the scale is not used
+_SIDE = 8  # tokens per side in the proof, for modules that take any number of tokens
 
 
 def product_error(
     rows: NDArray[np.float32], weight: NDArray[np.float32], amax: float, *, fmt: str = "int8",
     shift: NDArray[np.floating] | None = None,
 ) -> float:  # fmt: skip
-    """Mean squared error of rows (R,K) @ weight (K,N) with both quantized; shift (N,) is added."""
+    """Return the mean squared error of rows (R,K) @ weight (K,N) with both quantized.
+
+    amax: clip threshold of the rows.
+    shift: (N,), added to the quantized product.
+    """
     chosen = FORMATS[fmt]
     scale = scale_of(amax, chosen)
     numbers, scales = quantize_weight(weight, chosen, clips=(1.0,))
@@ -48,10 +53,12 @@ def product_error(
 def choose_smoothing(
     channels: Channels, weight: NDArray[np.float32], *, alphas: tuple[float, ...] = ALPHAS
 ) -> Smoothing | None:
-    """The alpha of least output error on the sampled rows, weight (K,N); None when none is worth it.
+    """Return the smoothing with the least output error on the sampled rows, or None.
 
-    scale = amax(x)^alpha / amax(w)^(1-alpha) per channel, its geometric mean 1, to the nearest power
-    of two.
+    None means that no alpha lowers the squared error to WORTH of its value.
+    weight: (K,N).
+    scale = amax(x)^alpha / amax(w)^(1-alpha) per channel, normalized to geometric mean 1 and
+    rounded to the nearest power of two.
     """
     rows, weight_top = channels.rows, np.abs(weight).max(axis=1)  # (K,)
     used = (channels.amax > 0) & (weight_top > 0)
@@ -74,11 +81,11 @@ def choose_smoothing(
 
 @torch.no_grad()
 def apply_smoothing(deploy: DeployModel, smoothing: Mapping[str, Smoothing]) -> RewriteProof | None:
-    """Rescale norms and what they feed, in place -> its proof; None when there is nothing to do.
+    """Scale norms and their readers in place, and return the proof; None without smoothing.
 
-    Only the deploy model's own copies change: what it shared with the eager model is replaced.
-    Raises ExportError for a norm that the model has not, one of another width, or one that feeds
-    something that cannot follow in this form of the graph.
+    Only the deploy model changes: modules shared with the eager model are replaced by copies.
+    Raises ExportError for a norm that the model does not have, one of another width, or one whose
+    reader cannot be scaled in this form of the graph.
     """
     worst = 0.0
     for name, found in smoothing.items():
@@ -94,9 +101,9 @@ def apply_smoothing(deploy: DeployModel, smoothing: Mapping[str, Smoothing]) -> 
         if not can_smooth(block, name.rpartition(".")[2]):
             raise ExportError(
                 "the ranges were measured on another form of the graph",
-                got=f"{name}, rescaled, feeds a part that is left as trained",
-                expected="the rewrites of the calibration: all of those of the image adapter",
-                hint="leave --no-merge out, or --calibration-table: then this form is measured",
+                got=f"{name} is scaled, and a part that is not rewritten reads it",
+                expected="the rewrites of the calibration, including all of the image adapter",
+                hint="omit --no-merge, or omit --calibration-table to measure this form",
             )
         worst = max(worst, _smooth_first(block, scale) if name.endswith("norm1")
                     else _smooth_second(block, scale))  # fmt: skip
@@ -105,19 +112,20 @@ def apply_smoothing(deploy: DeployModel, smoothing: Mapping[str, Smoothing]) -> 
     count = count_parameters([deploy])
     return RewriteProof(
         name="smooth",
-        folded=f"{len(smoothing)} norms divided by a scale per channel, the products they feed "
+        folded=f"{len(smoothing)} norms divided by a scale per channel, products that read them "
         "multiplied",
-        kept="norms where it lowers no error",
+        kept="norms where smoothing does not lower the error",
         params_before=count,
         params_after=count,
         macs_before=0,
         macs_after=0,
         max_rel_diff=worst,
-        compared="every smoothed norm with all it feeds",
+        compared="every smoothed norm with all its readers",
     )
 
 
 def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm]:
+    """Return the block and the norm of a name such as blocks.3.norm1. Raises ExportError."""
     try:
         norm = deploy.get_submodule(name)
         block = deploy.get_submodule(name.rpartition(".")[0])
@@ -125,7 +133,7 @@ def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm
         norm = block = None  # type: ignore[assignment]
     if not isinstance(norm, nn.LayerNorm) or not isinstance(block, DeployBlock):
         raise ExportError(
-            "smoothing names a norm that the model has not",
+            "smoothing names a norm that the model does not have",
             got=name,
             expected=f"blocks.0.norm1 to blocks.{len(deploy.blocks) - 1}.norm2",
             hint="save-calibrate measures this model",
@@ -134,7 +142,7 @@ def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm
 
 
 def _smooth_first(block: DeployBlock, scale: Tensor) -> float:
-    """norm1 -> qkv."""
+    """Scale norm1 and qkv; return the relative difference in float64."""
     norm, qkv = block.norm1, block.attn.qkv
     smoothed = MatMul(qkv.weight * scale)
     x = _tokens(len(scale))
@@ -144,7 +152,7 @@ def _smooth_first(block: DeployBlock, scale: Tensor) -> float:
 
 
 def _smooth_second(block: DeployBlock, scale: Tensor) -> float:
-    """norm2 -> lin1, and the image adapter where it stands beside the MLP."""
+    """Scale norm2, lin1 and a parallel image adapter; return the float64 relative difference."""
     norm, mlp, adapter = block.norm2, block.mlp, block.adapter
     block.norm2 = _divided(norm, scale)
     block.mlp = deepcopy(mlp, {id(mlp.lin2): mlp.lin2})
@@ -152,7 +160,7 @@ def _smooth_second(block: DeployBlock, scale: Tensor) -> float:
     worst = _difference((norm, mlp.lin1), (block.norm2, block.mlp.lin1), _tokens(len(scale)))
     if adapter is None or block.position != "parallel":
         return worst
-    assert isinstance(adapter, DeployAdapter)  # apply_smoothing() has asked can_smooth()
+    assert isinstance(adapter, DeployAdapter)  # apply_smoothing() has checked can_smooth()
     smoothed = adapter.with_scaled_input(scale)
     block.adapter = smoothed
     tokens = _tokens(len(scale), side=2 * adapter.small)
@@ -160,7 +168,10 @@ def _smooth_second(block: DeployBlock, scale: Tensor) -> float:
 
 
 def can_smooth(block: DeployBlock, norm: str) -> bool:
-    """norm: norm1 or norm2. An adapter left in its eager form takes norm2's output as it is."""
+    """Return True when every reader of a norm (norm1 or norm2) can be scaled.
+
+    An adapter in its eager form reads the output of norm2 and cannot be scaled.
+    """
     if norm == "norm1":
         return isinstance(block.attn.qkv, MatMul)
     beside = block.adapter is not None and block.position == "parallel"
@@ -180,7 +191,7 @@ def _tokens(dim: int, side: int = _SIDE) -> Tensor:
 
 
 def _difference(before: tuple[nn.Module, ...], after: tuple[nn.Module, ...], x: Tensor) -> float:
-    """Of two chains of modules, in float64."""
+    """Return the relative difference of two chains of modules in float64."""
     outputs = []
     for chain in (before, after):
         y = x

@@ -1,4 +1,4 @@
-"""Signal to noise of every encoder block's output: the quantized graph against the float one."""
+"""Signal-to-noise ratio of every encoder block's output: quantized graph against float graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from save_deploy.metrics.margin import sqnr_db
 def block_sqnr(
     reference: Path, quantized: Path, inputs: list[Arrays], n_blocks: int, *, threads: int
 ) -> list[float]:
-    """dB per block over all inputs; both graphs in one file each, nodes named after our modules."""
+    """Return dB per block over all inputs.
+
+    Both graphs are single files with nodes named after the modules.
+    """
     expected = _block_outputs(reference, inputs, n_blocks, threads)
     got = _block_outputs(quantized, inputs, n_blocks, threads)
     return [sqnr_db(e, g) for e, g in zip(expected, got, strict=True)]
@@ -27,7 +30,7 @@ def block_sqnr(
 def _block_outputs(
     path: Path, inputs: list[Arrays], n_blocks: int, threads: int
 ) -> list[NDArray[np.float32]]:
-    """n_blocks x (N*B,s,s,C)."""
+    """Return the output of every block: n_blocks x (N*B,s,s,C)."""
     ort = import_onnxruntime()
     model = onnx.load(path)
     names = [_output_of(model, f"blocks.{i}") for i in range(n_blocks)]
@@ -46,7 +49,7 @@ def _block_outputs(
 
 
 def _output_of(model: Any, module: str) -> str:
-    """Of the last node that is this module's own."""
+    """Return the output name of the last node that belongs to the module itself."""
     own = [
         node
         for node in model.graph.node

@@ -1,4 +1,4 @@
-"""Score and time one choice of precision: on validation clips, against the eager model's masks."""
+"""Evaluation of one precision choice: score on validation clips against eager masks, and cost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ SEARCH_ROUNDS = 12
 
 @dataclass(frozen=True)
 class Scored:
-    """M_J and M_F as in save-eval, agreement: IoU of all masks with the eager model's, pooled."""
+    """Scores of a choice.
+
+    m_j, m_f: as in save-eval.
+    agreement: IoU of all masks with the eager masks, pooled over frames.
+    """
 
     m_j: float
     m_f: float
@@ -52,8 +56,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Validation:
-    """Clips of F frames one after the other: images uint8 (N,S,S,3), audio_embedding (N,128), truth
-    and the eager model's masks bool (N,S,S); sizes: frames of each clip."""
+    """Validation clips with N frames in total, one clip after another.
+
+    images: uint8 (N,S,S,3).
+    audio_embedding: float32 (N,128).
+    truth, eager_masks: bool (N,S,S).
+    sizes: number of frames of each clip.
+    """
 
     data: str
     images: NDArray[np.uint8]
@@ -75,9 +84,9 @@ def make_validation(
     eager: SavePipeline, name: str, n_clips: int, table: CalibrationTable, *,
     on_clip: Callable[[], object] = lambda: None,
 ) -> Validation:  # fmt: skip
-    """n clips of the val split at equal distances through the eager model.
+    """Run n evenly spaced clips of the val split through the eager model.
 
-    Raises DataError when a pair of them is one that the table's ranges were measured on.
+    Raises DataError when a pair is among the calibration pairs of the table.
     """
     clips = open_dataset(name, split=SPLIT, n_clips=n_clips if is_generated(name) else None)
     chosen = np.unique(np.linspace(0, len(clips) - 1, min(n_clips, len(clips))).astype(int))
@@ -94,7 +103,7 @@ def make_validation(
                 raise DataError(
                     "the precision search overlaps the calibration",
                     got=f"frame {k + 1} of {clip.name}",
-                    expected=f"other pairs than the {len(seen)} that ranges were measured on",
+                    expected=f"none of the {len(seen)} pairs that ranges were measured on",
                     hint="--calib-split train, or another --search-data",
                 )
             digest.update(pair.encode())
@@ -132,7 +141,7 @@ def _score(
 
 
 class Trial:
-    """Scores and times choices of float units, as sessions on the preferred backend."""
+    """Scores and times choices of float units in sessions of the preferred backend."""
 
     def __init__(
         self, model: SaveModel, graph: Path, plan: QuantPlan, fp16: Fp16Plan | None,
@@ -140,7 +149,7 @@ class Trial:
     ) -> None:  # fmt: skip
         self.config, self.graph, self.plan, self.validation = model.config, graph, plan, validation
         self.fp16, self.options, self.memo = fp16, options, dict[str, Any]()
-        self.audio = eager_pipeline(model).audio  # of the pipelines; embeddings are there already
+        self.audio = eager_pipeline(model).audio  # pipelines need one; it is not run
         self.backend = available_backends()[0]
 
     def evaluate(self, floats: frozenset[str]) -> Scored:
@@ -148,14 +157,14 @@ class Trial:
             return self.validation.score(pipeline)
 
     def costs(self, choices: Mapping[str, frozenset[str]]) -> dict[str, float]:
-        """Of several choices of float units: p50 in ms, interleaved, or GMAC."""
+        """Return the cost of several choices of float units: interleaved p50 in ms, or GMAC."""
         if self.options.search_cost == "work":
             work = count_work(ir.load(self.graph), self.plan.sites)
             gmac = lambda floats: sum(n if u in floats else n / 2 for u, n in work.items()) / 1e9
             return {name: gmac(floats) for name, floats in choices.items()}
         if self.graph.with_name(
             f"{self.graph.name}.data"
-        ).exists():  # gigabytes: one after the other
+        ).exists():  # a large graph: only one fits into memory at a time
             return {k: v for name in choices for k, v in self._time({name: choices[name]}).items()}
         return self._time(choices)
 

@@ -1,4 +1,4 @@
-"""Constant matrices -> 8-bit numbers and one scale per output channel."""
+"""Quantization of constant matrices to INT8 or FP8 with one scale per output channel."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import FP16_MAX
 
-# Shares of a channel's largest weight at which it may be clipped; the one of least squared error wins.
+# Clip thresholds to try, as shares of a channel's largest weight; least squared error decides.
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8)
-_CHUNK = 1 << 24  # numbers quantized at a time
+_CHUNK = 1 << 24  # values quantized per step
 
 
 @dataclass(frozen=True)
 class Format:
-    """levels: the largest number of the format."""
+    """A quantized format. levels: its largest value."""
 
     name: str
     levels: float
@@ -35,11 +35,11 @@ FORMATS = {
 def scale_of(
     amax: NDArray[np.floating] | float, fmt: Format, *, name: str = "a tensor"
 ) -> NDArray[np.float32]:
-    """amax / levels, rounded up to a number that FP16 holds too.
+    """Return amax / levels, rounded up to a value that FP16 represents exactly.
 
-    So the 8-bit numbers are the same whether the float parts of a graph are FP32 or FP16, and the
-    largest value never overflows. Zero gives the smallest FP16 number.
-    Raises ExportError, with `name` of the tensor, when FP16 holds no number that large.
+    The quantized values are then the same for FP32 and FP16 float parts, and the largest value
+    never overflows. Zero gives the smallest FP16 value.
+    Raises ExportError, with `name` of the tensor, when the scale exceeds FP16.
     """
     exact = np.asarray(amax, np.float64) / fmt.levels
     with np.errstate(over="ignore"):
@@ -49,8 +49,8 @@ def scale_of(
         raise ExportError(
             f"{name} is too large for INT8",
             got=f"values up to {np.max(amax):.3g}",
-            expected=f"at most {fmt.levels * FP16_MAX:.3g}: scales are FP16 numbers",
-            hint="such values are seldom meant: check the weights; or export without --int8 or --fp8",
+            expected=f"at most {fmt.levels * FP16_MAX:.3g}, so that scales fit FP16",
+            hint="check the weights, or export without --int8 and --fp8",
         )
     return np.maximum(scale, np.float16(6e-8)).astype(np.float32)
 
@@ -58,7 +58,7 @@ def scale_of(
 def to_format(
     values: NDArray[np.floating], scale: NDArray[np.float32], fmt: Format
 ) -> NDArray[Any]:
-    """values / scale, rounded to even and saturated, as QuantizeLinear does."""
+    """Return values / scale, rounded half to even and saturated, as QuantizeLinear does."""
     scaled = values / scale
     if fmt.name == "int8":
         return np.clip(np.rint(scaled), -127, 127).astype(np.int8)
@@ -69,7 +69,11 @@ def quantize_weight(
     weight: NDArray[np.float32], fmt: Format, *, clips: tuple[float, ...] = CLIPS,
     name: str = "a weight",
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:  # fmt: skip
-    """weight (K,N) -> (8-bit (K,N), scale (N,)). FP8's grid is finer near zero: it is not clipped."""
+    """Quantize weight (K,N) and return 8-bit values (K,N) and scales (N,).
+
+    INT8 uses the clip threshold of least squared error. FP8 is not clipped because its grid is
+    finer near zero.
+    """
     amax = np.abs(weight).max(axis=0)
     best = scale_of(amax, fmt, name=name)
     if fmt.name == "int8" and len(clips) > 1:
@@ -88,5 +92,5 @@ def _best_scale(
         np.square(to_format(weight, s, fmt).astype(np.float32) * s - weight).sum(axis=0)
         for s in scales
     ]
-    chosen = np.argmin(errors, axis=0)  # (N,); the unclipped one on a tie
+    chosen = np.argmin(errors, axis=0)  # (N,); a tie selects the unclipped scale
     return np.choose(chosen, scales).astype(np.float32)

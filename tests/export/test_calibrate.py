@@ -224,7 +224,7 @@ def test_a_state_that_cannot_be_written(
     found = calibrate(model, deployed(model), selection(), storage=Storage(state=state))
     assert found.data["pairs"] == 6
     said = capsys.readouterr().err
-    assert said.count("could not be resumed") == 1
+    assert said.count("cannot be resumed after an interrupt") == 1
     assert fault == "folder" or not list((tmp_path / "cache").iterdir())
 
 

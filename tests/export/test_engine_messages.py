@@ -98,12 +98,12 @@ def fp8_product() -> Any:
 
 
 @pytest.mark.parametrize(("make", "target", "what", "cure"), [
-    (uint8_transpose, "SM86", "does not have for uint8", "`normalise`"),
+    (uint8_transpose, "SM86", "does not support this operator on the uint8", "`normalise`"),
     (bf16_deconvolution, "SM86", "no BF16 transposed convolution", "in FP16"),
     (antialiased_resize, "SM86", "with antialiasing", "resize before"),
     (dynamic_shape, "SM86", "dynamic shapes", "fixes all shapes"),
     (unknown_operator, "SM86", "no such operator", "replace the operator"),
-    (fp32_product, "SM75", "cannot build", "leave SM75 out"),
+    (fp32_product, "SM75", "cannot build", "omit SM75"),
     (bf16_product, "SM75", "cannot build", "BF16 needs SM80"),
     (fp8_product, "SM86", "cannot build", "FP8 needs SM89"),
 ])  # fmt: skip
@@ -139,7 +139,7 @@ SEEN = (
      "fixes all shapes"),
     ("Plugin not found, are the plugin name, version, and namespace correct?", "replace"),
     ("UNSUPPORTED_NODE: No importer registered for op: Det", "replace"),
-    ("Turing (SM75): FP32 GEMM is not supported", "leave SM75 out"),
+    ("Turing (SM75): FP32 GEMM is not supported", "omit SM75"),
     ("Cannot compile for target(s) sm86, because the model contains HW-specific datatypes: "
      "fp8_e4m3", "SM89"),
     ("Cannot compile for target(s) sm75, because the model contains HW-specific datatypes: b16",

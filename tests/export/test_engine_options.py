@@ -201,7 +201,7 @@ def test_engine_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.engine_for("rtx") == "rtx"
     with pytest.raises(ExportError, match="unknown engine"):
         library.engine_for("abacus")
-    with pytest.raises(BackendError, match="builds on the GPU it is for"):
+    with pytest.raises(BackendError, match="builds only on the target GPU"):
         library.engine_for("tensorrt")
 
 

@@ -271,7 +271,7 @@ def test_a_search_over_budget_leaves_nothing(
     lower = lambda self, pipeline: replace(score(self, pipeline), m_j=self.eager.m_j - 0.2)
     monkeypatch.setattr(Validation, "score", lower)
     search = SearchOptions(max_drop=0.1, clips=4)
-    with pytest.raises(ParityError, match="no choice of precision is within") as caught:
+    with pytest.raises(ParityError, match="no precision choice is within") as caught:
         export(ExportOptions(**tiny, precision="int8", out=tmp_path / "b", search=search))
     assert caught.value.exit_code == 2 and leftovers(tmp_path) == ["cache"]
 
@@ -318,7 +318,7 @@ def test_float_bundles_have_no_choice_to_reuse(tiny: dict[str, Any], tmp_path: P
     floats = {k: v for k, v in tiny.items() if k != "calibration"}
     export(ExportOptions(**floats, out=tmp_path / "f"))
     reuse = SearchOptions(reuse=tmp_path / "f")
-    with pytest.raises(BundleError, match="no choice of precision"):
+    with pytest.raises(BundleError, match="no precision choice"):
         export(ExportOptions(**floats, precision="int8", out=tmp_path / "b", search=reuse))
 
 

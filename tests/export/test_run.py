@@ -119,7 +119,7 @@ def test_fp8_without_a_backend_is_told_at_once(
 ) -> None:
     monkeypatch.setattr(prove, "available_backends", lambda: ("onnxruntime",))
     begun: list[str] = []
-    with pytest.raises(BackendError, match="cannot be proven here"):
+    with pytest.raises(BackendError, match="cannot be checked here"):
         export(
             ExportOptions(precision="fp8", out=tmp_path / "b"),
             on_stage=lambda stage, _: begun.append(stage),

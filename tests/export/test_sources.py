@@ -34,7 +34,7 @@ def test_a_file_replaced_before_it_is_hashed_is_refused(checkpoint: Path) -> Non
     other = checkpoint.with_name("next")
     other.write_bytes(b"other weights")
     os.replace(other, checkpoint)
-    with pytest.raises(CheckpointError, match="changed while it was exported"):
+    with pytest.raises(CheckpointError, match="changed during the export"):
         sources.hash()
 
 
@@ -51,5 +51,5 @@ def test_a_file_written_to_during_the_export_is_refused(checkpoint: Path) -> Non
     with checkpoint.open("r+b") as file:
         file.write(b"third")
     os.utime(checkpoint, ns=(1, 1))
-    with pytest.raises(CheckpointError, match="changed while it was exported"):
+    with pytest.raises(CheckpointError, match="changed during the export"):
         again.require_same()
