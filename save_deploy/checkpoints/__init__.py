@@ -1,4 +1,4 @@
-"""Weight files -> SaveModel. Nothing here ever unpickles code."""
+"""Loading, saving and conversion of weight files. No code in a file is executed."""
 
 from save_deploy.checkpoints.convert import Conversion, convert
 from save_deploy.checkpoints.inspect import Inspection, inspect_checkpoint

@@ -1,4 +1,4 @@
-"""One weight file into another layout: foreign -> ours, ours -> SAMA-AVS, GAVS, SAM-Med2D."""
+"""Conversion of a weight file: foreign layouts to ours, ours to SAMA-AVS, GAVS or SAM-Med2D."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from save_deploy.errors import CheckpointError
 from save_deploy.files import new_file
 
 OWN = "save"
-_PTH_SUFFIXES = (".pth", ".pt")  # as their code names what it saves
+_PTH_SUFFIXES = (".pth", ".pt")  # suffixes that the other projects use
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written."""
+    """The written file."""
 
     path: Path
     layout: str
     config: SaveConfig
     tensors: int
-    left_out: tuple[str, ...]  # our tensors the layout has no place for
-    mapped: MapReport | None = None  # with a map of names
+    left_out: tuple[str, ...]  # our tensors that the layout does not have
+    mapped: MapReport | None = None  # None without a name map
 
 
 def convert(
@@ -44,12 +44,14 @@ def convert(
     names: Path | None = None,
     force: bool = False,
 ) -> Conversion:
-    """Write `path` (anything load_model reads, with the same vggish, sam and res) in `layout`.
+    """Write the checkpoint `path` to `out` in another layout.
 
-    names: a map for a file of any other layout (checkpoints/mapping.py).
-
-    save: our safetensors, full. sama_avs, gavs, sam_med2d: a .pth as their code loads it. Written
-    atomically; an existing `out` needs force. Raises CheckpointError or OutputError.
+    path, vggish, sam, res: as in load_model.
+    layout: save (our safetensors, full), or sama_avs, gavs, sam_med2d (a .pth file that their code
+        loads).
+    names: name map for a file of another layout (checkpoints/mapping.py).
+    force: replace an existing `out`.
+    The file is written atomically. Raises CheckpointError or OutputError.
     """
     _check_target(out, layout, force=force)
     report = None
@@ -68,7 +70,7 @@ def convert(
         return Conversion(out, OWN, config, len(state), (), report)
     table = LAYOUTS[layout]
     theirs = from_save(state, config, layout)
-    # clones: a view would store the whole memory behind it
+    # clones, because torch.save stores the whole storage of a view
     plain: dict[str, Any] = {k: v.detach().clone() for k, v in theirs.items()}
     with new_file(out, what="the checkpoint", replace=force) as partial:
         torch.save({table.wrapper: plain} if table.wrapper else plain, partial)
@@ -77,6 +79,7 @@ def convert(
 
 
 def _check_target(out: Path, layout: str, *, force: bool) -> None:
+    """Raise CheckpointError for an unknown layout, a wrong suffix, or an existing file."""
     writable = (OWN, *(name for name, table in LAYOUTS.items() if table.systems))
     if layout not in writable:
         raise CheckpointError("unknown layout", got=layout, expected=", ".join(writable))

@@ -1,4 +1,4 @@
-"""Whether tensors are those of a configuration, told by names and shapes."""
+"""Check that tensors match a configuration, by names and shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 8
 
 
 def meta_state(config: SaveConfig, kind: str = "full") -> dict[str, Tensor]:
-    """Names and shapes of a checkpoint of this kind, as meta tensors."""
+    """Return names and shapes of a checkpoint of this kind, as meta tensors."""
     with torch.device("meta"):
         state = SaveModel(config).state_dict()
     if kind == "full":
@@ -27,7 +27,7 @@ def meta_state(config: SaveConfig, kind: str = "full") -> dict[str, Tensor]:
 def check_fit(
     config: SaveConfig, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], *, source: str
 ) -> None:
-    """Raises CheckpointError that counts and names what is missing, unknown or of another shape."""
+    """Raise CheckpointError with the missing, unknown and wrongly shaped tensors."""
     problems = [f"missing {k}" for k in wanted if k not in found]
     problems += [f"unknown {k}" for k in found if k not in wanted]
     problems += [

@@ -1,10 +1,10 @@
-"""Other projects' tensors -> ours and back: which layout, what it lacks, what has no place.
+"""Conversion of other projects' tensors to ours and back: identification, gaps, extra tensors.
 
-What our model cannot express exactly is refused or noted, never mapped to something near:
-GAVS's adapters sit where ours do (behind the MLP of a block, behind the MLP of a two-way layer).
-Its blocks before --tune_v carry adapters that are never read; they are left out. Its frames are
-BGR, so the patch embedding is rewritten to give the same features for RGB. Its sound vectors are
-made outside of it, from a VGGish that may lack the last ReLU: that is noted, not undone.
+What our model cannot express exactly is rejected or noted, never approximated. GAVS: its adapters
+are at the same places as ours (after the MLP of a block, after the MLP of a two-way layer). Its
+blocks before --tune_v have adapters that are never read; they are left out. Its frames are BGR, so
+the patch embedding is rewritten to give the same features for RGB. Its audio vectors are computed
+outside of it, possibly by a VGGish without the last ReLU; this is noted, not corrected.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Whose file it is, of which size, and how its names become ours."""
+    """Identified layout of a file, its size, and the mapping of its names to ours."""
 
     name: str  # a key of LAYOUTS
-    backbone: str | None  # a preset; None for another size, and for VGGish
+    backbone: str | None  # preset; None for an unknown size and for VGGish
     width: int | None
     depth: int | None
-    res: int | None  # side in px that the position table is for
-    names: dict[str, str]  # their name -> ours
+    res: int | None  # resolution of the position table in px
+    names: dict[str, str]  # their name -> our name
     unmatched: tuple[str, ...]  # their names that the layout does not have
     missing: tuple[str, ...]  # our names that the layout has and the file does not
-    left_out: tuple[str, ...]  # their names that nothing here computes with
+    left_out: tuple[str, ...]  # their names that our model does not use
 
     @property
     def table(self) -> Table:
@@ -55,20 +55,23 @@ class Layout:
 
     @property
     def missing_groups(self) -> tuple[str, ...]:
-        """The parts that lack tensors: ("audio_encoder",) for a GAVS file as its code saves it."""
+        """Groups that lack tensors.
+
+        ("audio_encoder",) for a GAVS file as its code saves it.
+        """
         return tuple(dict.fromkeys(group_of(name, self.depth or 0) for name in self.missing))
 
     @property
     def complete(self) -> bool:
-        """True when it alone makes a model of ours."""
+        """True when the file alone gives a complete model."""
         known = self.table.system is not None and self.backbone is not None
         return known and not self.missing and not self.unmatched
 
 
 def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:
-    """SAM or SAM-Med2D -> (tensors by our names, preset name vit_b, vit_l or vit_h).
+    """Read SAM or SAM-Med2D: tensors by our names, and the preset (vit_b, vit_l or vit_h).
 
-    SAM-Med2D brings image adapters (image_encoder.blocks.i.adapter.*) and 256 px position tables.
+    SAM-Med2D includes image adapters (image_encoder.blocks.i.adapter.*) and 256 px position tables.
     """
     state, layout = _read_half(path, ("sam", "sam_med2d"), "SAM", "SAM's official weights")
     if layout.backbone is None:
@@ -77,16 +80,16 @@ def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def read_vggish(path: Path) -> dict[str, Tensor]:
-    """vggish-10086976.pth -> tensors under our prefix `audio_encoder.`."""
+    """Read vggish-10086976.pth: tensors under our prefix `audio_encoder.`."""
     state, layout = _read_half(path, ("vggish",), "VGGish", "vggish-10086976.pth")
     return to_ours(state, layout)
 
 
 def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
-    """Names and shapes (prefixes stripped) -> the layout, or None for tensors of none of them."""
+    """Return the layout of names and shapes without prefixes, or None when it is unknown."""
     name = next((n for n, table in LAYOUTS.items() if _has_mark(shapes, table)), None)
     if name is None or any(k.startswith(("audio_adapter.", "audio_prompt.")) for k in shapes):
-        return None  # the latter are ours without their configuration
+        return None  # our own tensors without their configuration
     table = LAYOUTS[name]
     names, unmatched = rename_all(shapes, table.rules)
     patch, pos = shapes.get(f"{_PATCH}.weight"), shapes.get(_POS)
@@ -114,35 +117,40 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
 
 
 def depth_of(names: Iterable[str]) -> int | None:
-    """Blocks of an image encoder: one more than the largest number of one; None without any."""
+    """Return the number of blocks of an image encoder (largest block index + 1), or None."""
     numbers = (m[1] for n in names if (m := re.match(r"image_encoder\.blocks\.([0-9]{1,4})\.", n)))
     return 1 + max(map(int, numbers), default=-1) or None
 
 
 def _has_mark(names: Collection[str], table: Table) -> bool:
-    """A name with one of the table's marks that is a name of this layout, not merely like one."""
+    """Return True when a name contains a mark of the table and is a valid name of this layout."""
     marked = (name for name in names if any(mark in name for mark in table.marks))
     known = any(rename(name, table.rules) is not None for name in marked)
     return known and all(name in names for name in table.requires)
 
 
 def refuse_unmatched(layout: Layout) -> None:
+    """Raise CheckpointError when the file has tensors that its layout does not have."""
     if layout.unmatched:
         raise CheckpointError(
             f"{len(layout.unmatched)} tensors are not part of a {layout.table.title} checkpoint",
             got="; ".join(layout.unmatched[:8]),
             expected=f"the {len(layout.names)} others only",
-            hint="save the model as its public code builds it, or write down what its names mean: "
+            hint="save the model as its public code builds it, or write a name map: "
             "save-deploy checkpoint convert --map (docs/checkpoints.md)",
         )
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor."""
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """float32 tensors under our names, values unchanged. Refuses names the layout does not have."""
+    """Return float32 tensors under our names, with unchanged values.
+
+    Raises CheckpointError for names that the layout does not have.
+    """
     refuse_unmatched(layout)
     for key, values in zip(PIXEL_BUFFERS, (PIXEL_MEAN, PIXEL_STD), strict=True):
         if key in state and not torch.allclose(state[key].float().flatten(), torch.tensor(values)):
@@ -155,17 +163,17 @@ def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
 
 
 def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, dict[str, Tensor]]:
-    """Configuration at the file's own resolution, and tensors for SaveModel: the same function.
+    """Return configuration at the file's resolution and tensors of an equal SaveModel.
 
-    What its project does not have and one mask without points never reads (point embeddings,
-    mask_downscaling) is filled with zeros. Raises CheckpointError for SAM, SAM-Med2D and VGGish,
-    which lack the sound or the picture, and for unknown sizes.
+    Tensors that the project does not have, and that a single mask without points never reads (point
+    embeddings, mask_downscaling), are zeros. Raises CheckpointError for SAM, SAM-Med2D and VGGish,
+    which lack audio or image modules, and for unknown sizes.
     """
     system, backbone = layout.table.system, layout.backbone
     if system is None or layout.res is None:
         raise CheckpointError(
-            f"a {layout.table.title} file alone is no model with sound and picture",
-            got=f"no {', '.join(layout.missing_groups) or 'sound side'}",
+            f"a {layout.table.title} file alone is not an audio-visual model",
+            got=f"no {', '.join(layout.missing_groups) or 'audio modules'}",
             expected="SAVE, SAMA-AVS or GAVS",
         )
     if backbone is None:
@@ -187,10 +195,10 @@ def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, di
 
 
 def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dict[str, Tensor]:
-    """Our tensors in another project's layout, bare (without its wrapper entry).
+    """Return our tensors in another project's layout, without its wrapper entry.
 
-    SAM-Med2D takes the part it has. GAVS's early blocks get zero adapters, which do nothing. Raises
-    CheckpointError when that project's code would compute something else.
+    SAM-Med2D gets the part that it has. GAVS's early blocks get zero adapters, which have no
+    effect. Raises CheckpointError when that project's code would compute another function.
     """
     table = LAYOUTS.get(name)
     if table is None or not table.systems:
@@ -203,7 +211,7 @@ def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dic
     names, unmatched = rename_all(kept, _reverse(table.rules))
     if unmatched:
         raise CheckpointError(
-            f"{len(unmatched)} tensors have no place in a {table.title} file",
+            f"{len(unmatched)} tensors do not exist in a {table.title} file",
             got="; ".join(unmatched[:8]),
             expected=f"{' or '.join(table.systems)} as its public code builds it",
         )
@@ -214,10 +222,10 @@ def from_save(state: Mapping[str, Tensor], config: SaveConfig, name: str) -> dic
 
 
 def swap_colors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The patch embedding for BGR input <-> the one for RGB input, both normalized in RGB order.
+    """Convert the patch embedding between BGR and RGB input, both normalized in RGB order.
 
-    Exact up to rounding, as every patch lies inside the image: weights change places and scale, the
-    difference of the means goes into the bias. Applied twice it gives the original back.
+    Exact up to rounding, because every patch is inside the image: weights are permuted and scaled,
+    and the difference of the means is added to the bias. Applied twice it returns the original.
     """
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (PIXEL_MEAN, PIXEL_STD))
     weight, bias = state[f"{_PATCH}.weight"].double(), state[f"{_PATCH}.bias"].double()
@@ -228,6 +236,7 @@ def swap_colors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unknown_size(layout: Layout) -> CheckpointError:
+    """Return the error for an image encoder of unknown size."""
     return CheckpointError(
         f"{layout.table.title} checkpoint of unknown size",
         got=f"width {layout.width}, depth {layout.depth}",
@@ -236,7 +245,7 @@ def unknown_size(layout: Layout) -> CheckpointError:
 
 
 def rename(key: str, rules: Rules) -> str | None:
-    """The name on the other side of the first rule that fits, or None."""
+    """Return the name after the first rule that matches, or None."""
     for pattern, target in rules:
         match = _compiled(pattern).fullmatch(key)
         if match is not None:
@@ -245,7 +254,7 @@ def rename(key: str, rules: Rules) -> str | None:
 
 
 def rename_all(keys: Iterable[str], rules: Rules) -> tuple[dict[str, str], list[str]]:
-    """-> {key: its other name}, and the keys that no rule fits."""
+    """Return key -> new name, and the keys that no rule matches."""
     renamed = {key: rename(key, rules) for key in keys}
     return {k: v for k, v in renamed.items() if v is not None}, [
         k for k, v in renamed.items() if v is None
@@ -268,8 +277,11 @@ def _is_adapter_v(key: str) -> bool:
 
 
 def _first_tuned(state: Mapping[str, Tensor], depth: int) -> int:
-    """GAVS's --tune_v, which the file does not hold: the last three blocks, as its scripts have it,
-    or from the first earlier adapter that left the range of PyTorch's initial values."""
+    """Return GAVS's --tune_v, the first tuned block, which the file does not store.
+
+    It is the first of the last three blocks, as in its scripts, or the first earlier block whose
+    adapter exceeds the range of PyTorch's initialization.
+    """
     for i in range(depth - LATE_BLOCKS):
         for j in (0, 2):
             weight = state.get(_ADAPTER_V.format(i=i, j=j, p="weight"))
@@ -279,7 +291,7 @@ def _first_tuned(state: Mapping[str, Tensor], depth: int) -> int:
 
 
 def _idle_adapters(config: SaveConfig) -> dict[str, Tensor]:
-    """Zero adapters of the blocks that have none: its code builds them everywhere."""
+    """Return zero adapters for the blocks without one; GAVS's code builds them in all blocks."""
     c, h = config.embed_dim, config.bottleneck_dim
     shapes = {(0, "weight"): (h, c), (0, "bias"): (h,), (2, "weight"): (c, h), (2, "bias"): (c,)}
     return {
@@ -290,7 +302,7 @@ def _idle_adapters(config: SaveConfig) -> dict[str, Tensor]:
 
 
 def _check_switches(config: SaveConfig, table: Table) -> None:
-    """Refuse a model that the other project's code would compute differently."""
+    """Raise CheckpointError for a model that the other project's code would compute differently."""
     if config.system not in table.systems:
         raise CheckpointError(
             f"this system cannot be written as a {table.title} file",
@@ -302,7 +314,7 @@ def _check_switches(config: SaveConfig, table: Table) -> None:
     differs = {k: v for k, v in wanted.items() if getattr(config, k) != v}
     if differs:
         raise CheckpointError(
-            f"{table.title}'s code would compute something else from these weights",
+            f"{table.title}'s code would compute another function of these weights",
             got=", ".join(f"{k}={getattr(config, k)}" for k in differs),
             expected=", ".join(f"{k}={v}" for k, v in differs.items()),
         )
@@ -311,6 +323,10 @@ def _check_switches(config: SaveConfig, table: Table) -> None:
 def _read_half(
     path: Path, wanted: tuple[str, ...], title: str, expected: str
 ) -> tuple[dict[str, Tensor], Layout]:
+    """Read a file of one of the wanted layouts.
+
+    Raises CheckpointError for another or incomplete one.
+    """
     file = open_weights(path)
     state = file.tensors
     layout = identify(shapes_of(state))

@@ -1,4 +1,4 @@
-"""What is in a weight file, from names, shapes and header alone: no weight is read."""
+"""Summary of a weight file from names, shapes and header, without reading weights."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from save_deploy.systems import SYSTEMS, group_of
 
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SHOWN = 5
-# a field that follows from another one says nothing
+# fields that other fields determine
 _DERIVED = ("name", "res", "system")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tensors of one group (systems.group_of), or `unknown`."""
+    """Tensors of one group (systems.group_of), or `unknown`."""
 
     name: str
     tensors: int
     parameters: int
     bytes: int
     dtypes: tuple[str, ...]
-    trained: bool  # by the file's system; False: frozen, or nobody's
+    trained: bool  # True when the file's system trains it
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One file in words and numbers; `missing` and `unused` name tensors, `dropped` entries."""
+    """Summary of one file. `missing` and `unused` are tensor names, `dropped` are entries."""
 
     path: str
     size_bytes: int
@@ -55,9 +55,9 @@ class Inspection:
     parts: tuple[Part, ...]
     format_version: str | None = None  # of our own files
     kind: str | None = None  # full or adapter
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # switches off the default
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # left by training
-    remarks: tuple[str, ...] = ()  # what a load changes or cannot express
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # non-default switches
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # notes of the training run
+    remarks: tuple[str, ...] = ()  # what loading changes or cannot express
     dropped: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Inspection:
 
 
 def inspect_checkpoint(path: Path) -> Inspection:
-    """Ours or foreign, by content. Raises CheckpointError for a file that cannot be opened."""
+    """Summarize a file of any layout. Raises CheckpointError when it cannot be opened."""
     if is_ours(path):
         return _inspect_ours(path)
     return _inspect_foreign(open_weights(path, shapes_only=True))
@@ -140,7 +140,7 @@ def _inspect_foreign(file: WeightFile) -> Inspection:
 
 
 def switches(config: SaveConfig) -> dict[str, Any]:
-    """The fields in which a configuration differs from its preset, SAVE(**)."""
+    """Return the fields in which a configuration differs from its preset; SAVE(**) restores it."""
     sizes = PRESETS.get(config.name, {})
     defaults = {
         f.name: sizes.get(f.name, f.default)
@@ -161,7 +161,7 @@ def _foreign_switches(layout: Layout) -> dict[str, Any]:
 def _parts(
     tensors: Iterable[tuple[str, Tensor]], system: str | None, depth: int
 ) -> tuple[Part, ...]:
-    """Group by part; names that are none of ours come as `?name`."""
+    """Group tensors by part; names that are not ours start with `?`."""
     groups: dict[str, list[Tensor]] = {}
     for name, tensor in tensors:
         groups.setdefault(_group(name, depth), []).append(tensor)
@@ -187,12 +187,12 @@ def _group(name: str, depth: int) -> str:
 
 
 def _res(res: int | None) -> int:
-    """The resolution to export at: the file's, or 256 where it has another."""
+    """Return the export resolution: the file's if supported, else 256."""
     return res if res in RESOLUTIONS else 256
 
 
 def _next(path: Path, layout: Layout) -> str:
-    """The command that makes use of the file."""
+    """Return a command that uses the file, "" when there is none."""
     if layout.name == "vggish":
         return f"save-train --sam sam_vit_b_01ec64.pth --vggish {path}"
     if layout.unmatched or layout.backbone is None:

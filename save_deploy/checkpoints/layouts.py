@@ -1,7 +1,8 @@
-"""How other projects name the tensors of the same model, as literal tables.
+"""Tables of the tensor names in other projects' checkpoints of the same model.
 
-A rule is (their name, our name). `{i}` `{j}` stand for a number, `{p}` for weight or bias, `{a}`
-for h or w; both sides use the same ones, so every rule reads in both directions. First match wins.
+A rule is (their name, our name). `{i}` and `{j}` stand for a number, `{p}` for weight or bias,
+`{a}` for h or w. Both sides have the same placeholders, so every rule works in both directions. The
+first matching rule is used.
 """
 
 from __future__ import annotations
@@ -75,31 +76,31 @@ PROMPT_ENCODER = _same(
 )
 _VGGISH = ("features.{i}.{p}", "embeddings.{i}.{p}")
 SAM = IMAGE_ENCODER + PROMPT_ENCODER + MASK_DECODER
-# SAM's buffers, stored by some forks; a file whose values are not SAM's is refused
+# SAM's buffers, which some forks store; a file with other values is rejected
 PIXEL_BUFFERS = ("pixel_mean", "pixel_std")
 AUDIO_PARTS = ("audio_encoder.", "audio_adapter.", "audio_prompt.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One project's layout."""
+    """Layout of one project."""
 
     title: str
-    marks: tuple[str, ...]  # parts of names that only this layout has
-    requires: tuple[str, ...] = ()  # names without which a mark says nothing
+    marks: tuple[str, ...]  # substrings of names that only this layout has
+    requires: tuple[str, ...] = ()  # names that must exist too
     rules: Rules
-    like: str  # a system of ours that has all of its tensors
-    system: str | None = None  # whose configuration it needs; None: no sound side of its own
-    systems: tuple[str, ...] = ()  # ours that can be written in it
-    needs: dict[str, Any] = field(default_factory=dict)  # switches that its code has built in
-    leaves_out: tuple[str, ...] = ()  # our tensors it has no place for, by prefix
-    drops: tuple[str, ...] = ()  # their tensors that nothing here computes with
-    prefix: str = ""  # of every name, when written
-    wrapper: str = ""  # entry the names are under, when written
+    like: str  # our system that has all of its tensors
+    system: str | None = None  # system of its configuration; None: it has no audio modules
+    systems: tuple[str, ...] = ()  # our systems that can be written in this layout
+    needs: dict[str, Any] = field(default_factory=dict)  # switches that are fixed in its code
+    leaves_out: tuple[str, ...] = ()  # prefixes of our tensors that it does not have
+    drops: tuple[str, ...] = ()  # their tensors that our model does not use
+    prefix: str = ""  # prefix of every name when written
+    wrapper: str = ""  # entry that contains the names when written
     notes: tuple[str, ...] = ()
 
 
-# Order matters: the first whose marks are found. SAM's names are part of every other layout.
+# Order matters: the first layout whose marks are found is used, and all others contain SAM's names.
 LAYOUTS: dict[str, Table] = {
     "sama_avs": Table(
         title="SAMA-AVS",
@@ -144,7 +145,7 @@ LAYOUTS: dict[str, Table] = {
             ),
             ("mask_decoder.audio_proj.0.{p}", "audio_prompt.layers.0.{p}"),
             ("mask_decoder.audio_proj.2.{p}", "audio_prompt.layers.1.{p}"),
-            *_same(f"audio_encoder.{name}" for name in _VGGISH),  # when someone put it in
+            *_same(f"audio_encoder.{name}" for name in _VGGISH),  # if the file includes VGGish
             *SAM,
         ),
         system="gavs",
@@ -154,8 +155,8 @@ LAYOUTS: dict[str, Table] = {
         prefix="model_v.",
         notes=(
             "its code feeds BGR frames with RGB means: the patch embedding is rewritten for RGB",
-            "its sound vectors come from files; the public samples have negative values, so VGGish "
-            "without its last ReLU, which this VGGish has",
+            "its audio vectors are read from files; the public samples have negative values, from "
+            "a VGGish without the last ReLU, which this VGGish has",
         ),
     ),
     "sam_med2d": Table(
@@ -195,7 +196,7 @@ LAYOUTS: dict[str, Table] = {
         marks=("embeddings.0.weight",),
         requires=("features.0.weight",),
         rules=_under("audio_encoder.", _VGGISH),
-        # torch.hub's class also turns its vectors by a PCA; AVSBench's and SAMA-AVS's do not
+        # torch.hub's class also applies a PCA to its vectors; AVSBench's and SAMA-AVS's do not
         drops=("pproc.pca_eigen_vectors", "pproc.pca_means"),
     ),
 }

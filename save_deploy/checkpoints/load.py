@@ -1,4 +1,4 @@
-"""Path -> SaveModel, strictly: every tensor that does not fit is named."""
+"""Loading of a checkpoint as SaveModel; every tensor that does not fit is an error."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from save_deploy.systems import SYSTEMS, comes_with_sam
 from save_deploy.systems import system as check_system
 
 _SHOWN = 8
-# layout of one half of a model -> what to say, what to run
+# layout of a part of a model -> message, command to run
 _ALONE = {
     "sam": (
         "this is SAM without SAVE's trained parts",
         "save-export ADAPTERS.safetensors --sam {path}   (save-train --sam makes them)",
     ),
     "sam_med2d": (
-        "this is SAM-Med2D: image adapters, no sound side",
+        "this is SAM-Med2D, which has image adapters but no audio modules",
         "save-train --sam {path}",
     ),
     "vggish": (
-        "this is VGGish: a sound encoder, no picture side",
+        "this is VGGish, an audio encoder without image modules",
         "save-train --sam sam_vit_b_01ec64.pth --vggish {path}",
     ),
 }
 
 
 def builtin_path() -> Path:
-    """The built-in checkpoint: vit_t at 256 px, described in MODEL_CARD.md beside it.
+    """Return the built-in checkpoint, vit_t at 256 px, described in MODEL_CARD.md beside it.
 
-    In a clone it lies in save_deploy/assets. Wheels leave it to the package save-deploy-checkpoint,
-    because running a bundle needs no weights. Raises BackendError where neither is there.
+    A clone has it in save_deploy/assets. For wheels it is in the package save-deploy-checkpoint,
+    because running a bundle needs no weights. Raises BackendError when neither has it.
     """
     package = importlib.util.find_spec("save_deploy_checkpoint")
     folders = [Path(__file__).parents[1] / "assets"]
@@ -72,13 +72,15 @@ def load_model(
     vggish: Path | None = None,
     system: str | None = None,
 ) -> SaveModel:
-    """Checkpoint -> eager model in eval mode at resolution `res` (default: as trained).
+    """Load a checkpoint as an eager model in eval mode.
 
     path: our safetensors (full or adapter-only), a complete SAMA-AVS or GAVS file, or None for the
-    built-in one. sam: SAM's weights, required by an adapter-only file. vggish: its weights, for
-    a GAVS file without sound encoder. system: refuse a checkpoint of another one. Files are known by
-    their content. What is unwrapped and left out of a foreign one is told on stderr. Position tables
-    are resized. Raises CheckpointError.
+        built-in checkpoint. The layout is detected from the content.
+    res: resolution, default as trained. Position tables are resized.
+    sam: SAM's weights, required by an adapter-only file.
+    vggish: VGGish weights, for a GAVS file without audio encoder.
+    system: required system; a checkpoint of another one raises CheckpointError.
+    Prints to stderr what is unwrapped and left out of a foreign file. Raises CheckpointError.
     """
     path = path or builtin_path()
     if system is not None:
@@ -106,7 +108,10 @@ def load_model(
 
 
 def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: str) -> SaveModel:
-    """Build the model around these tensors (no copy); refuse unmatched keys, shapes and NaN."""
+    """Build the model from these tensors without copying them.
+
+    Raises CheckpointError for unmatched keys, wrong shapes and NaN or infinite values.
+    """
     with torch.device("meta"):
         model = SaveModel(config)
     model.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
@@ -126,10 +131,13 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
 
 
 def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> dict[str, Tensor]:
-    """Adapter-only tensors over the frozen SAM they were trained on."""
+    """Return the adapter-only tensors merged with the frozen SAM they were trained on.
+
+    Raises CheckpointError without a SAM file of the right size.
+    """
     if sam is None:
         raise CheckpointError(
-            "this checkpoint holds only the trained parts",
+            "this checkpoint has only the trained parts",
             got="no SAM base",
             expected=f"SAM's official {config.name} weights",
             hint="add --sam sam_vit_*.pth",
@@ -148,6 +156,7 @@ def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> 
 
 
 def _refuse_extra(what: str, option: str, given: Path | None) -> None:
+    """Raise CheckpointError when a file is given that the checkpoint does not need."""
     if given is not None:
         raise CheckpointError(
             f"a {what} was given but the checkpoint is complete",
@@ -159,7 +168,10 @@ def _refuse_extra(what: str, option: str, given: Path | None) -> None:
 def _read_foreign(
     path: Path, *, res: int | None, vggish: Path | None, system: str | None
 ) -> tuple[dict[str, Tensor], SaveConfig]:
-    """A complete foreign system -> tensors by our names, configuration at the file's resolution."""
+    """Read a complete foreign system: tensors by our names, and configuration.
+
+    The resolution is that of the file.
+    """
     file = open_weights(path)
     state = file.tensors
     layout = identify(shapes_of(state))
@@ -190,13 +202,13 @@ def _read_foreign(
         ours |= read_vggish(vggish)
     elif layout.missing_groups == ("audio_encoder",):
         raise CheckpointError(
-            f"{layout.table.title} without its sound encoder",
+            f"{layout.table.title} without its audio encoder",
             got=f"{path} without VGGish",
-            expected="VGGish's weights beside it",
+            expected="VGGish's weights in addition",
             hint="add --vggish vggish-10086976.pth",
         )
     if config.system == "sama_avs":
-        # the same switches: a file of another resolution than asked for is the fine-tuned row
+        # equal switches: a file with another resolution than requested is SAMA-AVS-FT
         moved = res is not None and res != config.res
         label = system if system in layout.table.systems else None
         config = config.replace(system=label or ("sama_avs_ft" if moved else "sama_avs"))
@@ -204,8 +216,10 @@ def _read_foreign(
 
 
 def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
-    """(1,g,g,C) -> (1,grid,grid,C), align_corners=False, no antialias (SAM-Med2D's rule). A table of
-    another form stays: the check of all shapes names it."""
+    """Resize (1,g,g,C) to (1,grid,grid,C), align_corners=False, no antialiasing (SAM-Med2D's rule).
+
+    A table of another form is returned unchanged; the later check of shapes reports it.
+    """
     if table.ndim != 4 or not table.numel() or table.shape[1] == grid:
         return table
     planes = table.float().permute(0, 3, 1, 2)  # (1,C,g,g)
@@ -214,8 +228,10 @@ def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
 
 
 def resize_rel_pos(table: Tensor, length: int) -> Tensor:
-    """(L,head_dim) -> (length,head_dim), linear along L, as SAM's get_rel_pos does at run time. A table
-    of another form stays."""
+    """Resize (L,head_dim) to (length,head_dim), linear along L, as SAM's get_rel_pos does.
+
+    A table of another form is returned unchanged.
+    """
     if table.ndim != 2 or not table.numel() or table.shape[0] == length:
         return table
     resized = interpolate(table.float().t()[None], length, mode="linear", align_corners=False)
@@ -224,7 +240,7 @@ def resize_rel_pos(table: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def resize_positions(state: dict[str, Tensor], config: SaveConfig) -> dict[str, Tensor]:
-    """A copy of the state dict whose position tables fit config.res; other tensors are shared."""
+    """Return the state dict with position tables for config.res. Other tensors are shared."""
     resized = dict(state)
     key = "image_encoder.pos_embed"
     if key in resized:

@@ -1,14 +1,14 @@
-"""A user's own layout, written down in a TOML file: their names = ours.
+"""Name maps for a user's own checkpoint layout, in TOML: their names = our names.
 
-    backbone = "vit_b"                     # or by the sizes of the mapped tensors
+    backbone = "vit_b"                     # default: from the sizes of the mapped tensors
     [switches]
     prompt_scale = "1/N"
     [names]
     "encoder.layer{i}.qkv.{p}" = "image_encoder.blocks.{i}.attn.qkv.{p}"
     "decoder.{rest}" = "mask_decoder.{rest}"
 
-`{i}` `{j}` stand for a number, `{p}` for weight or bias, `{a}` for h or w, `{rest}` for anything; the
-first line that fits counts. Values are taken as they are: nothing is transposed or cut.
+`{i}` and `{j}` stand for a number, `{p}` for weight or bias, `{a}` for h or w, `{rest}` for
+anything. The first matching line is used. Values are not transposed or cut.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from save_deploy.fields import Fields, read_toml
 from save_deploy.model.save import SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam, is_unused
 
-_CHOSEN = ("name", "res", "system")  # stand outside of [switches]
+_CHOSEN = ("name", "res", "system")  # fields that are not in [switches]
 _PLACE = re.compile(r"\{(\w*)\}")
-_HINT = "names with dots stand in quotes; docs/checkpoints.md has an example"
+_HINT = "names with dots need quotes; docs/checkpoints.md has an example"
 
 
 @dataclass(frozen=True)
 class NameMap:
-    """A map as read: whose model it is, and the rules (their name, our name)."""
+    """A parsed name map: configuration of the model, and rules (their name, our name)."""
 
     system: str
     backbone: str | None
@@ -53,9 +53,16 @@ class NameMap:
 
 @dataclass(frozen=True)
 class MapReport:
-    """What a map did: names of ours that nothing gave, theirs that no rule fits, shapes that differ,
-    rules that fit nothing, ours that --sam and --vggish gave, ours that are zeros as one mask never
-    reads them."""
+    """Result of applying a name map.
+
+    mapped: number of mapped tensors.
+    missing: our names that no rule gave.
+    unused: their names that no rule matches.
+    shapes: our names with a wrong shape.
+    idle: rules that match nothing.
+    filled: our names from --sam and --vggish.
+    zeros: our names that are zeros, because a single mask never reads them.
+    """
 
     mapped: int
     missing: tuple[str, ...]
@@ -66,7 +73,7 @@ class MapReport:
     zeros: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """In words; names that differ in numbers stand once, with their count."""
+        """Return the report as text. Names that differ only in numbers are grouped and counted."""
         parts = (
             ("given by --sam or --vggish", _grouped(self.filled)),
             ("zeros, never read", _grouped(self.zeros)),
@@ -80,7 +87,7 @@ class MapReport:
 
 
 def read_names(path: Path) -> NameMap:
-    """Raises CheckpointError, naming the file and the key."""
+    """Read a name map. Raises CheckpointError, naming the file and the key."""
     top = read_toml(path, what="map", error=CheckpointError, hint=_HINT)
     named = top.table("names")
     rules = tuple((theirs, _ours(named, theirs)) for theirs in named.values)
@@ -104,11 +111,11 @@ def read_names(path: Path) -> NameMap:
 def map_file(
     path: Path, names: NameMap, *, sam: Path | None = None, vggish: Path | None = None
 ) -> tuple[SaveModel, MapReport]:
-    """A file of any layout through a map -> the model and what became of every tensor.
+    """Load a file of any layout through a name map; return the model and a report.
 
-    sam, vggish: give the frozen parts that the map leaves out. Parameters that one mask never reads
-    may be missing everywhere: zeros. Raises CheckpointError with the whole report for an incomplete
-    model.
+    sam, vggish: files for the frozen parts that the map leaves out.
+    Missing parameters that a single mask never reads are zeros. Raises CheckpointError with the
+    whole report for an incomplete model.
     """
     stored = open_stored(path).tensors
     ours, unused, used = _apply(stored, names.rules)
@@ -136,16 +143,16 @@ def map_file(
     )
     if report.missing or report.shapes:
         raise CheckpointError(
-            "the map gives no complete model",
+            "the map does not give a complete model",
             got="\n".join(report.lines()),
             expected=f"every tensor of {SYSTEMS[config.system].title} on {config.name}",
-            hint="add lines to the map; --sam and --vggish give the parts that stayed frozen",
+            hint="add lines to the map; --sam and --vggish give the frozen parts",
         )
     return model_from_state(config, {**fits, **filled, **zeros}, source=str(path)), report
 
 
 def _ours(named: Fields, theirs: str) -> str:
-    """The right side of a rule, whose places must be those of the left."""
+    """Return the right side of a rule after checking that both sides have the same placeholders."""
     ours = named.string(theirs)
     left, right = (Counter(_PLACE.findall(side)) for side in (theirs, ours))
     unknown = [place for place in left if place not in PLACES]
@@ -164,7 +171,7 @@ def _braced(places: Iterable[str]) -> str:
 def _apply(
     stored: Mapping[str, Tensor], rules: Rules
 ) -> tuple[dict[str, Tensor], list[str], set[str]]:
-    """-> float32 tensors by our names, their names that no rule fits, the rules that fit."""
+    """Return float32 tensors by our names, their unmatched names, and the rules that matched."""
     ours: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     unused: list[str] = []
@@ -177,7 +184,7 @@ def _apply(
             continue
         if our in ours:
             raise CheckpointError(
-                "two of their tensors have one name of ours",
+                "two of their tensors map to the same name",
                 got=f"{source[our]} and {name} = {our}",
                 expected="one",
             )
@@ -187,7 +194,7 @@ def _apply(
 
 
 def _config(ours: Mapping[str, Tensor], names: NameMap) -> SaveConfig:
-    """The configuration of the map, its sizes from the tensors where it names none."""
+    """Return the configuration of the map, with sizes from the tensors where the map has none."""
     depth = depth_of(ours) or 0
     patch = ours.get("image_encoder.patch_embed.proj.weight")
     size = (patch.shape[0] if patch is not None and patch.ndim else 0, depth)
@@ -198,7 +205,7 @@ def _config(ours: Mapping[str, Tensor], names: NameMap) -> SaveConfig:
             "the map gives an image encoder of unknown size",
             got=f"width {size[0]}, depth {size[1]}",
             expected=", ".join(f"{n} {w}x{d}" for (w, d), n in by_size.items()),
-            hint="image_encoder.patch_embed and image_encoder.blocks tell it, or backbone = in the map",
+            hint="map image_encoder.patch_embed and image_encoder.blocks, or set backbone in the map",
         )
     pos = ours.get("image_encoder.pos_embed")
     side = pos.shape[1] * PATCH if pos is not None and pos.ndim == 4 else 256
@@ -209,7 +216,7 @@ def _config(ours: Mapping[str, Tensor], names: NameMap) -> SaveConfig:
 def _filled(
     absent: Iterable[str], config: SaveConfig, sam: Path | None, vggish: Path | None
 ) -> dict[str, Tensor]:
-    """Tensors of ours that the map does not give but the other files do."""
+    """Return our tensors that are absent in the map and exist in the other files."""
     base: dict[str, Tensor] = {}
     if sam is not None:
         base, preset = read_sam(sam)
@@ -225,6 +232,6 @@ def _filled(
 
 
 def _grouped(names: Iterable[str]) -> list[str]:
-    """blocks.{i}.norm1.weight (12) for twelve names that differ in numbers."""
+    """Group names that differ in numbers: blocks.{i}.norm1.weight (12)."""
     groups = Counter(re.sub(r"(?<![^.])\d+(?![^.])", "{i}", name) for name in names)
     return [f"{name} ({n})" if n > 1 else name for name, n in groups.items()]

@@ -1,6 +1,6 @@
-"""From the names as a file holds them to bare ones: a model inside another module, a loss beside it.
+"""Removal of prefixes from stored tensor names: wrapped models, losses beside the model.
 
-What is left out is named, so that inspect and load can say it.
+Everything that is removed is named, so that inspect and load can report it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ from dataclasses import dataclass
 
 from save_deploy.errors import CheckpointError
 
-# DataParallel, Lightning-like wrappers, GAVS's AVSM: where nothing tells the beginning of a model
+# prefixes of DataParallel, Lightning-like wrappers and GAVS's AVSM, for models without known names
 PREFIXES = ("module.", "model.", "model_v.", "net.", "network.", "sam.", "ema.")
-# torch.compile, FSDP and activation checkpoints stand anywhere in a name
+# torch.compile, FSDP and activation checkpointing insert these anywhere in a name
 _INSERTED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-# Names that every layout with a picture side has, then VGGish's: what stands before is the prefix
+# Names in every layout with an image encoder, then names in VGGish; text before them is the prefix
 _ANCHORS = (
     ("image_encoder.patch_embed.proj.weight",),
     ("embeddings.0.weight", "features.0.weight"),
 )
-_COPY = re.compile(r"ema|teacher|shadow|average|target", re.IGNORECASE)  # of the trained model
+_COPY = re.compile(r"ema|teacher|shadow|average|target", re.IGNORECASE)  # copies of a model
 _LOSS = re.compile(r"(criterion|loss\w*|metrics?)\.")
 
 
 @dataclass(frozen=True)
 class BareNames:
-    """names: as stored -> bare; prefix: what was removed; beside: as stored, of no model."""
+    """Names without prefix.
+
+    names: stored name -> bare name.
+    prefix: the removed prefix.
+    beside: stored names that do not belong to the model.
+    """
 
     names: dict[str, str]
     prefix: str
@@ -36,9 +41,9 @@ class BareNames:
 
 
 def bare_names(stored: Iterable[str]) -> BareNames:
-    """Find the model among the names. Raises CheckpointError where there are several."""
+    """Find the model among the names. Raises CheckpointError when there is more than one."""
     plain = {name: _INSERTED.sub("", name) for name in stored}
-    if len(set(plain.values())) < len(plain):  # two would become one
+    if len(set(plain.values())) < len(plain):  # two names would become equal
         plain = {name: name for name in plain}
     root = _root(set(plain.values()))
     if root is None:
@@ -49,7 +54,7 @@ def bare_names(stored: Iterable[str]) -> BareNames:
 
 
 def _root(names: set[str]) -> str | None:
-    """What stands before the names of a known model; None where there is none."""
+    """Return the prefix of a known model, or None when there is no known model."""
     for first, *others in _ANCHORS:
         roots = {n.removesuffix(first) for n in names if n.endswith(first)}
         roots = {
@@ -62,7 +67,7 @@ def _root(names: set[str]) -> str | None:
                 "several models in one checkpoint",
                 got=", ".join(sorted(r or "names without a prefix" for r in roots)),
                 expected="one",
-                hint="save one of them alone, or choose: save-deploy checkpoint convert --map",
+                hint="save only one of them, or choose with save-deploy checkpoint convert --map",
             )
         if roots:
             return roots.pop()
@@ -70,7 +75,7 @@ def _root(names: set[str]) -> str | None:
 
 
 def _without_shared(plain: dict[str, str]) -> BareNames:
-    """Names of no known model, without the prefixes that all share."""
+    """Return names of an unknown model without the prefixes that all of them share."""
     while plain:
         prefix = next((p for p in PREFIXES if all(v.startswith(p) for v in plain.values())), None)
         if prefix is None:

@@ -1,6 +1,6 @@
-"""Our checkpoint: one safetensors file with the configuration in its header.
+"""Our checkpoint format: a safetensors file with the configuration in its header.
 
-kind "full" holds every tensor; kind "adapter" leaves out what a frozen SAM .pth brings and its
+kind "full" has every tensor. kind "adapter" leaves out the tensors of a frozen SAM .pth that its
 system does not train (systems.comes_with_sam).
 """
 
@@ -43,7 +43,11 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write atomically. dtype converts the weights (float16 halves the file); notes are JSON."""
+    """Write a checkpoint atomically.
+
+    dtype: type to convert the weights to (float16 halves the file).
+    notes: JSON-compatible values for the header.
+    """
     system, depth = model.config.system, model.config.depth
     state = {
         k: v
@@ -51,7 +55,7 @@ def save_checkpoint(
         if kind == "full" or not comes_with_sam(k, system, depth)
     }
     tensors = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in state.items()}
-    # how padding is computed is the run's choice, not the checkpoint's: both forms are equal
+    # the form of padding is not part of a checkpoint, because both forms are equal
     config = model.config.replace(window_pad="materialise")
     metadata = {
         "format": FORMAT,
@@ -62,31 +66,37 @@ def save_checkpoint(
     }
     with new_file(path, what="the checkpoint") as partial:
         save_file(tensors, str(partial), metadata=metadata)
-        os.chmod(partial, 0o644)  # safetensors writes 0600, unreadable for other users
+        os.chmod(partial, 0o644)  # safetensors writes 0600: other users could not read it
 
 
 def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
-    """-> float32 tensors by key, the configuration, and the kind (full or adapter)."""
+    """Return float32 tensors by key, the configuration, and the kind (full or adapter).
+
+    Raises CheckpointError.
+    """
     with open_safetensors(path) as (file, metadata):
         config, kind = read_metadata(metadata)
         return {key: file.get_tensor(key).float() for key in file.keys()}, config, kind
 
 
 def read_header(path: Path) -> tuple[SaveConfig, str]:
-    """-> the configuration and the kind, without reading a weight. Raises CheckpointError."""
+    """Return the configuration and the kind, without reading weights. Raises CheckpointError."""
     with open_safetensors(path) as (_, metadata):
         return read_metadata(metadata)
 
 
 def read_shapes(file: Any) -> dict[str, Tensor]:
-    """Meta tensors of an open safetensors file. Raises CheckpointError for an unknown type."""
+    """Return meta tensors of an open safetensors file.
+
+    Raises CheckpointError for an unknown type.
+    """
     found = {key: file.get_slice(key) for key in file.keys()}
     unknown = [
         f"{k} of type {s.get_dtype()}" for k, s in found.items() if s.get_dtype() not in DTYPES
     ]
     if unknown:
         raise CheckpointError(
-            "tensors of a type that is no weight's", got=unknown[0], expected=", ".join(DTYPES)
+            "tensors of an unsupported type", got=unknown[0], expected=", ".join(DTYPES)
         )
     return {
         key: torch.empty(s.get_shape(), dtype=DTYPES[s.get_dtype()], device="meta")
@@ -96,7 +106,10 @@ def read_shapes(file: Any) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
-    """Yield the open file and the text entries of its header. Raises CheckpointError."""
+    """Open a safetensors file; yield it and the text entries of its header.
+
+    Raises CheckpointError.
+    """
     if not path.is_file():
         raise CheckpointError(
             "checkpoint not found",
@@ -113,18 +126,20 @@ def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
             "checkpoint cannot be read",
             got=f"{path}: {error}",
             expected="a complete safetensors file",
-            hint="copy it again: it looks truncated or damaged",
+            hint="copy it again: it is truncated or damaged",
         ) from error
 
 
 def is_native(metadata: Fields) -> bool:
-    """True for the header of a checkpoint that save_checkpoint wrote."""
+    """Return True for the header of a checkpoint that save_checkpoint wrote."""
     return bool(metadata.values.get("format") == FORMAT)
 
 
 def read_metadata(metadata: Fields) -> tuple[SaveConfig, str]:
-    """-> the configuration and the kind. Raises CheckpointError for a header that is not ours, and
-    for a wrong value in it."""
+    """Return the configuration and the kind.
+
+    Raises CheckpointError for a header that is not ours or has a wrong value.
+    """
     if not is_native(metadata):
         raise CheckpointError(
             "not a save-deploy checkpoint",
@@ -142,11 +157,11 @@ def read_metadata(metadata: Fields) -> tuple[SaveConfig, str]:
 
 
 def read_notes(metadata: Fields) -> dict[str, Any]:
-    """What the training run left in the header: data, steps, scores."""
+    """Return the notes of the training run in the header: data, steps, scores."""
     return _json(metadata, "notes").values if "notes" in metadata else {}
 
 
 def _json(metadata: Fields, key: str) -> Fields:
-    """A header entry that holds an object as JSON."""
+    """Parse a header entry that is a JSON object."""
     origin = f"{metadata.origin}: {key}"
     return parse_json(metadata.string(key), origin, error=CheckpointError)

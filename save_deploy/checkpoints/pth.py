@@ -1,8 +1,8 @@
-"""PyTorch files (zip or legacy) -> a dict of tensors, memory-mapped; nothing in them is run.
+"""Reading of PyTorch files (zip or legacy) as memory-mapped tensors, without executing code.
 
 torch's restricted unpickler reads tensors and plain containers. Training scripts also store an
-optimizer, their arguments or numpy scalars: those few names become inert stand-ins, so the tensors
-beside them can be read. Any other name in the file is refused.
+optimizer, their arguments or numpy scalars: these few names are replaced by inert objects, so that
+the tensors can be read. Any other name in the file is rejected.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from save_deploy.errors import CheckpointError
 
-# Entries that hold the model, the likeliest first; others only where no tensor stands beside them
+# Entries that contain the model, most likely first; other entries only if no tensor is beside them
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "ema")
 _DEEPEST = 8  # a pickled dict may contain itself
-# Names whose objects are replaced by a stand-in that keeps nothing and does nothing.
+# Names that are replaced by an inert object without content.
 _INERT_PREFIX = "torch.optim."
 _INERT = frozenset(
     {
         "argparse.Namespace",
-        "builtins.dict",  # factories of a defaultdict
+        "builtins.dict",  # factory of a defaultdict
         "builtins.list",
         "builtins.int",
         "builtins.float",
@@ -42,7 +42,7 @@ _INERT = frozenset(
         "numpy._core.multiarray._reconstruct",
     }
 )
-# dicts with another name: Lightning keeps a model's arguments in one
+# dict subclasses; Lightning stores a model's arguments in one
 _DICTS = frozenset(
     {
         "collections.defaultdict",
@@ -56,15 +56,15 @@ _HEAD = 512
 
 @dataclass(frozen=True)
 class PthFile:
-    """The tensors of a file under the names it has, and what surrounded them."""
+    """Tensors of a file under their stored names, and what surrounds them."""
 
     tensors: dict[str, Tensor]
     wrapper: str  # "model" for {'model': {...}}, "" for a bare dict
-    dropped: tuple[str, ...]  # entries that are no tensor of the model: optimizer, epoch, args
+    dropped: tuple[str, ...]  # entries that are not tensors of the model: optimizer, epoch, args
 
 
 class _Inert:
-    """Stands for an object that is not wanted: ignores arguments and state."""
+    """Replacement for an unwanted object; ignores arguments and state."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> _Inert:
         return object.__new__(cls)
@@ -75,16 +75,16 @@ class _Inert:
 
 
 def _plain_dict(*_args: Any) -> dict[Any, Any]:
-    """For a defaultdict: torch fills exact dicts only."""
+    """Replace a defaultdict, because torch fills only exact dicts."""
     return {}
 
 
 def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
-    """Read and unwrap. Zip files are memory-mapped: no weight is read yet.
+    """Read and unwrap a PyTorch file. Zip files are memory-mapped, so no weight is read yet.
 
-    shapes_only: meta tensors, so that a legacy file is not held in memory either.
-    Raises CheckpointError for a file that is no PyTorch file, is incomplete, refers to anything
-    but tensors, plain values and the inert names above, or holds no tensor.
+    shapes_only: return meta tensors, so that a legacy file is not held in memory either.
+    Raises CheckpointError for a file that is not a PyTorch file, is incomplete, refers to anything
+    except tensors, plain values and the inert names above, or has no tensor.
     """
     _check_head(path)
     loaded = _unpickle(path, "meta" if shapes_only else "cpu")
@@ -107,7 +107,7 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
 
 
 def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
-    """-> the dict that holds the tensors, the entry it came from, and the entries beside it."""
+    """Return the dict with the tensors, the entry it is from, and the entries beside it."""
     entries: list[str] = []
     dropped: list[str] = []
     while len(entries) < _DEEPEST:
@@ -124,7 +124,7 @@ def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
 
 
 def _count(value: Any) -> int:
-    """Tensors with a name in a dict and the dicts in it, each once. An optimizer's are numbered."""
+    """Return the number of named tensors in nested dicts. Tensors of an optimizer have numbers."""
     waiting, count = [value], 0
     seen: set[int] = set()
     while waiting:
@@ -137,13 +137,13 @@ def _count(value: Any) -> int:
 
 
 def _is_dense(value: Any) -> bool:
-    """A plain tensor: not sparse, not quantized."""
+    """Return True for a plain tensor: not sparse, not quantized."""
     plain = isinstance(value, Tensor) and value.layout is torch.strided
     return plain and not value.is_quantized
 
 
 def _unpickle(path: Path, device: str) -> Any:
-    """torch.load, restricted; repeated with one more stand-in whenever an inert name is met."""
+    """Run restricted torch.load, repeated with one more replacement for each inert name found."""
     stand_ins: dict[str, Any] = {}
     while True:
         try:
@@ -153,7 +153,7 @@ def _unpickle(path: Path, device: str) -> Any:
                 contextlib.ExitStack() as stack,
             ):
                 warnings.simplefilter("ignore")
-                if device == "meta":  # a legacy file would be read through all the same
+                if device == "meta":  # otherwise a legacy file would be read completely
                     stack.enter_context(torch.serialization.skip_data())
                 mmap = device == "cpu" and _is_zip(path)
                 return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
@@ -163,15 +163,15 @@ def _unpickle(path: Path, device: str) -> Any:
             if name is None or not known or name in stand_ins:
                 raise _holds_more(path, name) from error
             stand_ins[name] = _plain_dict if name in _DICTS else _Inert
-        except Exception as error:  # a damaged pickle fails in any way: IndexError, TypeError, ...
+        except Exception as error:  # a damaged pickle can raise any exception
             text = (str(error).splitlines() or [""])[0].split(". ")[0]
-            if len(text.split()) < 2:  # a KeyError says only '105'
+            if len(text.split()) < 2:  # the text of a KeyError is only '105'
                 text = f"its content ends in a {type(error).__name__}"
-            raise _unreadable(path, text, "it looks truncated or is no weight file") from error
+            raise _unreadable(path, text, "it is truncated or not a weight file") from error
 
 
 def _refused(error: pickle.UnpicklingError) -> str | None:
-    """The global torch refused, from its message; builtins come without their module."""
+    """Return the global that torch rejected, from its message. Builtins appear without a module."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
         return None
@@ -181,7 +181,7 @@ def _refused(error: pickle.UnpicklingError) -> str | None:
 def _holds_more(path: Path, name: str | None) -> CheckpointError:
     what = f"a reference to {name}" if name else "no tensors that can be read safely"
     return CheckpointError(
-        "checkpoint holds more than tensors and is not opened",
+        "checkpoint contains more than tensors and is not opened",
         got=f"{path}: {what}",
         expected="a dict of tensors",
         hint="save only the weights: torch.save(model.state_dict(), PATH), or write safetensors",
@@ -198,7 +198,7 @@ def _unreadable(path: Path, got: str, why: str) -> CheckpointError:
 
 
 def _check_head(path: Path) -> None:
-    """Name what is often found in place of a checkpoint."""
+    """Raise CheckpointError for content that is often found instead of a checkpoint."""
     if not path.is_file():
         raise CheckpointError(
             "checkpoint not found", got=str(path), expected="a PyTorch or safetensors file"
@@ -208,13 +208,13 @@ def _check_head(path: Path) -> None:
     if not head:
         raise _unreadable(path, "an empty file", "nothing was written")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _unreadable(path, "a web page", "the link led to a page, not to the file")
+        raise _unreadable(path, "a web page", "the link is to a page, not to the file")
     if text.startswith(b"version https://git-lfs"):
         raise _unreadable(path, "a Git LFS pointer", "run git lfs pull")
 
 
 def is_safetensors(path: Path) -> bool:
-    """True when the content is safetensors, whatever the suffix: a length, then a JSON object."""
+    """Return True for safetensors content: a length, then a JSON object. The suffix is ignored."""
     return re.match(rb'.{8}\{\s*["}]', _head(path), re.DOTALL) is not None
 
 

@@ -1,4 +1,4 @@
-"""Random weights of a trained model's kind, for measuring speed and memory without a checkpoint."""
+"""Random weights of any configuration, to measure speed and memory without a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from save_deploy.model.save import SaveModel
 
 
 def write_random_checkpoint(path: Path, config: SaveConfig, seed: int = 0) -> Path:
-    """A full checkpoint whose norms, biases and position tables are not trivial, so that a wrong
-    rewrite of them shows. Its masks mean nothing."""
+    """Write a full checkpoint with random weights and return its path.
+
+    Norms, biases and position tables are not trivial, so that wrong rewrites of them are detected.
+    The masks have no meaning.
+    """
     with torch.device("meta"):
         wanted = SaveModel(config).state_dict()
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""One weight file, ours or another project's, by its content: the suffix says nothing."""
+"""Reading of a weight file, ours or another project's, by content; the suffix is ignored."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a file under their bare names, and what surrounded them.
+    """Tensors of a file under their bare names, and what surrounds them.
 
-    form: PyTorch or safetensors; wrapper: entry that held them; prefix: removed from every name;
-    dropped: entries and tensors that are none of the model's.
+    form: PyTorch or safetensors.
+    wrapper: entry that contains the tensors.
+    prefix: prefix removed from every name.
+    dropped: entries and tensors that do not belong to the model.
     """
 
     path: Path
@@ -32,13 +34,16 @@ class WeightFile:
 
     @property
     def around(self) -> str:
-        """`PyTorch, under 'model', names start with module.`"""
+        """Description such as `PyTorch, under 'model', names start with module.`"""
         under = [f"under '{self.wrapper}'"] if self.wrapper else []
         start = [f"names start with {self.prefix}"] if self.prefix else []
         return ", ".join([self.form, *under, *start])
 
     def say(self, also: tuple[str, ...] = ()) -> None:
-        """Tell on stderr what was unwrapped and left out; also: tensors that the layout leaves out."""
+        """Print to stderr what was unwrapped and left out.
+
+        also: tensors that the layout leaves out.
+        """
         dropped = (*self.dropped, *also)
         if self.wrapper or self.prefix or dropped:
             more = f", and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""
@@ -47,7 +52,7 @@ class WeightFile:
 
 
 def is_ours(path: Path) -> bool:
-    """True for a checkpoint that save_checkpoint wrote. Raises CheckpointError for a damaged one."""
+    """Return True for a checkpoint of save_checkpoint. Raises CheckpointError for a damaged one."""
     if not path.is_file() or not is_safetensors(path):
         return False
     with open_safetensors(path) as (_, metadata):
@@ -55,9 +60,9 @@ def is_ours(path: Path) -> bool:
 
 
 def open_stored(path: Path, *, shapes_only: bool = False) -> PthFile:
-    """The tensors under the names that the file has. Raises CheckpointError.
+    """Return the tensors under their stored names. Raises CheckpointError.
 
-    shapes_only: meta tensors; nothing is read but names, shapes and types.
+    shapes_only: return meta tensors; only names, shapes and types are read.
     """
     if not path.is_file() or not is_safetensors(path):
         return open_pth(path, shapes_only=shapes_only)
@@ -68,7 +73,7 @@ def open_stored(path: Path, *, shapes_only: bool = False) -> PthFile:
 
 
 def open_weights(path: Path, *, shapes_only: bool = False) -> WeightFile:
-    """The model in a file of any project, unwrapped. Raises CheckpointError."""
+    """Return the unwrapped model in a file of any project. Raises CheckpointError."""
     stored = open_stored(path, shapes_only=shapes_only)
     bare = bare_names(stored.tensors)
     return WeightFile(

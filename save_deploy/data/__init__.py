@@ -1,1 +1,1 @@
-"""Samples: frames with the sound heard with them and the mask of what sounds."""
+"""Datasets of samples: a frame, its second of audio, and the mask of the sounding objects."""

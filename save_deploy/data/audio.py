@@ -1,4 +1,4 @@
-"""Sound files -> 16 kHz mono waveforms, and the one-second windows the model hears."""
+"""Reading of sound files as 16 kHz mono waveforms, and the one-second windows of frames."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from save_deploy.errors import DataError
 Waveform = NDArray[np.float32]
 MIN_SECONDS = 0.025  # one STFT window
 EXAMPLE_SECONDS = EXAMPLE_SAMPLES / SAMPLE_RATE_HZ  # 0.975: length of one VGGish example
-SILENCE = 1e-4  # root mean square below which a sound counts as silent (-80 dB)
-# limits of the C++ program too
+SILENCE = 1e-4  # root mean square below which a sound is silent (-80 dB)
+# the C++ runtime has the same limits
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_CHANNELS = 1024
-MAX_SAMPLES = 2**30  # of all channels together; some kilobytes of FLAC can hold hours of silence
-_PIECE = 2**16  # samples of each channel read at once
+MAX_SAMPLES = 2**30  # over all channels; a few kilobytes of FLAC can hold hours of silence
+_PIECE = 2**16  # samples per channel and read
 # Defaults of torchaudio.functional.resample: zero crossings of the sinc on each side, and the share
 # of the lower Nyquist frequency that passes.
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99
 
 
 def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "") -> Waveform:
-    """Any file libsndfile reads -> float32 (n,) mono at 16 kHz in [-1,1].
+    """Read a sound file as float32 (n,), mono at 16 kHz in [-1,1].
 
-    Channels are averaged, other rates resampled. Raises DataError for a file that is missing,
-    unreadable, not finite, at a rate outside 1 to 768 kHz, longer than MAX_SAMPLES, or shorter than
-    min_seconds (then `hint` is the cure it names).
+    Supports every format of libsndfile. Channels are averaged, other sampling rates resampled.
+    hint: remedy in the error for a short sound.
+    Raises DataError for a file that is missing, unreadable, not finite, at a rate outside 1 to 768
+    kHz, longer than MAX_SAMPLES, or shorter than min_seconds.
     """
     import soundfile
 
@@ -59,10 +60,11 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
 
 
 def _read(path: Path) -> tuple[Waveform, int]:
-    """Mean of the channels float32 (n,), and the rate.
+    """Return the mean of the channels, float32 (n,), and the sampling rate.
 
-    Piece by piece until the sound ends: the length in a header may be missing or wrong. Then
-    libsndfile cannot seek, which soundfile does after every read unless the file says it cannot.
+    Reads in pieces up to the end, because the length in a header can be missing or wrong.
+    libsndfile cannot seek in such a file, but soundfile seeks after every read unless `seekable` is
+    False.
     """
     import soundfile
 
@@ -90,12 +92,12 @@ def _read(path: Path) -> tuple[Waveform, int]:
 
 
 def name_of(path: Path) -> str | bytes:
-    """What libsndfile takes: the bytes of the name, which need not be UTF-8; text on Windows."""
+    """Return a path as libsndfile takes it: bytes, which need not be UTF-8, or text on Windows."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 def check_rate(rate_hz: int) -> None:
-    """Raises DataError for a rate outside 1 to 768 kHz."""
+    """Raise DataError for a sampling rate outside 1 to 768 kHz."""
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise DataError(
             "sample rate out of range",
@@ -107,9 +109,10 @@ def check_rate(rate_hz: int) -> None:
 def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     """Resample to 16 kHz: float32 (n,) at rate_hz -> float32 (n * 16000 / rate_hz,).
 
-    The windowed sinc of torchaudio.functional.resample with its defaults, equal within 1e-6. Output k
-    of every period of `n_phases` outputs reads the sound through the same kernel, so one kernel at
-    a time is in memory, whatever the rate; torchaudio holds all of them, padded to a whole period.
+    Uses the windowed sinc of torchaudio.functional.resample with its defaults; the results are
+    equal within 1e-6. Output k of every period of `n_phases` outputs uses the same kernel, so only
+    one kernel at a time is in memory, at any rate. torchaudio holds all of them, padded to a whole
+    period.
     Raises DataError for a rate outside 1 to 768 kHz.
     """
     check_rate(rate_hz)
@@ -123,7 +126,7 @@ def resample(waveform: Waveform, rate_hz: int) -> Waveform:
     padded = np.pad(sound, (margin, margin + period + 1))
     for phase in range(min(n_phases, resampled.size)):
         first, kernel = _kernel(phase, period, n_phases)
-        # (periods,taps): inputs that each output of this phase reads
+        # (periods,taps): inputs of each output of this phase
         windows = sliding_window_view(padded, kernel.size)[margin + first :: period]
         outputs = resampled[phase::n_phases]
         outputs[:] = windows[: outputs.size] @ kernel
@@ -131,18 +134,20 @@ def resample(waveform: Waveform, rate_hz: int) -> Waveform:
 
 
 def _resampled_size(n: int, period: int, n_phases: int) -> int:
-    """Samples that n samples become. torchaudio rounds to float32 before it rounds up, and computes
-    whole periods only."""
+    """Return the output size of n samples.
+
+    torchaudio rounds to float32 before it rounds up, and computes only whole periods.
+    """
     return min(math.ceil(np.float32(n_phases * n / period)), n_phases * (n // period + 1))
 
 
 def _kernel(phase: int, period: int, n_phases: int) -> tuple[int, Waveform]:
-    """Kernel of output `phase` of a period: its first input, counted from the start of the period, and
-    float32 weights (taps,).
+    """Return the kernel of output `phase` of a period.
 
-    In float32 and in torchaudio's order of operations: where the rates share few divisors its phases
-    are rounded by up to 1e-3 of a zero crossing, and an exact kernel gives other samples. Inputs
-    outside the window weigh at most 1e-15 there and are left out here.
+    Its first input, counted from the start of the period, and float32 weights (taps,).
+    Computed in float32 in torchaudio's order of operations: for rates with few common divisors its
+    phases have rounding errors of up to 1e-3 of a zero crossing, and an exact kernel would give
+    other samples. Inputs outside the window, of weight at most 1e-15, are left out.
     """
     base = min(period, n_phases) * ROLLOFF
     center, reach = phase / n_phases, ZERO_CROSSINGS / base  # in periods
@@ -158,10 +163,11 @@ def _kernel(phase: int, period: int, n_phases: int) -> tuple[int, Waveform]:
 
 
 def second(waveform: Waveform, index: int = 0) -> Waveform:
-    """The 1 s window heard with frame `index`: (16000,), starting where AVSBench's example does.
+    """Return the one-second window of frame `index`, (16000,).
 
-    Example i starts at 0.96 i s (SPEC 3). A shorter sound is completed with silence; past its end
-    the last full second is used, as AVSBench repeats its last example.
+    It starts where AVSBench's example does: example i at 0.96 i s (SPEC 3). A shorter sound is
+    padded with silence. Past the end of the sound the last full second is used, as AVSBench repeats
+    its last example.
     """
     start = int(0.96 * SAMPLE_RATE_HZ) * index
     start = min(start, max(0, waveform.size - SAMPLE_RATE_HZ))
@@ -170,5 +176,5 @@ def second(waveform: Waveform, index: int = 0) -> Waveform:
 
 
 def is_silent(waveform: Waveform) -> bool:
-    """True for a sound below -80 dB: a mask would then not depend on the sound."""
+    """Return True for a sound below -80 dB, whose mask would not depend on the sound."""
     return bool(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))) < SILENCE)

@@ -1,6 +1,6 @@
-"""AVSBench's first two subsets as released: S4 (Single-source) and MS3 (Multi-sources).
+"""AVSBench subsets S4 (Single-source) and MS3 (Multi-sources), as released.
 
-Layouts in SPEC 4.1 and 4.2: PNG frames and masks of 224 px, numbered from 1; sound as wav, as
+Layouts are in SPEC 4.1 and 4.2: PNG frames and masks of 224 px, numbered from 1; sound as wav, as
 log-mel pickle, or in the raw video. S4 training clips have only their first frame annotated.
 """
 
@@ -27,7 +27,7 @@ SOUND_FOLDERS = {  # source -> folder, suffix
 
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
-    """The subset's metadata file in its folder, or in the folder that holds Single-source/."""
+    """Return the metadata file, in this folder or in its folder Single-source/ (Multi-sources/)."""
     for base in (folder, folder / FOLDERS[subset]):
         meta = base / f"{subset}_meta_data.csv"
         if os.path.isfile(meta):
@@ -36,6 +36,7 @@ def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
 
 
 def has_media(folder: Path, subset: str) -> bool:
+    """Return True when the folder of the subset's media exists."""
     meta = metadata(folder, subset)
     return meta is not None and os.path.isdir(meta.parent / f"{subset}_data")
 
@@ -50,8 +51,11 @@ def listing(
     seed: int = 0,
     limit: int | None = None,
 ) -> Listing:
-    """Clips of a split. source: auto (wav, else log-mel, else the video's sound), one of them, or
-    video, which takes the frames from the video too."""
+    """Return the clips of a split.
+
+    source: auto (wav, else log-mel, else the video's sound), wav, log_mel, or video, which reads
+        the frames from the video too.
+    """
     check_source(source, SOURCES, subset)
     table, data = read_table(meta), meta.parent / f"{subset}_data"
     columns = Columns.of(table, subset)
@@ -67,7 +71,7 @@ def listing(
 
 @dataclass(frozen=True)
 class Columns:
-    """Where these columns are: by name, else at the places where AVSBench's own code reads them."""
+    """Column indices, by name or else at the positions where AVSBench's own code reads them."""
 
     name: int
     split: int
@@ -98,12 +102,12 @@ def _s4_item(row: Row, columns: Columns, split: str, data: Path, source: str) ->
 def _ms3_item(row: Row, columns: Columns, split: str, data: Path, source: str) -> Item:
     name = row.filled(columns.name, "name")
     sounds = {kind: f"{data}/{at}/{split}/{name}{end}" for kind, (at, end) in _sounds()}
-    sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # as for frames: no folder per split
+    sounds["video"] = f"{data}/raw_videos/{name}.mp4"  # no folder per split, like frames
     return _item(
         row,
         name,
         "multi",
-        frames=f"{data}/visual_frames/{name}/{name}.mp4",  # .mp4 inside the name of a PNG
+        frames=f"{data}/visual_frames/{name}/{name}.mp4",  # PNG names contain .mp4
         masks=f"{data}/gt_masks/{split}/{name}/{name}",
         sounds=sounds,
         n_frames=N_FRAMES,

@@ -1,7 +1,7 @@
 """AVSS (AVSBench-semantic) as released: metadata.csv, and one folder per clip in v1s/, v1m/, v2/.
 
-Layout in SPEC 4.3: JPEG frames of native size numbered from 0, 5 of them in v1s and v1m, 10 in v2.
-Masks are binary here (A18): every class color of labels_rgb is foreground.
+Layout is in SPEC 4.3: JPEG frames of native size numbered from 0, 5 of them in v1s and v1m, 10 in
+    v2. Masks are binary here (A18): every class color of labels_rgb is foreground.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ SOURCES = ("auto", "wav")
 
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    """Return metadata.csv when the folder has it."""
     meta = folder / "metadata.csv"
     return meta if os.path.isfile(meta) else None
 
 
 def has_media(folder: Path, subset: str) -> bool:
+    """Return True when a folder of the subset's media exists."""
     return any(os.path.isdir(folder / label) for label in _labels(subset))
 
 
@@ -42,7 +44,7 @@ def listing(
     seed: int = 0,
     limit: int | None = None,
 ) -> Listing:
-    """Clips of a split whose `label` column is the subset; avss takes all labels."""
+    """Return the clips of a split whose `label` column is the subset; avss has all labels."""
     check_source(source, SOURCES, subset)
     table, labels = read_table(meta), _labels(subset)
     split_at, columns = table.column("split"), Columns.of(table)
@@ -58,7 +60,7 @@ def listing(
 
 @dataclass(frozen=True)
 class Columns:
-    """Where these columns are."""
+    """Column indices."""
 
     uid: int
     a_obj: int
@@ -77,9 +79,11 @@ def clip_item(
     first_only: bool,
     categories: dict[str, str] | None = None,
 ) -> Item:
-    """The clip of a row. first_only: v1s clips of the training split have only mask 0.
+    """Return the clip of a row.
 
-    categories (uid -> a_obj) serves files whose a_obj is blank. Raises DataError for a bad row.
+    first_only: only mask 0 of v1s clips, as in the training split.
+    categories: uid -> a_obj for files with a blank a_obj.
+    Raises DataError for a bad row.
     """
     uid, label = row.filled(columns.uid, "uid"), known_label(row, columns)
     objects = row.cell(columns.a_obj, "a_obj") or (categories or {}).get(uid) or ""
@@ -100,12 +104,12 @@ def clip_item(
 
 
 def known_label(row: Row, columns: Columns) -> str:
-    """v1s, v1m or v2: the folder of the clip."""
+    """Return v1s, v1m or v2, the folder of the clip."""
     return row.choice(columns.label, "label", N_FRAMES)
 
 
 def category_of(a_obj: str) -> str:
-    """Classes joined by `_`, each without blanks: one row says 'h orse'. Names themselves have `-`."""
+    """Return the classes joined by `_`, without blanks: one row has 'h orse'. Names contain `-`."""
     return "".join(a_obj.split())
 
 

@@ -1,4 +1,4 @@
-"""Checks of a dataset folder: rows and published counts, rows and files, disjoint splits."""
+"""Checks of a dataset folder: row counts, files of each row, disjoint splits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from save_deploy.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """A fault, its file, and the metadata row that lists the file (empty for none)."""
+    """A fault, its file, and the metadata row that lists the file ("" for none)."""
 
     what: str
     file: str
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """Number of files that exist, of those that the metadata lists."""
+    """Number of existing files among those that the metadata lists."""
 
     found: int
     expected: int
@@ -41,8 +41,10 @@ class Found:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """One split of one subset. `rows` can be used. Fewer rows than `published` are not
-    a fault."""
+    """Check of one split of one subset.
+
+    rows: number of usable rows; fewer than `published` is not a fault.
+    """
 
     subset: str
     split: str
@@ -57,7 +59,7 @@ class SplitCheck:
 
 @dataclass(frozen=True)
 class DatasetCheck:
-    """Checks of all subsets. absent: those that the metadata lists without a media folder."""
+    """Checks of all subsets. absent: subsets in the metadata without a media folder."""
 
     folder: str
     splits: tuple[SplitCheck, ...]
@@ -66,7 +68,10 @@ class DatasetCheck:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Each fault once: a broken row of a file that lists all splits is found in every split."""
+        """All faults without duplicates.
+
+        A bad row of a file that lists all splits is found in every split.
+        """
         found = [p for split in self.splits for p in split.problems]
         return tuple(dict.fromkeys([*found, *self.duplicates]))
 
@@ -82,10 +87,12 @@ class DatasetCheck:
 def check_dataset(
     name: str, *, deep: bool = False, on_item: Callable[[], object] = lambda: None
 ) -> DatasetCheck:
-    """DIR: every subset in it; DIR:subset: that one. on_item is called once per clip.
+    """Check every subset of DIR, or one subset of DIR:subset.
 
-    Files are looked for, and the first clip of each split is opened; with deep, every file is.
-    Raises DataError when the folder holds no dataset, or none of those it lists has media.
+    Existence of all files is checked. The first clip of each split is read; with `deep`, every
+    clip.
+    on_item: called once per clip.
+    Raises DataError when the folder has no dataset, or no media of the datasets it lists.
     """
     folder, subset = parse_name(name)
     places, absent = _places(folder) if subset is None else ([resolve(name)], [])
@@ -107,14 +114,14 @@ def check_dataset(
 
 
 def _places(folder: Path) -> tuple[list[Place], list[str]]:
-    """Subsets with media, and names of those without. `avss` is the union of three and left out."""
+    """Return subsets with media, and names of those without, except `avss`, the union of three."""
     keys = [key for key in subsets_in(folder) if key != "avss"]
     if not keys:
         resolve(str(folder))  # raises: no dataset in this folder
     present = [key for key in keys if SUBSETS[key].has_media(folder, key)]
     if not present:
         raise DataError(
-            "metadata without media", got=f"{', '.join(keys)} in {folder}", expected="its folders"
+            "metadata without media", got=f"{', '.join(keys)} in {folder}", expected="media folders"
         )
     return [Place(folder, key) for key in present], [k for k in keys if k not in present]
 
@@ -129,7 +136,7 @@ def _check_split(
     problems: list[Problem] = []
     try:
         clips = list_released(place, split)
-    except DataError as error:  # the metadata file as a whole
+    except DataError as error:  # the whole metadata file is unusable
         clips, problems = ReleasedClips(Listing([])), [Problem(error.what, error.got)]
     for where, bad in clips.bad_rows.items():
         problems.append(Problem(bad.what, bad.got.removesuffix(f", {where}"), where))
@@ -156,11 +163,11 @@ def _check_split(
 
 
 def _missing(item: Item, counts: dict[str, int]) -> list[Problem]:
-    """Missing files of a clip; counts the others."""
+    """Return the missing files of a clip, and count the existing ones in `counts`."""
     problems = []
     files = [("frame", path) for path in item.frames] + [("mask", path) for path in item.masks]
     for what, path in files:
-        if os.path.isfile(path):  # False, too, for a name that no file can have
+        if os.path.isfile(path):  # also False for an invalid file name
             counts[what] += 1
         else:
             problems.append(Problem(f"missing {what}", str(path), item.where))
@@ -172,7 +179,7 @@ def _missing(item: Item, counts: dict[str, int]) -> list[Problem]:
 
 
 def _unreadable(clips: ReleasedClips, index: int) -> list[Problem]:
-    """The first error of reading a clip: unreadable file, sizes that differ, sound too short."""
+    """Return the first error of reading a clip: unreadable file, differing sizes, short sound."""
     item = clips.items[index]
     try:
         clips[index].log_mels()
@@ -182,7 +189,7 @@ def _unreadable(clips: ReleasedClips, index: int) -> list[Problem]:
 
 
 def _duplicates(names: dict[str, list[tuple[str, Item]]]) -> list[Problem]:
-    """Names in two splits: a model would be tested on what it was trained on."""
+    """Return names that are in two splits, which would test a model on its training data."""
     problems = []
     for name, uses in names.items():
         if len({split for split, _ in uses}) > 1:

@@ -1,6 +1,7 @@
-"""Audio-visual scenes from cut-outs with a sound each: the mask covers those that sound.
+"""Composition of audio-visual scenes from cut-outs, each with a sound.
 
-Used by `scenes` (drawn objects) and `stamps` (photographs). Everything is a function of the seed.
+The mask covers the sounding cut-outs. Used by `scenes` (drawn objects) and `stamps` (photographs).
+All content is a function of the seed.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Actor:
-    """An object that can stand in a scene.
+    """An object of a scene.
 
-    cutout: RGBA image; recording: (n,) 16 kHz mono, audible throughout; label >= 1, unique;
-    sound_group: actors with the same group sound alike and never meet in one scene.
+    cutout: RGBA image.
+    recording: (n,), 16 kHz mono, audible throughout.
+    label: unique, >= 1.
+    sound_group: actors of one group sound alike and are never in the same scene.
     """
 
     name: str
@@ -38,13 +41,13 @@ class Actor:
 
 @dataclass(frozen=True)
 class Staging:
-    """Sizes and numbers of a scene. Sizes are fractions of the frame side."""
+    """Sizes and counts of a scene. `scale` is a fraction of the frame side."""
 
     size_px: int = 256
     n_objects: tuple[int, int] = (2, 4)
     scale: tuple[float, float] = (0.28, 0.5)
     n_frames: int = CLIP_SECONDS
-    # share of training clips with 0, 1, 2 sources (room noise alone, one, two at once)
+    # share of training clips with 0 (only room noise), 1 and 2 sources
     source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)
 
 
@@ -57,12 +60,12 @@ class _Placed:
 
 
 def scene_rng(seed: int, split: str, index: int) -> Rng:
-    """Independent random numbers for every (seed, split, index)."""
+    """Return a random generator that is independent for every (seed, split, index)."""
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
 def choose_actors(rng: Rng, actors: Sequence[Actor], n: int) -> list[Actor]:
-    """n actors of different sound groups, uniformly."""
+    """Return n random actors of different sound groups."""
     chosen: list[Actor] = []
     for i in rng.permutation(len(actors)):
         if actors[i].sound_group not in {a.sound_group for a in chosen}:
@@ -81,10 +84,11 @@ def compose_clip(
     background: NDArray[np.uint8],
     staging: Staging,
 ) -> Clip:
-    """Cast on a background; the first n_sources of the cast sound, the others stay silent.
+    """Draw the cast on a background; the first n_sources actors sound, the others are silent.
 
-    background uint8 (S,S,3). n_sources 0 gives room noise and empty masks. Every source is at least
-    half visible in every frame.
+    background: uint8 (S,S,3).
+    n_sources: 0 gives room noise and empty masks.
+    Every source is at least half visible in every frame.
     """
     sources = cast[:n_sources]
     sounding = tuple(actor.label for actor in sources)
@@ -108,7 +112,10 @@ def compose_clip(
 
 
 def mix_sounds(rng: Rng, recordings: Sequence[Waveform], seconds: int) -> Waveform:
-    """Each recording looped from a random start, at a random speed and level, plus room noise."""
+    """Mix the recordings with room noise.
+
+    Each is looped from a random start at a random speed and level.
+    """
     n = seconds * SAMPLE_RATE_HZ
     mix = rng.normal(0.0, 10 ** rng.uniform(-4.0, -2.7), n)
     for recording in recordings:
@@ -123,7 +130,7 @@ def mix_sounds(rng: Rng, recordings: Sequence[Waveform], seconds: int) -> Wavefo
 
 
 def audible(recording: Waveform, hop: int = 800) -> Waveform:
-    """The recording without its silent stretches (50 ms pieces below 5 % of the loudest)."""
+    """Return the recording without silent parts (50 ms pieces below 5 % of the loudest)."""
     pieces = [recording[i : i + hop] for i in range(0, max(recording.size - hop, 1), hop)]
     levels = np.array([np.sqrt(np.mean(p**2)) for p in pieces])
     kept = [p for p, level in zip(pieces, levels, strict=True) if level > 0.05 * levels.max()]
@@ -131,7 +138,7 @@ def audible(recording: Waveform, hop: int = 800) -> Waveform:
 
 
 def crop_background(rng: Rng, photo: Image.Image, size_px: int) -> NDArray[np.uint8]:
-    """A random square crop (45-100 % of the short side), mirrored or not -> uint8 (S,S,3)."""
+    """Return a random square crop (45-100 % of the short side), uint8 (S,S,3), maybe mirrored."""
     side = int(min(photo.size) * rng.uniform(0.45, 1.0))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
@@ -142,7 +149,7 @@ def crop_background(rng: Rng, photo: Image.Image, size_px: int) -> NDArray[np.ui
 
 
 def _place(rng: Rng, actor: Actor, staging: Staging) -> _Placed:
-    """A cut-out scaled, mirrored, tilted and lit at random."""
+    """Scale, mirror, rotate and light a cut-out at random."""
     cutout = actor.cutout
     side = rng.uniform(*staging.scale) * staging.size_px
     factor = side / np.sqrt(cutout.width * cutout.height)  # same area for every aspect ratio
@@ -169,7 +176,7 @@ def _light(rng: Rng, image: Image.Image) -> Image.Image:
 
 
 def _spread(rng: Rng, placed: list[_Placed], size_px: int) -> list[_Placed]:
-    """Positions with little overlap: the best of 24 random layouts."""
+    """Choose positions with little overlap: the best of 24 random layouts."""
     halves = np.array([p.rgba.shape[1::-1] for p in placed]) / 2  # (n,2) = (x,y)
     low, high = halves * 0.8, size_px - halves * 0.8
     best, best_overlap = np.full_like(halves, size_px / 2), np.inf
@@ -186,7 +193,7 @@ def _spread(rng: Rng, placed: list[_Placed], size_px: int) -> list[_Placed]:
 
 
 def _window(placed: _Placed, t: int, size_px: int) -> tuple[slice, slice, slice, slice]:
-    """Rows and columns in the frame, then in the cut-out, after t frames of motion."""
+    """Return rows and columns in the frame and in the cut-out, after t frames of motion."""
     height, width = placed.rgba.shape[:2]
     left, top = np.round(placed.center + t * placed.velocity - (width / 2, height / 2)).astype(int)
     rows = slice(max(top, 0), min(top + height, size_px))
@@ -202,7 +209,7 @@ def _window(placed: _Placed, t: int, size_px: int) -> tuple[slice, slice, slice,
 def _draw(
     background: NDArray[np.uint8], placed: Sequence[_Placed], t: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
-    """-> frame uint8 (S,S,3), label of the visible object per pixel int16 (S,S)."""
+    """Return the frame uint8 (S,S,3) and the label of the visible object per pixel, int16 (S,S)."""
     frame = background.astype(np.float32)
     labels = np.zeros(background.shape[:2], np.int16)
     for p in placed:

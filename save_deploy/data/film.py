@@ -1,4 +1,4 @@
-"""A film as FFmpeg opens it: which of its tracks count, where its clock begins, what is damaged."""
+"""Access to a video file through FFmpeg: choice of streams, start time, and damaged packets."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from save_deploy.errors import DataError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-MAX_BAD = 0.1  # share of packets that may be skipped
-MAX_TIME_S = 86_400  # of a film; a time beyond it is a clock that was set while recording
-# FFmpeg's errors of these names are FFmpegErrors too, but the file is not at fault; the second: no
-# room for the stack of a thread
+MAX_BAD = 0.1  # allowed share of skipped packets
+MAX_TIME_S = 86_400  # a later time in a file means that its clock was set during recording
+# FFmpegErrors with these base classes are not the fault of the file. BlockingIOError: no memory for
+# the stack of a thread
 NO_ROOM = (MemoryError, BlockingIOError)
-_JUDGED = 200  # packets after which damage is judged while reading
-_NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a raw stream, which cannot be sought in either
+_JUDGED = 200  # packets before damage is checked while reading
+_NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a raw stream, which is not seekable either
 
 
 def url_of(path: Path) -> str:
-    """What FFmpeg takes for this file, whatever is in its name: `12:30.mp4` alone is a protocol."""
+    """Return a URL that FFmpeg opens as this file. `12:30.mp4` alone would be a protocol."""
     return f"file:{path}"
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """The file, while the block runs. Raises DataError when it is missing or cannot be read."""
+    """Open a file for the block. Raises DataError when it is missing or cannot be read."""
     import av
 
     if not os.path.isfile(path):
@@ -49,8 +49,10 @@ def opened(path: Path) -> Iterator[InputContainer]:
 
 
 def picture_track(container: InputContainer, path: Path) -> Any:
-    """The video stream that is the film: covers are pictures of it, not the film. Raises DataError
-    when there is none, or none that can be decoded."""
+    """Return the video stream of the film; cover images are skipped.
+
+    Raises DataError when there is none, or none that can be decoded.
+    """
     from av.stream import Disposition
 
     still = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -68,13 +70,12 @@ def picture_track(container: InputContainer, path: Path) -> Any:
 
 
 def sound_track(container: InputContainer) -> Any | None:
-    """The audio stream that is heard: the one marked as default, else the first, of those that can be
-    decoded. None when there is none."""
+    """Return the default audio stream, else the first, of those that can be decoded, or None."""
     return _first_choice(container.streams.audio)
 
 
 def required_sound(container: InputContainer, path: Path) -> Any:
-    """The same. Raises DataError when there is none."""
+    """Return sound_track. Raises DataError when there is none."""
     track = sound_track(container)
     if track is None and container.streams.audio:
         raise DataError(
@@ -88,6 +89,7 @@ def required_sound(container: InputContainer, path: Path) -> Any:
 
 
 def _first_choice(streams: Any) -> Any | None:
+    """Return the first stream that can be decoded, preferring one marked as default, or None."""
     from av.stream import Disposition
 
     decodable = [stream for stream in streams if stream.codec_context is not None]
@@ -96,15 +98,17 @@ def _first_choice(streams: Any) -> Any | None:
 
 
 def start_of(container: InputContainer) -> Fraction:
-    """Where the times of a file begin: its first picture or sound, seldom at 0 in recordings."""
+    """Return the start time of a file in s: its first picture or sound, rarely 0 in recordings."""
     import av
 
     return Fraction(container.start_time or 0, av.time_base)
 
 
 def seek(container: InputContainer, time_s: float) -> None:
-    """To the last key frame at or before a time from the start of the video. A raw stream stays at its
-    start."""
+    """Seek to the last key frame at or before time_s from the start of the video.
+
+    Raw streams are not seekable and stay at their start.
+    """
     import av
 
     if time_s > 0 and not container.format.flags & _NO_TIMES:
@@ -113,8 +117,12 @@ def seek(container: InputContainer, time_s: float) -> None:
 
 @dataclass
 class Damage:
-    """Packets of one track read, those that could not be decoded, and whether the file broke off.
-    strict: the first that cannot is an error."""
+    """Damage of one track while reading it.
+
+    strict: raise the first error.
+    read, bad: number of packets read, and of those that cannot be decoded.
+    broken_off: True when the file ends early.
+    """
 
     what: str
     strict: bool = False
@@ -123,6 +131,10 @@ class Damage:
     broken_off: bool = False
 
     def skipped(self, error: Exception) -> None:
+        """Count a packet that cannot be decoded.
+
+        Raises the error when strict, DataError for too many.
+        """
         self.bad += 1
         if self.strict:
             raise error
@@ -130,7 +142,7 @@ class Damage:
             self._raise(str(error))
 
     def judge(self) -> None:
-        """Raise DataError when too much was skipped."""
+        """Raise DataError when too many packets were skipped."""
         if self.bad > MAX_BAD * self.read:
             self._raise("")
 
@@ -143,7 +155,7 @@ class Damage:
 
 
 def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
-    """Packets of a stream, until the file ends or breaks off."""
+    """Yield packets of a stream until the file ends or breaks off."""
     import av
 
     packets = container.demux(stream)
@@ -157,18 +169,18 @@ def packets_of(container: InputContainer, stream: Any, damage: Damage) -> Iterat
             return
         if packet is None:
             return
-        if packet.size:  # an empty one only asks a decoder for its rest
+        if packet.size:  # an empty packet only flushes the decoder
             damage.read += 1
             yield packet
 
 
 def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[Any]:
-    """All frames of a stream; what cannot be decoded is counted and passed over."""
+    """Yield all frames of a stream; packets that cannot be decoded are counted and skipped."""
     import av
 
     for packet in itertools.chain(packets_of(container, stream, damage), [None]):
         try:
-            frames = stream.decode(packet)  # None: what the decoder still holds
+            frames = stream.decode(packet)  # None flushes the decoder
         except NO_ROOM:
             raise
         except av.FFmpegError as error:
@@ -178,8 +190,10 @@ def decoded(container: InputContainer, stream: Any, damage: Damage) -> Iterator[
 
 
 def pictures(container: InputContainer, stream: Any, damage: Damage) -> Iterator[tuple[int, Any]]:
-    """(time, decoded frame), the time in steps of the stream's time_base on the clock of the file. A
-    frame that has none follows the last at the rate of the stream: raw streams store no times."""
+    """Yield (time, decoded frame), with the time in units of the stream's time_base.
+
+    Raw streams store no times: such a frame follows the last one at the rate of the stream.
+    """
     base = Fraction(stream.time_base or 1)
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
     due, step = round(start_of(container) / base), max(1, round(1 / (rate * base)))
@@ -191,11 +205,11 @@ def pictures(container: InputContainer, stream: Any, damage: Damage) -> Iterator
 
 
 def check_time(time_s: float) -> None:
-    """Raise DataError for a time that no film has: what lies before it would be filled with silence."""
+    """Raise DataError for an impossible time; the gap before it would be filled with silence."""
     if time_s > MAX_TIME_S:
         raise DataError(
             "the clock of the video jumps",
-            got=f"something {time_s:.0f} s after the start",
+            got=f"a time {time_s:.0f} s after the start",
             expected=f"{MAX_TIME_S} s or less",
-            hint="cut the file where its clock was set",
+            hint="cut the file where its clock jumps",
         )

@@ -1,4 +1,4 @@
-"""The sound of a film: the one reader, whoever hears it."""
+"""Decoding of the audio of a video file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from save_deploy.errors import DataError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-PREROLL_S = 0.2  # a sound decoder is exact only after a few packets
-MAX_CHANNELS = 64  # of FFmpeg's resampler
-Piece = tuple[int, Waveform]  # first sample counted from the start asked for, samples (n,)
-GAP_S = 0.05  # sound that comes this much later or earlier than it should is placed anew
+PREROLL_S = 0.2  # an audio decoder is exact only after a few packets
+MAX_CHANNELS = 64  # limit of FFmpeg's resampler
+Piece = tuple[int, Waveform]  # index of the first sample from start_s on, samples (n,)
+GAP_S = 0.05  # frames that are earlier or later than expected by more start a new run
 
 
 def sound_pieces(
@@ -31,14 +31,14 @@ def sound_pieces(
     start_s: float = 0.0,
     seconds: float = math.inf,
 ) -> Iterator[Waveform]:
-    """Pieces float32 (n,), one after the other the sound from start_s on: 16 kHz mono in [-1,1],
-    channels averaged, at most `seconds` of it.
+    """Yield the sound from start_s on in consecutive pieces float32 (n,), at most `seconds` of it.
 
-    Every sample is where its time says: silence before a late start and in gaps, at most a second of
-    it in one piece; of what overlaps the first is heard. Packets that cannot be decoded or hold NaN
-    are counted in `damage`.
+    16 kHz mono in [-1,1], channels averaged.
+    Every sample is at its time in the file: there is silence before a late start and in gaps, at
+    most one second per piece, and of overlapping samples the first are used. Packets that cannot be
+    decoded or contain NaN are counted in `damage`.
     """
-    at, end = 0, seconds * SAMPLE_RATE_HZ  # the next sample to give, and where to stop
+    at, end = 0, seconds * SAMPLE_RATE_HZ  # index of the next sample, and of the end
     end = end if math.isinf(end) else round(end)
     for begins_at, piece in _placed(container, stream, damage, start_s):
         if begins_at < end:
@@ -59,7 +59,7 @@ def sound_pieces(
 def _placed(
     container: InputContainer, stream: Any, damage: Damage, start_s: float
 ) -> Iterator[Piece]:
-    """Pieces as they are stored, those with NaN left out."""
+    """Yield the stored pieces with their positions, without those that contain NaN."""
     seek(container, start_s - PREROLL_S)
     zero_s = float(start_of(container)) + start_s
     run: _Run | None = None
@@ -80,12 +80,12 @@ def _placed(
         due_s += frame.samples / frame.rate
         yield from _finite(pieces, damage)
         if not _are_finite(pieces):
-            run = None  # NaN stays in a resampler for a while
+            run = None  # the resampler would spread NaN to later samples
     yield from [] if run is None else _finite(run.rest(), damage)
 
 
 def _finite(pieces: list[Piece], damage: Damage) -> list[Piece]:
-    """The same, or none and a packet counted as bad."""
+    """Return the pieces, or none after counting a bad packet when they contain NaN."""
     if _are_finite(pieces):
         return pieces
     damage.skipped(DataError("sound contains NaN or infinite samples", expected="finite samples"))
@@ -97,15 +97,15 @@ def _are_finite(pieces: list[Piece]) -> bool:
 
 
 class _Run:
-    """Frames of one kind that follow each other without a gap, resampled as one sound."""
+    """Consecutive frames of one format without a gap, resampled together."""
 
     def __init__(self, kind: tuple[str, str, int], begins_s: float) -> None:
         import av
 
         check_rate(kind[2])
         self.kind, self._at = kind, round(begins_s * SAMPLE_RATE_HZ)
-        # Only the rate is converted: a mix to mono would be weighted by 0.707, not averaged. Into one
-        # plane: of eight planes or more, which many decoders give, av reads one that is not there.
+        # Convert only the rate: FFmpeg's mix to mono has weights of 0.707, it is no average. Use
+        # an interleaved format: with eight or more planes av reads one plane too many.
         self._resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
 
     def feed(self, frame: Any) -> list[Piece]:
@@ -124,5 +124,5 @@ class _Run:
 
 
 def channels_of(frame: Any) -> NDArray[np.float32]:
-    """A frame of format flt -> (n,channels)."""
+    """Return the samples of a frame of format flt as (n,channels)."""
     return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Which dataset a folder holds: `DIR:subset`, or detected from the metadata file."""
+"""Detection of the dataset in a folder: `DIR:subset`, or by its metadata file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from save_deploy.errors import DataError
 
 FAMILIES = cast(tuple[Family, ...], (avsbench, avss, v3, synthetic))
 SUBSETS: dict[str, Family] = {subset: family for family in FAMILIES for subset in family.SUBSETS}
-DETECTED = ("s4", "ms3", "v2", "syn")  # what a folder without a suffix may mean
+DETECTED = ("s4", "ms3", "v2", "syn")  # subsets that a folder without a suffix can be
 MAX_DEPTH = 3
-# folders of media: they hold thousands of folders and no metadata file
+# media folders: they contain thousands of folders and no metadata file
 SKIPPED = {"v1s", "v1m", "v2", "s4_data", "ms3_data", "images", "masks", "audios"}
 
 
@@ -33,7 +33,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """What open_dataset takes: DIR:v2"""
+        """Name for open_dataset, such as DIR:v2."""
         return f"{self.folder}:{self.subset}"
 
     @property
@@ -49,7 +49,10 @@ class Place:
 
 
 def parse_name(name: str) -> tuple[Path, str | None]:
-    """DIR or DIR:subset -> folder, subset. Raises DataError for an unknown subset."""
+    """Return folder and subset (None if not given) of DIR or DIR:subset.
+
+    Raises DataError for an unknown subset.
+    """
     base, _, suffix = name.rpartition(":")
     if base and suffix in SUBSETS:
         return Path(base), suffix
@@ -59,9 +62,9 @@ def parse_name(name: str) -> tuple[Path, str | None]:
 
 
 def resolve(name: str) -> Place:
-    """DIR or DIR:subset -> the one subset it means.
+    """Return the subset that DIR or DIR:subset means.
 
-    Raises DataError when there is none, or several to choose from.
+    Raises DataError when there is none, or more than one.
     """
     folder, subset = parse_name(name)
     if subset is not None:
@@ -90,14 +93,14 @@ def resolve(name: str) -> Place:
 
 
 def subsets_in(folder: Path) -> list[str]:
-    """Subsets whose metadata files are in this folder."""
+    """Return the subsets whose metadata files are in the folder."""
     return [key for key in SUBSETS if Place(folder, key).has_metadata]
 
 
 def find_dataset(root: Path, key: str) -> str:
-    """Search root, three folders deep, for a subset with its media -> its name for open_dataset.
+    """Search root, three folders deep, for a subset with media; return its name for open_dataset.
 
-    Raises DataError naming what was looked for, and metadata found without media.
+    Raises DataError with the files that were searched for, and metadata found without media.
     """
     if key not in SUBSETS:
         raise DataError("unknown subset", got=key, expected=", ".join(SUBSETS))
@@ -118,7 +121,7 @@ def find_dataset(root: Path, key: str) -> str:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """root and the folders in it, nearest first."""
+    """Yield root and its folders, breadth-first, MAX_DEPTH deep."""
     level = [root]
     for _ in range(MAX_DEPTH + 1):
         yield from level
@@ -135,7 +138,7 @@ def _inner(folder: Path) -> list[Path]:
 
 
 def _wanted(place: Place) -> str:
-    """The metadata file or files that make this subset."""
+    """Return the names of the metadata files of the subset, for a message."""
     if place.subset in avsbench.SUBSETS:
         return f"{place.subset}_meta_data.csv"
     if place.subset in v3.SUBSETS:

@@ -1,4 +1,4 @@
-"""Waveform -> VGGish log-mel examples, exactly as AVSBench computes them (SPEC 3).
+"""VGGish log-mel examples of a waveform, identical to AVSBench (SPEC 3).
 
 Magnitude STFT (25 ms window, 10 ms hop, periodic Hann, FFT 512, no centering), 64 HTK mel bands
 125-7500 Hz, ln(mel + 0.01), examples of 96 frames without overlap, incomplete tail dropped.
@@ -20,12 +20,15 @@ N_MELS = 64
 MEL_LOW_HZ, MEL_HIGH_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 EXAMPLE_FRAMES = 96
-EXAMPLE_SAMPLES = (EXAMPLE_FRAMES - 1) * HOP + WINDOW  # 15,600 = 0.975 s, the shortest usable sound
+EXAMPLE_SAMPLES = (EXAMPLE_FRAMES - 1) * HOP + WINDOW  # 15,600 = 0.975 s, the minimum length
 
 
 @lru_cache(maxsize=1)
 def mel_filterbank() -> NDArray[np.float64]:
-    """(257,64) triangular filters, linear in mel, not normalized, DC row zero; sums to 230.9136."""
+    """Return (257,64) triangular filters, linear in mel, not normalized, with DC row zero.
+
+    Their sum is 230.9136.
+    """
     to_mel = lambda hz: 1127.0 * np.log1p(np.asarray(hz, np.float64) / 700.0)
     bins = to_mel(np.arange(FFT // 2 + 1) * SAMPLE_RATE_HZ / FFT)[:, None]  # (257,1)
     edges = np.linspace(to_mel(MEL_LOW_HZ), to_mel(MEL_HIGH_HZ), N_MELS + 2)
@@ -38,12 +41,15 @@ def mel_filterbank() -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def hann_window() -> NDArray[np.float64]:
-    """(400,) periodic Hann."""
+    """Return a periodic Hann window, (400,)."""
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
 
 
 def log_mel_frames(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
-    """waveform (n,) 16 kHz mono in [-1,1] -> (frames,64); frames = 1 + (n - 400) // 160."""
+    """Return log-mel frames (frames,64) of waveform (n,), 16 kHz mono in [-1,1].
+
+    frames = 1 + (n - 400) // 160.
+    """
     if waveform.ndim != 1 or waveform.shape[0] < WINDOW:
         raise ValueError(
             f"waveform of shape {waveform.shape}; expected 1-D with at least {WINDOW} samples"
@@ -54,7 +60,10 @@ def log_mel_frames(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def log_mel_examples(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
-    """waveform (n,) 16 kHz mono in [-1,1] -> (n_examples,1,96,64) float32, (time, mel)."""
+    """Return log-mel examples float32 (n_examples,1,96,64), (time, mel), of waveform (n,).
+
+    waveform: 16 kHz mono in [-1,1].
+    """
     frames = log_mel_frames(waveform)
     n_examples = frames.shape[0] // EXAMPLE_FRAMES
     kept = frames[: n_examples * EXAMPLE_FRAMES]

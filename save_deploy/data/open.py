@@ -1,7 +1,7 @@
-"""A dataset by the name people type: scenes, scenes:ms3, stamps, stamps:ms3, or a folder as released.
+"""Opening of a dataset by name: scenes, scenes:ms3, stamps, stamps:ms3, or a folder as released.
 
 A folder is DIR or DIR:subset with s4, ms3, v2, v1s, v1m, avss, v3_seen, v3_unseen, v3_1_shot,
-v3_3_shot, v3_5_shot or syn; without a subset it is detected from the metadata file.
+v3_3_shot, v3_5_shot or syn. Without a subset it is detected from the metadata file.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ def open_dataset(
     source: str = "auto",
     skip_bad: bool = False,
 ) -> ClipDataset:
-    """-> indexed clips. n_clips bounds the size; n_sources and staging apply to generated data, where
-    n_sources None means a training mixture. `scenes:ms3` and `stamps:ms3` have two sources.
+    """Return a dataset of indexed clips.
 
-    For S4 and MS3, source is auto (wav, else log-mel, else the video's sound), wav, log_mel or video
-    (frames and sound). skip_bad returns a SkippingDataset, which leaves out clips that cannot be read.
+    n_clips: maximum number of clips.
+    n_sources, staging: for generated data only; n_sources None is a training mixture. `scenes:ms3`
+        and `stamps:ms3` have two sources.
+    source: for S4 and MS3: auto (wav, else log-mel, else the video's sound), wav, log_mel, or video
+        (frames and sound).
+    skip_bad: return a SkippingDataset, which skips unreadable clips.
     """
     base, _, subset = name.partition(":")
     if base in ("scenes", "stamps"):
@@ -50,7 +53,7 @@ def open_dataset(
         raise next(iter(released.bad_rows.values()))
     if not released.items:
         raise DataError(
-            "no clip of this split",
+            "the split has no clips",
             got=f"{split} of {name}",
             expected="rows of this split in the metadata file",
         )
@@ -65,9 +68,9 @@ def list_released(
     seed: int = 0,
     source: str = "auto",
 ) -> ReleasedClips:
-    """Clips of one split of a subset; its bad_rows are rows that could not be used.
+    """Return the clips of one split of a subset; its bad_rows are the unusable rows.
 
-    Raises DataError for a split that the subset has not, and an unusable metadata file.
+    Raises DataError for an unknown split and an unusable metadata file.
     """
     if place.subset == "syn" and split == "validate":
         split = "val"
@@ -108,7 +111,7 @@ def _generated(
 
 
 def generated_actors(name: str) -> tuple[Actor, ...]:
-    """Objects and sounds that generated data is made of; none for a folder."""
+    """Return the objects of generated data, () for a folder."""
     match name.partition(":")[0]:
         case "scenes":
             from save_deploy.data import scenes

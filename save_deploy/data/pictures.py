@@ -1,7 +1,8 @@
-"""The one reader of pictures: PNG and JPEG, told by their first bytes and turned as viewers show them.
+"""Reader of PNG and JPEG files, detected by their first bytes and rotated as Exif says.
 
-The C++ runtime reads the same files to the same pixels and refuses the same ones (tools/image_*.cpp).
-No other format is tried: Pillow starts an external program for some of them.
+The C++ runtime reads the same files to the same pixels and rejects the same ones
+(tools/image_*.cpp). No other format is tried, because Pillow starts an external program for some of
+them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from PIL.PngImagePlugin import PngImageFile
 
 from save_deploy.errors import DataError
 
-MAX_SIDE, MAX_PIXELS = 65_535, 178_956_970  # as in C++; the latter is where Pillow sees a bomb
+MAX_SIDE, MAX_PIXELS = 65_535, 178_956_970  # as in C++; the second is Pillow's bomb limit
 EXPECTED = "a PNG or JPEG file"
-_ORIENTATION = 0x0112  # tag of Exif
-# Exif orientation -> what turns the stored picture upright
+_ORIENTATION = 0x0112  # Exif tag
+# Exif orientation -> transposition to the upright image
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,44 +35,44 @@ _TURNS = {
 
 
 class _Jpeg(JpegImageFile):
-    """Pillow's, but for the density of the print, which it reads from Exif with warnings."""
+    """Pillow's reader without the print density, which it reads from Exif with warnings."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
-# First bytes -> reader, and the most pixels that a byte of such a file can stand for: one bit each
-# after deflate; one bit for a block of 64, twice that to be sure.
+# (first bytes, reader, maximum of pixels per byte of the file). PNG: one bit per pixel after
+# deflate (1040 : 1). JPEG: one bit per block of 64 pixels, doubled to be safe.
 _KINDS: tuple[tuple[bytes, type[PngImageFile | JpegImageFile], int], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImageFile, 8 * 1040),
     (b"\xff\xd8\xff", _Jpeg, 1024),
 )
-_SMALL = 1 << 22  # pixels that are decoded whatever the size of the file
+_SMALL = 1 << 22  # pixels that are decoded for any file size
 
 
 def read_frame(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H,W,3) RGB of a PNG or JPEG. Alpha is dropped, 16-bit gray v becomes v >> 8.
+    """Read a PNG or JPEG as uint8 (H,W,3) RGB. Alpha is dropped, 16-bit gray v becomes v >> 8.
 
-    Raises DataError for a missing, damaged, truncated or too large file and for any other format.
+    Raises DataError for a missing, damaged, truncated or too large file and for other formats.
     """
     return as_rgb(open_picture(path))
 
 
 def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (H,W,3) of a picture in a mode of open_picture."""
+    """Convert an image from open_picture to uint8 (H,W,3)."""
     if image.mode == "I;16":
         return np.repeat(_gray(image)[..., None], 3, axis=-1)
     return np.asarray(image.convert("RGB"))
 
 
 def read_gray(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H,W), colors by their luma. Raises DataError as read_frame does."""
+    """Read an image as uint8 (H,W); colors become luma. Raises DataError as read_frame does."""
     image = open_picture(path)
     return _gray(image) if image.mode == "I;16" else np.asarray(image.convert("L"))
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """bool (H,W) of a PNG or JPEG of any mode; anything above black is foreground.
+    """Read an image as bool (H,W): every value above black is foreground.
 
     Raises DataError as read_frame does.
     """
@@ -84,9 +85,12 @@ def _gray(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def open_picture(path: Path, *, transparency: bool = False) -> Image.Image:
-    """Decoded and upright, in mode 1, L, LA, I;16, P, RGB or RGBA; without the transparent colors of
-    a palette unless asked for. Raises DataError as read_frame does."""
-    if not os.path.isfile(path):  # False for a name that no file can have, too
+    """Return the decoded, upright image in mode 1, L, LA, I;16, P, RGB or RGBA.
+
+    transparency: keep the transparent colors of a palette.
+    Raises DataError as read_frame does.
+    """
+    if not os.path.isfile(path):  # also False for an invalid file name
         raise DataError("image not found", got=str(path), expected=EXPECTED)
     try:
         with path.open("rb") as file:
@@ -100,7 +104,7 @@ def open_picture(path: Path, *, transparency: bool = False) -> Image.Image:
             image.load()
     except DataError:
         raise
-    except Exception as error:  # a damaged file may raise anything inside Pillow
+    except Exception as error:  # Pillow may raise any exception for a damaged file
         raise _unreadable(path, str(error) or type(error).__name__) from error
     if not transparency:
         image.info.pop("transparency", None)
@@ -113,7 +117,7 @@ def _unreadable(path: Path, reason: str) -> DataError:
 
 
 def _check(path: Path, image: Image.Image, most: int) -> None:
-    """Before memory is taken. Raises DataError for a picture of more than `most` pixels."""
+    """Raise DataError for an image of more than `most` pixels, before its memory is allocated."""
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DataError(
@@ -133,9 +137,9 @@ def _check(path: Path, image: Image.Image, most: int) -> None:
 
 
 def orientation(exif: bytes) -> int:
-    """1 (upright) to 8 from an Exif block; 1 when it has none or cannot be read.
+    """Return the orientation of an Exif block, 1 (upright) to 8; 1 when missing or unreadable.
 
-    Not Pillow's own: that also believes XMP, which viewers do not, and warns about damaged blocks.
+    Pillow's own function also reads XMP, which viewers ignore, and warns about damaged blocks.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -148,6 +152,6 @@ def orientation(exif: bytes) -> int:
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * i)
             if tag == _ORIENTATION:
                 return value if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
-    except struct.error:  # points behind the end
+    except struct.error:  # an offset past the end
         pass
     return 1

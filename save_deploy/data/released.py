@@ -1,7 +1,7 @@
-"""Datasets as they are released: a list of items known from the metadata, files read when asked for.
+"""Released datasets: items listed from metadata, with files read on access.
 
-A family of datasets (avsbench.py, avss.py, v3.py, synthetic.py) turns metadata rows into items;
-reading them is the same for all and lives here.
+A family of datasets (avsbench.py, avss.py, v3.py, synthetic.py) converts metadata rows to items.
+This module reads the items of all families.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ FRAME_OFFSET_S = 15 / 16  # frame i of AVSBench was taken at i + 15/16 s (SPEC 3
 
 @dataclass(frozen=True)
 class Item:
-    """One clip as the metadata describes it: where its annotated frames, masks and sound are.
+    """One clip as the metadata describes it: paths of its annotated frames, masks and sound.
 
-    sounds are tried in order: .wav, .pkl (log-mel) or .mp4. With `video`, frames are taken from it
-    and `frames` is empty. skip_examples is the first example heard (AVS-Synthetic hears its second).
+    sounds: candidates in order: .wav, .pkl (log-mel) or .mp4.
+    video: file that frames are read from; `frames` is then empty.
+    skip_examples: index of the first example used (1 for AVS-Synthetic).
     """
 
     name: str
@@ -49,7 +50,7 @@ class Item:
 
     @property
     def where(self) -> str:
-        """row 17 of s4_meta_data.csv"""
+        """Row and file, such as row 17 of s4_meta_data.csv."""
         return row_name(self.meta, self.row)
 
     @property
@@ -57,29 +58,29 @@ class Item:
         return len(self.masks)
 
     def found_sound(self) -> Path | None:
-        """The sound that will be read."""
+        """Return the first existing sound file, or None."""
         return next((path for path in self.sounds if os.path.isfile(path)), None)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Items of one split, and by row those of the metadata file that could not be used."""
+    """Items of one split, and the unusable rows of the metadata file (row name -> error)."""
 
     items: list[Item]
     bad_rows: dict[str, DataError] = field(default_factory=dict)
 
 
 class Family(Protocol):
-    """What a module of one family of datasets offers."""
+    """Interface of a module for one family of datasets."""
 
     SUBSETS: dict[str, dict[str, int]]  # subset -> split -> published number of rows
 
     def metadata(self, folder: Path, subset: str, split: str) -> Path | None:
-        """The metadata file of a subset in this folder, if it is there."""
+        """Return the metadata file of a subset in this folder, or None."""
         ...
 
     def has_media(self, folder: Path, subset: str) -> bool:
-        """True when the folder of the subset's frames is there."""
+        """Return True when the folder of the subset's frames exists."""
         ...
 
     def listing(
@@ -93,16 +94,18 @@ class Family(Protocol):
         seed: int = 0,
         limit: int | None = None,
     ) -> Listing:
-        """Items of a split of the metadata file, at most `limit`."""
+        """Return the items of a split of the metadata file, at most `limit`."""
         ...
 
 
 def collect(
     rows: Iterable[Row], make: Callable[[Row, int], Item | None], limit: int | None
 ) -> Listing:
-    """make(row, index) -> an item, None for a row of another split, or DataError for a bad row.
+    """Collect the items of rows, at most `limit`.
 
-    A second row of the same masks is a bad row: its clip would count twice.
+    make: called as make(row, index); returns an item, or None for a row of another split. Raises
+        DataError for a bad row.
+    A second row with the same masks is a bad row, because its clip would count twice.
     """
     found, seen = Listing([]), dict[tuple[Path, ...], Item]()
     for row in rows:
@@ -134,7 +137,7 @@ class ReleasedClips:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Clip:
-        """All annotated frames of a clip and its sound."""
+        """Read all annotated frames of a clip and its sound."""
         item = self.items[index]
         with naming(item):
             frames = _frames(item, range(item.n_frames))
@@ -156,11 +159,11 @@ class ReleasedClips:
         )
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(clip, frame) of every annotated frame, known without opening a file."""
+        """Return (clip, frame) of every annotated frame, without opening a file."""
         return [(i, k) for i, item in enumerate(self.items) for k in range(item.n_frames)]
 
     def sample(self, index: int, frame: int) -> Sample:
-        """Annotated frame `frame` (0-based) of a clip, the only one read, and its sound."""
+        """Read annotated frame `frame` (0-based) of a clip and its sound. Reads no other frame."""
         item = self.items[index]
         with naming(item):
             (picture,) = _frames(item, (frame,))
@@ -171,7 +174,7 @@ class ReleasedClips:
 
 @contextmanager
 def naming(item: Item) -> Iterator[None]:
-    """Adds the metadata row to errors about an item's files."""
+    """Add the metadata row to errors about an item's files."""
     try:
         yield
     except DataError as error:
@@ -192,7 +195,7 @@ def _frames(item: Item, wanted: Sequence[int]) -> list[Frame]:
 
 
 def _mask(item: Item, k: int, frame: Frame) -> Mask:
-    """The mask of frame k; only frames taken from a video may have another size."""
+    """Read the mask of frame k. For frames of a video it is resized to the frame."""
     mask, (height, width) = read_mask(item.masks[k]), frame.shape[:2]
     if mask.shape == (height, width):
         return mask
@@ -227,6 +230,6 @@ def _sound(item: Item) -> Sound:
 
 
 def check_source(source: str, allowed: Sequence[str], subset: str) -> None:
-    """Raises DataError for a source of frames and sound that the dataset does not have."""
+    """Raise DataError for a source of frames and sound that the dataset does not have."""
     if source not in allowed:
         raise DataError(f"{subset} has no such source", got=source, expected=", ".join(allowed))

@@ -1,7 +1,7 @@
-"""The two kinds of pickle that released datasets contain, read without running what is in them.
+"""Safe reading of the two kinds of pickle in released datasets: no code in them is executed.
 
-A pickle can name any function of any module and call it. Here the only names it may use are those a
-tensor needs, and they stand for functions of this file; a name list may use none at all.
+A pickle can name and call any function of any module. Here the only allowed names are those that a
+tensor needs, replaced by functions of this file. A list of names may use none.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Globals = dict[tuple[str, str], Callable[..., Any]]
 
 
 def load_log_mel(path: Path) -> LogMel:
-    """A stored log-mel tensor -> float32 (n,1,96,64), its gradient flag dropped.
+    """Read a stored log-mel tensor as float32 (n,1,96,64), without its gradient flag.
 
-    Raises DataError for a file that is missing, truncated, asks for anything but a tensor, or holds
-    one of another type, shape or with NaN.
+    Raises DataError for a file that is missing, truncated or contains anything but a tensor, and
+    for a tensor of another type or shape or with NaN.
     """
     import torch
 
@@ -55,7 +55,10 @@ def load_log_mel(path: Path) -> LogMel:
 
 
 def load_audio_names(path: Path) -> dict[int, list[str]]:
-    """category_for_vggsound_audios.pkl -> class -> names of its sounds. Errors as load_log_mel."""
+    """Read category_for_vggsound_audios.pkl: class -> names of its sounds.
+
+    Raises DataError as load_log_mel does.
+    """
     expected = "a dict of int -> list of str"
     found = _load(path, {}, expected)
     good = isinstance(found, dict) and all(
@@ -71,7 +74,7 @@ def load_audio_names(path: Path) -> dict[int, list[str]]:
 
 
 class _Restricted(pickle.Unpickler):
-    """Finds only the names it is given."""
+    """Unpickler that resolves only the given names."""
 
     def __init__(self, file: BinaryIO, path: Path, allowed: Globals) -> None:
         super().__init__(file)
@@ -97,7 +100,7 @@ def _load(path: Path, allowed: Globals, expected: str) -> Any:
         raise
     except OSError as error:
         raise DataError("pickle cannot be read", got=str(error), expected=expected) from error
-    except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise DataError(
             "pickle is damaged", got=f"{path}: {reason.rstrip(': ')}", expected=expected
@@ -105,7 +108,10 @@ def _load(path: Path, allowed: Globals, expected: str) -> Any:
 
 
 def _tensor_globals(path: Path) -> Globals:
-    """Stand-ins made for this file, so that a pickle that writes to them alters nothing shared."""
+    """Return replacements for the names in a tensor's pickle.
+
+    They are created per file, so that a pickle that modifies them changes nothing shared.
+    """
 
     def rebuild(*args: Any) -> Any:
         from torch._utils import _rebuild_tensor_v2
@@ -127,12 +133,12 @@ def _tensor_globals(path: Path) -> Globals:
 
 
 def _storage(path: Path, data: bytes) -> Any:
-    """The values inside: a second pickle, left to torch's own restricted reader."""
+    """Read the values, a nested pickle, with torch's own restricted reader."""
     import torch
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it advises on pickles it then refuses
+            warnings.simplefilter("ignore")  # torch warns about pickles that it then rejects
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -143,8 +149,8 @@ def _storage(path: Path, data: bytes) -> Any:
 
 def _refused(path: Path, name: str) -> DataError:
     return DataError(
-        "pickle asks for more than a tensor or a list",
+        "pickle contains more than a tensor or a list",
         got=f"{name} in {path}",
-        expected="data only; nothing of it was run",
+        expected="only data; no code was executed",
         hint="do not open this file with other tools; download the dataset again",
     )

@@ -1,4 +1,4 @@
-"""Clips and samples: what every dataset yields."""
+"""Types of clips, samples and datasets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from save_deploy.errors import DataError
 
 @dataclass(frozen=True)
 class Clip:
-    """A few frames, one second apart, and the sound under all of them.
+    """Frames at one-second intervals, and the sound of the whole clip.
 
-    frames uint8 (F,H,W,3) RGB; masks bool (F,H,W), True = what sounds; waveform float32 (n,) 16 kHz
-    mono. log_mel float32 (F,1,96,64) where the dataset stores it; the waveform is then empty. `fill`
-    says what a frame past the end of the sound hears: repeat (the last example) or zeros. `labels`
-    int (F,H,W) names every object's class, silent ones too (0 = background), and `sounding` the
-    classes heard; only generated data knows them.
+    frames: uint8 (F,H,W,3) RGB.
+    masks: bool (F,H,W), True for sounding objects.
+    waveform: float32 (n,), 16 kHz mono.
+    labels: int16 (F,H,W), class of every object including silent ones, 0 = background. Only
+        generated data has it.
+    sounding: labels of the sounding objects; only for generated data.
+    log_mel: float32 (F,1,96,64) for a dataset that stores it; the waveform is then empty.
+    fill: example for frames past the end of the sound, repeat (the last example) or zeros.
     """
 
     name: str
@@ -37,18 +40,18 @@ class Clip:
     fill: str = "repeat"
 
     def heard(self) -> Waveform:
-        """The waveform; raises DataError for a clip that stores only log-mel."""
+        """Return the waveform. Raises DataError for a clip that stores only log-mel."""
         return _heard(self.waveform, self.log_mel, self.name)
 
     def log_mels(self) -> LogMel:
-        """Log-mel example of each frame, float32 (F,1,96,64): stored, else computed."""
+        """Return the log-mel example of each frame, stored or computed: float32 (F,1,96,64)."""
         n_frames = len(self.frames)
         if self.log_mel is not None:
             return filled(self.log_mel, n_frames, self.fill)
         return log_mels(self.waveform, n_frames, self.fill)
 
     def samples(self) -> Iterator[Sample]:
-        """One sample per frame, each with its own second of sound."""
+        """Yield one sample per frame, each with its second of audio."""
         for i, (frame, mask) in enumerate(zip(self.frames, self.masks, strict=True)):
             yield make_sample(
                 f"{self.name}_{i + 1}",
@@ -64,10 +67,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame uint8 (H,W,3), its second of sound float32 (16000,), its mask bool (H,W).
+    """One frame uint8 (H,W,3), its second of audio float32 (16000,), and its mask bool (H,W).
 
-    log_mel float32 (1,96,64) is set where the second alone would not give it: stored, or past the
-    end of the sound. A sample that stores only log-mel has an empty waveform.
+    log_mel float32 (1,96,64) is set when it cannot be computed from the waveform: stored log-mel,
+    or a frame past the end of the sound. A sample that stores only log-mel has an empty waveform.
     """
 
     name: str
@@ -80,17 +83,17 @@ class Sample:
     log_mel: LogMel | None = field(default=None, repr=False)
 
     def heard(self) -> Waveform:
-        """The second of sound (16000,); raises DataError where only log-mel is stored."""
+        """Return the waveform (16000,). Raises DataError for a sample that stores only log-mel."""
         return _heard(self.waveform, self.log_mel, self.name)
 
     def log_mel_example(self) -> LogMel:
-        """Log-mel example of this frame, float32 (1,96,64)."""
+        """Return the log-mel example of this frame, float32 (1,96,64)."""
         return self.log_mel if self.log_mel is not None else example_at(self.waveform, 0, "repeat")
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A clip's sound as it is stored: a waveform, or log-mel examples and an empty waveform."""
+    """Stored sound of a clip: a waveform, or log-mel examples with an empty waveform."""
 
     waveform: Waveform
     log_mel: LogMel | None = None
@@ -108,7 +111,7 @@ def make_sample(
     labels: NDArray[np.int16] | None = None,
     sounding: tuple[int, ...] = (),
 ) -> Sample:
-    """The sample of frame `index` (0-based) with the second and the log-mel example it hears."""
+    """Return the sample of frame `index` (0-based) with its waveform and log-mel example."""
     log_mel: LogMel | None = None
     if sound.log_mel is not None:
         log_mel = filled(sound.log_mel, index + 1, sound.fill)[index]
@@ -124,14 +127,14 @@ def _heard(waveform: Waveform, log_mel: LogMel | None, name: str) -> Waveform:
         raise DataError(
             "this clip stores only log-mel",
             got=name,
-            expected="a sound: bundles hear waveforms",
+            expected="a waveform, which is the input of bundles",
             hint="--from wav or --from video",
         )
     return waveform
 
 
 class ClipDataset(Protocol):
-    """An indexed source of clips; the same index always gives the same clip."""
+    """Indexed clips; the same index always returns the same clip."""
 
     def __len__(self) -> int: ...
 
@@ -140,12 +143,12 @@ class ClipDataset(Protocol):
 
 @runtime_checkable
 class FrameDataset(ClipDataset, Protocol):
-    """Clips whose annotated frames are known before they are read."""
+    """Clips whose annotated frames are known before reading."""
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(clip, frame) of every annotated frame, in order."""
+        """Return (clip, frame) of every annotated frame, in order."""
         ...
 
     def sample(self, index: int, frame: int) -> Sample:
-        """That frame alone with its sound."""
+        """Read only this frame and its sound."""
         ...

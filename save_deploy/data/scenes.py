@@ -1,4 +1,4 @@
-"""Drawn audio-visual scenes without any file: twelve shapes, each with its own timbre."""
+"""Generated scenes without media files: twelve drawn shapes, each with its own timbre."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ SHAPES = (
 
 
 class Scenes:
-    """Seeded drawn scenes: item i of a split is always the same clip.
+    """Seeded scenes of drawn shapes: item i of a split is always the same clip.
 
-    n_sources: how many objects sound; None draws it per clip (mostly one, sometimes two or none).
+    n_sources: number of sounding objects; None draws it per clip (mostly one, sometimes two or
+        none).
     """
 
     def __init__(
@@ -60,14 +61,14 @@ class Scenes:
 
 
 def draw_n_sources(rng: Rng, staging: Staging) -> int:
-    """Sources of a training clip, by the staging's odds."""
+    """Draw the number of sources of a training clip by the odds of the staging."""
     odds = np.asarray(staging.source_odds) / sum(staging.source_odds)
     return int(rng.choice(len(odds), p=odds))
 
 
 @cache
 def actors() -> tuple[Actor, ...]:
-    """The twelve objects, labels 1..12."""
+    """Return the twelve objects, with labels 1 to 12."""
     return tuple(
         Actor(
             name=shape,
@@ -81,7 +82,7 @@ def actors() -> tuple[Actor, ...]:
 
 
 def _polar(radii: list[float], offset: float = -math.pi / 2) -> list[tuple[float, float]]:
-    """A closed outline from radii at equal angles, as points in px."""
+    """Return a closed outline with these radii at equal angles, as points in px."""
     half = _DRAW_PX / 2
     angles = [offset + 2 * math.pi * i / len(radii) for i in range(len(radii))]
     return [
@@ -139,7 +140,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def _cutout(shape: str, index: int) -> Image.Image:
-    """RGBA picture of a shape: own hue, own hatching."""
+    """Draw a shape as an RGBA image with its own hue and hatching."""
     px = _DRAW_PX
     mask = Image.new("L", (px, px), 0)
     draw = ImageDraw.Draw(mask)
@@ -163,7 +164,7 @@ def _cutout(shape: str, index: int) -> Image.Image:
 
 
 def _timbre(index: int) -> Waveform:
-    """Three seconds of a synthetic voice, audible in every tenth of a second."""
+    """Return three seconds of a synthetic sound that is audible in every tenth of a second."""
     rng = np.random.default_rng(1000 + index)
     t = np.arange(3 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     tone = lambda hz, n=1: sum(np.sin(2 * np.pi * k * hz * t) / k for k in range(1, n + 1))
@@ -191,7 +192,7 @@ def _timbre(index: int) -> Waveform:
 
 
 def _background(rng: Rng, size_px: int) -> NDArray[np.uint8]:
-    """Smooth colored noise at two scales -> uint8 (S,S,3)."""
+    """Return smooth colored noise at two scales, uint8 (S,S,3)."""
     coarse = Image.fromarray(rng.integers(40, 216, (4, 4, 3), dtype=np.uint8))
     fine = Image.fromarray(rng.integers(90, 166, (32, 32, 3), dtype=np.uint8))
     a, b = (

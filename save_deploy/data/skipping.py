@@ -1,4 +1,4 @@
-"""A dataset with unreadable clips: yields the good ones and records why the others are left out."""
+"""Dataset wrapper that skips unreadable clips and records the reasons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from save_deploy.errors import DataError
 
 
 class SkippingDataset:
-    """Iterating yields the clips that can be read. skipped: name of a bad clip -> reason.
+    """Wrapper whose iteration yields only readable clips. `skipped` maps name to reason.
 
     len() counts all clips. Indexing reads exactly that clip, so it raises DataError for a bad one.
     """
@@ -19,7 +19,7 @@ class SkippingDataset:
         self.skipped = {where: reason(error) for where, error in (bad_rows or {}).items()}
 
     def over(self, clips: ClipDataset) -> SkippingDataset:
-        """Wrap clips that are made from these; both share `skipped`."""
+        """Wrap clips that are derived from these; both share `skipped`."""
         other = SkippingDataset(clips)
         other.skipped = self.skipped
         return other
@@ -31,7 +31,7 @@ class SkippingDataset:
         return self.clips[index]
 
     def __iter__(self) -> Iterator[Clip]:
-        """Raises DataError at the end when no clip is good."""
+        """Yield the readable clips. Raises DataError at the end when there is none."""
         good = False
         for i in range(len(self.clips)):
             try:
@@ -45,11 +45,11 @@ class SkippingDataset:
             raise self._all_bad()
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(clip, frame) of every annotated frame, bad ones too: they are known only when read."""
+        """Return (clip, frame) of every annotated frame, including those that cannot be read."""
         return self._frames().pairs()
 
     def sample(self, index: int, frame: int) -> Sample:
-        """That frame or, where it cannot be read, the next pair's that can."""
+        """Read a frame, or the next readable one when it cannot be read."""
         clips = self._frames()
         try:
             return clips.sample(index, frame)
@@ -80,17 +80,19 @@ class SkippingDataset:
     def _all_bad(self) -> DataError:
         first = next(iter(self.skipped.values()), "")
         return DataError(
-            "every clip is bad", got=f"{len(self.skipped)}, the first: {first}", expected="one good"
+            "no clip can be read",
+            got=f"{len(self.skipped)} bad, the first: {first}",
+            expected="one good",
         )
 
 
 def reason(error: DataError) -> str:
-    """An error on one line: what, and the file with its metadata row."""
+    """Return an error in one line: what, and the file with its metadata row."""
     return " ".join(f"{error.what}: {error.got}".split())
 
 
 def iter_clips(dataset: ClipDataset) -> Iterator[Clip]:
-    """All clips in order; the good ones of a SkippingDataset."""
+    """Yield all clips in order, only the readable ones of a SkippingDataset."""
     if isinstance(dataset, SkippingDataset):
         yield from dataset
         return
@@ -99,7 +101,7 @@ def iter_clips(dataset: ClipDataset) -> Iterator[Clip]:
 
 
 def _name(clips: ClipDataset, index: int) -> str:
-    while hasattr(clips, "clips"):  # wrapped, such as by another sound, or a share of it
+    while hasattr(clips, "clips"):  # unwrap SwappedSound and subsets
         index = clips.chosen[index] if hasattr(clips, "chosen") else index
         clips = clips.clips
     items = getattr(clips, "items", None)

@@ -1,4 +1,4 @@
-"""The same clips with another sound: does a model use the sound?"""
+"""Clips with the wrong sound or silence, to test whether a model uses the sound."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ SOUNDS = ("right", "wrong", "silent")
 
 
 class SwappedSound:
-    """Clips with another sound. Masks stay those of the right sound, so M_J of a model that uses the
-    sound must fall."""
+    """Clips with another sound and unchanged masks.
+
+    M_J of a model that uses the sound must drop on them.
+    """
 
     def __init__(self, clips: ClipDataset, how: str) -> None:
         self.clips, self.how = clips, how
@@ -36,8 +38,10 @@ class SwappedSound:
         return dataclasses.replace(clip, waveform=other.waveform, log_mel=log_mel, sounding=())
 
     def _other(self, clip: Clip, index: int) -> Clip:
-        """The next clip in which another object sounds; MS3 does not say what sounds, so there it is
-        simply the next clip."""
+        """Return the next clip with another sounding object.
+
+        MS3 has no labels of sources: the next clip is used.
+        """
         for step in range(1, len(self.clips)):
             try:
                 other = self.clips[(index + step) % len(self.clips)]
@@ -63,7 +67,7 @@ def _silenced(clip: Clip) -> Clip:
 
 
 def swap_sound(clips: ClipDataset, how: str) -> ClipDataset:
-    """how: right (unchanged), wrong (the next clip's object), silent (zeros)."""
+    """Return clips with sound `how`: right (unchanged), wrong (another clip's), silent (zeros)."""
     if how not in SOUNDS:
         raise DataError("unknown sound", got=how, expected=", ".join(SOUNDS))
     if how == "right":

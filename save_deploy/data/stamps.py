@@ -1,9 +1,9 @@
-"""Audio-visual scenes from photographs and recordings that Debian ships.
+"""Generated scenes of photographs and recordings from Debian packages.
 
-Cut-outs and sounds come from the package tuxpaint-stamps-default, backgrounds from tuxpaint-data
-(both GPL-2, neither is redistributed here). Every object has a photograph with alpha and a recording
-of what it does; objects that stay silent in a scene make the sound necessary to find the mask.
-Splits share objects and recordings, never a background photo, a crop, a placement or a sound mix.
+Cut-outs and sounds are from the package tuxpaint-stamps-default, backgrounds from tuxpaint-data
+(both GPL-2, neither is redistributed here). Every object has a photograph with alpha and a
+recording. Scenes also contain silent objects, so the sound is needed to find the mask. Splits share
+objects and recordings, but no background photo, crop, placement or sound mix.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from save_deploy.data.scenes import SHAPES, draw_n_sources
 from save_deploy.errors import DataError
 
 ENV_ROOT = "SAVE_TUXPAINT_DIR"
-MIN_SIDE_PX = 48  # smaller pictures are icons; enlarged they are blurs
-FIRST_LABEL = len(SHAPES) + 1  # labels of `scenes` and `stamps` do not collide
+MIN_SIDE_PX = 48  # smaller images are icons, which would be blurred when enlarged
+FIRST_LABEL = len(SHAPES) + 1  # labels of `scenes` and `stamps` are distinct
 _MAX_SIDE_PX = 224
-# Not things that sound: letters, digits and faces.
+# Letters, digits and faces, which make no sound.
 _SKIPPED_FOLDERS = ("symbols",)
-# Recordings or looks that are the same or nearly so: such objects never meet in one scene.
+# Objects with (nearly) the same recording or look, which are never in the same scene.
 _SOUND_ALIKE = {
     "badger": "beaver",
     "mountaingoat": "goat",
@@ -51,12 +51,12 @@ _SOUND_ALIKE = {
     "dreydl-shin": "dreydl",
     "dreydl-gimmel": "dreydl",
 }
-# One photo is a flock: a background that looks like an object would be a wrong label.
+# A photo of a flock: a background that shows an object would be labeled wrongly.
 _SKIPPED_PHOTOS = ("sheep",)
 
 
 class StampScenes:
-    """Scenes of photographed objects; item i of a split is always the same clip."""
+    """Scenes of photographed objects: item i of a split is always the same clip."""
 
     def __init__(
         self,
@@ -93,7 +93,10 @@ class StampScenes:
 
 
 def find_package() -> Path:
-    """Folder with tuxpaint's `stamps` and `templates`. Raises DataError naming both packages."""
+    """Return the folder with tuxpaint's `stamps` and `templates`.
+
+    Raises DataError with the names of missing packages.
+    """
     root = Path(os.environ.get(ENV_ROOT, "/usr/share/tuxpaint"))
     missing = [
         package
@@ -105,7 +108,7 @@ def find_package() -> Path:
     ]
     if missing:
         raise DataError(
-            "the photographs and sounds of the stamps are not installed",
+            "the photographs and sounds of `stamps` are not installed",
             got=f"no {' and no '.join(missing)} under {root}",
             expected="Debian packages tuxpaint-stamps-default and tuxpaint-data",
             hint=f"apt-get install {' '.join(missing)}   (or set {ENV_ROOT})",
@@ -115,7 +118,7 @@ def find_package() -> Path:
 
 @cache
 def actors() -> tuple[Actor, ...]:
-    """Every object with a picture and a sound, ordered by path, labels from FIRST_LABEL."""
+    """Return every object with an image and a sound, ordered by path, labels from FIRST_LABEL."""
     root = find_package() / "stamps"
     pictures = [
         path
@@ -146,7 +149,7 @@ def actors() -> tuple[Actor, ...]:
 
 
 def _is_solid(cutout: Image.Image) -> bool:
-    """Opaque enough to have a mask (not glass), and more than a thin line (not lightning)."""
+    """Return True for a cut-out that is opaque (not glass) and more than a thin line."""
     alpha = np.asarray(cutout.getchannel("A"))
     opaque = np.count_nonzero(alpha > 127)
     return bool(opaque > 0.7 * np.count_nonzero(alpha > 16) and opaque > 0.25 * alpha.size)
@@ -154,7 +157,7 @@ def _is_solid(cutout: Image.Image) -> bool:
 
 @cache
 def backgrounds(split: str) -> tuple[Image.Image, ...]:
-    """Background photos of one split; no photo serves two splits (3 of 5 train, 1 val, 1 test)."""
+    """Return the background photos of one split: 3 of 5 are for train, 1 for val, 1 for test."""
     photos = sorted((find_package() / "templates").glob("*.jp*g"))
     photos = [p for p in photos if p.stem not in _SKIPPED_PHOTOS]
     share = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}

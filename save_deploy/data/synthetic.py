@@ -1,8 +1,8 @@
 """AVS-Synthetic as released: single images with a mask and a sound of the same class.
 
-SPEC 4.5: annotations.csv, images/, masks/, audios/. Test and validation rows name their sound;
-training sounds are drawn from the class's list, here as a pure function of (seed, index). The second
-example (0.96 to 1.92 s) is the one heard.
+SPEC 4.5: annotations.csv, images/, masks/, audios/. Test and validation rows name their sound. A
+    training sound is drawn from the list of its class, here as a function of (seed, index). The
+    second example (0.96 to 1.92 s) is used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ SOURCES = ("auto", "wav")
 
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    """Return annotations.csv when the folder has it."""
     meta = folder / "annotations.csv"
     return meta if os.path.isfile(meta) else None
 
 
 def has_media(folder: Path, subset: str) -> bool:
+    """Return True when the folder of images exists."""
     return os.path.isdir(folder / "images")
 
 
@@ -41,7 +43,7 @@ def listing(
     seed: int = 0,
     limit: int | None = None,
 ) -> Listing:
-    """One item per annotated object; its frame is one image."""
+    """Return one item per annotated object, with one image as its frame."""
     check_source(source, SOURCES, subset)
     table = read_table(meta)
     split_at, columns = table.column("split"), Columns.of(table)
@@ -74,7 +76,7 @@ def listing(
 
 @dataclass(frozen=True)
 class Columns:
-    """Where these columns are: by name, else at their published places."""
+    """Column indices, by name or else at their published positions."""
 
     inst_id: int
     img_id: int
@@ -89,7 +91,7 @@ class Columns:
 
 
 def draw_sound(names: list[str], seed: int, index: int) -> str:
-    """One of the class's sounds; the same (seed, index) always draws the same."""
+    """Draw one sound of a class; the same (seed, index) always draws the same one."""
     return names[int(np.random.default_rng([seed, index]).integers(len(names)))]
 
 

@@ -1,4 +1,4 @@
-"""Metadata files (.csv) row by row, so that an error can name the row."""
+"""Reading of metadata files (.csv) by row, so that errors can name the row."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SPLITS = ("train", "val", "validate", "test")
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `number` counts lines as a spreadsheet does, the header is row 1."""
+    """One row. `number` counts as in a spreadsheet: the header is row 1."""
 
     cells: tuple[str, ...]
     file: Path
     number: int
 
     def cell(self, index: int, name: str) -> str:
-        """The cell without blanks around it. Raises DataError for a row that is too short."""
+        """Return a cell, stripped of blanks. Raises DataError for a row with too few columns."""
         if index >= len(self.cells):
             raise DataError(
                 "row with too few columns",
@@ -31,7 +31,7 @@ class Row:
         return self.cells[index]
 
     def filled(self, index: int, name: str) -> str:
-        """As cell, and not empty."""
+        """Return a cell as `cell` does. Raises DataError when it is empty."""
         value = self.cell(index, name)
         if not value:
             raise DataError(
@@ -40,7 +40,7 @@ class Row:
         return value
 
     def choice(self, index: int, name: str, known: Iterable[str]) -> str:
-        """One of the known values, whatever the case of the cell. Raises DataError for another."""
+        """Return a cell in lower case. Raises DataError when it is not one of the known values."""
         value, known = self.filled(index, name), tuple(known)
         if value.lower() not in known:
             raise DataError(
@@ -52,18 +52,23 @@ class Row:
 
     @property
     def where(self) -> str:
-        """row 17 of s4_meta_data.csv"""
+        """Row and file, such as row 17 of s4_meta_data.csv."""
         return row_name(self.file, self.number)
 
 
 @dataclass(frozen=True)
 class Table:
+    """A metadata file: header and rows."""
+
     file: Path
     header: tuple[str, ...]
     rows: list[Row]
 
     def column(self, name: str) -> int:
-        """Index of a column, whatever the case of its name. Raises DataError unless there is one."""
+        """Return the index of a column, ignoring case.
+
+        Raises DataError unless there is exactly one.
+        """
         places = self._places(name)
         if len(places) == 1:
             return places[0]
@@ -79,8 +84,10 @@ class Table:
         raise DataError("column not in the metadata file", got=shown, expected=name)
 
     def at(self, name: str, place: int, width: int) -> int:
-        """Index of a column by its name or, where no name says it, by its place among the published
-        ones, of which there are `width`: columns of row numbers in front of them do not count."""
+        """Return the index of a column by name, else by its published position.
+
+        width: number of published columns. Index columns before them do not count.
+        """
         if places := self._places(name):
             return places[0]
         numbers = next((i for i, cell in enumerate(self.header) if not _is_index(cell)), 0)
@@ -91,20 +98,24 @@ class Table:
 
 
 def _is_index(cell: str) -> bool:
-    """A column of row numbers, as pandas writes and reads it."""
+    """Return True for the header of an index column, as pandas writes it."""
     return cell.lower() in ("", "index") or cell.lower().startswith("unnamed:")
 
 
 def row_name(file: Path, number: int) -> str:
-    """row 17 of s4_meta_data.csv; few-shot files, all called train.csv or test.csv, with folder."""
+    """Return the name of a row, such as row 17 of s4_meta_data.csv.
+
+    Few-shot files, all called train.csv or test.csv, get the name of their folder.
+    """
     shown = f"{file.parent.name}/{file.name}" if len(file.stem) < 6 else file.name
     return f"row {number} of {shown}"
 
 
 def read_table(file: Path) -> Table:
-    """A csv with a header, with or without byte order mark, any line ends; empty lines are skipped.
+    """Read a csv file with a header. Empty lines are skipped.
 
-    Raises DataError for a file that is missing, empty or not text.
+    A byte order mark and any line ends are accepted. Raises DataError for a file that is missing,
+    empty or not text.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:

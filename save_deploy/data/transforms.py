@@ -1,7 +1,7 @@
-"""Frames and masks -> arrays of the network's size. The only resize rule of the project.
+"""Resizing of frames and masks to the model resolution. The project has no other resize rule.
 
-Default (A10): square resize, aspect ignored, as SAMA-AVS and AVSBench do. Bilinear with antialias
-(Pillow) for frames, nearest for masks. No normalization: the graph takes uint8.
+Default (A10): square resize, aspect ratio ignored, as SAMA-AVS and AVSBench do. Frames are bilinear
+with antialiasing (Pillow), masks nearest. There is no normalization, because the graph takes uint8.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ Mask = NDArray[np.bool_]
 
 
 def write_mask(path: Path, mask: Mask) -> None:
-    """bool (H,W) -> PNG, white = True. Raises OutputError when it cannot be written, DataError for the
-    name of another format."""
+    """Write a mask bool (H,W) as PNG, white for True.
+
+    Raises OutputError when writing fails, and DataError for a name of another format.
+    """
     with new_file(path, what="the mask") as partial:
         try:
             Image.fromarray(mask.astype(np.uint8) * 255).save(partial)
@@ -34,14 +36,14 @@ def write_mask(path: Path, mask: Mask) -> None:
 
 
 def resize_frame(frame: Frame, res: int) -> Frame:
-    """uint8 (H,W,3) -> uint8 (res,res,3), bilinear with antialias."""
+    """Resize uint8 (H,W,3) to uint8 (res,res,3), bilinear with antialiasing."""
     if frame.shape[:2] == (res, res):
         return np.ascontiguousarray(frame)
     return np.asarray(Image.fromarray(frame).resize((res, res), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: Mask, res: int) -> Mask:
-    """bool (H,W) -> bool (res,res), nearest."""
+    """Resize bool (H,W) to bool (res,res), nearest."""
     if mask.shape == (res, res):
         return mask
     image = Image.fromarray(mask.astype(np.uint8) * 255)

@@ -1,7 +1,7 @@
-"""V3: GAVS's seen and unseen classes, as its csv files beside or in v3/ of the AVSS folder.
+"""V3, the seen and unseen classes of GAVS: csv files in the AVSS folder or its folder v3/.
 
-SPEC 4.4. The file says which split a row belongs to; the split column of the few-shot files is wrong
-and their a_obj is blank, so categories are looked up in meta_v3_unseen.csv. Media are AVSS's.
+SPEC 4.4. The file determines the split: the split column of the few-shot files is wrong. Their
+a_obj is blank, so categories are read from meta_v3_unseen.csv. The media are those of AVSS.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ UNSEEN = "meta_v3_unseen.csv"
 
 
 def file_name(subset: str, split: str) -> str:
-    """Relative to the folder of the csv files."""
+    """Return the path of a metadata file, relative to the folder of the csv files."""
     if subset == "v3_seen":
         return f"meta_v3_seen_{split}.csv"
     return UNSEEN if subset == "v3_unseen" else f"{subset}/{split}.csv"
 
 
 def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
+    """Return the metadata file in the folder or its folder v3/, or None."""
     for base in (folder, folder / "v3"):
         meta = base / file_name(subset, split)
         if os.path.isfile(meta):
@@ -40,11 +41,12 @@ def metadata(folder: Path, subset: str, split: str = "test") -> Path | None:
 
 
 def has_media(folder: Path, subset: str) -> bool:
+    """Return True when the AVSS folder is found."""
     return _media(folder) is not None
 
 
 def _media(folder: Path) -> Path | None:
-    """The AVSS folder: this one, or the one that holds it when it is v3/ itself."""
+    """Return the AVSS folder: this one, or its parent when this one is v3/."""
     for base in (folder, folder.parent):
         if os.path.isdir(base / "v2") or os.path.isdir(base / "v1m"):
             return base
@@ -61,21 +63,21 @@ def listing(
     seed: int = 0,
     limit: int | None = None,
 ) -> Listing:
-    """All rows of the file of this split."""
+    """Return all rows of the file of this split."""
     check_source(source, SOURCES, subset)
     table = read_table(meta)
     columns, media = Columns.of(table), _media(folder) or folder
     categories = _categories(folder) if subset.endswith("_shot") else {}
 
     def make(row: Row, index: int) -> Item | None:
-        # V3 has no v1s clip; of one, only mask 0 would be sure to exist
+        # V3 has no v1s clips; for one, only mask 0 would be certain to exist
         return clip_item(media, row, columns, first_only=True, categories=categories)
 
     return collect(table.rows, make, limit)
 
 
 def _categories(folder: Path) -> dict[str, str]:
-    """uid -> a_obj of the unseen classes."""
+    """Return uid -> a_obj of the unseen classes."""
     meta = metadata(folder, "v3_unseen")
     if meta is None:
         raise DataError(

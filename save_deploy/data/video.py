@@ -1,4 +1,4 @@
-"""Video files -> frames at given times and the sound, one frame at a time in memory."""
+"""Reading of video frames at given times and of the sound, with one frame at a time in memory."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ from save_deploy.errors import DataError
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-ROUNDING_S = 1e-6  # times in a file are fractions, requested times are floats
-MAX_SOUND_S = 14_400  # of a sound that is read whole
+ROUNDING_S = 1e-6  # tolerance: times in a file are fractions, requested times are floats
+MAX_SOUND_S = 14_400  # maximum length of a sound that is read into memory
 
 
 class Orientation(NamedTuple):
-    """Rotation of stored pictures: rows and columns exchanged, then mirrored. Phones store pictures as
-    the sensor gives them and write the rotation into the file."""
+    """Rotation of stored images: transpose rows and columns, then mirror.
+
+    Phones store images in sensor orientation and write the rotation into the file.
+    """
 
     transposed: bool = False
     mirrored_x: bool = False
@@ -40,11 +42,11 @@ class Orientation(NamedTuple):
 
 
 def read_video_frames(path: Path, times_s: Sequence[float]) -> list[Frame]:
-    """The frame shown at each time: the last one at or before it, uint8 (H,W,3) RGB, native size.
+    """Return the frame shown at each time, uint8 (H,W,3) RGB at native size.
 
-    Times count from the start of the video, in any order; after its end the last frame is taken,
-    before its first frame that one. Raises DataError for a file that is missing or corrupt or has
-    no video stream.
+    It is the last frame at or before the time. Times are in seconds from the start of the video, in
+    any order. A time past the end gives the last frame, one before the first frame the first.
+    Raises DataError for a file that is missing or corrupt or has no video stream.
     """
     order = sorted(range(len(times_s)), key=lambda i: times_s[i])
     with opened(path) as container:
@@ -54,10 +56,11 @@ def read_video_frames(path: Path, times_s: Sequence[float]) -> list[Frame]:
 
 
 def read_video_sound(path: Path, *, min_seconds: float = MIN_SECONDS) -> Waveform:
-    """The sound of a video: float32 (n,) mono at 16 kHz in [-1,1], from the start of the video.
+    """Return the sound of a video from its start: float32 (n,), 16 kHz mono in [-1,1].
 
-    Channels are averaged, gaps silent. Raises DataError for a file that is missing or corrupt, has no
-    sound, less of it than min_seconds or more than MAX_SOUND_S.
+    Channels are averaged, and gaps are silent.
+    Raises DataError for a file that is missing or corrupt, has no sound, or has a sound shorter
+    than min_seconds or longer than MAX_SOUND_S.
     """
     pieces, n = [np.zeros(0, np.float32)], 0
     with opened(path) as container:
@@ -79,7 +82,7 @@ def read_video_sound(path: Path, *, min_seconds: float = MIN_SECONDS) -> Wavefor
 
 
 def video_seconds(path: Path) -> float:
-    """Length of a video with pictures and sound, without decoding it.
+    """Return the length in s of a video with sound, without decoding it.
 
     Raises DataError for a file that is missing or corrupt, or has no video or no sound track.
     """
@@ -97,9 +100,11 @@ def video_seconds(path: Path) -> float:
 def read_video_stretch(
     path: Path, start_s: float, seconds: float, times_s: Sequence[float]
 ) -> tuple[list[Frame], Waveform]:
-    """Frames at start_s + each time (ascending, as read_video_frames takes them) and the sound of
-    the stretch, float32 (seconds * 16000,), silence where the track has none. What comes before is
-    sought over, not decoded. Raises DataError as read_video_frames and read_video_sound do.
+    """Return frames at start_s + each time, and the sound from start_s on.
+
+    times_s: ascending, as for read_video_frames.
+    The sound is float32 (seconds * 16000,), silent where the track has none. Content before start_s
+    is skipped by seeking. Raises DataError as read_video_frames and read_video_sound do.
     """
     with opened(path) as container:
         frames = _frames_at(container, path, [start_s + t for t in times_s])
@@ -112,7 +117,7 @@ def read_video_stretch(
 
 
 def _frames_at(container: InputContainer, path: Path, times_s: Sequence[float]) -> list[Frame]:
-    """One per time, ascending."""
+    """Return one frame per time; the times are ascending."""
     track = picture_track(container, path)
     seek(container, times_s[0] if times_s else 0)
     base, start_s = track.time_base, start_of(container)
@@ -134,13 +139,14 @@ def _frames_at(container: InputContainer, path: Path, times_s: Sequence[float]) 
 
 
 def orientation_of(frame: Any) -> Orientation:
-    """Rotation from the display matrix of a decoded frame; the same for all frames of a file.
+    """Return the rotation from the display matrix of a decoded frame.
 
-    Asked once per file: av keeps every frame whose side data was read until Python collects cycles.
+    It is the same for all frames of a file. Call this once per file: av keeps every frame whose
+    side data was read until Python collects cycles.
     """
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
-            # row vectors: (x,y) is shown at (x,y) @ [[a,b],[c,d]]; slanted ones are not in use
+            # row vectors: (x,y) is shown at (x,y) @ [[a,b],[c,d]], a multiple of 90 degrees
             (a, b), (c, d) = np.frombuffer(data, "=i4").reshape(3, 3)[:2, :2]
             if abs(b) > abs(a):
                 return Orientation(True, bool(c < 0), bool(b < 0))
@@ -149,7 +155,7 @@ def orientation_of(frame: Any) -> Orientation:
 
 
 def pixels(frame: Any, orientation: Orientation) -> Frame:
-    """A decoded frame -> uint8 (H,W,3) RGB as players show it."""
+    """Convert a decoded frame to uint8 (H,W,3) RGB with its rotation applied."""
     picture = frame.to_ndarray(format="rgb24")
     if orientation.transposed:
         picture = picture.swapaxes(0, 1)

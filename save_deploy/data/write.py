@@ -1,4 +1,4 @@
-"""Generated scenes as a dataset on disk, in AVSBench's layout (SPEC 4.1, 4.2)."""
+"""Writing of generated scenes as a dataset in the layout of AVSBench (SPEC 4.1, 4.2)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def write_avsbench(
 ) -> None:
     """Write scenes or stamps as subset s4 (one source) or ms3 (two sources).
 
-    counts: clips per split. Frames and masks are PNG, sound is 16 kHz wav. As in AVSBench, S4
-    training clips have only their first frame annotated. The folder appears when it is complete.
+    counts: number of clips by split.
+    Frames and masks are PNG, the sound is 16 kHz wav. As in AVSBench, S4 training clips have only
+    their first frame annotated. The folder appears when it is complete.
     """
     if name not in ("scenes", "stamps") or subset not in FOLDERS:
         raise DataError(
@@ -79,6 +80,7 @@ def write_avsbench(
 
 
 def _write_clip(data: Path, subset: str, split: str, scenes: ClipDataset, index: int) -> list[str]:
+    """Write the files of one clip and return its metadata row."""
     clip = scenes[index]
     import soundfile
 

@@ -1,4 +1,4 @@
-"""Endless seeded training samples from a mixture of sources, and their batches."""
+"""Endless seeded training samples from a mixture of datasets, and batches of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ N_ENDLESS = 1 << 40
 
 @dataclass(frozen=True)
 class Batch:
-    """frames uint8 (B,S,S,3), log_mel (B,1,96,64), masks float (B,1,S,S); labels int64 (B,S,S) and
-    sounding float (B,K) where the source knows them."""
+    """One training batch.
+
+    frames: uint8 (B,S,S,3).
+    log_mel: float32 (B,1,96,64).
+    masks: float32 (B,1,S,S).
+    labels: int64 (B,S,S), all 0 when the source has none.
+    sounding: float32 (B,K), all 0 when the source has none.
+    """
 
     frames: Tensor
     log_mel: Tensor
@@ -34,16 +40,16 @@ class Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
     def split(self, size: int) -> list[Batch]:
-        """Parts of `size` samples, in order."""
+        """Split into batches of `size` samples, in order."""
         columns = (getattr(self, f.name).split(size) for f in fields(self))
         return [Batch(*part) for part in zip(*columns, strict=True)]
 
 
 class MixedSamples:
-    """Item i is a labeled frame of a source drawn by weight; a pure function of (seed, i), so a
-    resumed run sees what an uninterrupted one would.
+    """Endless samples: item i is a labeled frame of a source drawn by weight.
 
-    A single stored dataset is gone through in epochs: every labeled frame once, in a new order each
+    Items are a function of (seed, i), so a resumed run gets the same samples as an uninterrupted
+    one. A single stored dataset is read in epochs: every labeled frame once, in a new order each
     time. From a mixture, and from generated data, frames are drawn at random.
     """
 
@@ -83,7 +89,7 @@ class MixedSamples:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Bad clips met so far, with the reason."""
+        """Bad clips found so far: name -> reason."""
         found: dict[str, str] = {}
         for source in self.sources:
             if isinstance(source, SkippingDataset):
@@ -91,7 +97,7 @@ class MixedSamples:
         return found
 
     def sample(self, index: int) -> Sample:
-        """The labeled frame that item `index` is made of."""
+        """Return the labeled frame of item `index`."""
         rng = np.random.default_rng([self.seed, index])
         weights = np.array(list(self.mixture.values()))
         chosen = int(rng.choice(len(weights), p=weights / weights.sum()))
@@ -106,8 +112,11 @@ class MixedSamples:
         return source.sample(*pairs[int(rng.integers(len(pairs)))])
 
     def _order(self, epoch: int, pairs: list[tuple[int, int]]) -> list[int]:
-        """Positions in `pairs` for this epoch: shuffled frames, or shuffled videos frame by frame."""
-        known = self._orders  # replaced, never changed: several threads draw samples
+        """Return the order of `pairs` in this epoch: shuffled frames, or shuffled videos.
+
+        Frames of one video are consecutive.
+        """
+        known = self._orders  # never modified in place, because several threads read it
         if epoch in known:
             return known[epoch]
         rng = np.random.default_rng([self.seed, epoch])
@@ -119,6 +128,7 @@ class MixedSamples:
         return found
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """Return frame, log_mel, mask, labels and sounding of item `index`, as in Batch."""
         sample = self.sample(index)
         labels = np.zeros((self.res, self.res), np.int64)
         if sample.labels is not None and sample.labels.shape == labels.shape:
@@ -135,7 +145,7 @@ class MixedSamples:
 
 
 def generated(name: str) -> str | None:
-    """The generator behind a source, or None for stored data."""
+    """Return the generator of a source, or None for stored data."""
     base = name.partition(":")[0]
     return base if base in ("scenes", "stamps") else None
 
@@ -149,10 +159,12 @@ def batches(
     part: tuple[int, int] = (0, 1),
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Batch of step k holds samples k*batch_size .. (k+1)*batch_size - 1; part (r, n) is the r-th of n
-    equal stretches of each.
+    """Yield the batches of steps first_step .. last_step - 1.
 
-    Drawn by a few threads between steps: on a CPU, worker processes take cores from the model.
+    The batch of step k has samples k*batch_size .. (k+1)*batch_size - 1; part (r, n) is the r-th of
+    n equal parts of it.
+    Samples are drawn by a few threads between steps. Worker processes would take CPU cores from the
+    model.
     """
     rank, world = part
     size = batch_size // world

@@ -1,4 +1,4 @@
-"""A recipe run as in the paper: its stages in order, each from the best weights of the last."""
+"""Run of a recipe as in the paper: its stages in order, each from the best previous weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_VAL = ("v3_1_shot", "v3_3_shot", "v3_5_shot")  # few-shot sets have no valida
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage with its data found and its steps counted."""
+    """One stage with its dataset and number of steps."""
 
     stage: Stage
     data: str
@@ -33,7 +33,7 @@ class PlannedStage:
 
     @property
     def finished(self) -> bool:
-        """True when its last step is in the curve and its weights are there."""
+        """True when the curve has the last step and the best weights exist."""
         curve = self.folder / "curve.jsonl"
         if not (curve.is_file() and self.best.is_file()):
             return False
@@ -44,18 +44,21 @@ def plan_chain(
     recipe: Recipe, dataset: str, root: Path, out: Path, *, base: TrainConfig | None = None,
     batch_per_device: int | None = None, steps: int | None = None,
 ) -> list[PlannedStage]:  # fmt: skip
-    """Every stage before the test on `dataset`, its data found under root.
+    """Return every stage before the test on `dataset`, with the datasets found under root.
 
-    base: seed, device, savings and what a recipe does not say; default: SAM is frozen, and only the
-    trained parts are stored. The batch of a step is the recipe's over all its GPUs. With fewer devices
-    or a smaller batch_per_device it is taken in more parts, so the gradients are those of the paper's
-    batch. `steps` cuts every stage short (a trial). Raises DataError, SaveDeployError.
+    base: settings that a recipe does not fix: seed, device, memory savings. By default SAM is
+        frozen, and only the trained parts are stored.
+    batch_per_device: maximum of frames per part on one device. The batch of a step is that of the
+        recipe over all its GPUs; with fewer devices, or a smaller batch_per_device, it is processed
+        in more parts, with the gradients of the paper's batch.
+    steps: maximum number of steps of each stage, for a trial.
+    Raises DataError and SaveDeployError.
     """
     base = base or TrainConfig(data={}, freeze_sam=True, adapter_only=True)
     stages = recipe.chain(dataset)
     if not stages:
         raise SaveDeployError(
-            "this row trains nothing",
+            "this recipe has no training stages",
             got=f"{recipe.name}: {recipe.title}",
             expected="a recipe with stages",
             hint=f"save-eval --recipe {recipe.name} --test {dataset} --root {root}",
@@ -80,7 +83,7 @@ def plan_chain(
 def _stage_config(
     recipe: Recipe, stage: Stage, base: TrainConfig, data: str, n_items: int, frames_per_item: int
 ) -> TrainConfig:
-    """Settings of a stage: those of the recipe, the others from base."""
+    """Return the settings of a stage: those of the recipe, the others from base."""
     return replace(
         base,
         data={data: 1.0},
@@ -104,9 +107,10 @@ def run_chain(
     *,
     resume: bool,
 ) -> Path:
-    """Run the stages that are not finished; train_stage(stage, init) trains one of them.
+    """Run the unfinished stages and return the best checkpoint of the last one.
 
-    A stage without a validation split keeps its last weights. Returns the last stage's best.
+    train_stage: called as train_stage(stage, initial checkpoint or None).
+    The best weights of a stage without a validation split are its last ones.
     """
     before: Path | None = None
     for stage in planned:
@@ -118,7 +122,7 @@ def run_chain(
 
 
 def _items(name: str, stage: Stage, sound_from: str, skip_bad: bool) -> tuple[int, int]:
-    """-> items of an epoch, frames per item (1, or those of a video)."""
+    """Return the number of items per epoch, and frames per item (1, or those of a video)."""
     clips = open_dataset(name, split="train", source=sound_from, skip_bad=skip_bad)
     if not isinstance(clips, FrameDataset):
         raise DataError("not a stored dataset", got=name, expected="a released dataset")
@@ -130,8 +134,8 @@ def _items(name: str, stage: Stage, sound_from: str, skip_bad: bool) -> tuple[in
 
 
 def _parts(batch: int, per_device: int) -> int:
-    """Accumulated parts on each device, so that a part has at most per_device frames."""
-    share = batch // world_size()  # TrainConfig.share refuses one that does not divide
+    """Return the number of accumulated parts per device, each of at most per_device frames."""
+    share = batch // world_size()  # TrainConfig.share raises for a remainder
     parts = max(1, -(-share // per_device))
     while share % parts:
         parts += 1
@@ -139,12 +143,12 @@ def _parts(batch: int, per_device: int) -> int:
 
 
 def describe(planned: list[PlannedStage]) -> list[str]:
-    """One line per stage: data, items, steps, batch."""
+    """Return one line per stage: data, items, steps, batch."""
     lines = []
     for plan in planned:
         c = plan.config
         lines.append(
             f"{plan.folder.name}: {plan.n_items} {plan.stage.item}s of {plan.data}, {c.steps} steps "
-            f"of {c.batch_size} frames ({c.accumulate} parts a device), lr {c.lr:g}"
+            f"of {c.batch_size} frames ({c.accumulate} parts per device), lr {c.lr:g}"
         )
     return lines

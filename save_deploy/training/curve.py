@@ -1,4 +1,4 @@
-"""curve.jsonl -> curve.png: loss and validation M_J over steps."""
+"""Plot of curve.jsonl: loss and validation M_J over steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from save_deploy.files import new_file
 
 
 def plot_curve(run: Path) -> Path | None:
-    """Picture of a run's curve, or None when matplotlib (extra `train`) is not installed."""
+    """Write curve.png of a run. Returns None when matplotlib (extra `train`) is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""Several devices through torchrun: each process takes its share of every batch."""
+"""Training on several devices with torchrun: each process handles a part of every batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from save_deploy.errors import BackendError
 
 @dataclass(frozen=True)
 class Team:
-    """This process among the others: rank 0 writes files and prints."""
+    """This process in its group. Rank 0 writes files and prints."""
 
     rank: int
     world: int
@@ -29,7 +29,7 @@ class Team:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in rank order."""
+        """Return the values of all processes, in rank order."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -37,15 +37,18 @@ class Team:
         return values
 
     def wrap(self, step: nn.Module) -> nn.Module:
-        """The module whose backward averages gradients. Call this, never what is in it."""
+        """Wrap a module so that backward averages gradients.
+
+        Call the wrapper, not the inner module.
+        """
         return step if self.world == 1 else DistributedDataParallel(step)
 
 
 @contextlib.contextmanager
 def team(device: str = "auto") -> Iterator[Team]:
-    """Join the processes that torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
+    """Join the process group of torchrun (RANK, WORLD_SIZE, LOCAL_RANK), or run alone.
 
-    Raises BackendError when a GPU is asked for and there is none.
+    Raises BackendError when a GPU is requested and there is none.
     """
     rank, world = int(os.environ.get("RANK", "0")), world_size()
     chosen = _device(device)
@@ -59,12 +62,12 @@ def team(device: str = "auto") -> Iterator[Team]:
 
 
 def leads() -> bool:
-    """True in the process that prints: the only one, or the first that torchrun started."""
+    """Return True in the process that prints: rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def world_size() -> int:
-    """Processes that torchrun started, or 1."""
+    """Return the number of processes that torchrun started, or 1."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

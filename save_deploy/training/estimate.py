@@ -1,8 +1,8 @@
-"""Memory that a training needs, without a GPU.
+"""Estimate of the memory of a training step, without a GPU.
 
-One step, forward and backward, runs on fake tensors: every operation of the real step is dispatched,
-nothing is computed, and the bytes alive at each moment are counted. The moments of the optimizer and
-the reserve of the CUDA context are added by rule.
+One step, forward and backward, runs on fake tensors: every operation of the real step is dispatched
+without computation, and the allocated bytes are tracked. Optimizer moments and the CUDA context are
+added by rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from save_deploy.training.step import TrainStep
 
 GIB = 2**30
 CONTEXT_BYTES = int(0.6 * GIB)  # CUDA context and library handles
-FRAGMENTATION = 0.05  # of the tensors' peak, lost between the allocator's blocks
+FRAGMENTATION = 0.05  # share of the peak that the allocator loses to fragmentation
 CARD_BYTES = int(24e9)
 
 
@@ -49,7 +49,10 @@ class MemoryEstimate:
 def estimate_training(
     config: SaveConfig, savings: Savings, *, micro_batch: int, freeze_sam: bool
 ) -> MemoryEstimate:
-    """Peak of one micro-batch; gradients are counted whole, as clipping needs them all at once."""
+    """Estimate the peak of one micro-batch.
+
+    Clipping needs all gradients at once, so all are counted.
+    """
     with torch.device("meta"):
         model = SaveModel(config)
     chosen = list(trainable_parameters(model, freeze_sam=freeze_sam))
@@ -70,11 +73,11 @@ def estimate_training(
             torch.empty(micro_batch, 1, side, side),
         )
         with LiveBytes() as live:
-            for _ in range(2):  # the second part of an accumulated batch meets all gradients
+            for _ in range(2):  # all gradients exist during the second part of an accumulated batch
                 step.from_embedding(*inputs).backward()
     state_bytes = {"fp32": 8, "bf16": 4}[savings.moments]
     n_trained = sum(weights[name].numel() for name in chosen)
-    beyond = live.peak - trained  # bytes at the peak besides the gradients
+    beyond = live.peak - trained  # bytes at the peak without the gradients
     tensors = frozen + 2 * trained + state_bytes * n_trained + beyond
     return MemoryEstimate(
         frozen=frozen,
@@ -89,7 +92,7 @@ def estimate_training(
 def with_and_without(
     config: SaveConfig, chosen: Savings, *, micro_batch: int, freeze_sam: bool
 ) -> list[tuple[str, MemoryEstimate]]:
-    """The step with nothing saved, with everything, and with everything but one saving each."""
+    """Estimate the step with no savings, with all, and with all except one each."""
     everything = Savings(amp=True, checkpoint_blocks=True, moments="bf16")
     cases = {
         "nothing saved": Savings(),
@@ -99,7 +102,7 @@ def with_and_without(
         "all three savings": everything,
     }
     if chosen not in cases.values():
-        cases["as asked"] = chosen
+        cases["as requested"] = chosen
 
     def found(savings: Savings, n: int) -> MemoryEstimate:
         return estimate_training(config, savings, micro_batch=n, freeze_sam=freeze_sam)
@@ -111,7 +114,7 @@ def with_and_without(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages made inside it and still alive; `peak` is their largest sum."""
+    """Tracks the bytes of live storages created inside it; `peak` is their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         for value in tree_iter((args, kwargs)):
             if isinstance(value, Tensor):
-                self._known.add(value.untyped_storage()._cdata)  # inputs are counted elsewhere
+                self._known.add(value.untyped_storage()._cdata)  # inputs are counted separately
         out = func(*args, **(kwargs or {}))
         for value in tree_iter(out):
             if isinstance(value, Tensor):
@@ -147,7 +150,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _materialize(model: nn.Module) -> None:
-    """Meta parameters and buffers -> fake ones on the CPU, keeping requires_grad."""
+    """Replace meta parameters and buffers with fake CPU tensors, keeping requires_grad."""
     for module in model.modules():
         for name, value in list(module._parameters.items()):
             if value is not None:

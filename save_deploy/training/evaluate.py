@@ -1,4 +1,4 @@
-"""Scores of the eager model on a dataset, and the oracle that picks SAM's best mask."""
+"""Scores of the eager model on a dataset, and the oracle that selects SAM's best mask."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ Masks = NDArray[np.bool_]
 
 @torch.inference_mode()
 def predict_clip(model: SaveModel, clip: Clip, *, native: bool = False) -> tuple[Logits, Masks]:
-    """-> mask_logits float32 (F,S,S) and truth bool (F,S,S) at network size (A15), or both at the
-    size of the frames. A model of system `sam` is scored by its best mask."""
+    """Return mask_logits float32 (F,S,S) and truth bool (F,S,S) at model resolution (A15).
+
+    native: both at the size of the frames.
+    A model of system `sam` gives its best mask.
+    """
     res = model.config.res
     frames = torch.from_numpy(np.stack([resize_frame(f, res) for f in clip.frames]))
     frames = frames.to(model.pixel_mean.device)
@@ -51,10 +54,10 @@ def predict_clip(model: SaveModel, clip: Clip, *, native: bool = False) -> tuple
 
 
 def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
-    """SAM's best mask for one frame, by IoU with the truth: (1,1,S,S) logits.
+    """Return the logits (1,1,S,S) of SAM's mask with the highest IoU for one frame.
 
-    Candidates: the four masks without a prompt, and the three of every point of an n x n grid
-    (SPEC 2: the paper scores SAM by "maximum segmentation evaluation").
+    Candidates: the four masks without a prompt, and the three of every point of an n x n grid (SPEC
+        2: the paper scores SAM by "maximum segmentation evaluation").
     """
     config, encoder = model.config, model.prompt_encoder
     embedding, _ = model.encode(
@@ -69,7 +72,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
         masks = logits > 0
         inter, union = (masks & target).sum((1, 2)), (masks | target).sum((1, 2))
         iou = inter / union.clamp_min(1)
-        if not target.any():  # as AVSBench scores an empty mask: share of correct background
+        if not target.any():  # AVSBench scores an empty mask by its share of correct background
             iou = (~masks).float().mean((1, 2))
         top = int(iou.argmax())
         if float(iou[top]) > best_iou:
@@ -92,7 +95,7 @@ def best_mask(model: SaveModel, frame: Tensor, truth: Masks, n: int) -> Tensor:
 
 
 class _EveryNth:
-    """Clips rank, rank + world, ...: every process reads only the clips it scores."""
+    """Clips rank, rank + world, ...; every process reads only the clips it scores."""
 
     def __init__(self, clips: ClipDataset, rank: int, world: int) -> None:
         self.clips, self.chosen = clips, range(rank, len(clips), world)
@@ -117,13 +120,16 @@ def evaluate(
     among: Team = _ALONE,
     on_clip: Callable[[], object] = lambda: None,
 ) -> Score:
-    """M_J and M_F of the eager model; every process of a team takes every n-th clip, and all get the
-    score over all of them (SAMA-AVS chooses its best checkpoint by one process's share)."""
+    """Return M_J and M_F of the eager model.
+
+    Every process of a team scores every n-th clip, and all get the score over all clips. (SAMA-AVS
+    selects its best checkpoint by the score of one process.)
+    """
     model.eval()
     meter = ScoreMeter(protocol)
     alone = (
         among.world == 1 or protocol.videos_per_batch > 1
-    )  # a batch of several videos stays on one process
+    )  # a batch of several videos must be scored in one process
     mine = clips if alone else _share(clips, among)
     for clip in iter_clips(mine) if len(mine) else ():
         meter.add(*predict_clip(model, clip, native=protocol.resolution == "native"))

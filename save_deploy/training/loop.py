@@ -1,6 +1,6 @@
-"""The training loop (SPEC 6): resumable, with the best checkpoint by validation M_J.
+"""Resumable training loop (SPEC 6) that keeps the best checkpoint by validation M_J.
 
-Writes into one folder: last.pt (to resume), best.safetensors, curve.jsonl.
+Writes to one folder: last.pt (to resume), best.safetensors, curve.jsonl.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Progress:
     loss: float
     lr: float
     best_m_j: float
-    n: int = 1  # steps since the last report: more than one after a resume
+    n: int = 1  # steps since the last report, more than 1 after a resume
     score: Score | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
@@ -72,11 +72,12 @@ def train(
     on_skip: Callable[[str, str], None] = lambda _name, _why: None,
     force: bool = False,
 ) -> Path:
-    """Train in place and return the path of the best checkpoint; under torchrun, as one of a team.
+    """Train the model in place and return the path of the best checkpoint.
 
-    Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad).
-    Interrupted runs continue with resume=True; OutputError for a folder that holds a run, unless
-    force, which starts it over.
+    Under torchrun this process trains as one of a team. resume=True continues an interrupted run;
+    force=True starts again in a folder that has a run.
+    Raises SaveDeployError when the loss is not finite, DataError for a bad clip (unless skip_bad),
+    and OutputError for a folder that has a run, without resume and force.
     """
     with (
         filled_folder(out_dir, what="the run"),
@@ -89,21 +90,21 @@ def train(
 
 
 def _check_new(out_dir: Path, *, force: bool) -> None:
-    """Raise OutputError for a folder that holds a run; with force, its curve and state go."""
+    """Raise OutputError for a folder that has a run; with force, delete its curve and state."""
     found = [name for name in RUN_FILES if (out_dir / name).exists()]
     if found and not force:
         raise OutputError(
-            "the folder holds a run",
+            "the folder has a run",
             got=f"{', '.join(found)} in {out_dir}",
             expected="a new folder",
-            hint="--resume continues it, --force starts it over; or choose another -o DIR",
+            hint="--resume continues it, --force starts again; or choose another -o DIR",
         )
-    for name in RUN_FILES[1:]:  # the best weights stay until there are new ones
+    for name in RUN_FILES[1:]:  # keep the best weights until there are new ones
         remove(out_dir / name)
 
 
 class _Run:
-    """The state of a run: model, optimizer, data and step."""
+    """State of a run: model, optimizer, data and step."""
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class _Run:
         on_sound: Callable[[int, float], None],
         resume: bool,
     ) -> None:
-        torch.manual_seed(config.seed)  # the same on every process: the same initial heads
+        torch.manual_seed(config.seed)  # every process must initialize the same heads
         self.model, self.config, self.here = model.to(here.device), config, here
         self.shard = config.share(here.world)
         self.best_path, self.state_path, self.curve = (out_dir / name for name in RUN_FILES)
@@ -162,6 +163,7 @@ class _Run:
     def steps(
         self, on_step: Callable[[Progress], None], on_skip: Callable[[str, str], None]
     ) -> Path:
+        """Run the remaining steps and return the path of the best checkpoint."""
         config, here = self.config, self.here
         stream = batches(
             self.samples,
@@ -198,7 +200,7 @@ class _Run:
         return self.val_clips.skipped if isinstance(self.val_clips, SkippingDataset) else {}
 
     def _update(self, batch: Batch, step: int) -> tuple[float, dict[str, float]]:
-        """One optimizer step on this process's share, in `accumulate` parts."""
+        """Run one optimizer step on the part of this process, in `accumulate` parts."""
         config = self.config
         self.optimizer.zero_grad(set_to_none=True)
         total, sums = 0.0, dict[str, float]()
@@ -214,19 +216,20 @@ class _Run:
                 "training diverged",
                 got=f"loss {total} at step {step}",
                 expected="a finite loss",
-                hint="lower --lr, or look at the last batch of data",
+                hint="lower --lr, or check the last batch of data",
             )
         nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
         self.optimizer.step()
         return total, {name: round(value, 4) for name, value in sums.items()}
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over the team once, after the last part."""
+        """Return a context that averages gradients over the team only in the last part."""
         if isinstance(self.step, DistributedDataParallel) and not last:
             return self.step.no_sync()
         return contextlib.nullcontext()
 
     def _mixtures(self, step: int, part: int) -> Mixtures | None:
+        """Return the sound mixtures of a step and part, or None without them."""
         config, here = self.config, self.here
         if not self.actors:
             return None
@@ -237,7 +240,7 @@ class _Run:
         return Mixtures(log_mel.to(here.device), sounding.to(here.device))
 
     def _validate(self, report: Progress, seconds: float) -> None:
-        """Score on the validation clips; the leader keeps the best checkpoint and the curve."""
+        """Score on the validation clips. Rank 0 keeps the best checkpoint and the curve."""
         config = self.config
         assert self.val_clips is not None
         with torch.autocast(
@@ -255,7 +258,7 @@ class _Run:
             self._log(report, seconds)
 
     def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
-        """Store the current weights as the best checkpoint."""
+        """Save the current weights as the best checkpoint."""
         config = self.config
         save_checkpoint(
             self.best_path,
@@ -293,11 +296,11 @@ class _Run:
         )
 
     def _listen(self, on_step: Callable[[int, float], None]) -> None:
-        """Sound warm-up on the objects of the generated data; every process does the same."""
+        """Run the sound warm-up on the objects of the generated data, the same in every process."""
         config = self.config
         if self.aux is None:
             raise SaveDeployError(
-                "hearing cannot be trained without its classes",
+                "the sound warm-up needs the sound classifier",
                 got="--aux 0",
                 expected="a weight above 0, such as --aux 0.25",
             )
@@ -323,7 +326,10 @@ class _Run:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up from lr / warmup_steps to lr, then a cosine to lr * final_lr_ratio."""
+    """Return the rate of a step: linear warm-up from lr / warmup_steps to lr, then a cosine.
+
+    The cosine ends at lr * final_lr_ratio.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

@@ -1,27 +1,33 @@
-"""L = BCE + IoU loss on logits at network size (SPEC 6, Eq. 4)."""
+"""Loss L = BCE + IoU on logits at model resolution (SPEC 6, Eq. 4)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-IOU_EPS = 1e-7  # SAMA-AVS has none and gives NaN for an empty mask once all p underflow (A19)
+IOU_EPS = 1e-7  # without it an empty mask gives NaN when all p underflow, as in SAMA-AVS (A19)
 
 
 def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """mask_logits and masks {0,1} float (B,1,S,S) -> scalar: mean BCE over pixels + mean over images
-    of 1 - I/U with soft I = sum p g, U = sum (p + g) - I."""
+    """Return mean BCE over pixels + mean over images of 1 - I/U, for logits and masks (B,1,S,S).
+
+    masks: float {0,1}.
+    Soft I = sum p g, U = sum (p + g) - I.
+    """
     bce = binary_cross_entropy_with_logits(mask_logits, masks)
     return bce + iou_loss(mask_logits.sigmoid(), masks)
 
 
 def bce_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
-    """GAVS's loss: mean BCE over pixels alone."""
+    """Return mean BCE over pixels, the loss of GAVS."""
     return binary_cross_entropy_with_logits(mask_logits, masks)
 
 
 def iou_loss(prob: Tensor, masks: Tensor) -> Tensor:
-    """prob and masks (B,1,S,S) in [0,1] -> scalar. An empty mask contributes 1 and no gradient."""
+    """Return the mean of 1 - IoU for prob and masks (B,1,S,S) in [0,1].
+
+    An empty mask contributes 1 and no gradient.
+    """
     prob, masks = prob.flatten(1), masks.flatten(1)  # (B,S*S)
     inter = (prob * masks).sum(1)
     union = (prob + masks).sum(1) - inter
@@ -29,13 +35,14 @@ def iou_loss(prob: Tensor, masks: Tensor) -> Tensor:
 
 
 def pixel_class_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Auxiliary: which object is at each token, sounding or not.
+    """Return the auxiliary loss of the object class at each token, sounding or not.
 
-    class_logits (B,K,s,s); labels int64 (B,S,S), 0 = background -> scalar cross entropy against the
-    share of each token that every class covers.
+    class_logits: (B,K,s,s).
+    labels: int64 (B,S,S), 0 = background.
+    The loss is the cross entropy against the share of each token that every class covers.
     """
     batch, _, grid, _ = class_logits.shape
-    labels = labels[:, ::4, ::4]  # every 4th pixel: enough for the share, 16 times less work
+    labels = labels[:, ::4, ::4]  # every 4th pixel is accurate enough, with 1/16 of the work
     # (B,4s,4s) -> (B,s,s,16): the pixels of each token
     inside = labels.reshape(batch, grid, 4, grid, 4).permute(0, 1, 3, 2, 4).flatten(3)
     log_prob = class_logits.permute(0, 2, 3, 1).log_softmax(dim=-1)  # (B,s,s,K)
@@ -43,7 +50,10 @@ def pixel_class_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sound_class_loss(class_logits: Tensor, sounding: Tensor) -> Tensor:
-    """Auxiliary: which objects are heard. class_logits and sounding {0,1} (B,K) -> scalar."""
+    """Return the auxiliary loss of the sounding objects.
+
+    class_logits, sounding {0,1}: (B,K).
+    """
     bce = binary_cross_entropy_with_logits(class_logits, sounding, reduction="none")
     return bce.sum(dim=1).mean()
 

@@ -1,4 +1,4 @@
-"""Every setting of a training run, as options of save-train."""
+"""Settings of a training run, which are options of save-train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA, SCHEDULE, MEMORY, RUN = "Data", "Schedule", "Memory", "Run"
 
 
 def parse_mixture(text: str) -> dict[str, float]:
-    """ "a=0.2,b=0.8" or "a" -> weights by source."""
+    """Parse "a=0.2,b=0.8" or "a" to weights by source."""
     mixture = {}
     for part in text.split(","):
         name, _, weight = part.partition("=")
@@ -27,7 +27,7 @@ def parse_mixture(text: str) -> dict[str, float]:
 
 
 def parse_odds(text: str) -> tuple[float, ...]:
-    """ "0.1,0.6,0.3" -> shares of 0, 1, 2 sources."""
+    """Parse "0.1,0.6,0.3" to shares of 0, 1, 2 sources."""
     try:
         odds = tuple(float(part) for part in text.split(","))
         if min(odds) < 0 or sum(odds) <= 0:
@@ -40,7 +40,7 @@ def parse_odds(text: str) -> tuple[float, ...]:
 
 
 def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
-    """ "2-4" -> (2, 4)."""
+    """Parse "2-4" to (2, 4)."""
     try:
         low, high = (kind(part) for part in text.split("-"))
     except ValueError:
@@ -52,10 +52,10 @@ def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Savings:
-    """Ways to need less memory in a step.
+    """Options that reduce the memory of a step.
 
     amp: bfloat16 MatMuls under autocast, and frozen SAM weights stored in bfloat16.
-    checkpoint_blocks: encoder blocks keep their input and are computed again in backward.
+    checkpoint_blocks: encoder blocks keep only their input and are recomputed in backward.
     moments: fp32, or bf16 with stochastic rounding (half of AdamW's state).
     """
 
@@ -65,7 +65,7 @@ class Savings:
     )  # fmt: skip
     checkpoint_blocks: bool = option(
         "--checkpointing", panel=MEMORY, default=False,
-        help="Compute encoder blocks again in backward.",
+        help="Recompute encoder blocks in the backward pass.",
     )  # fmt: skip
     moments: str = option(
         "--moments", panel=MEMORY, default="fp32",
@@ -81,36 +81,39 @@ class Savings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. `freeze_sam` trains only what the model's system trains (A12)."""
+    """Settings of a training run.
+
+    `freeze_sam` trains only the parts of the model's system (A12).
+    """
 
     # source -> weight, e.g. {"scenes": 0.2, "stamps": 0.8}
     data: dict[str, float] = option(
         "--data", parse=parse_mixture, text="scenes",
         help="Sources and weights: scenes=0.2,stamps=0.8, or a dataset folder.",
     )  # fmt: skip
-    val_data: str | None = option(  # None: the last weights are the best
+    val_data: str | None = option(  # None: the last weights count as the best
         "--val-data", default="scenes", help="Where validation M_J is measured."
     )
     n_val_clips: int | None = option(
         "--val-clips", panel=DATA, default=24, low=1, help="Clips per validation."
     )
     steps: int = 10_000
-    # of a step: over all devices and accumulated parts
+    # per step, over all devices and accumulated parts
     batch_size: int = option(
-        "--batch", default=16, low=1, help="Frames of a step, over all devices and parts."
+        "--batch", default=16, low=1, help="Frames per step, over all devices and parts."
     )
-    by_video: bool = False  # stored data: all frames of a video one after the other
+    by_video: bool = False  # stored data: frames of a video are consecutive
     accumulate: int = option(
         "--accumulate", panel=MEMORY, default=1, low=1,
-        help="Parts in which a device takes its share of a batch.",
+        help="Parts in which a device processes its share of a batch.",
     )  # fmt: skip
     loss: str = "bce+iou"
     metrics: str = option(
         "--metrics", panel=RUN, default="avsbench",
-        help="Validation as avsbench, sama, sama_val or gavs computes it.",
+        help="Protocol of the validation: avsbench, sama, sama_val or gavs.",
     )  # fmt: skip
     lr: float = option(  # A11
-        "--lr", panel=SCHEDULE, default=2e-4, help="Peak; linear warm-up, then cosine."
+        "--lr", panel=SCHEDULE, default=2e-4, help="Peak rate; linear warm-up, then cosine."
     )
     weight_decay: float = option(
         "--weight-decay", panel=SCHEDULE, default=0.01, help="Weight decay of AdamW."
@@ -128,14 +131,14 @@ class TrainConfig:
     )  # fmt: skip
     aux_weight: float = option(
         "--aux", panel=SCHEDULE, default=0.0,
-        help="Weight of the object and sound classes (generated data).",
+        help="Weight of the auxiliary object and sound class losses (generated data).",
     )  # fmt: skip
     eval_every: int = option(
         "--eval-every", panel=RUN, default=500, low=1, help="Steps between validations."
     )
     save_every: int = 250
     seed: int = option("--seed", panel=RUN, default=0, help="Seed of weights, data and order.")
-    adapter_only: bool = False  # best.safetensors without what a SAM file brings
+    adapter_only: bool = False  # best.safetensors without the weights of a SAM file
     half: bool = option(
         "--half", panel=RUN, default=False, help="Store best.safetensors in float16."
     )
@@ -155,10 +158,10 @@ class TrainConfig:
         "--sound-steps", panel=SCHEDULE, default=0, low=0,
         help="Audio-only warm-up steps before training (batch 64).",
     )  # fmt: skip
-    # sound mixtures beside every batch keep what the warm-up learned
+    # extra sound mixtures with every batch preserve what the warm-up learned
     sound_batch: int = option(
         "--sound-batch", panel=SCHEDULE, default=0, low=0,
-        help="Sounds heard beside every batch, weighted by --aux.",
+        help="Extra sound mixtures per batch, weighted by --aux.",
     )  # fmt: skip
     savings: Savings = field(default_factory=Savings)
     device: str = option(
@@ -171,7 +174,10 @@ class TrainConfig:
     sound_from: str = sound_option(DATA)
 
     def share(self, world: int) -> int:
-        """Samples of one accumulated part on one device. Raises when a batch does not divide."""
+        """Return the samples of one accumulated part on one device.
+
+        Raises SaveDeployError when the batch does not divide equally.
+        """
         parts = world * self.accumulate
         if self.batch_size % parts:
             raise SaveDeployError(

@@ -17,10 +17,11 @@ from save_deploy.training.options import TrainConfig
 
 
 def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.Parameter]:
-    """Parameters that learn, by name; sets requires_grad accordingly.
+    """Return the trained parameters by name, and set requires_grad of all.
 
-    freeze_sam leaves only the groups that the model's system trains. Hypernetworks and prompts that
-    the single mask does not use get no gradient and are left out, so weight decay cannot touch them.
+    freeze_sam: train only the groups of the model's system.
+    Hypernetworks and prompts that the single mask does not use get no gradient. They are left out,
+    so that weight decay does not change them.
     """
     chosen = {}
     trains = SYSTEMS[model.config.system].trains
@@ -33,19 +34,19 @@ def trainable_parameters(model: SaveModel, *, freeze_sam: bool) -> dict[str, nn.
 
 
 def nothing_to_train(config: SaveConfig) -> SaveDeployError:
-    """The error for a system without trained parts."""
+    """Return the error for a system without trained parts."""
     return SaveDeployError(
         "nothing to train",
         got=f"system {config.system}, which trains no parameter",
         expected="another system",
-        hint="save-eval scores it as it is",
+        hint="save-eval scores this system without training",
     )
 
 
 def cast_frozen(model: SaveModel) -> None:
-    """Frozen weights of the image encoder -> bfloat16, in place; they are never saved from here.
+    """Convert frozen weights of the image encoder to bfloat16 in place. They are not saved.
 
-    VGGish stays float32: an adapter-only checkpoint holds it.
+    VGGish stays float32, because an adapter-only checkpoint contains it.
     """
     for parameter in model.image_encoder.parameters():
         if not parameter.requires_grad:
@@ -53,7 +54,7 @@ def cast_frozen(model: SaveModel) -> None:
 
 
 def build_optimizer(learned: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
-    """AdamW; biases, norms and other vectors are not decayed."""
+    """Return AdamW without decay of biases, norms and other vectors."""
     parameters = list(learned)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -65,10 +66,11 @@ def build_optimizer(learned: Iterable[nn.Parameter], config: TrainConfig) -> Opt
 
 
 class AdamWBf16(Optimizer):
-    """AdamW whose two moments are stored in bfloat16: 4 bytes a parameter instead of 8.
+    """AdamW with both moments stored in bfloat16: 4 bytes per parameter instead of 8.
 
-    Stored with stochastic rounding. Rounding to nearest would freeze the second moment: a step moves
-    it by 1/1000 of the difference, less than the 1/256 between neighboring bfloat16 numbers.
+    The moments are rounded stochastically. Rounding to nearest would freeze the second moment: a
+    step changes it by 1/1000 of the difference, less than the 1/256 between neighboring bfloat16
+    values.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class AdamWBf16(Optimizer):
         parameter.addcdiv_(mean, root, value=-size)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch casts loaded moments to the parameter's type; ours go back to bfloat16."""
+        """Load a state with moments in bfloat16. torch would cast them to the parameter's type."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             for name in ("exp_avg", "exp_avg_sq"):
@@ -113,7 +115,7 @@ class AdamWBf16(Optimizer):
 
 
 def stochastic_bf16(x: Tensor) -> Tensor:
-    """float32 -> bfloat16, up or down with the probability that keeps the expectation."""
+    """Round float32 to bfloat16, up or down with the probability that keeps the expectation."""
     bits = x.contiguous().view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)  # the 16 bits that bfloat16 drops
     kept = bits.add_(noise).bitwise_and_(-(1 << 16))

@@ -1,7 +1,7 @@
-"""Sound warm-up: the audio encoder learns to classify the objects in sound mixtures, without frames.
+"""Sound warm-up: the audio encoder learns to classify objects in sound mixtures, without frames.
 
-VGGish plays this part in the paper, pretrained on AudioSet. Hearing two sources apart takes many more
-examples than seeing an object, and a second of sound costs a hundredth of a frame.
+It replaces the VGGish of the paper, which is pretrained on AudioSet. Separating two sources needs
+many more examples than recognizing an object, and a second of audio costs 1 % of a frame.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from save_deploy.training.losses import sound_class_loss
 
 
 def heard_actors(data: Iterable[str]) -> list[Actor]:
-    """The objects of these sources whose sounds are mixed.
+    """Return the objects of these sources whose sounds are mixed.
 
-    Raises SaveDeployError when none of them is generated."""
+    Raises SaveDeployError when no source is generated.
+    """
     actors = [actor for name in data for actor in generated_actors(name)]
     if not actors:
         raise SaveDeployError(
@@ -38,7 +39,10 @@ def heard_actors(data: Iterable[str]) -> list[Actor]:
 def sound_example(
     actors: list[Actor], seed: int, index: int, n_classes: int, max_sources: int = 3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixture number `index` of 0..max_sources actors -> log_mel (1,96,64), sounding (n_classes,)."""
+    """Return a mixture of 0 to max_sources actors: log_mel (1,96,64), sounding (n_classes,).
+
+    index: number of the mixture.
+    """
     rng = scene_rng(seed, "train", index)
     n_sources = int(rng.integers(max_sources + 1))
     cast = choose_actors(rng, actors, max_sources)[:n_sources]
@@ -50,7 +54,7 @@ def sound_example(
 def sound_batch(
     actors: list[Actor], seed: int, step: int, batch_size: int, n_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Mixtures of one step -> log_mel (B,1,96,64), sounding (B,n_classes)."""
+    """Return the mixtures of one step: log_mel (B,1,96,64), sounding (B,n_classes)."""
     first = step * batch_size
     items = [sound_example(actors, seed, i, n_classes) for i in range(first, first + batch_size)]
     log_mel, sounding = (np.stack(field) for field in zip(*items, strict=True))
@@ -68,9 +72,9 @@ def warm_up_sound(
     seed: int = 0,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
-    """Train encoder up to the layer before its last linear, and `classes` (hidden -> n_classes) on it.
+    """Train the encoder, except its last linear, and the linear classifier `classes` in place.
 
-    In place; on_step gets (step, loss), the loss summed over classes.
+    on_step: called as on_step(step, loss), with the loss summed over classes.
     """
     hidden = encoder.embeddings[:4].parameters()
     learned = [*encoder.features.parameters(), *hidden, *classes.parameters()]

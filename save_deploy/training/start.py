@@ -1,4 +1,4 @@
-"""The model a run starts from: fresh weights, a checkpoint, or a frozen SAM with new trained parts."""
+"""Initial model of a run: new weights, a checkpoint, or a frozen SAM with new trained parts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def initial_model(
     vggish: Path | None = None,
     seed: int = 0,
 ) -> SaveModel:
-    """A trainable SaveModel at `res` (any multiple of 32).
+    """Return a trainable SaveModel at `res`, any multiple of 32.
 
-    init: every weight of a checkpoint of this system, whatever its resolution (an adapter-only one
-    needs its sam too). sam without init: SAM's weights, new trained parts, image adapters that start
-    as identity (zero last norm), VGGish from `vggish` (random without it). Default system: that of
-    `init`, else save. Raises CheckpointError, SaveDeployError.
+    init: checkpoint of this system at any resolution, whose weights are all used (an adapter-only
+        one needs its sam too).
+    sam, without init: SAM's weights with new trained parts. Image adapters start as identity (zero
+        last norm).
+    vggish: VGGish weights, with sam only; random without it.
+    system: default is that of `init`, else save.
+    Raises CheckpointError and SaveDeployError.
     """
     torch.manual_seed(seed)
     changes = {**(switches or {}), "window_pad": "exact_skip"}
@@ -44,11 +47,11 @@ def initial_model(
     if sam is None:
         if vggish is not None:
             raise SaveDeployError(
-                "VGGish alone is not enough to start from",
+                "--vggish needs --sam",
                 got="--vggish without --sam",
                 expected="both, or none",
             )
-        # fresh weights may have any size; presets are checked for export
+        # new weights may have any resolution; presets allow only those for export
         config = SaveConfig.of_system(system, preset, res=256, **changes).replace(res=res)
         return fresh_model(config)
     base, found = read_sam(sam)
@@ -58,7 +61,7 @@ def initial_model(
     config = config.replace(res=res)
     state = fresh_model(config).state_dict()
     positioned = resize_positions(base, config)
-    # SAM-Med2D files bring image adapters, which not every system has
+    # SAM-Med2D files contain image adapters, which not every system has
     state.update({k: v for k, v in positioned.items() if k in state or ".adapter." not in k})
     if vggish is not None:
         state.update(read_vggish(vggish))
@@ -81,7 +84,7 @@ def _from_checkpoint(
             state = over_sam(state, config, sam)
         elif sam is not None:
             raise SaveDeployError(
-                "two ways to start at once",
+                "two initial models given",
                 got=f"--sam {sam} and the complete {init.name}",
                 expected="one of them",
             )
@@ -96,12 +99,18 @@ def _from_checkpoint(
 
 
 def _same_system(asked: str, found: str) -> bool:
-    """SAMA-AVS-FT starts from SAMA-AVS: the same network."""
+    """Return True for equal systems.
+
+    SAMA-AVS-FT starts from SAMA-AVS, which is the same network.
+    """
     return asked == found or {asked, found} == {"sama_avs", "sama_avs_ft"}
 
 
 def fresh_model(config: SaveConfig) -> SaveModel:
-    """New weights; absolute positions start small instead of SAM's zeros."""
+    """Return a model with new weights.
+
+    Absolute positions are small random values, not zeros as in SAM.
+    """
     model = SaveModel(config)
     nn.init.trunc_normal_(model.image_encoder.pos_embed, std=0.02)
     return model

@@ -1,4 +1,4 @@
-"""last.pt: the state that a resumed run continues from."""
+"""State of a training run, last.pt, from which it is resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def write_state(
     step: int,
     best: float,
 ) -> None:
-    """Write atomically. Frozen weights are left out: they come from SAM again. Raises OutputError."""
+    """Write the state atomically, without frozen weights, which are read from SAM again.
+
+    Raises OutputError.
+    """
     state = {
         "model": _own_weights(model, freeze_sam=config.freeze_sam),
         "aux": aux.state_dict() if aux else {},
@@ -45,9 +48,9 @@ def read_state(
     *,
     config: TrainConfig,
 ) -> tuple[int, float]:
-    """Into model, aux and optimizer -> the next step, and the best M_J so far.
+    """Load the state into model, aux and optimizer; return the next step and the best M_J.
 
-    Raises SaveDeployError when the file is of another model or other options.
+    Raises SaveDeployError when the state is of another model or other options.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -58,10 +61,10 @@ def read_state(
         return int(state["step"]), float(state["best"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise SaveDeployError(
-            "the run cannot be continued with these options",
+            "the run cannot be resumed with these options",
             got=f"{path}: {str(error).splitlines()[0]}",
             expected="the model and options it was started with",
-            hint="choose another --out, or leave --resume out",
+            hint="choose another --out, or omit --resume",
         ) from error
 
 

@@ -1,5 +1,8 @@
-"""One training step as a module: a batch in, the loss out. DistributedDataParallel wraps exactly this,
-so that gradients are reduced (calling the model inside it directly would skip the reduction)."""
+"""One training step as a module: batch in, loss out.
+
+DistributedDataParallel wraps this module, so that gradients are reduced. A direct call of the inner
+model would skip the reduction.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +22,28 @@ _KEEP_ALL = Savings()
 
 
 class AuxHeads(nn.Module):
-    """Training-only classifiers: object at each token, and objects heard. Not part of a checkpoint."""
+    """Classifiers for training only: object at each token, and sounding objects.
+
+    They are not part of a checkpoint.
+    """
 
     def __init__(self, audio_dim: int, n_classes: int = N_CLASSES) -> None:
         super().__init__()
         self.pixels = nn.Conv2d(PROMPT_DIM, n_classes, 1)
         self.sound = nn.Linear(audio_dim, n_classes)
-        nn.init.constant_(self.sound.bias, -4.0)  # few of the classes are heard at a time
+        nn.init.constant_(self.sound.bias, -4.0)  # few classes sound at the same time
 
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Sounds heard beside a batch: log_mel (N,1,96,64), sounding (N,K)."""
+    """Extra sound mixtures of a step: log_mel (N,1,96,64), sounding (N,K)."""
 
     log_mel: Tensor
     sounding: Tensor
 
 
 class TrainStep(nn.Module):
-    """Loss of a batch, with mixed precision and checkpointing as `savings` says."""
+    """Loss of a batch, with the mixed precision and checkpointing of `savings`."""
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class TrainStep(nn.Module):
     def forward(
         self, batch: Batch, mixtures: Mixtures | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-> loss, and its parts (detached)."""
+        """Return the loss and its detached parts."""
         hidden: list[Tensor] = []
         # the sound classifier reads the layer before VGGish's last linear
         hook = self.model.audio_encoder.embeddings[3].register_forward_hook(
@@ -81,11 +87,11 @@ class TrainStep(nn.Module):
         return loss, parts
 
     def from_embedding(self, frames: Tensor, audio_embedding: Tensor, masks: Tensor) -> Tensor:
-        """The loss without the audio encoder, for runs that freeze it."""
+        """Return the loss for a given audio embedding, without the audio encoder."""
         return self.mask_loss(self._logits(frames, audio_embedding)[0], masks)
 
     def _logits(self, frames: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """-> mask_logits (B,1,S,S), image_embeddings (B,256,s,s), both float32."""
+        """Return mask_logits (B,1,S,S) and image_embeddings (B,256,s,s), both float32."""
         model = self.model
         with self._autocast(frames):
             image_embeddings, source = model.encode(model.normalize(frames), audio_embedding)
@@ -93,7 +99,7 @@ class TrainStep(nn.Module):
         return model.upsample(low_res_masks[:, :1].float()), image_embeddings.float()
 
     def _autocast(self, like: Tensor) -> torch.autocast:
-        # with checkpointing the cache would hold a bfloat16 copy of every trained weight until backward
+        # with checkpointing the cache would keep a bfloat16 copy of all trained weights until backward
         return torch.autocast(
             like.device.type,
             dtype=torch.bfloat16,

@@ -1,4 +1,4 @@
-"""The table of systems: parameters, trained parts, and proof that a step trains exactly these."""
+"""Table of the systems: parameters, trained parts, and a check that a step trains exactly these."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASURED = ("a step", "scores", "error/range", "eager ms", "ONNX ms", "x eager")
 
 
 def size_row(key: str, system: System, backbone: str, res: int) -> dict[str, Any]:
-    """Counts on the meta device; VGGish included in the total."""
+    """Return the parameter counts of a system, including VGGish. Uses the meta device."""
     with torch.device("meta"):
         model = SaveModel(SaveConfig.of_system(key, backbone, res=res))
     learned = trainable_parameters(model, freeze_sam=True)
@@ -35,8 +35,11 @@ def size_row(key: str, system: System, backbone: str, res: int) -> dict[str, Any
 
 
 def try_step(model: SaveModel, batch: Batch) -> str:
-    """One AdamW step on the model in place -> what happened: 'yes', 'nothing to train', or what is
-    wrong (a parameter that should learn and did not move, or moved and should not)."""
+    """Run one AdamW step on the model in place and check the changed parameters.
+
+    Returns 'yes', 'nothing to train', or the fault: a trained parameter that did not change, or a
+    frozen one that did.
+    """
     learned = trainable_parameters(model, freeze_sam=True)
     if not learned:
         return "nothing to train"
@@ -46,7 +49,7 @@ def try_step(model: SaveModel, batch: Batch) -> str:
     loss, _ = TrainStep(model)(batch)
     loss.backward()
     optimizer.step()
-    # a dead ReLU may leave one element still, never a whole tensor
+    # a dead ReLU may keep one element constant, but not a whole tensor
     still = [n for n, p in learned.items() if torch.equal(p, before[n])]
     moved = [n for n, p in model.named_parameters() if frozen.get(n, p._version) != p._version]
     if not torch.isfinite(loss):
@@ -57,7 +60,7 @@ def try_step(model: SaveModel, batch: Batch) -> str:
 
 
 def scene_batch(res: int, n: int = 2) -> Batch:
-    """The first frames of n drawn scenes."""
+    """Return the first frames of n generated scenes."""
     from save_deploy.data.compose import Staging
     from save_deploy.training.batches import MixedSamples, batches
     from save_deploy.training.step import N_CLASSES
@@ -70,7 +73,10 @@ def scene_batch(res: int, n: int = 2) -> Batch:
 
 
 def try_score(model: SaveModel, n_clips: int = 1) -> str:
-    """Score a drawn scene -> 'yes'; the number says nothing about random weights."""
+    """Score generated scenes and return 'yes' for a finite score.
+
+    Random weights give no useful value.
+    """
     model.requires_grad_(False)
     score = evaluate(model, Scenes(n_clips=n_clips))
     return "yes" if math.isfinite(score.m_j) and score.n_frames == 5 * n_clips else "no"

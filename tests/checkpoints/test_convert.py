@@ -201,7 +201,7 @@ def test_a_map_that_gives_too_little(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "own.pth")
     (tmp_path / "names.toml").write_text(OWN_NAMES)
     torch.save(vggish_state(), tmp_path / "v.pth")
-    with pytest.raises(CheckpointError, match="no complete model") as caught:
+    with pytest.raises(CheckpointError, match="not give a complete model") as caught:
         convert(
             tmp_path / "own.pth", tmp_path / "o.safetensors", names=tmp_path / "names.toml",
             vggish=tmp_path / "v.pth",

@@ -145,7 +145,7 @@ def test_gavs_computes_what_its_code_computes(tmp_path: Path, tune_v: int) -> No
     parts = sam_modules(depth=5)
     state = gavs_state(parts, 5, tune_v)
     path = saved(tmp_path / "epoch_59.pth", state)
-    with pytest.raises(CheckpointError, match=r"without its sound encoder(.|\n)*--vggish"):
+    with pytest.raises(CheckpointError, match=r"without its audio encoder(.|\n)*--vggish"):
         load_model(path)
     model = load_model(path, vggish=saved(tmp_path / "vggish.pth", vggish_state()))
     config = model.config

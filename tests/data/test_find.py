@@ -75,7 +75,7 @@ def test_unknown_split_lists_the_splits(
 
 
 def test_split_without_rows_or_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no clip of this split[^$]*val of"):
+    with pytest.raises(DataError, match=r"the split has no clips[^$]*val of"):
         open_dataset(str(trees.write_s4(tmp_path / "a", {"test": 1})), split="val")
     trees.write_v3(tmp_path)
     (tmp_path / "v3" / "v3_1_shot" / "train.csv").unlink()

@@ -93,7 +93,7 @@ def test_errors_name_the_cure(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown subset"):
         open_dataset("scenes:ms4")
     write_avsbench(tmp_path, name="scenes", subset="s4", counts={"test": 1}, size_px=96)
-    with pytest.raises(DataError, match="no clip of this split"):
+    with pytest.raises(DataError, match="the split has no clips"):
         open_dataset(str(tmp_path), split="train")
     mask = next(tmp_path.rglob("gt_masks/**/*_3.png"))
     frame = next(tmp_path.rglob("visual_frames/**/*_3.png"))

@@ -180,7 +180,7 @@ def test_auto_builds_nothing_that_cannot_run_here(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(library.importlib.util, "find_spec", find)
     monkeypatch.setattr(library, "has_driver", lambda: True)
     monkeypatch.setattr(library, "read_nvidia", lambda: seen)
-    with pytest.raises(BackendError, match=r"no code for the GPU(.|\n)*H100 \(SM90\)") as caught:
+    with pytest.raises(BackendError, match=r"not support the GPU(.|\n)*H100 \(SM90\)") as caught:
         library.choose("auto")
     assert "pip install tensorrt" in caught.value.hint and "--for" in caught.value.hint
     assert library.choose("auto", targets=True) == library.choose("rtx") == "tensorrt_rtx"
