@@ -1,6 +1,7 @@
 """SAVE, audio-visual segmentation on Segment Anything, from checkpoint to deployed bundle.
 
-save_deploy.load("bundle/")(frame, waveform) -> mask, see runtime/pipeline.py.
+`save_deploy.load("bundle/")` returns a pipeline; pipeline(frame, waveform) returns a mask. See
+runtime/pipeline.py.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `Listener` on first use: importing the package alone stays fast."""
+    """Import `load` and `Listener` on first use, so that importing the package stays fast."""
     if name in ("Listener", "load"):
         from save_deploy.runtime import pipeline
 

@@ -1,7 +1,7 @@
-"""What a bundle is: the inputs and outputs of its graphs, and manifest.json, its only contract.
+"""Bundle format: inputs and outputs of the graphs, and manifest.json, its only contract.
 
 A bundle is a folder: manifest.json, model.onnx [+ model.onnx.data], audio.onnx, golden/*.npy,
-conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
+    conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from save_deploy.precision import Precision
 FORMAT = "save-deploy-bundle"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; sound -> embeddings
+GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; audio -> embeddings
 GOLDEN_FILES = [f"golden/{n}.npy" for n in "image waveform audio_embedding mask_logits".split()]
 WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
 Arrays = dict[str, NDArray[Any]]
 
-# Preprocessing as data: what a client in any language has to do to a frame and a sound.
+# Preprocessing of frames and audio as data, for clients in any language.
 PREPROCESSING: dict[str, Any] = {
     "frame": {
         "color": "RGB",
@@ -59,7 +59,7 @@ PREPROCESSING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph: name, numpy dtype, fixed shape, what it holds."""
+    """One input or output of a graph: name, numpy dtype, fixed shape, meaning."""
 
     name: str
     dtype: str
@@ -69,7 +69,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """Inputs and outputs of one graph. No other place names an input or a shape."""
+    """Inputs and outputs of one graph, the only definition of their names and shapes."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -78,7 +78,7 @@ class GraphSpec:
         return asdict(self)
 
     def check_inputs(self, arrays: Arrays) -> None:
-        """Raise DataError unless names, dtypes and shapes are exactly these."""
+        """Raise DataError unless names, dtypes and shapes match exactly."""
         wanted = {spec.name: spec for spec in self.inputs}
         if set(arrays) != set(wanted):
             raise DataError(
@@ -98,7 +98,7 @@ class GraphSpec:
 
 
 def model_spec(config: SaveConfig, batch: int = 1) -> GraphSpec:
-    """model.onnx: frames and the embeddings of their seconds of sound -> mask logits."""
+    """Return the spec of model.onnx: frames and audio embeddings -> mask logits."""
     side = config.res
     return GraphSpec(
         inputs=(
@@ -114,7 +114,7 @@ def model_spec(config: SaveConfig, batch: int = 1) -> GraphSpec:
 
 
 def audio_spec(batch: int = 1) -> GraphSpec:
-    """audio.onnx: one second of sound -> its embedding."""
+    """Return the spec of audio.onnx: one second of audio -> audio embedding."""
     return GraphSpec(
         inputs=(TensorSpec("waveform", "float32", (batch, WINDOW_SAMPLES), "16 kHz mono, -1..1"),),
         outputs=(TensorSpec("audio_embedding", "float32", (batch, AUDIO_DIM), "VGGish features"),),
@@ -123,7 +123,7 @@ def audio_spec(batch: int = 1) -> GraphSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a runtime needs to know; `files` covers all files but the manifest itself."""
+    """Content of manifest.json. `files` has all files except the manifest."""
 
     config: SaveConfig
     precision: dict[str, Any]
@@ -136,13 +136,13 @@ class Manifest:
     versions: dict[str, str]
     # one entry per engine file: library, version, targets, receipt (export/engine/)
     engines: tuple[dict[str, Any], ...] = ()
-    # rules about engines that earlier versions wrote for clients in other languages
+    # engine rules that earlier versions wrote for clients in other languages
     preflight: dict[str, Any] = field(default_factory=dict)
-    # inputs that every client must turn into the same tensors (export/golden.py)
+    # inputs that every client must convert to the same tensors (export/golden.py)
     conformance: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """manifest.json in the folder, atomically. Raises OutputError."""
+        """Write manifest.json to the folder, atomically. Raises OutputError."""
         values = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -167,10 +167,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Raises BundleError, naming file and key, for a folder without a manifest, one of another
-        format version, and a value of a wrong type or out of range. Unknown keys are allowed."""
+        """Read and check a manifest; unknown keys are allowed. Raises BundleError, naming file and
+        key, without a manifest, for another format version, and for a wrong type or range."""
         path = folder / MANIFEST
-        if not os.path.isfile(path):  # which answers for names that are too long as well
+        if not os.path.isfile(path):  # also False for names that are too long
             raise BundleError(
                 "not a bundle",
                 got=f"{folder} without {MANIFEST}",
@@ -203,24 +203,24 @@ class Manifest:
         )
 
     def verify(self, folder: Path) -> None:
-        """Compare size and sha256 of every file that a runtime reads, which leaves out reports. Raises
-        BundleError naming the first that differs."""
+        """Check size and sha256 of every file that a runtime reads; reports are not checked.
+        Raises BundleError naming the first that differs."""
         bundle_files.check_files(folder, self.files)
 
     def content_of(self, graph: str, weights: Iterable[str]) -> str:
-        """sha256 over a graph and the files of its weights: that of the graph where it has none."""
+        """Return a sha256 over a graph and its weight files, or of the graph alone without them."""
         hashes = [self.files[name].sha256 for name in (graph, *weights)]
         joined = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
         return hashes[0] if len(hashes) == 1 else joined
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
-    """Every file below a folder but the manifest, by its path relative to it."""
+    """Return every file below a folder except the manifest, by relative path."""
     return bundle_files.record_files(folder, but=MANIFEST)
 
 
 def check_own_bundle(folder: Path) -> None:
-    """Raise BundleError unless the folder is a bundle and holds nothing else: what may be replaced."""
+    """Raise BundleError unless the folder is a bundle with nothing else in it (safe to replace)."""
     known = {MANIFEST, *Manifest.read(folder).files}
     others = sorted(
         path.relative_to(folder).as_posix()
@@ -230,7 +230,7 @@ def check_own_bundle(folder: Path) -> None:
     if unknown := [name for name in others if name not in known and ".partial-" not in name]:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise BundleError(
-            f"it holds {', '.join(unknown[:3])}{more}, which the manifest does not list"
+            f"it has {', '.join(unknown[:3])}{more}, which the manifest does not list"
         )
 
 
@@ -246,7 +246,7 @@ def _check_format(fields: Fields) -> None:
 
 
 def _read_graphs(fields: Fields, config: SaveConfig) -> tuple[GraphSpec, GraphSpec]:
-    """(model.onnx, audio.onnx), refused unless they have the interface of this config."""
+    """Return model and audio spec. Raises for an interface that does not match the config."""
     model, audio = fields.table("model"), fields.table("audio")
     inputs = _tensors(model, "inputs")
     batch = inputs[0][2][0] if inputs and inputs[0][2] else 1
@@ -263,7 +263,7 @@ def _read_graphs(fields: Fields, config: SaveConfig) -> tuple[GraphSpec, GraphSp
 
 
 def _tensors(fields: Fields, key: str) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of each tensor."""
+    """Return (name, dtype, shape) of each tensor."""
     return [
         (row.string("name"), row.string("dtype"), row.integers("shape", bottom=1, top=1 << 20))
         for row in fields.tables(key)
@@ -303,7 +303,7 @@ def _read_precision(fields: Fields) -> dict[str, Any]:
 
 
 def _read_golden(fields: Fields, files: Collection[str]) -> dict[str, Any]:
-    """Empty where a bundle has no golden samples."""
+    """Check the golden entry, {} for a bundle without golden samples."""
     if fields.values:
         fields.integer("n", low=1, high=1 << 20)
         fields.number("audio_embedding_tolerance", 0.0)
@@ -344,7 +344,7 @@ def _read_versions(fields: Fields) -> dict[str, str]:
 
 
 def _read_engine(fields: Fields) -> dict[str, Any]:
-    """One engine entry. What a library needs beyond its file is checked where it is opened."""
+    """Check one engine entry. The runtime checks what its library needs when it opens the file."""
     _path(fields, "file")
     for key in ("library", "library_version", "hardware_compatibility", "os", "gpu", "driver",
                 "cuda", "onnx_sha256", "onnx_data_sha256", "header"):  # fmt: skip
@@ -359,7 +359,7 @@ def _read_engine(fields: Fields) -> dict[str, Any]:
 
 
 def _read_conformance(fields: Fields, files: Collection[str]) -> dict[str, Any]:
-    """Empty where a bundle has no conformance samples."""
+    """Check the conformance entry, {} for a bundle without conformance samples."""
     if fields.values:
         for key in ("waveform", "audio_embedding", "mask_logits"):
             _path(fields, key, files)
@@ -391,7 +391,7 @@ def _hash(fields: Fields, key: str) -> str:
 
 
 def _path(fields: Fields, key: str, files: Collection[str] | None = None) -> None:
-    """files: where the name has to be listed."""
+    """Check a file name; with `files`, it must be one of them."""
     name = fields.string(key)
     if not bundle_files.is_inside(name):
         raise fields.error(key, got=repr(name)[:80], expected=bundle_files.INSIDE)

@@ -1,4 +1,4 @@
-"""The files of a bundle: are they there, are they those of the manifest, did they stay the same?"""
+"""Integrity of the files of a bundle: present, equal to the manifest, unchanged since opening."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
 
-# Written for people, read by no runtime: a bundle runs without them, and with other line ends in them.
+# Files that no runtime reads: a bundle also runs without them, or with other line ends in them.
 FOR_PEOPLE = ("report.md", "report.json", "calibration.json")
 INSIDE = "a printable file name below the bundle, without .."
 Stamps = Mapping[str, tuple[int, ...]]
@@ -27,13 +27,13 @@ class FileRecord:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_files(folder: Path, but: str) -> dict[str, FileRecord]:
-    """Every file below a folder, by its path relative to it, but those of one name."""
+    """Return every file below a folder by relative path, except files named `but`."""
     return {
         path.relative_to(folder).as_posix(): FileRecord(sha256_of(path), path.stat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -42,7 +42,7 @@ def record_files(folder: Path, but: str) -> dict[str, FileRecord]:
 
 
 def is_inside(name: str) -> bool:
-    """True for a relative path that stays below its folder, on every system, and prints as it is."""
+    """Return True for a printable relative path that stays below its folder on every system."""
     path = PurePosixPath(name)
     if ".." in path.parts or path.is_absolute() or not path.parts or not name.isprintable():
         return False
@@ -51,15 +51,17 @@ def is_inside(name: str) -> bool:
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
-    """Compare size and sha256 of every file that a runtime reads. Raises BundleError naming the first
-    that differs."""
+    """Check size and sha256 of every file that a runtime reads.
+
+    Raises BundleError naming the first that differs.
+    """
     for name, record in files.items():
         if name not in FOR_PEOPLE:
             _check(folder, name, record)
 
 
 def notes_on_reports(folder: Path, files: Mapping[str, FileRecord]) -> tuple[str, ...]:
-    """A line for each file for people that is missing or is not the manifest's."""
+    """Return a line for each report file that is missing or differs from the manifest."""
     notes = []
     for name in FOR_PEOPLE:
         if name in files:
@@ -94,26 +96,26 @@ def _check(folder: Path, name: str, record: FileRecord) -> None:
 
 
 def stamps_of(folder: Path, names: Iterable[str]) -> Stamps:
-    """What changes when a file is written to or replaced, of each file that is there."""
+    """Return a stamp of each existing file that changes when the file is modified or replaced."""
     found = {}
     for name in names:
         try:
             status = os.stat(folder / name)
         except OSError:
             continue
-        # not the time of the last change of its state: links to a file change that
+        # not ctime, which new hard links to the file change
         found[name] = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return found
 
 
 def require_unchanged(folder: Path, before: Stamps) -> None:
-    """Raise BundleError when a file is no longer the one that its stamp was taken of."""
+    """Raise BundleError when a file differs from its stamp."""
     after = stamps_of(folder, before)
     for name, stamp in before.items():
         if after.get(name) != stamp:
             raise BundleError(
                 "bundle file changed while it was opened",
                 got=f"{folder / name}",
-                expected="files that nobody writes to",
-                hint="write a bundle beside the old one and rename it",
+                expected="files that are not modified",
+                hint="write a new bundle beside the old one and rename it",
             )

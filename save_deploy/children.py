@@ -1,4 +1,4 @@
-"""Child processes of ours import nothing from the current folder."""
+"""Protection of child processes from modules in the current folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NAME = "PYTHONSAFEPATH"
 
 @contextmanager
 def safe_path() -> Iterator[None]:
-    """Set PYTHONSAFEPATH for Python processes started within, and restore its value afterwards.
+    """Set PYTHONSAFEPATH for Python processes started in this context, and restore it afterwards.
 
     multiprocessing starts its children with `python -c`, which puts the current folder first on
-    sys.path: a folder of a stranger must not replace a module.
+    sys.path: a module in an untrusted folder must not replace an installed one.
     """
     before = os.environ.get(_NAME)
     os.environ[_NAME] = "1"

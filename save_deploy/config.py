@@ -1,7 +1,7 @@
-"""SaveConfig: every switch of the model in one flat, JSON-able dataclass.
+"""SaveConfig: all switches of the model in one flat, JSON-compatible dataclass.
 
-The paper (arXiv 2407.02004) leaves several points open; each has a knob here, marked A1..A8
-(SPEC 1.8), whose default is the reading we recommend.
+The paper (arXiv 2407.02004) leaves several points open. Each has a switch here, marked A1..A8 (SPEC
+1.8), whose default is the recommended reading.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_scale": ("none", "1/N"),
     "window_pad": ("materialise", "exact_skip"),
 }
-# Upper bounds of integers read from a file: nothing is built from a number that makes no sense
+# Upper bounds of integers read from a file
 _LARGEST = {
     "res": 8192, "depth": 64, "audio_layers": 16, "window_size": 512, "mlp_ratio": 64,
     "image_adapter_down_kernel": 31, "image_adapter_up_kernel": 32,
 }  # fmt: skip
 _MAX_WIDTH = 1 << 16
-# Files say true for gated and false for none, as before the third choice: their hashes stay
+# Files store true for gated and false for none, as before the third choice, to keep their hashes
 _SKIPS_IN_FILES: dict[str, bool] = {"gated": True, "none": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaveConfig:
-    """Shape and switches of a SAVE model; build with `SaveConfig.preset("vit_b", res=256)`."""
+    """Shape and switches of a SAVE model; create it with `SaveConfig.preset("vit_b", res=256)`."""
 
     name: str
     res: int  # input side in px
@@ -63,26 +63,26 @@ class SaveConfig:
     global_blocks: tuple[int, ...]
     window_size: int = 14
     mlp_ratio: int = 4
-    system: str = "save"  # whose switches these are: a key of SYSTEMS
-    pos_interp: str = "bilinear"  # A8: resize of position tables, unmentioned in the paper
+    system: str = "save"  # key of SYSTEMS
+    pos_interp: str = "bilinear"  # A8: resizing of position tables, not in the paper
     window_pad: str = "materialise"  # exact_skip: same outputs, no linears on padded tokens
-    # image adapter (Eq. 1; details silent in the paper, so SAM-Med2D's)
+    # image adapter (Eq. 1; details that the paper omits are SAM-Med2D's)
     image_adapter: str = "med2d"
     image_adapter_ratio: float = 0.25
     image_adapter_position: str = "parallel"  # A3: Eq. 1 says parallel, Table 7 "at the end"
     image_adapter_spatial: str = "full"  # A4
     image_adapter_down_kernel: int = 3  # A4
     image_adapter_up_kernel: int = 4  # A4
-    image_adapter_skip: str = "input"  # A4: what is added behind the convolutions
+    image_adapter_skip: str = "input"  # A4: what is added after the convolutions
     image_adapter_norm: bool = True  # A4
     image_adapter_norm_eps: float = 1e-5  # A4
     image_adapter_init: str = "med2d"
-    image_adapter_start: int = 0  # first block that has one (GAVS: the last three)
+    image_adapter_start: int = 0  # first block with an adapter (GAVS: the last three)
     # mask decoder
     decoder_adapter: str = "off"  # GAVS: a bottleneck after each two-way MLP
-    bottleneck_dim: int = 128  # GAVS, both bottlenecks
+    bottleneck_dim: int = 128  # hidden size of both GAVS bottlenecks
     # between encoder and decoder
-    post_fusion: str = "off"  # AV-SAM: sound added to every pixel of the image embedding
+    post_fusion: str = "off"  # AV-SAM: audio added to every pixel of the image embedding
     # audio adapters (Eq. 2)
     audio_mode: str = "literal"  # A1: Eq. 2 as printed, or its readings
     audio_inject: str = "after"  # A2
@@ -131,13 +131,13 @@ class SaveConfig:
             self.audio_inject != "none" or self.prompt_source in ("sum", "last")
         ):
             raise SaveDeployError(
-                "audio_mode is off but something asks for its output",
+                "audio_mode is off but its output is used",
                 got=f"audio_inject={self.audio_inject}, prompt_source={self.prompt_source}",
                 expected="audio_inject=none and prompt_source raw, fused or off",
             )
         if (self.prompt_source == "fused") != (self.post_fusion != "off"):
             raise SaveDeployError(
-                "post-fusion and a fused prompt belong together",
+                "post-fusion and a fused prompt need each other",
                 got=f"post_fusion={self.post_fusion}, prompt_source={self.prompt_source}",
                 expected="both or none",
             )
@@ -149,10 +149,12 @@ class SaveConfig:
             )
 
     def _check_parts(self) -> None:
-        """What a part of the model takes for granted."""
+        """Check the assumptions of single modules. Raises SaveDeployError."""
         if not re.fullmatch(r"[\w.+-]{1,64}", self.name):
             raise SaveDeployError(
-                "name of no model", got=shown(self.name), expected="up to 64 letters, digits, _.+-"
+                "invalid model name",
+                got=shown(self.name),
+                expected="up to 64 letters, digits, _.+-",
             )
         if len(self.global_blocks) > self.depth:
             raise SaveDeployError(
@@ -162,16 +164,16 @@ class SaveConfig:
             )
         if len(self.audio_channels) != VGGISH_CONVOLUTIONS:
             raise SaveDeployError(
-                "VGGish of another form",
+                "wrong number of VGGish layers",
                 got=f"{len(self.audio_channels)} audio_channels",
                 expected=str(VGGISH_CONVOLUTIONS),
             )
         down, up = self.image_adapter_down_kernel, self.image_adapter_up_kernel
         if down % 2 == 0 or up % 2:
             raise SaveDeployError(
-                "the image adapter's kernels do not give back the token grid",
+                "the image adapter's kernels do not preserve the token grid",
                 got=f"image_adapter_down_kernel={down}, image_adapter_up_kernel={up}",
-                expected="an odd one down, an even one up",
+                expected="an odd kernel down, an even kernel up",
             )
 
     @property
@@ -184,18 +186,21 @@ class SaveConfig:
         return self.embed_dim // self.num_heads
 
     def replace(self, **changes: Any) -> SaveConfig:
-        """A copy with some fields changed, checked again."""
+        """Return a checked copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As files hold it."""
+        """Return the fields as files store them."""
         skip = self.image_adapter_skip
         return dataclasses.asdict(self) | {"image_adapter_skip": _SKIPS_IN_FILES.get(skip, skip)}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> SaveConfig:
-        """Inverse of to_dict, from a file. Raises the error type of `fields`, naming file and key, for
-        a wrong type, a number out of range, an unknown key, and switches that exclude each other."""
+        """Read a configuration written by to_dict.
+
+        Raises the error type of `fields`, naming file and key, for a wrong type, a number out of
+        range, an unknown key, and incompatible switches.
+        """
         values: dict[str, Any] = {"image_adapter_skip": "gated"} | {
             f.name: take_switch(fields, f.name)
             for f in dataclasses.fields(cls)
@@ -213,7 +218,7 @@ class SaveConfig:
 
     @classmethod
     def preset(cls, name: str, *, res: int = 256, **changes: Any) -> SaveConfig:
-        """vit_t (demo), vit_b, vit_l or vit_h at 224, 256 or 1024 px (SPEC 1.1)."""
+        """Return vit_t (demo), vit_b, vit_l or vit_h at 224, 256 or 1024 px (SPEC 1.1)."""
         if name not in PRESETS:
             raise SaveDeployError("unknown preset", got=name, expected=", ".join(PRESETS))
         check_resolution(res)
@@ -223,7 +228,7 @@ class SaveConfig:
     def of_system(
         cls, name: str, backbone: str = "vit_b", *, res: int = 256, **changes: Any
     ) -> SaveConfig:
-        """A system of the paper on a backbone: of_system("gavs", "vit_b", res=1024)."""
+        """Return a system of the paper on a backbone: of_system("gavs", "vit_b", res=1024)."""
         switches = dict(system(name).switches)
         if switches.get("image_adapter") == "bottleneck" and backbone in PRESETS:
             switches["image_adapter_start"] = PRESETS[backbone]["depth"] - LATE_BLOCKS
@@ -231,12 +236,12 @@ class SaveConfig:
 
 
 def take_switch(fields: Fields, name: str) -> Any:
-    """The value of one SaveConfig field in a file, of the type and in the range it has there."""
+    """Read the value of one SaveConfig field from a file, with its type and range checked."""
     high = _LARGEST.get(name, _MAX_WIDTH)
     if name == "image_adapter_skip" and isinstance(fields.values[name], bool):
         said = fields.boolean(name)
         return next(skip for skip, value in _SKIPS_IN_FILES.items() if value == said)
-    match SaveConfig.__annotations__[name]:  # text, as annotations are not evaluated here
+    match SaveConfig.__annotations__[name]:  # strings, because annotations are not evaluated
         case "int":
             return fields.integer(name, low=0 if name == "image_adapter_start" else 1, high=high)
         case "float":
@@ -249,7 +254,7 @@ def take_switch(fields: Fields, name: str) -> Any:
             return fields.integers(name, bottom=0, top=high)
 
 
-# SPEC 1.1 for b/l/h; vit_t is the small one that trains on two CPU cores.
+# SPEC 1.1 for b/l/h; vit_t is small enough to train on two CPU cores.
 PRESETS: dict[str, dict[str, Any]] = {
     "vit_t": dict(
         embed_dim=160,
@@ -268,7 +273,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check_resolution(res: int) -> None:
-    """Raise unless `res` is one that SAVE is trained and exported at."""
+    """Raise SaveDeployError unless SAVE is trained and exported at this resolution."""
     if res not in RESOLUTIONS:
         raise SaveDeployError(
             "unsupported resolution",

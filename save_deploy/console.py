@@ -1,4 +1,4 @@
-"""Tables on the terminal. Text is text: no markup, no escape sequences."""
+"""Terminal tables of plain text, without markup and escape sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Console(Console):
 
 
 def new_console(width: int = WIDTH, *, stderr: bool = False) -> Console:
-    """A console of the terminal's width, or of `width` in a log."""
+    """Return a console with the width of the terminal, or `width` in a log."""
     file = plain(sys.stderr if stderr else sys.stdout)
     return _Console(
         file=file,

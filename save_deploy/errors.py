@@ -1,4 +1,4 @@
-"""Errors a user can meet. Text = what | got | expected | what to run next.
+"""Errors shown to users. Text = what | got | expected | what to run next.
 
 SaveDeployError            exit 1, usage or input
 ├── CheckpointError        a weight file that cannot be read or does not fit
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class SaveDeployError(Exception):
-    """What went wrong, in the user's words; the command line prints it without a traceback."""
+    """An error of usage or input; the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -55,6 +55,6 @@ class ParityError(SaveDeployError):
 
 
 class BackendError(SaveDeployError):
-    """What was required (a library, a provider, a device) is not on this machine."""
+    """A required library, provider or device is not on this machine."""
 
     exit_code = 3

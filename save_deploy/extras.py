@@ -1,6 +1,6 @@
-"""Optional packages: the extra of save-deploy that installs each, and the error when one is missing.
+"""Optional packages: the extra that installs each, and the error when one is missing.
 
-Goes in: an import that fails. Comes out: a BackendError with the one line that installs it.
+A failed import becomes a BackendError with the pip command.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from save_deploy.errors import BackendError
 
-# Top-level module -> the smallest extra in pyproject.toml that holds it.
+# Top-level module -> the smallest extra in pyproject.toml that installs it.
 EXTRA_OF = {
     "onnxruntime": "cpu",
     "openvino": "openvino",
@@ -32,14 +32,16 @@ EXTRA_OF = {
 
 
 def install_line(extra: str) -> str:
+    """Return the pip command that installs an extra."""
     return f'pip install "save-deploy[{extra}]"'
 
 
 @contextmanager
 def named_extras() -> Iterator[None]:
-    """Turn the missing import of an optional package into a BackendError (exit 3).
+    """Convert the failed import of an optional package to a BackendError (exit 3).
 
-    A block or a decorator. Any other missing module is a bug of ours and keeps its traceback.
+    Use it as a context manager or a decorator. Any other missing module is a bug and keeps its
+    traceback.
     """
     try:
         yield

@@ -1,11 +1,11 @@
-"""Typed reading of JSON, TOML and safetensors headers from files nobody vouches for.
+"""Typed reading of untrusted JSON, TOML and safetensors headers.
 
     fields = read_json(path, what="manifest", error=BundleError)
     res = fields.integer("res", low=1, high=4096)
-    fields.done()                                # refuses keys that nobody asked for
+    fields.done()                                # raises for keys that were not read
 
-Every error names the file and the key, what stands there, and what was expected. Nothing is allocated
-by a number that was not checked, and nothing of a file is executed.
+Every error names the file and the key, the value found, and the value expected. No memory is
+allocated by an unchecked number, and no content is executed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from save_deploy.errors import SaveDeployError
 
-MAX_BYTES = 256 * 2**20  # no text file of ours comes near
+MAX_BYTES = 256 * 2**20  # far above the size of our own text files
 _MISSING: Any = object()
 _WORDS = {
     str: "a string", int: "an integer", float: "a number", bool: "a boolean", dict: "a table",
@@ -32,8 +32,9 @@ _SHOWN = 80  # characters of a value in an error
 def read_json(
     path: Path, *, what: str, error: type[SaveDeployError] = SaveDeployError, hint: str = ""
 ) -> Fields:
-    """The object in a JSON file. `what` names the kind of file in errors: manifest, table, ...
+    """Read the object in a JSON file.
 
+    what: kind of file in errors: manifest, table, ...
     Raises `error` for a file that is missing, unreadable, not UTF-8, not JSON (NaN included), or
     larger than 256 MiB.
     """
@@ -48,11 +49,11 @@ def parse_json(
     error: type[SaveDeployError] = SaveDeployError,
     hint: str = "",
 ) -> Fields:
-    """The object in a JSON text; `origin` stands at the start of every error."""
+    """Parse the object in a JSON text. Errors start with `origin`."""
     try:
         values = json.loads(text, parse_constant=_refuse_constant)
         if "\\u" in (text if isinstance(text, str) else text.decode()):
-            json.dumps(values, ensure_ascii=False).encode()  # half of a pair is no character
+            json.dumps(values, ensure_ascii=False).encode()  # raises for a lone surrogate
     except (ValueError, RecursionError) as problem:
         got = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{origin} is not JSON", got=got, hint=hint) from None
@@ -62,7 +63,7 @@ def parse_json(
 def read_toml(
     path: Path, *, what: str, error: type[SaveDeployError] = SaveDeployError, hint: str = ""
 ) -> Fields:
-    """The table in a TOML file. Raises `error` as read_json does."""
+    """Read the table in a TOML file. Raises `error` as read_json does."""
     text = _read_text(path, what, error, hint)
     try:
         values = tomllib.loads(text)
@@ -73,13 +74,13 @@ def read_toml(
 
 
 def near(name: str, known: Iterable[str], n: int = 5) -> str:
-    """Up to n known names that look like this one, or all of them when none does."""
+    """Return up to n known names similar to `name`, or all of them when none is."""
     known = list(known)
     return ", ".join(difflib.get_close_matches(name, known, n=n, cutoff=0.5) or known)
 
 
 class Fields:
-    """One table of a file. Keys are taken one by one; `done` refuses what nobody asked for."""
+    """One table of a file. Keys are read one by one; `done` raises for keys that were not read."""
 
     def __init__(
         self,
@@ -90,8 +91,11 @@ class Fields:
         error: type[SaveDeployError] = SaveDeployError,
         hint: str = "",
     ) -> None:
-        """values: a parsed object; origin: the file, as in `recipe t1.toml`; prefix: `train.`, where
-        the table stands in it. Raises `error` when values is no table."""
+        """Wrap a parsed object. Raises `error` when it is not a table.
+
+        origin: the file, as in `recipe t1.toml`.
+        prefix: position of the table in it, such as `train.`.
+        """
         self.origin, self.prefix, self.error_type, self.hint = origin, prefix, error, hint
         if not isinstance(values, dict):
             where = f"{origin}: {prefix.rstrip('.')}" if prefix else origin
@@ -103,12 +107,12 @@ class Fields:
         return key in self.values
 
     def error(self, key: str, *, got: str, expected: str) -> SaveDeployError:
-        """For a value that the caller's own check refuses."""
+        """Return the error for a value that the caller rejects."""
         where = f"{self.origin}: {_plain(f'{self.prefix}{key}')}".rstrip(".")
         return self.error_type(where, got=_plain(got), expected=expected, hint=self.hint)
 
     def take(self, key: str, kind: type, default: Any = _MISSING) -> Any:
-        """The value of `key` if it is of this type; an integer is a number, a boolean is not."""
+        """Return the value of `key` with this type; an integer is a number, a boolean is not."""
         self._known.append(key)
         if key not in self.values:
             if default is _MISSING:
@@ -146,18 +150,18 @@ class Fields:
         return value
 
     def strings(self, key: str, choices: Iterable[str] = (), *, low: int = 0) -> tuple[str, ...]:
-        """A list of at least `low` strings."""
+        """Read a list of at least `low` strings."""
         return self._list(key, "strings", lambda v: isinstance(v, str), choices, low)
 
     def integers(
         self, key: str, *, bottom: int = -(2**63), top: int = 2**63 - 1, low: int = 0
     ) -> tuple[int, ...]:
-        """A list of at least `low` integers from bottom to top."""
+        """Read a list of at least `low` integers from bottom to top."""
         fits = lambda v: type(v) is int and bottom <= v <= top
         return self._list(key, f"integers from {bottom} to {top}", fits, (), low)
 
     def numbers(self, key: str, *, low: int = 0) -> tuple[float, ...]:
-        """A list of at least `low` finite numbers."""
+        """Read a list of at least `low` finite numbers."""
         fits = lambda v: type(v) in (int, float) and abs(v) < 2**1000 and math.isfinite(v)
         return tuple(map(float, self._list(key, "finite numbers", fits, (), low)))
 
@@ -165,18 +169,18 @@ class Fields:
         return self._sub(self.take(key, dict, default), key)
 
     def tables(self, key: str) -> list[Fields]:
-        """A list of tables ([[key]] in TOML); none is an empty list."""
+        """Read a list of tables ([[key]] in TOML), [] when the key is missing."""
         values = self.take(key, list, [])
         return [self._sub(value, f"{key}[{i}]") for i, value in enumerate(values)]
 
     def each_table(self, key: str) -> Iterator[tuple[str, Fields]]:
-        """(name, table) of a table of tables, whatever their names."""
+        """Yield (name, table) of a table of tables with any names."""
         outer = self.table(key)
         for name, value in outer.values.items():
             yield name, outer._sub(value, name)
 
     def done(self, optional: Iterable[str] = ()) -> None:
-        """Raise for a key that was never taken. optional: what could have been there as well."""
+        """Raise for a key that was not read. optional: further known keys."""
         known = dict.fromkeys((*self._known, *optional))
         for key in self.values:
             if key not in self._known:
@@ -216,7 +220,7 @@ class Fields:
 
 
 def shown(value: object) -> str:
-    """A value in an error: short, on one line."""
+    """Return a value for an error message, short and on one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
@@ -224,7 +228,7 @@ def shown(value: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """Short, and without what a terminal would obey."""
+    """Shorten a text and escape its control characters."""
     cut = text if len(text) <= 4 * _SHOWN else text[: 4 * _SHOWN] + "..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, checks of targets, and the cache folder."""
+"""Atomic writing of files and folders, checks of output paths, and the cache folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from save_deploy.partials import partial_folder
 from save_deploy.progress import raise_if_interrupted
 
 ENV_CACHE = "SAVE_DEPLOY_CACHE"
-_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # renaming a folder onto a filled one
+_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)  # rename to a non-empty folder
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
 def check_folder_target(
     target: Path, *, force: bool, is_ours: Callable[[Path], object] = lambda _: None
 ) -> None:
-    """Raise OutputError where a folder may not be written.
+    """Raise OutputError when a folder may not be written.
 
-    That is: it exists (without force), it is neither empty nor ours (with force: is_ours(folder) raises
-    SaveDeployError for another's), it is a mount point, or its parent is not writable.
+    This is the case when it exists (without force), when it is neither empty nor ours (with force;
+    is_ours(folder) raises SaveDeployError for other folders), when it is a mount point, or when its
+    parent is not writable.
     """
     if target.exists() and not force:
         raise _exists(target, "folder")
@@ -43,7 +44,10 @@ def check_folder_target(
 
 
 def check_replaceable(folder: Path, is_ours: Callable[[Path], object]) -> None:
-    """Raise OutputError unless the folder is empty, or is_ours(folder) raises no SaveDeployError."""
+    """Raise OutputError unless the folder is empty or is_ours(folder) accepts it.
+
+    is_ours: raises SaveDeployError for a folder that save-deploy did not write.
+    """
     try:
         if folder.is_dir() and not any(folder.iterdir()):
             return
@@ -52,16 +56,19 @@ def check_replaceable(folder: Path, is_ours: Callable[[Path], object]) -> None:
         is_ours(folder)
     except (SaveDeployError, OSError) as error:
         raise OutputError(
-            "refusing to replace what save-deploy did not write",
+            "refusing to replace a folder that save-deploy did not write",
             got=f"{folder}: {str(error).splitlines()[0]}",
-            expected="a complete one of ours, or an empty folder",
+            expected="a complete folder of save-deploy, or an empty one",
             hint="choose another -o DIR",
         ) from error
 
 
 def check_file_target(target: Path, *, force: bool) -> None:
-    """Raise OutputError where a file may not be written: it exists (without force), it is a folder, or
-    its parent is not writable."""
+    """Raise OutputError when a file may not be written.
+
+    This is the case when it exists (without force), when it is a folder, or when its parent is not
+    writable.
+    """
     if target.is_dir() or (target.is_file() and not force):
         raise _exists(target, "file")
     if not _is_special(target):
@@ -69,7 +76,7 @@ def check_file_target(target: Path, *, force: bool) -> None:
 
 
 def check_not_input(target: Path, *inputs: Path) -> None:
-    """Raise OutputError when an output is one of the inputs, by whatever name."""
+    """Raise OutputError when an output is one of the inputs, even under another name."""
     for path in inputs:
         if target.exists() and path.exists() and target.samefile(path):
             raise OutputError(
@@ -81,12 +88,12 @@ def check_not_input(target: Path, *inputs: Path) -> None:
 def new_folder(
     target: Path, *, what: str = "the folder", is_ours: Callable[[Path], object] | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary folder beside target; rename it to target on success, remove it otherwise.
+    """Yield a temporary folder beside target; rename it to target on success, else remove it.
 
-    A link is followed. A target that is there at the end is replaced when it is empty, or when
-    `is_ours` is given and raises no SaveDeployError for it; OutputError otherwise, so that of two runs
-    one wins whole. A full disk and an interrupt leave nothing, missing parents included. Raises
-    OutputError("`what` cannot be written") for what the system refuses.
+    A link is followed. A target that exists at the end is replaced if it is empty, or if `is_ours`
+    is given and accepts it; otherwise OutputError, so that one of two concurrent runs wins
+    completely. After a full disk or an interrupt nothing is left, including created parents. Raises
+    OutputError("`what` cannot be written") for errors of the system.
     """
     target = Path(os.path.realpath(target))
     with partial_folder(target, what=what) as partial:
@@ -99,12 +106,11 @@ def new_folder(
 
 @contextlib.contextmanager
 def new_file(target: Path, *, what: str = "the file", replace: bool = True) -> Iterator[Path]:
-    """Yield a temporary path with the suffix of target; rename it to target on success, remove it
-    otherwise.
+    """Yield a temporary path with target's suffix; rename it to target on success, else remove it.
 
-    A link is followed, so that its file is replaced and not the link. What is not a regular file (a
-    device, a pipe) is written through. Raises OutputError("`what` cannot be written"), and
-    OutputError("output exists") without `replace` where a file appeared meanwhile.
+    A link is followed, so that its file is replaced and not the link. A device or pipe is written
+    to instead. Raises OutputError("`what` cannot be written"), and, without `replace`,
+    OutputError("output exists") when the file appeared meanwhile.
     """
     special = _is_special(target)
     real = target if special else Path(os.path.realpath(target))
@@ -123,18 +129,21 @@ def new_file(target: Path, *, what: str = "the file", replace: bool = True) -> I
 
 
 def write_text(target: Path, text: str, *, what: str = "the file") -> None:
-    """UTF-8, atomically; names that are not UTF-8 are escaped. Raises OutputError."""
+    """Write UTF-8 text atomically; undecodable bytes of file names are escaped.
+
+    Raises OutputError.
+    """
     write_bytes(target, text.encode(errors="backslashreplace"), what=what)
 
 
 def write_bytes(target: Path, content: bytes, *, what: str = "the file") -> None:
-    """Atomically. Raises OutputError."""
+    """Write bytes atomically. Raises OutputError."""
     with new_file(target, what=what) as partial:
         partial.write_bytes(content)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with its content; a missing one is fine."""
+    """Remove a file, a link or a folder with its content. A missing path is ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -143,21 +152,23 @@ def remove(path: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Cache folder of this project: $SAVE_DEPLOY_CACHE, $XDG_CACHE_HOME/save-deploy,
-    ~/.cache/save-deploy, or, without a home, one for temporary files that is this user's alone."""
+    """Return the cache folder of save-deploy.
+
+    $SAVE_DEPLOY_CACHE, $XDG_CACHE_HOME/save-deploy, ~/.cache/save-deploy, or, without a home, a
+    private temporary folder of this user.
+    """
     if own := os.environ.get(ENV_CACHE):
         return Path(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "save-deploy"
     try:
         return Path.home() / ".cache" / "save-deploy"
-    except RuntimeError:  # no HOME and a user the system does not know, as in containers
+    except RuntimeError:  # no HOME and an unknown user, as in containers
         return _private_folder()
 
 
 def cache_folder(*parts: str) -> Path | None:
-    """A folder below the cache, made if need be; None where nothing may be written (a read-only
-    container)."""
+    """Create and return a folder in the cache, or None when it is not writable."""
     folder = cache_root().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +178,7 @@ def cache_folder(*parts: str) -> Path | None:
 
 
 def keep_in_cache(target: Path, write: Callable[[Path], object]) -> bool:
-    """Write a cache file atomically with write(path); False, and no error, where it cannot be."""
+    """Write a cache file atomically with write(path). Returns False when it cannot be written."""
     try:
         with new_file(target) as partial:
             write(partial)
@@ -177,8 +188,11 @@ def keep_in_cache(target: Path, write: Callable[[Path], object]) -> bool:
 
 
 def _private_folder() -> Path:
-    """Below the folder for temporary files, where others may have put one of the same name: what they
-    wrote there must not be loaded, so then a path where nothing can be."""
+    """Return a folder of this user only, below the folder for temporary files.
+
+    Another user may have created a folder of the same name, whose content must not be loaded. Then
+    the result is a path that cannot exist.
+    """
     with contextlib.suppress(OSError, AttributeError):  # no folder can be made; Windows has no uid
         folder, uid = Path(tempfile.gettempdir()), os.getuid()
         folder /= f"save-deploy-{uid}"
@@ -194,14 +208,14 @@ def _check_parent(target: Path, option: str) -> None:
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    try:  # permission bits prove nothing: read-only mounts and full disks show when written to
+    try:  # permission bits do not show read-only mounts and full disks, so write to it
         with tempfile.TemporaryDirectory(dir=parent, prefix=".save-deploy-"):
             pass
     except OSError as error:
         raise OutputError(
             "output folder is not writable",
             got=str(error),
-            expected="a folder you may write to",
+            expected="a writable folder",
             hint=f"choose {option}",
         ) from error
 
@@ -209,9 +223,10 @@ def _check_parent(target: Path, option: str) -> None:
 def _put_folder(
     made: Path, target: Path, old: Path, is_ours: Callable[[Path], object] | None
 ) -> None:
+    """Rename the new folder to target; replace an empty folder or one that is_ours accepts."""
     while True:
         try:
-            made.rename(target)  # also onto an empty folder, never onto a filled one
+            made.rename(target)  # replaces an empty folder, raises for a non-empty one
             return
         except OSError as error:
             if error.errno not in _FILLED:
@@ -221,13 +236,14 @@ def _put_folder(
         check_replaceable(target, is_ours)
         shutil.rmtree(old.parent, ignore_errors=True)
         old.parent.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # another run moved it away first
+        with contextlib.suppress(FileNotFoundError):  # another run moved it first
             target.rename(old)
 
 
 def _put_new_file(partial: Path, target: Path) -> None:
+    """Move a file to target without replacing an existing file."""
     try:
-        os.link(partial, target)  # the one way that never replaces
+        os.link(partial, target)  # the only call that never replaces a file
     except FileExistsError as error:
         raise _exists(target, "file") from error
     except OSError as error:
@@ -239,7 +255,7 @@ def _put_new_file(partial: Path, target: Path) -> None:
 
 
 def _is_special(target: Path) -> bool:
-    """True for a device, a pipe or a socket, and for a name of an open file."""
+    """Return True for a device, a pipe, a socket, or the name of an open file."""
     if str(target).startswith(("/dev/std", "/dev/fd/", "/proc/")):
         return target.exists() and not target.is_dir()
     return target.exists() and not target.is_file() and not target.is_dir()

@@ -1,8 +1,8 @@
-"""ONNX Runtime and OpenVINO, imported without their telemetry. No other module imports them.
+"""Import of ONNX Runtime and OpenVINO without their telemetry. Other modules do not import them.
 
-ONNX Runtime from 1.29 on writes an identifier and a database into the home and sends events to
-Microsoft; OpenVINO's Python package writes an identifier into the home and asks Google Analytics,
-whenever it is imported. Both do so in the process of whoever calls us, so both are off here.
+ONNX Runtime from 1.29 on writes an identifier and a database to the home folder and sends events to
+Microsoft. OpenVINO's Python package writes an identifier to the home folder and contacts Google
+Analytics on import. Both act in the process of our caller, so both are disabled here.
 """
 
 from __future__ import annotations
@@ -21,25 +21,31 @@ _lock = threading.Lock()
 
 
 def import_onnxruntime(module: str = "onnxruntime") -> Any:
-    """onnxruntime or a module of it. A value of ORT_DISABLE_TELEMETRY that is set already stays: 0
-    turns its telemetry on. Where the library was imported before, only its later events are off."""
-    off = os.environ.setdefault(ENV_ONNXRUNTIME, "1") != "0"  # read once, when it is loaded
+    """Return onnxruntime or one of its modules.
+
+    An existing value of ORT_DISABLE_TELEMETRY is kept: 0 enables telemetry. If the library was
+    imported before, only later events are disabled.
+    """
+    off = os.environ.setdefault(ENV_ONNXRUNTIME, "1") != "0"  # ONNX Runtime reads it when loaded
     found = importlib.import_module("onnxruntime")
     if off:
-        found.disable_telemetry_events()  # Windows' own events know no environment variable
+        found.disable_telemetry_events()  # Windows events ignore the environment variable
     return importlib.import_module(module)
 
 
 def import_openvino() -> Any:
-    """openvino, with the stub it brings for environments without openvino_telemetry. It has no other
-    switch that does not write a file into the home. Raises ImportError where it is missing."""
+    """Return openvino without its telemetry package. Raises ImportError when it is missing.
+
+    It then uses its stub for environments without openvino_telemetry. Its other switches write a
+    file to the home folder.
+    """
     with _missing(_OPENVINO_TELEMETRY):
         return importlib.import_module("openvino")
 
 
 @contextmanager
 def _missing(name: str) -> Iterator[None]:
-    """The package `name` cannot be imported within."""
+    """Make the package `name` impossible to import in this context."""
     with _lock:
         known = {m: sys.modules.pop(m) for m in [*sys.modules] if m.partition(".")[0] == name}
         sys.modules[name] = None  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""This machine: CPU, memory, NVIDIA GPUs and driver, versions of libraries. Imports no torch.
+"""Facts about this machine: CPU, memory, NVIDIA GPUs and driver, library versions. No torch.
 
-GPUs and driver are asked from NVIDIA's own libraries through ctypes, without CUDA toolkit and
-nvidia-smi. Those calls were tried against fakes and on a machine without a driver, not on a GPU.
+GPUs and driver are queried from NVIDIA's libraries through ctypes, without CUDA toolkit and
+nvidia-smi. These calls were tested with fakes and on a machine without a driver, not on a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-# packages as installed, whatever they import as
+# names of distributions, which may differ from the names of modules
 PACKAGES = (
     "save-deploy", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt",
     "tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "cuda-bindings", "numpy", "segment-anything",
@@ -30,6 +30,7 @@ _SM, _MEMORY = 1, 2  # nvmlClockType_t
 
 
 def cpu_name() -> str:
+    """Return the model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -39,7 +40,7 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets as Linux lists them; empty where that cannot be read."""
+    """Return the instruction sets as Linux lists them, empty when unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -49,20 +50,20 @@ def cpu_flags() -> frozenset[str]:
 
 
 def has_int8_dot_product() -> bool:
-    """Of the CPU (VNNI, AMX, or Arm's); True where that cannot be read."""
+    """Return True when the CPU has an INT8 dot product (VNNI, AMX, Arm), or when unknown."""
     flags = cpu_flags()
     return not flags or bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 def allowed_cores() -> int:
-    """Logical cores this process may use."""
+    """Return the number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def available_bytes() -> int:
-    """Memory that is free now: of the machine, and of the container's limit where there is one."""
+    """Return the free memory of the machine, or of the container when it has a lower limit."""
     free = psutil.virtual_memory().available
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -80,7 +81,7 @@ def available_bytes() -> int:
 
 
 def describe() -> dict[str, object]:
-    """What a timing must be read with: processor, cores, memory, system."""
+    """Return the context of a timing: CPU, cores, memory, system."""
     return {
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
@@ -90,7 +91,7 @@ def describe() -> dict[str, object]:
 
 
 def version(package: str) -> str:
-    """Of an installed package; empty when there is none."""
+    """Return the version of an installed package, "" when it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -98,15 +99,15 @@ def version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what makes and runs a bundle, as far as it is installed."""
+    """Return the versions of Python and of the installed packages in PACKAGES."""
     found = {name: version(name) for name in PACKAGES}
     return {"python": platform.python_version()} | {n: v for n, v in found.items() if v}
 
 
 def peak_memory_mib() -> float:
-    """Largest resident size of this process so far, in MiB.
+    """Return the largest resident size of this process so far, in MiB.
 
-    Linux's VmHWM begins with the program; ru_maxrss would include what the parent held at the fork.
+    Linux's VmHWM starts with the program; ru_maxrss would include the parent's memory at the fork.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -121,9 +122,9 @@ def peak_memory_mib() -> float:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as CUDA counts them (CUDA_VISIBLE_DEVICES applies).
+    """One GPU in the numbering of CUDA (CUDA_VISIBLE_DEVICES applies).
 
-    free_bytes and clocks in MHz: None when unknown.
+    free_bytes, and clocks in MHz, are None when unknown.
     """
 
     name: str
@@ -142,7 +143,12 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvidia:
-    """driver: its version, such as 580.65.06; cuda: the newest CUDA it serves; problem: why not."""
+    """GPUs and driver.
+
+    driver: driver version, such as 580.65.06.
+    cuda: newest CUDA version that the driver supports.
+    problem: why GPUs are missing.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
@@ -150,7 +156,7 @@ class Nvidia:
     problem: str = ""
 
     def lines(self) -> list[str]:
-        """A line for each GPU: name, driver, memory, clocks as far as known."""
+        """Return a line per GPU: name, driver, memory, and clocks if known."""
         return [", ".join(filter(None, self._words(gpu))) for gpu in self.gpus]
 
     def _words(self, gpu: Gpu) -> tuple[str, ...]:
@@ -165,11 +171,11 @@ class Nvidia:
 
 
 class _NvidiaError(Exception):
-    """A call of the driver that did not succeed; never leaves this file."""
+    """A failed driver call; not raised outside of this file."""
 
 
 def read_nvidia() -> Nvidia:
-    """What the driver says. Never raises and prints nothing: a missing driver is `problem`."""
+    """Return GPUs and driver. Never raises and prints nothing; a missing driver is in `problem`."""
     try:
         cuda = ctypes.CDLL(CUDA_LIBRARY)
     except OSError as error:
@@ -182,7 +188,10 @@ def read_nvidia() -> Nvidia:
 
 
 def read_from(cuda: Any, nvml: Any | None) -> Nvidia:
-    """As read_nvidia, on loaded libraries; nvml None leaves driver, free memory and clocks unknown."""
+    """Return GPUs and driver from loaded libraries. Without nvml, driver and clocks are unknown.
+
+    Free memory is unknown too.
+    """
     driver = _driver_version(nvml) if nvml is not None else None
     cuda_version, count = ctypes.c_int(), ctypes.c_int()
     try:
@@ -205,7 +214,7 @@ def _read_gpu(cuda: Any, nvml: Any | None, index: int) -> Gpu:
     _ask(cuda, "cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, device)
     _ask(cuda, "cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, device)
     _ask(cuda, "cuDeviceTotalMem_v2", ctypes.byref(total), device)
-    # NVML counts all GPUs, CUDA only the visible ones: the bus address names the same one in both
+    # NVML counts all GPUs, CUDA only the visible ones; the bus address identifies a GPU in both
     _ask(cuda, "cuDeviceGetPCIBusId", bus, len(bus), device)
     values = _nvml_values(nvml, bus.value) if nvml is not None else (None, None, None, None)
     capability = (major.value, minor.value)
@@ -215,7 +224,7 @@ def _read_gpu(cuda: Any, nvml: Any | None, index: int) -> Gpu:
 def _ask(cuda: Any, call: str, *arguments: Any) -> None:
     code = getattr(cuda, call)(*arguments)
     if code:
-        raise _NvidiaError(f"the driver answers {call} with error {code}")
+        raise _NvidiaError(f"the driver call {call} failed with error {code}")
 
 
 class _Memory(ctypes.Structure):
@@ -236,8 +245,10 @@ def _driver_version(nvml: Any) -> str | None:
 
 
 def _nvml_values(nvml: Any, bus_id: bytes) -> tuple[int | None, int | None, int | None, int | None]:
-    """(free bytes, SM MHz, largest SM MHz, memory MHz) without a CUDA context; None where NVML
-    refuses, as on a GPU cut into parts."""
+    """Return (free bytes, SM MHz, maximum SM MHz, memory MHz) without a CUDA context.
+
+    A value is None when NVML does not report it, as for a MIG partition.
+    """
     handle, memory, mhz = ctypes.c_void_p(), _Memory(), ctypes.c_uint()
     if nvml.nvmlDeviceGetHandleByPciBusId_v2(bus_id, ctypes.byref(handle)):
         return None, None, None, None

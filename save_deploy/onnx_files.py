@@ -1,7 +1,7 @@
-"""Which files does an ONNX graph read? Found in the protobuf itself: runtimes come without onnx.
+"""Names of the files that an ONNX graph reads, from the protobuf itself, without the onnx package.
 
-A hash over model.onnx proves nothing about weights that lie in another file, so every file that a graph
-names has to be one of the manifest's list.
+A hash of model.onnx does not cover weights in other files, so every file that a graph names must be
+in the manifest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
 
-# message -> {field number: message in it}: every way from a model to the files of its tensors
+# message -> {field number: message in it}: all paths from a model to the files of its tensors
 _INNER = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -23,18 +23,18 @@ _INNER = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_OP_TYPE = 4  # of a node
-_KEY, _VALUE = 1, 2  # of an entry
+_OP_TYPE = 4  # field number in a node
+_KEY, _VALUE = 1, 2  # field numbers in an entry
 _MAX_DEPTH = 100  # protobuf's own limit
-_MAX_FIELDS = 5_000_000  # the graphs of vit_h have a hundredth
-_PRECOMPILED = b"EPContext"  # a node that names, or holds, an engine
+_MAX_FIELDS = 5_000_000  # 100 times the number in vit_h
+_PRECOMPILED = b"EPContext"  # node that names or contains an engine
 
 
 def weight_files(path: Path, listed: Collection[str]) -> tuple[str, ...]:
-    """Names of the files that hold weights of an ONNX file, sorted, relative to its folder.
+    """Return the names of an ONNX file's weight files, sorted, relative to its folder.
 
-    Raises BundleError for one that is not `listed`, for precompiled code in the graph, and for a file
-    that is no ONNX model.
+    Raises BundleError for a file that is not `listed`, for precompiled code in the graph, and for a
+    file that is not an ONNX model.
     """
     found = set()
     for location in _locations(path):
@@ -64,7 +64,7 @@ def _locations(path: Path) -> Iterator[str]:
 
 
 class _Walk:
-    """One pass over a model's messages."""
+    """One pass over the messages of a model."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._fields = data, 0
@@ -87,20 +87,23 @@ class _Walk:
                 yield from self._inside(name, first, last, depth + 1)
 
     def _entry(self, start: int, end: int) -> Iterator[str]:
-        """The value of an entry with the key `location`. Repeated fields: every value counts."""
+        """Yield the values of an entry with the key `location`.
+
+        All values of repeated fields count.
+        """
         parts = list(self._messages(start, end))
         if any(n == _KEY and self._data[a:b] == b"location" for n, a, b in parts):
             yield from (self._data[a:b].decode() for n, a, b in parts if n == _VALUE)
 
     def _messages(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(field number, start, end) of the fields with a length: messages, texts, bytes."""
+        """Yield (field number, start, end) of fields with a length: messages, strings, bytes."""
         at = start
         while at < end:
             self._fields += 1
             if self._fields > _MAX_FIELDS:
                 raise ValueError(f"more than {_MAX_FIELDS} fields")
             tag, at = self._varint(at)
-            tag &= 0xFFFF_FFFF  # what protobuf keeps of it
+            tag &= 0xFFFF_FFFF  # protobuf uses 32 bits
             match tag & 7:
                 case 0:
                     _, at = self._varint(at)
@@ -116,7 +119,7 @@ class _Walk:
                 case kind:
                     raise ValueError(f"wire type {kind} at byte {at}")
         if at != end:
-            raise ValueError("it is cut off")
+            raise ValueError("the file is truncated")
 
     def _varint(self, at: int) -> tuple[int, int]:
         value = 0

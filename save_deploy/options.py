@@ -1,11 +1,11 @@
-"""Options declared once: a field of a dataclass says how it stands on the command line.
+"""Declaration of options as dataclass fields, used by the command line and by Python code.
 
     @dataclass(frozen=True, kw_only=True)
     class SearchOptions:
         clips: int = option("--search-clips", default=40, low=4, help="Validation clips.")
 
-The command line makes the option from the field (cli/takes.py), and Python code sets the same field.
-This module imports nothing of the command line, so options cost a library nothing.
+The command line creates the option from the field (cli/takes.py). Python code sets the same field.
+This module does not import the command line.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ KEY = "option"
 
 @dataclass(frozen=True)
 class Option:
-    """How a field stands on the command line.
+    """Form of a field on the command line.
 
-    names: `--calib-data`, or none for a positional argument; panel: its heading in --help, empty for
-    the first one; low, high: allowed range; default_text: shown instead of the default, empty for
-    nothing; parse: text -> value of the field, for fields that no single option type fits, with
-    `text` as the default; needs: option names of which one must be given beside it; excludes: option
-    names that cannot be.
+    names: `--calib-data`, or none for a positional argument.
+    panel: heading in --help, "" for the first one.
+    low, high: allowed range.
+    default_text: text instead of the default, "" for none.
+    parse: text -> value, for a field without a matching option type; `text` is its default.
+    needs: option names of which at least one must be given too.
+    excludes: option names that cannot be given too.
     """
 
     help: str
@@ -43,12 +45,12 @@ class Option:
 
 
 def option(*names: str, help: str, default: Any = dataclasses.MISSING, **more: Any) -> Any:
-    """A dataclass field with this option. more: the other fields of Option."""
+    """Return a dataclass field with this option. more: the other fields of Option."""
     how = Option(help, names, **more)
     return dataclasses.field(default=default, metadata={KEY: how})
 
 
-# What several verbs take, declared once. panel: the heading it stands under there.
+# Options of several verbs. panel: their heading in --help.
 
 
 def checkpoint_option() -> Any:
@@ -58,7 +60,7 @@ def checkpoint_option() -> Any:
 def sam_option(panel: str = "") -> Any:
     return option(
         "--sam", panel=panel, default=None,
-        help="SAM's official .pth, for a checkpoint that holds only the trained parts.",
+        help="SAM's official .pth, for a checkpoint with only the trained parts.",
     )  # fmt: skip
 
 
@@ -72,14 +74,14 @@ def vggish_option(panel: str = "") -> Any:
 def clips_option(panel: str = "") -> Any:
     return option(
         "--clips", panel=panel, default=None, low=1,
-        help="How many clips. Default: all (200 of generated data).",
+        help="Number of clips. Default: all (200 for generated data).",
     )  # fmt: skip
 
 
 def sound_option(panel: str = "") -> Any:
     return option(
         "--from", panel=panel, default="auto",
-        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (its frames too).",
+        help="Sound of S4 and MS3: auto, wav, log_mel (stored), or video (with its frames).",
     )  # fmt: skip
 
 
@@ -102,5 +104,5 @@ def threads_option(panel: str = "") -> Any:
 def self_test_option(panel: str = "") -> Any:
     return option(
         " /--no-self-test", panel=panel, default=True, default_text="",
-        help="Do not run the golden samples first on a GPU that is new to a bundle.",
+        help="Skip the run of the golden samples on a GPU that is new to a bundle.",
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Folders that work is written into before it is put in its place.
+"""Temporary folders for work that is moved to its target when it is complete.
 
-A killed process leaves one behind; the next that writes to the same target removes it.
+A killed process leaves one behind; the next process that writes to the same target removes it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 from save_deploy.errors import OutputError, SaveDeployError
 from save_deploy.progress import raise_if_interrupted, shielded
 
-_MARK = ".partial-"  # .{target}.partial-{random}, a folder that its maker holds locked
+_MARK = ".partial-"  # .{target}.partial-{random}, a folder locked by its process
 _RANDOM = re.compile(r"[0-9a-f]{8}")
-_NAME_CHARS = 50  # of the target's name in the partial one: both fit where the target's does
+_NAME_CHARS = 50  # characters of the target's name, so that the partial name is not too long
 _FULL_BYTES = 65_536
 
 
 @contextlib.contextmanager
 def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
-    """Yield a new folder beside target with a name of its own; remove what is left of it at the end.
+    """Yield a new uniquely named folder beside target; remove it at the end.
 
-    Folders that ended processes left for the same target are removed first. The caller renames the
-    folder, or files in it. Raises OutputError for what the system refuses, also when a library says it
-    in its own way.
+    Partial folders of dead processes for the same target are removed first. The caller renames the
+    folder, or files in it. Raises OutputError for errors of the system, including those that a
+    library reports in its own way.
     """
     created = [parent for parent in target.absolute().parents if not parent.exists()]
     with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as shield:
@@ -54,9 +54,9 @@ def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
-    """Make a folder that is filled file by file; after an error it goes when nothing was put into it.
+    """Create a folder that is filled file by file; after an error remove it if it is empty.
 
-    Raises OutputError("`what` cannot be written") where it cannot be made.
+    Raises OutputError("`what` cannot be written") when it cannot be created.
     """
     created = [
         path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()
@@ -74,8 +74,10 @@ def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
 
 
 def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
-    """Partial folders in `folder` that no living process holds: path, (the start of) the name of their
-    target, the descriptor that holds them locked until the next one is asked for."""
+    """Yield the partial folders in `folder` that no living process has locked.
+
+    Each is (path, start of the target's name, descriptor that locks it until the next iteration).
+    """
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             name, mark, random = path.name.rpartition(_MARK)
@@ -91,16 +93,20 @@ def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
 
 
 def remove_dead_partials(target: Path) -> None:
-    """Remove what ended processes left beside a target, and give back the folder that one of them was
-    just replacing; partial folders of living ones stay."""
+    """Remove partial folders of dead processes beside a target; those of living ones stay.
+
+    A target that a dead process was replacing is restored.
+    """
     for path, name, _ in dead_partials(target.parent):
         if name == target.name[:_NAME_CHARS]:
             _give_back(target, path, None)
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
-    """A new folder beside target, and the descriptor that holds it locked as long as its maker lives:
-    a process id would say nothing about a process in another container."""
+    """Create a folder beside target; return it and the descriptor that keeps it locked.
+
+    The lock lasts as long as the process. A process id would be meaningless in another container.
+    """
     prefix = f".{target.name[:_NAME_CHARS]}{_MARK}"
     while True:
         folder = target.with_name(prefix + secrets.token_hex(4))
@@ -108,16 +114,17 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
             folder.mkdir()
             return folder, _lock(folder)
         except (FileExistsError, BlockingIOError):
-            continue  # taken for a dead one before it was locked
+            continue  # another process removed it before it was locked
         except FileNotFoundError:
             if not target.parent.exists():
                 raise
 
 
 def _lock(folder: Path) -> int | None:
-    """The descriptor of the folder with its lock, None on a file system without locks.
+    """Lock a folder and return its descriptor, None on a file system without locks.
 
-    Raises BlockingIOError where another holds it, FileNotFoundError where it is gone.
+    Raises BlockingIOError when another process has locked it, and FileNotFoundError when it is
+    gone.
     """
     if sys.platform == "win32":
         return None
@@ -135,7 +142,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _give_back(target: Path, folder: Path, lock: int | None) -> None:
-    """Remove a partial folder, the old target in it excepted when nothing took its place."""
+    """Remove a partial folder; restore the old target in it when there is no new one."""
     with shielded():
         old = folder / "old" / target.name
         if old.exists() and not target.exists():
@@ -153,8 +160,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _is_of_disk(error: Exception, folder: Path) -> bool:
-    """Whether an error of a library in Rust or C++ is one of the disk: it says the system's number, or
-    the disk is full."""
+    """Return True for an error of a Rust or C++ library that is caused by the disk.
+
+    Its text contains the system's error number, or the disk is full.
+    """
     if isinstance(error, SaveDeployError):
         return False
     with contextlib.suppress(OSError):
@@ -164,9 +173,10 @@ def _is_of_disk(error: Exception, folder: Path) -> bool:
 
 
 def unwritable(what: str, error: Exception) -> OutputError:
+    """Return the error for an output that cannot be written."""
     return OutputError(
         f"{what} cannot be written",
         got=str(error),
         expected="a writable folder with enough space",
-        hint="free some space, or choose another place with -o",
+        hint="free some space, or choose another path with -o",
     )

@@ -1,4 +1,4 @@
-"""Precision of a graph as a value: the type of its floats, and the format of its quantized MatMuls."""
+"""Precision of a graph: the type of its floats, and the format of its quantized MatMuls."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ FORMATS = ("int8", "fp8")
 
 @dataclass(frozen=True)
 class Precision:
-    """floats: fp32, fp16 or bf16; quantized: int8, fp8, or None.
+    """Precision of a graph.
 
-    As text: fp32, fp16, bf16, int8, int8_fp16, fp8, fp8_fp16 (FP32 floats are not named beside a
-    format).
+    floats: fp32, fp16 or bf16.
+    quantized: int8, fp8, or None.
+    As text: fp32, fp16, bf16, int8, int8_fp16, fp8, fp8_fp16 (a format without suffix has FP32
+        floats).
     """
 
     floats: str = "fp32"
@@ -33,7 +35,7 @@ class Precision:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From its text. Raises SaveDeployError with the nearest known ones."""
+        """Parse a text. Raises SaveDeployError with similar valid ones."""
         known = {str(cls(f, q)): (f, q) for q in (None, *FORMATS) for f in FLOATS}
         if text not in known:
             near = difflib.get_close_matches(str(text), known, cutoff=0.5) or known

@@ -1,8 +1,8 @@
-"""Progress of long work, and Ctrl-C: a bar with an ETA on a terminal, plain lines in a log.
+"""Progress of long work (a bar on a terminal, lines in a log), and handling of Ctrl-C.
 
-Python prints and drops a KeyboardInterrupt that is raised inside a callback or a destructor, and
-libraries have many of both. So the signal handler also stores the request, and long work asks for it
-between stages and before anything is put in its place.
+Python prints and drops a KeyboardInterrupt that is raised in a callback or a destructor, and
+libraries have many of both. So the signal handler also stores the request, and long work checks it
+between stages and before an output is moved to its target.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import FrameType
 from save_deploy.terminal import plain, visible
 
 _interrupted = False
-_shields = 0  # of the main thread, which alone gets signals
+_shields = 0  # count in the main thread, the only one that gets signals
 
 
 class Resumable(KeyboardInterrupt):
-    """Interrupted, with finished work kept on disk: the same command resumes there."""
+    """Interrupt after finished work was saved: the same command resumes it."""
 
 
 def listen_for_interrupts() -> None:
@@ -36,20 +36,22 @@ def listen_for_interrupts() -> None:
 
 
 def was_interrupted() -> bool:
-    """True once an interrupt was requested, whatever became of its KeyboardInterrupt: C code may turn
-    it into another exception."""
+    """Return True once an interrupt was requested.
+
+    This also holds when C code converted the KeyboardInterrupt to another exception.
+    """
     return _interrupted
 
 
 def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt that was requested, if one was."""
+    """Raise KeyboardInterrupt if an interrupt was requested."""
     if _interrupted:
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def resumable(kept: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Turn an interrupt into Resumable when kept() says that finished work is on disk."""
+    """Convert an interrupt to Resumable when kept() returns True: finished work is on disk."""
     try:
         yield
     except Resumable:
@@ -62,7 +64,7 @@ def resumable(kept: Callable[[], bool] = lambda: True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shielded() -> Iterator[None]:
-    """Within it an interrupt is only stored: for the few steps that must not be cut in two."""
+    """Only store interrupts in this context, for a few steps that must not be separated."""
     global _shields
     mine = int(threading.current_thread() is threading.main_thread())
     _shields += mine
@@ -81,10 +83,10 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """Yield advance(text="", n=1). In a log, a line at every tenth and at most one every 10 s.
+    """Yield advance(text="", n=1). A log gets a line per tenth, and at most one every 10 s.
 
-    Time left counts from the first step: what was prepared or resumed before it says nothing about
-    the next ones. total None: an unknown number of steps.
+    total None: unknown number of steps.
+    The remaining time is estimated from the first step on, without preparation and resumed steps.
     """
     if plain(sys.stderr).isatty():
         from rich.progress import (
@@ -115,7 +117,7 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
     def advance(text: str = "", n: int = 1) -> None:
         nonlocal done, shown, first, started
         done += n
-        if not done:  # still preparing the first step
+        if not done:  # the first step is not finished
             return
         now = time.monotonic()
         if not first:
@@ -136,14 +138,14 @@ def progress(label: str, total: int | None) -> Iterator[Callable[..., None]]:
 def countdown(
     on_stage: Callable[[str, str], None], stage: str, what: str, total: int
 ) -> Callable[..., None]:
-    """advance(text="", n=1) for a counted part of a stage: `what 12/64, 30 s left`."""
+    """Return advance(text="", n=1) for a counted part of a stage: `what 12/64, 30 s left`."""
     started, done, first = time.monotonic(), 0, 0
 
     def advance(text: str = "", n: int = 1) -> None:
         nonlocal started, done, first
         done += n
         now = time.monotonic()
-        if not first:  # what was resumed before it says nothing about the next ones
+        if not first:  # resumed steps took no time, so the estimate starts after them
             first, started = done, now
         left = ""
         if first < done < total:
@@ -154,8 +156,10 @@ def countdown(
 
 
 class Stages:
-    """One line per stage of a job, with the seconds since its start. In a log, details of a stage that
-    takes long come every ten seconds, and its last one when it is over."""
+    """Prints one line per stage of a job, with the seconds since its start.
+
+    In a log, details of a long stage are printed every ten seconds, and the last one at its end.
+    """
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names, self.current, self.started = names, "", time.monotonic()

@@ -1,4 +1,4 @@
-"""The systems the paper compares, as changes to one configuration, and what each of them trains.
+"""Systems that the paper compares, as switches of one configuration, and their trained parts.
 
 SPEC 2. `SaveConfig.of_system("sama_avs", "vit_h", res=1024)` builds any of them.
 """
@@ -26,8 +26,13 @@ _SAMA: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class System:
-    """One row of the paper's tables: its name there, its switches, the groups that learn, and where
-    its description is our reading."""
+    """One system of the paper's tables.
+
+    title: its name in the paper.
+    switches: fields of SaveConfig.
+    trains: trained groups of parameters.
+    note: where its description is our reading.
+    """
 
     title: str
     switches: dict[str, Any]
@@ -46,21 +51,21 @@ SYSTEMS: dict[str, System] = {
         "SAMA-AVS-FT",
         _SAMA,
         ("audio_adapter", *_DECODER),
-        "SAMA-AVS with its position tables resized to 224 or 256 and trained on; whether the audio "
-        "adapters also train is not said (A12)",
+        "SAMA-AVS with its position tables resized to 224 or 256 and trained further; the paper "
+        "does not say whether the audio adapters also train (A12)",
     ),
     "ap_sam": System(
         "AP-SAM",
         dict(**_NO_AUDIO_IN_ENCODER, prompt_source="raw", prompt_hidden=512),
         ("audio_prompt", *_DECODER),
-        "sound as one sparse prompt; the hidden width is SAMA-AVS's unused MLP's",
+        "audio as one sparse prompt; the hidden size is that of SAMA-AVS's unused MLP",
     ),
     "sam": System(
         "SAM",
         dict(**_NO_AUDIO_IN_ENCODER, prompt_source="off"),
         (),
         "scored by its best mask of a grid of points (the paper's 'maximum segmentation "
-        "evaluation'); exported alone it has no prompt at all",
+        "evaluation'); an export has no prompt",
     ),
     "gavs": System(
         "GAVS",
@@ -74,19 +79,19 @@ SYSTEMS: dict[str, System] = {
             prompt_act="relu",
         ),
         ("image_adapter", "decoder_adapter", "audio_prompt", "late_norms"),
-        "as its public code: without the paper's visual cues",
+        "as in its public code, without the paper's visual cues",
     ),
     "av_sam": System(
         "AV-SAM",
         dict(**_NO_AUDIO_IN_ENCODER, prompt_source="fused", post_fusion="add"),
         ("post_fusion", "audio_prompt", *_DECODER),
-        "sound added to every pixel of the frozen features, their mean as the prompt: the paper "
-        "tells no more than that they are fused pixel-wise",
+        "audio added to every pixel of the frozen features, their mean as the prompt; the paper "
+        "says only that they are fused pixel-wise",
     ),
 }
-LATE_BLOCKS = 3  # GAVS adapts and tunes the last three blocks (tune_v = 9 of 12)
+LATE_BLOCKS = 3  # number of last blocks that GAVS adapts and tunes (tune_v = 9 of 12)
 
-# group -> pattern of the parameter names that belong to it, first match wins
+# (group, pattern of its parameter names); the first match is used
 _GROUPS: tuple[tuple[str, str], ...] = (
     ("image_adapter", r"image_encoder\.blocks\.\d+\.(mlp\.)?adapter\."),
     ("decoder_adapter", r"mask_decoder\.transformer\.layers\.\d+\.mlp\.adapter\."),
@@ -100,7 +105,7 @@ _GROUPS: tuple[tuple[str, str], ...] = (
     ("no_mask_embed", r"prompt_encoder\.no_mask_embed\."),
     ("prompt_encoder", r"prompt_encoder\."),
 )
-# Parameters that a single mask never reads: no gradient reaches them, weight decay must not either.
+# Parameters that a single mask never reads. They get no gradient and must not get weight decay.
 _UNUSED = re.compile(
     r"mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])\."
     r"|prompt_encoder\.(point_embeddings|not_a_point|mask_downscaling)"
@@ -108,14 +113,14 @@ _UNUSED = re.compile(
 
 
 def system(name: str) -> System:
-    """Raises SaveDeployError for a name that is none."""
+    """Return a system by name. Raises SaveDeployError for an unknown name."""
     if name not in SYSTEMS:
         raise SaveDeployError("unknown system", got=name, expected=", ".join(SYSTEMS))
     return SYSTEMS[name]
 
 
 def group_of(parameter: str, depth: int) -> str:
-    """The group a parameter belongs to, by its name; norms of the last blocks are `late_norms`."""
+    """Return the group of a parameter by its name. Norms of the last blocks are `late_norms`."""
     for group, pattern in _GROUPS:
         if re.match(pattern, parameter):
             if group != "norms":
@@ -126,13 +131,15 @@ def group_of(parameter: str, depth: int) -> str:
 
 
 def is_unused(parameter: str) -> bool:
-    """True for SAM's parameters that one mask without points never reads."""
+    """Return True for SAM's parameters that a single mask without points never reads."""
     return _UNUSED.match(parameter) is not None
 
 
 def comes_with_sam(parameter: str, name: str, depth: int) -> bool:
-    """True for what a frozen SAM brings: its image and prompt encoder, but nothing that `name` trains.
-    An adapter-only checkpoint leaves these out."""
+    """Return True for a parameter of a frozen SAM that an adapter-only checkpoint leaves out.
+
+    These are its image and prompt encoder without the parts that system `name` trains.
+    """
     group = group_of(parameter, depth)
     frozen = ("image_encoder", "late_norms", "prompt_encoder")
     return group in frozen and group not in system(name).trains

@@ -1,7 +1,7 @@
-"""What reaches the terminal: text of files is shown there, and never obeyed.
+"""Safe terminal output: text from files is shown, but never interpreted.
 
-Names and manifests of strangers may hold escape sequences, and bytes that are no text. The command
-line replaces sys.stdout and sys.stderr once; everything that prints goes through there.
+Names and manifests from others can contain escape sequences, and bytes that are not text. The
+command line replaces sys.stdout and sys.stderr once, and all output goes through them.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any, TextIO, cast
 
 from save_deploy.errors import OutputError
 
-# C0 but tab and newline, DEL, C1, line separators, marks that turn the direction, lone surrogates
+# C0 except tab and newline, DEL, C1, line separators, bidirectional marks, lone surrogates
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
 )
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters, and bytes that are no UTF-8, as escapes: `\x1b`."""
+    r"""Return the text with control characters and non-UTF-8 bytes as escapes: `\x1b`."""
     return _CONTROL.sub(_escape, text)
 
 
 def protect_terminal() -> None:
-    """Replace sys.stdout and sys.stderr by streams that escape what they are given.
+    """Replace sys.stdout and sys.stderr with streams that escape control characters.
 
-    A stream that cannot be written (a full disk, a closed pipe) swallows the rest, so that work goes
-    on; check_written says so at the end.
+    A stream that cannot be written (full disk, closed pipe) discards further output, so that work
+    continues; check_written reports it at the end.
     """
-    for number in range(3):  # a closed one would be given to the next file that is opened
+    for number in range(3):  # the next opened file would get the number of a closed stream
         try:
             os.fstat(number)
         except OSError:
@@ -51,23 +51,23 @@ def check_written() -> None:
                 "standard output cannot be written",
                 got=str(stream.failure),
                 expected="a terminal, or a file or pipe with room",
-                hint="look at what standard output leads to",
+                hint="check where standard output goes",
             )
 
 
 def plain(stream: TextIO) -> TextIO:
-    """The stream without escaping, for control characters of our own."""
+    """Return the stream without escaping, for our own control characters."""
     return cast(TextIO, stream.plain) if isinstance(stream, _Stream) else stream
 
 
 class _Stream:
-    """A text stream as print and logging need it; other attributes are those of the real one."""
+    """Text stream for print and logging; other attributes are those of the real stream."""
 
     def __init__(self, real: TextIO | None, *, escapes: bool = True) -> None:
         self.escapes = escapes
         self.failure: Exception | None = None
         self.plain = self if not escapes else _Stream(real, escapes=False)
-        if real is None:  # closed when this process started
+        if real is None:  # it was closed when this process started
             self.failure, real = OSError("it is closed"), io.StringIO()
         self.real: TextIO = real
         with contextlib.suppress(AttributeError, ValueError):  # not every stream has an encoding
@@ -83,7 +83,7 @@ class _Stream:
             self.failure = self.failure or self.plain.failure
 
     def isatty(self) -> bool:
-        """False where sequences are escaped, so that libraries send none."""
+        """Return False for an escaping stream, so that libraries send no escape sequences."""
         return not self.escapes and self.real.isatty()
 
     def _try(self, act: Any) -> None:
@@ -93,7 +93,7 @@ class _Stream:
             act()
         except (OSError, ValueError) as error:  # ValueError: a closed file
             self.failure = error
-            with contextlib.suppress(OSError, ValueError):  # what is still buffered goes nowhere
+            with contextlib.suppress(OSError, ValueError):  # discard buffered output
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.real.fileno())
                 os.close(nowhere)
@@ -104,6 +104,6 @@ class _Stream:
 
 def _escape(found: re.Match[str]) -> str:
     number = ord(found[0])
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that is no UTF-8, as Python keeps it in a name
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8, as Python stores it in a name
         number -= 0xDC00
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -192,7 +192,7 @@ def test_unknown_system_and_backbone() -> None:
         SaveConfig.of_system("savee")
     with pytest.raises(SaveDeployError, match="vit_t, vit_b"):
         SaveConfig.of_system("gavs", "vit_x")
-    with pytest.raises(SaveDeployError, match="belong together"):
+    with pytest.raises(SaveDeployError, match="need each other"):
         SaveConfig(**{**TINY, "post_fusion": "add"})
 
 

@@ -1,4 +1,4 @@
-"""Latency from raw samples: nearest-rank percentiles, throughput, noise."""
+"""Latency statistics from raw samples: nearest-rank percentiles, throughput, noise."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Raw samples in ms of one call each, in the order taken; a call is a batch of `batch` frames."""
+    """Raw samples in ms, one per call, in order. A call is a batch of `batch` frames."""
 
     samples_ms: tuple[float, ...]
     batch: int = 1
 
     def percentile(self, q: float) -> float:
-        """Nearest-rank percentile, q in (0,100]."""
+        """Return the nearest-rank percentile, q in (0,100]."""
         ordered = sorted(self.samples_ms)
         return ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)]
 
@@ -25,17 +25,17 @@ class LatencyResult:
 
     @property
     def frames_per_s(self) -> float:
-        """Frames per second of one caller at the median latency."""
+        """Frames per second of a single caller at the median latency."""
         return 1000.0 * self.batch / self.p50_ms
 
     @property
     def spread(self) -> float:
-        """Interquartile range over the median: above 0.1 the machine was noisy."""
+        """Interquartile range divided by the median; above 0.1 the machine was noisy."""
         return (self.percentile(75) - self.percentile(25)) / self.p50_ms
 
 
 def speedup(reference: LatencyResult, other: LatencyResult) -> float:
-    """Median of the ratios of samples taken in the same round; both must come from one run."""
+    """Return the median ratio of samples of the same round. Both results must be from one run."""
     ratios = sorted(a / b for a, b in zip(reference.samples_ms, other.samples_ms, strict=True))
     return _median(ratios)
 
@@ -43,10 +43,10 @@ def speedup(reference: LatencyResult, other: LatencyResult) -> float:
 def speedup_range(
     reference: LatencyResult, other: LatencyResult, *, interleaved: bool = True
 ) -> tuple[float, float]:
-    """Lower and upper quartile of the speed-up: where 1 lies between them, noise decides.
+    """Return the lower and upper quartile of the speed-up. If 1 is between them, noise dominates.
 
-    Interleaved: of the ratios of each round. Else, of runs one after the other, the quartiles of both
-    against each other.
+    interleaved: quartiles of the ratios of each round. Otherwise, for runs one after another, the
+        quartiles of both results are divided.
     """
     if not interleaved:
         return (

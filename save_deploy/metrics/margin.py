@@ -1,7 +1,7 @@
-"""How near the threshold the pixels are that a backend decides otherwise than eager.
+"""Distance from the threshold of the pixels where a backend and eager differ.
 
-A flip where eager's logit is almost 0 is a coin toss of the model; a flip far from 0 is an error of
-the backend. Pixels are foreground where their logit is above 0, as in metrics.parity.
+A flip where eager's logit is almost 0 is within the model's own uncertainty; a flip far from 0 is
+an error of the backend. Pixels are foreground where their logit is above 0, as in metrics.parity.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ LEVELS = (0.1, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Margin:
-    """Shares 0..1. near: level -> share of pixels with |reference logit| below it; flipped: share
-    of pixels on the other side of 0; flipped_near: as near, among flipped pixels (1 when there are
-    none); on, off: pixels flipped to foreground and to background."""
+    """Distribution of pixels near the threshold; shares are 0 to 1.
+
+    near: level -> share of pixels with |reference logit| below it.
+    flipped: share of pixels on the other side of 0.
+    flipped_near: like near, among flipped pixels (1 when there are none).
+    on, off: number of pixels flipped to foreground and to background.
+    """
 
     pixels: int
     near: dict[str, float]
@@ -31,14 +35,14 @@ class Margin:
 
 
 class MarginMeter:
-    """Accumulates frames; NaN or infinite logits are an error at once, never an average."""
+    """Accumulates frames. NaN or infinite logits raise an error."""
 
     def __init__(self) -> None:
         self.pixels, self.on, self.off = 0, 0, 0
         self.near, self.flipped_near = dict.fromkeys(LEVELS, 0), dict.fromkeys(LEVELS, 0)
 
     def add(self, reference: NDArray[np.floating], got: NDArray[np.floating]) -> None:
-        """Two arrays of logits of equal shape (F,S,S)."""
+        """Add two arrays of logits of equal shape (F,S,S). Raises ParityError as flips does."""
         flipped = flips(reference, got)
         size = np.abs(reference)
         self.pixels += flipped.size
@@ -50,7 +54,7 @@ class MarginMeter:
             self.flipped_near[level] += int((below & (flipped != 0)).sum())
 
     def result(self) -> Margin:
-        """Raises ParityError when nothing was added."""
+        """Return the result. Raises ParityError when nothing was added."""
         if not self.pixels:
             raise ParityError("nothing was compared", expected="at least one frame")
         n_flipped = self.on + self.off
@@ -67,8 +71,9 @@ class MarginMeter:
 
 
 def flips(reference: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray[np.int8]:
-    """Logits (F,S,S) twice -> int8 (F,S,S): 1 turned on, -1 turned off, 0 the same side.
+    """Return int8 (F,S,S): 1 flipped to foreground, -1 to background, 0 unchanged.
 
+    reference, got: logits (F,S,S).
     Raises ParityError for unequal shapes and for logits that are not finite.
     """
     _require_comparable(reference, got)
@@ -76,12 +81,13 @@ def flips(reference: NDArray[np.floating], got: NDArray[np.floating]) -> NDArray
 
 
 def sqnr_db(reference: NDArray[np.floating], got: NDArray[np.floating]) -> float:
-    """Signal to quantization noise: 10 log10(sum of reference^2 / sum of (reference - got)^2).
+    """Return 10 log10(sum of reference^2 / sum of (reference - got)^2), the SQNR in dB.
 
-    inf when equal; -inf when the reference is 0 everywhere and got is not. Raises as flips does.
+    It is inf for equal arrays, and -inf when the reference is all 0 and got is not. Raises
+    ParityError as flips does.
     """
     _require_comparable(reference, got)
-    signal = reference.astype(np.float64)  # float32 sums of a million squares lose digits
+    signal = reference.astype(np.float64)  # float32 sums of a million squares lose precision
     noise = float(np.square(signal - got).sum())
     power = float(np.square(signal).sum())
     if noise == 0:

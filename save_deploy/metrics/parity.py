@@ -1,4 +1,4 @@
-"""How far a backend is from the eager model on the same inputs."""
+"""Parity of a backend with the eager model on the same inputs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from save_deploy.precision import Precision
 
 @dataclass(frozen=True)
 class ParityBudget:
-    """What is allowed: max_abs_err in logits (None: any), min_agreement as IoU of binary masks."""
+    """Allowed deviation.
+
+    max_abs_err: of logits, None for no limit.
+    min_agreement: IoU of binary masks.
+    """
 
     max_abs_err: float | None
     min_agreement: float
 
     @classmethod
     def for_precision(cls, precision: Precision) -> ParityBudget:
-        """FP32: another order of summation. FP16: single logits may differ, masks agree. INT8 and FP8:
-        masks agree except at their edges."""
+        """Return the default budget of a precision.
+
+        FP32 differs only by the order of summation. With FP16 single logits may differ, but masks
+        agree. With INT8 and FP8 masks agree except at their edges.
+        """
         if precision == Precision("fp32"):
             return cls(max_abs_err=1e-3, min_agreement=0.9999)
         return cls(max_abs_err=None, min_agreement=0.97 if precision.quantized else 0.995)
@@ -29,8 +36,13 @@ class ParityBudget:
 
 @dataclass(frozen=True)
 class ParityResult:
-    """max_abs_err over all logits; mask_agreement: IoU of all masks pooled (1 when both are empty);
-    flipped: share of pixels on the other side of logit 0; logit_range: max - min of eager's."""
+    """Measured parity.
+
+    max_abs_err: over all logits.
+    mask_agreement: IoU of all masks, pooled over frames (1 when both are empty).
+    flipped: share of pixels on the other side of logit 0.
+    logit_range: max - min of the eager logits.
+    """
 
     max_abs_err: float
     mask_agreement: float
@@ -39,13 +51,17 @@ class ParityResult:
     n_frames: int
 
     def within(self, budget: ParityBudget) -> bool:
+        """Return True when the result is within the budget."""
         close = budget.max_abs_err is None or self.max_abs_err <= budget.max_abs_err
         return close and self.mask_agreement >= budget.min_agreement
 
     def require(
         self, budget: ParityBudget, *, what: str, hint: str, details: tuple[str, ...] = ()
     ) -> None:
-        """Raise ParityError when over budget; details: more lines of what was measured."""
+        """Raise ParityError when over budget.
+
+        details: further lines of measurements for the error.
+        """
         if self.within(budget):
             return
         bound = "" if budget.max_abs_err is None else f", error <= {budget.max_abs_err:g}"
@@ -64,12 +80,12 @@ class ParityResult:
 
 
 def mask_agreement(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """IoU of two masks, or of stacks of masks pooled; 1 when both are empty."""
+    """Return the IoU of two masks, or of two stacks of masks pooled; 1 when both are empty."""
     return _iou(*_overlap(a, b))
 
 
 def _overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> tuple[int, int]:
-    """Pixels in both masks, and in any of them."""
+    """Return the number of pixels in both masks, and in any of them."""
     return int((a & b).sum()), int((a | b).sum())
 
 
@@ -78,14 +94,14 @@ def _iou(inter: int, union: int) -> float:
 
 
 class ParityMeter:
-    """Accumulates frames; NaN or infinite logits are an error at once, never an average."""
+    """Accumulates frames. NaN or infinite logits raise an error."""
 
     def __init__(self) -> None:
         self.worst, self.inter, self.union, self.flips, self.pixels = 0.0, 0, 0, 0, 0
         self.low, self.high, self.n_frames = np.inf, -np.inf, 0
 
     def add(self, expected: NDArray[np.floating], got: NDArray[np.floating]) -> None:
-        """Two arrays of logits of equal shape, first axis = frames."""
+        """Add two arrays of logits of equal shape; the first axis is frames. Raises ParityError."""
         if expected.shape != got.shape:
             raise ParityError(
                 "outputs differ in shape", got=str(got.shape), expected=str(expected.shape)
@@ -109,6 +125,7 @@ class ParityMeter:
         self.n_frames += len(expected)
 
     def result(self) -> ParityResult:
+        """Return the result. Raises ParityError when nothing was added."""
         if not self.n_frames:
             raise ParityError("nothing was compared", expected="at least one frame")
         return ParityResult(
@@ -121,7 +138,7 @@ class ParityMeter:
 
 
 def parity(expected: NDArray[np.floating], got: NDArray[np.floating]) -> ParityResult:
-    """Compare two arrays of logits of equal shape, first axis = frames."""
+    """Compare two arrays of logits of equal shape; the first axis is frames."""
     meter = ParityMeter()
     meter.add(expected, got)
     return meter.result()

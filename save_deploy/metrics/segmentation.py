@@ -1,7 +1,7 @@
-"""M_J and M_F exactly as AVSBench computes them, on the CPU and without loops over thresholds (SPEC 5).
+"""M_J and M_F as AVSBench computes them, without loops over thresholds (SPEC 5).
 
-The F-measure takes its maximum over thresholds after averaging the curves of one batch, so it
-depends on the batch: a protocol fixes it, and every score carries its protocol.
+The maximum of the F-measure over thresholds is taken after averaging the curves of one batch, so it
+depends on the batch. A protocol fixes the batch, and every score names its protocol.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ BETA2 = 0.3
 
 @dataclass(frozen=True)
 class Protocol:
-    """How masks are scored. threshold: of the probability, strictly above is foreground (M_J).
-    f_input: what the 255 thresholds 0..1 of M_F cut, probabilities or raw logits. videos_per_batch:
-    whose curves are averaged before the maximum. resolution: input (network size, truth enlarged
-    by nearest) or native (logits enlarged to the frame)."""
+    """Rules for scoring masks.
+
+    threshold: probability above which (strictly) a pixel is foreground for M_J.
+    f_input: input of the 255 thresholds 0..1 of M_F, probabilities or raw logits.
+    videos_per_batch: number of videos whose curves are averaged before the maximum.
+    resolution: input (model resolution, truth resized by nearest) or native (logits resized to the
+        frame).
+    """
 
     name: str
     threshold: float = 0.5
@@ -35,6 +39,7 @@ class Protocol:
 
     @property
     def text(self) -> str:
+        """Description of the protocol for reports."""
         batch = "one video" if self.videos_per_batch == 1 else f"{self.videos_per_batch} videos"
         return (
             f"{self.name}: M_J of {_F_WORDS['prob']} > {self.threshold:g}; M_F over 255 thresholds of "
@@ -44,15 +49,16 @@ class Protocol:
 
     @property
     def logit_threshold(self) -> float:
+        """Logit of the threshold."""
         return float(np.log(self.threshold / (1 - self.threshold)))
 
 
 _F_WORDS = {"prob": "probabilities", "logit": "raw logits"}
 PROTOCOLS = {
     "avsbench": Protocol("avsbench"),
-    # SAMA-AVS comments the sigmoid out before its F-measure
+    # SAMA-AVS's code has no sigmoid before its F-measure
     "sama": Protocol("sama", f_input="logit"),
-    # and validates with two videos a batch
+    # SAMA-AVS validates with two videos per batch
     "sama_val": Protocol("sama_val", f_input="logit", videos_per_batch=2),
     "gavs": Protocol("gavs", threshold=0.4, resolution="native"),
 }
@@ -60,7 +66,7 @@ AVSBENCH = PROTOCOLS["avsbench"]
 
 
 def protocol(name: str) -> Protocol:
-    """Raises SaveDeployError for an unknown name."""
+    """Return a protocol by name. Raises SaveDeployError for an unknown name."""
     if name not in PROTOCOLS:
         raise SaveDeployError("unknown metrics", got=name, expected=", ".join(PROTOCOLS))
     return PROTOCOLS[name]
@@ -68,8 +74,12 @@ def protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over batches (videos), M_J in percent (0..100), M_F in 0..1, with 95 % intervals over
-    videos; the values they come from, and the protocol in words."""
+    """Scores of a dataset: means over batches (videos) with 95 % intervals over videos.
+
+    m_j: percent (0 to 100).
+    m_f: 0 to 1.
+    protocol: description of the protocol.
+    """
 
     m_j: float
     m_f: float
@@ -83,18 +93,22 @@ class Score:
 
 
 class ScoreMeter:
-    """Collects videos and gives their score; batches of the protocol are filled in order."""
+    """Accumulates videos and returns their score. Batches of the protocol are filled in order."""
 
     def __init__(self, protocol: Protocol = AVSBENCH) -> None:
         self.protocol = protocol
         self.j: list[float] = []
         self.f: list[float] = []
         self.n_videos = self.n_frames = 0
-        self._frames: list[float] = []  # J of the frames of the open batch
+        self._frames: list[float] = []  # J of the frames of the current batch
         self._curves: list[NDArray[np.float64]] = []
 
     def add(self, logits: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
-        """mask_logits (F,H,W), truth bool (F,H,W) of one video -> its own mean J (0..1)."""
+        """Add one video and return its mean J (0 to 1).
+
+        logits: mask_logits (F,H,W).
+        truth: bool (F,H,W).
+        """
         found = frame_iou(logits > self.protocol.logit_threshold, truth)
         values = sigmoid(logits) if self.protocol.f_input == "prob" else logits
         labeled = truth.reshape(len(truth), -1).any(axis=1)
@@ -107,12 +121,12 @@ class ScoreMeter:
 
     def _close(self) -> None:
         self.j.append(float(np.mean(self._frames)))
-        # a batch of empty truth only counts as 0
+        # a batch with only empty truth counts as 0
         self.f.append(float(np.mean(self._curves, axis=0).max()) if self._curves else 0.0)
         self._frames, self._curves = [], []
 
     def score(self) -> Score:
-        """Raises SaveDeployError when nothing was added."""
+        """Return the score. Raises SaveDeployError when nothing was added."""
         if self._frames:
             self._close()
         return score_of(self.j, self.f, self.n_videos, self.n_frames, self.protocol)
@@ -125,7 +139,7 @@ def score_of(
     n_frames: int,
     protocol: Protocol = AVSBENCH,
 ) -> Score:
-    """Score of per-batch values, wherever they were computed."""
+    """Return the score of per-batch values. Raises SaveDeployError when there are none."""
     j, f = tuple(j), tuple(f)
     if not j:
         raise SaveDeployError("nothing to score", got="no clip", expected="one or more")
@@ -147,8 +161,10 @@ def score_videos(
     videos: Iterable[tuple[NDArray[np.floating], NDArray[np.bool_]]],
     protocol: Protocol = AVSBENCH,
 ) -> Score:
-    """(mask_logits (F,H,W), truth bool (F,H,W)) per video -> score. A logit on the threshold is
-    background."""
+    """Return the score of videos, each mask_logits (F,H,W) and truth bool (F,H,W).
+
+    A logit equal to the threshold is background.
+    """
     meter = ScoreMeter(protocol)
     for logits, truth in videos:
         meter.add(logits, truth)
@@ -156,7 +172,10 @@ def score_videos(
 
 
 def frame_iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Per-frame J. mask, truth bool (F,H,W) -> (F,). Empty truth: share of correct background."""
+    """Return J of each frame, (F,), for mask and truth bool (F,H,W).
+
+    For empty truth J is the share of correct background.
+    """
     mask, truth = mask.reshape(len(mask), -1), truth.reshape(len(truth), -1)  # (F,H*W)
     inter = (mask & truth).sum(1).astype(np.float64)
     union = (mask | truth).sum(1).astype(np.float64)
@@ -167,7 +186,7 @@ def frame_iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.f
 
 
 def f_curves(values: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """F over the 255 thresholds, values >= threshold are foreground; both (F,H,W) -> (F,255)."""
+    """Return F at the 255 thresholds, (F,H,W) -> (F,255). Values >= threshold are foreground."""
     curves = np.zeros((len(values), THRESHOLDS.size))
     for i, (v, g) in enumerate(zip(values, truth, strict=True)):
         passed = thresholds_passed(v.ravel())  # (H*W,)
@@ -183,21 +202,21 @@ def f_curves(values: NDArray[np.float32], truth: NDArray[np.bool_]) -> NDArray[n
 
 
 def thresholds_passed(values: NDArray[np.float32]) -> NDArray[np.int16]:
-    """How many of the 255 thresholds each value reaches, 0..255: (n,) -> (n,).
+    """Return how many of the 255 thresholds each value reaches, 0..255: (n,) -> (n,).
 
-    The thresholds are nearly k/254, so the answer is a multiplication, put right by one step where
-    rounding moved it; a binary search takes three times as long.
+    The thresholds are nearly k/254, so the result is a multiplication, corrected by one step where
+    rounding changed it. A binary search takes three times as long.
     """
-    guess = (np.clip(values, 0.0, 1.0) * np.float32(_STEPS)).astype(np.int16)  # logits too
+    guess = (np.clip(values, 0.0, 1.0) * np.float32(_STEPS)).astype(np.int16)  # clip raw logits
     guess += (values >= _NEXT[guess]).astype(np.int16)
     guess -= (values < THRESHOLDS[guess]).astype(np.int16)
     return guess + np.int16(1)
 
 
-_NEXT = np.append(THRESHOLDS[1:], np.float32(np.inf))  # threshold k + 1, none after the last
+_NEXT = np.append(THRESHOLDS[1:], np.float32(np.inf))  # threshold k + 1, inf after the last
 
 
 def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Logistic function in float32, without overflow."""
+    """Return the logistic function in float32, without overflow."""
     logits = np.clip(logits.astype(np.float32), -80, 80)
     return (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)

@@ -1,1 +1,1 @@
-"""The SAVE model (arXiv 2407.02004): one implementation, every system of the paper a config of it."""
+"""The SAVE model (arXiv 2407.02004). Every system of the paper is a configuration of it."""

@@ -1,5 +1,7 @@
-"""The adapters of SAVE: image adapter (Eq. 1) and residual audio adapters (Eq. 2); and GAVS's and
-AV-SAM's, which the paper compares with."""
+"""Adapters of SAVE: image adapter (Eq. 1) and residual audio adapters (Eq. 2).
+
+Also the adapters of GAVS and AV-SAM, which the paper compares with.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from save_deploy.config import AUDIO_DIM, PROMPT_DIM, SaveConfig
 
 
 class ImageAdapter(nn.Module):
-    """Channel gate, then a strided convolution and its transposed counterpart, skip and norm.
+    """Channel gate, strided convolution and transposed convolution, skip and norm.
 
-    The paper names the gate, the factor-2 convolution pair and "same number of channels"; kernels,
-    ReLUs, skip and the final norm are SAM-Med2D's (Adapter_Layer), whose parameter names we keep.
-    25.5 C^2 + 2C parameters (SPEC 1.3). The token grid side must be even or 7k (224 px: 14).
-    skip: what is added to the convolutions' output: the adapter's input, as in SAM-Med2D's code, the
-    gated input, as in the first built-in checkpoint, or nothing.
+    The paper specifies the gate, the factor-2 pair of convolutions and "same number of channels".
+    Kernels, ReLUs, skip and final norm are those of SAM-Med2D (Adapter_Layer), whose parameter
+    names are kept. 25.5 C^2 + 2C parameters (SPEC 1.3). The token grid side must be even or 7k (224
+    px: 14).
+    skip: tensor that is added to the output of the convolutions: the adapter's input as in
+        SAM-Med2D's code, the gated input as in the first built-in checkpoint, or none.
     """
 
     def __init__(self, config: SaveConfig) -> None:
@@ -50,10 +53,10 @@ class ImageAdapter(nn.Module):
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if how == "zero_out_norm" and isinstance(self.norm, nn.LayerNorm):
-            nn.init.zeros_(self.norm.weight)  # identity start: leaves frozen SAM features intact
+            nn.init.zeros_(self.norm.weight)  # identity start: keeps the frozen SAM features
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (B,s,s,C), already normalized by the block's norm2 -> (B,s,s,C)."""
+        """Adapt tokens (B,s,s,C), already normalized by the block's norm2: (B,s,s,C)."""
         x = tokens.permute(0, 3, 1, 2)  # (B,C,s,s)
         gate = self.channel(x.mean(dim=(2, 3)))  # (B,C)
         gated = x * gate[:, :, None, None]
@@ -64,9 +67,10 @@ class ImageAdapter(nn.Module):
 
 
 class AdaptedMlp(MLPBlock):  # type: ignore[misc]
-    """SAM's MLP with GAVS's bottleneck behind it: y = MLP(x); y + up(act(down(y))).
+    """SAM's MLP followed by GAVS's bottleneck: y = MLP(x); y + up(act(down(y))).
 
-    A subclass, so that SAM's parameter names (lin1, lin2) stay and its files load strictly.
+    It is a subclass, so that SAM's parameter names (lin1, lin2) are kept and its files load
+    strictly.
     """
 
     def __init__(
@@ -89,9 +93,9 @@ class AdaptedMlp(MLPBlock):  # type: ignore[misc]
 
 
 class PostFusion(nn.Module):
-    """AV-SAM: the sound, as one vector, added to every pixel of the frozen image embedding.
+    """AV-SAM's fusion: one audio vector, added to every pixel of the frozen image embedding.
 
-    The paper says "fused pixel-wise" and no more (SPEC 2); addition is our reading.
+    The paper says only "fused pixel-wise" (SPEC 2); addition is our reading.
     """
 
     def __init__(self) -> None:
@@ -99,12 +103,12 @@ class PostFusion(nn.Module):
         self.proj = nn.Linear(AUDIO_DIM, PROMPT_DIM)
 
     def forward(self, image_embeddings: Tensor, audio_embedding: Tensor) -> Tensor:
-        """(B,256,s,s), (B,128) -> (B,256,s,s)."""
+        """Fuse image_embeddings (B,256,s,s) with audio_embedding (B,128): (B,256,s,s)."""
         return image_embeddings + self.proj(audio_embedding)[:, :, None, None]
 
 
 class AudioMlp(nn.Module):
-    """PE_i of Eq. 2: an MLP, plus its input when the widths agree (the residual)."""
+    """PE_i of Eq. 2 without the residual: an MLP, whose output linear may be shared."""
 
     def __init__(self, dim_in: int, config: SaveConfig, *, has_output: bool) -> None:
         super().__init__()
@@ -117,7 +121,10 @@ class AudioMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, config.embed_dim) if has_output else None
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B,D) -> hidden (B,H) when the output linear is shared, else (B,C) without the residual."""
+        """Map (B,D) to (B,C), or to hidden (B,H) when the output linear is shared.
+
+        The residual is not included.
+        """
         x = self.act(self.fc1(audio))
         for layer in self.hidden:
             x = self.act(layer(x))
@@ -127,7 +134,7 @@ class AudioMlp(nn.Module):
 class AudioAdapters(nn.Module):
     """All residual audio adapters: audio embedding -> N injection vectors and the prompt source.
 
-    They read the audio only, so they run once per second of sound, not once per frame.
+    They read only the audio, so they run once per second of audio, not once per frame.
     """
 
     def __init__(self, config: SaveConfig) -> None:
@@ -157,12 +164,14 @@ class AudioAdapters(nn.Module):
         return y if self.shared_fc2 is None else self.shared_fc2(y)
 
     def forward(self, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """audio_embedding (B,128) -> injections (N,B,C), prompt source (B,C) (raw: (B,128)).
+        """Return injections (N,B,C) and prompt source (B,C) of audio_embedding (B,128).
 
-        literal      e_1 = PE_1(F); e_i = PE_i(F + PE_{i-1}(F)); prompt = sum of e_i    (Eq. 2)
-        literal_running   the same, each block gets the running sum of e_1..e_i
-        recursive    a_1 = PE_1(F); a_i = PE_i(F + a_{i-1}); prompt = a_N (last) or the sum
-        independent  e_i = MLP_i(F), no residual                                (SAMA-AVS)
+        The raw prompt source is the audio embedding (B,128).
+
+            literal          e_1 = PE_1(F); e_i = PE_i(F + PE_{i-1}(F)); prompt = sum of e_i    (Eq. 2)
+            literal_running  the same, but each block gets the running sum of e_1..e_i
+            recursive        a_1 = PE_1(F); a_i = PE_i(F + a_{i-1}); prompt = a_N (last) or the sum
+            independent      e_i = MLP_i(F), no residual                                (SAMA-AVS)
         """
         if self.mode == "off":
             return audio_embedding.new_zeros(0, *audio_embedding.shape), audio_embedding
@@ -192,7 +201,7 @@ class AudioAdapters(nn.Module):
 
 
 class AudioPrompt(nn.Module):
-    """Prompt MLP: the audio vector becomes one sparse prompt token of SAM's mask decoder."""
+    """Prompt MLP: converts the audio vector to a sparse prompt token of SAM's mask decoder."""
 
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()
@@ -205,6 +214,6 @@ class AudioPrompt(nn.Module):
         )
 
     def forward(self, source: Tensor) -> Tensor:
-        """source (B,C) -> sparse_prompt_embeddings (B,P,256), P = 1 (or s*s identical tokens)."""
+        """Map source (B,C) to sparse_prompt_embeddings (B,P,256), P = 1 or s*s equal tokens."""
         x = self.act(self.layers[0](source * self.scale))
         return self.layers[1](x)[:, None, :].expand(-1, self.n_tokens, -1)

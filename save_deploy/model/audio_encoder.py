@@ -1,7 +1,7 @@
-"""VGGish: one log-mel example -> a 128-d audio embedding (SPEC 3).
+"""VGGish: log-mel example -> 128-dimensional audio embedding (SPEC 3).
 
-Same layers and parameter names as harritaylor/torchvggish (features.{0,3,6,8,11,13},
-embeddings.{0,2,4}); vit_t uses a narrower network of the same form.
+Layers and parameter names are those of harritaylor/torchvggish (features.{0,3,6,8,11,13},
+embeddings.{0,2,4}). vit_t uses a narrower network of the same form.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from save_deploy.config import AUDIO_DIM, SaveConfig
 
 
 class AudioEncoder(nn.Module):
-    """log_mel (B,1,96,64) = (time, mel) -> audio_embedding (B,128), >= 0."""
+    """log_mel (B,1,96,64), (time, mel) -> audio_embedding (B,128), >= 0."""
 
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class AudioEncoder(nn.Module):
         return self.embeddings(self._flat(log_mel))
 
     def hear(self, log_mel: Tensor) -> Tensor:
-        """log_mel (B,1,96,64) -> (B,audio_fc): what the last linear reads."""
+        """Return the input of the last linear for log_mel (B,1,96,64): (B,audio_fc)."""
         return self.embeddings[:4](self._flat(log_mel))
 
     def _flat(self, log_mel: Tensor) -> Tensor:
         x = self.features(log_mel)  # (B,512,6,4)
-        # channels last before flattening, as in the TensorFlow original: (B,6,4,512)
+        # channels-last before flattening, as in the TensorFlow original: (B,6,4,512)
         return x.permute(0, 2, 3, 1).flatten(1)

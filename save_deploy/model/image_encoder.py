@@ -1,7 +1,8 @@
 """SAM's ViT image encoder with an image adapter and an audio vector in every block.
 
-Parts and parameter names are segment-anything's (modeling/image_encoder.py); with adapters off and
-no audio the output equals its ImageEncoderViT. Inside the encoder tensors are channels-last.
+Modules and parameter names are those of segment-anything (modeling/image_encoder.py). With adapters
+off and no audio the output equals its ImageEncoderViT. Tensors inside the encoder are
+channels-last.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from save_deploy.model.adapters import AdaptedMlp, ImageAdapter
 
 
 class ImageEncoder(nn.Module):
-    """image (B,3,S,S) normalized + injections (N,B,C) -> image_embeddings (B,256,S/16,S/16)."""
+    """image (B,3,S,S) normalized, injections (N,B,C) -> image_embeddings (B,256,S/16,S/16)."""
 
     def __init__(self, config: SaveConfig) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Block(nn.Module):
         self.adapter = ImageAdapter(config) if kind == "med2d" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,s,s,C) -> (B,s,s,C)."""
+        """Compute the block on tokens: (B,s,s,C) -> (B,s,s,C)."""
         attended = x + self._attention(self.norm1(x))
         y = self.norm2(attended)
         out = attended + self.mlp(y)
@@ -95,7 +96,10 @@ class Block(nn.Module):
 
 
 def attention_as_sam(attn: Attention, x: Tensor, window_size: int) -> Tensor:
-    """Pad to whole windows, attend, crop; window_size 0 means global. (B,s,s,C) -> (B,s,s,C)."""
+    """Pad to whole windows, attend and crop, as SAM does: (B,s,s,C) -> (B,s,s,C).
+
+    window_size: 0 means global attention.
+    """
     if window_size == 0:
         return attn(x)
     windows, pad_hw = window_partition(x, window_size)
@@ -103,11 +107,12 @@ def attention_as_sam(attn: Attention, x: Tensor, window_size: int) -> Tensor:
 
 
 def attention_real_tokens(attn: Attention, x: Tensor, window_size: int) -> Tensor:
-    """SAM's attention with the linears run on real tokens only; equal to it, padding included.
+    """Compute SAM's attention with linears only on real tokens: (B,s,s,C) -> (B,s,s,C).
 
-    A padded token is zero before qkv, so its q, k and v are exactly the qkv bias (SPEC 1.2): the
-    product without bias is padded and the bias added afterwards. x (B,s,s,C) -> (B,s,s,C);
-    window_size 0 means global attention.
+    The result equals attention_as_sam, including padding: a padded token is zero before qkv, so its
+    q, k and v are the qkv bias (SPEC 1.2). The product without bias is padded, and the bias is
+    added afterwards.
+    window_size: 0 means global attention.
     """
     _, height, width, dim = x.shape
     heads, head_dim = attn.num_heads, dim // attn.num_heads

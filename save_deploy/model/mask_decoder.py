@@ -1,4 +1,4 @@
-"""SAM's mask decoder, with one fix: B images with B prompts stay B images."""
+"""SAM's mask decoder with a fix for batches: B images with B prompts stay B images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     """segment-anything's MaskDecoder (3 multimask outputs, 2 two-way layers, 8 heads).
 
     Upstream repeats every image once per prompt, so B frames with B audio prompts would become B^2
-    images (SPEC 1.5, batch trap). Here images are repeated only when their number differs.
+    images (SPEC 1.5). Here images are repeated only when their number differs from the number of
+    prompts.
     """
 
     def __init__(self, config: SaveConfig) -> None:
         transformer = TwoWayTransformer(
             depth=2, embedding_dim=PROMPT_DIM, mlp_dim=MLP_DIM, num_heads=8
         )
-        if config.decoder_adapter == "bottleneck":  # GAVS: GELU inside, a residual around
+        if config.decoder_adapter == "bottleneck":  # GAVS: GELU in the bottleneck, with a residual
             for layer in transformer.layers:
                 layer.mlp = AdaptedMlp(
                     PROMPT_DIM,
@@ -42,8 +43,13 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """image_embeddings (B,256,s,s), image_pe (1,256,s,s), sparse (B,P,256), dense (B,256,s,s)
-        -> low_res_masks (B,4,4s,4s), iou_predictions (B,4)."""
+        """Return low_res_masks (B,4,4s,4s) and iou_predictions (B,4).
+
+        image_embeddings: (B,256,s,s).
+        image_pe: (1,256,s,s).
+        sparse_prompt_embeddings: (B,P,256).
+        dense_prompt_embeddings: (B,256,s,s).
+        """
         batch = sparse_prompt_embeddings.shape[0]
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         output_tokens = output_tokens[None].expand(batch, -1, -1)  # (B,5,256)

@@ -1,4 +1,4 @@
-"""SaveModel: the eager model as trained. Every parity figure of this project refers to it."""
+"""SaveModel, the eager model as trained. It is the reference of all parity measurements."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from save_deploy.model.audio_encoder import AudioEncoder
 from save_deploy.model.image_encoder import ImageEncoder
 from save_deploy.model.mask_decoder import MaskDecoder
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # SAM, on 0..255, RGB
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # SAM's values for RGB in 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class SaveModel(nn.Module):
-    """frames + one second of sound -> mask logits. Parts are named as in SAM's state dict."""
+    """Eager model: frames and one second of audio -> mask logits.
+
+    Modules are named as in SAM's state dict.
+    """
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -36,24 +39,32 @@ class SaveModel(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor, log_mel: Tensor) -> Tensor:
-        """frames uint8 (B,S,S,3) RGB, log_mel float32 (B,1,96,64) -> mask_logits (B,1,S,S)."""
+        """Return mask_logits (B,1,S,S).
+
+        frames: uint8 (B,S,S,3) RGB.
+        log_mel: float32 (B,1,96,64).
+        """
         return self.forward_embedding(frames, self.audio_encoder(log_mel))
 
     def forward_embedding(self, frames: Tensor, audio_embedding: Tensor) -> Tensor:
-        """frames uint8 (B,S,S,3) RGB, audio_embedding (B,128) -> mask_logits (B,1,S,S)."""
+        """Return mask_logits (B,1,S,S).
+
+        frames: uint8 (B,S,S,3) RGB.
+        audio_embedding: float32 (B,128).
+        """
         image_embeddings, prompt_source = self.encode(self.normalize(frames), audio_embedding)
         low_res_masks, _ = self.decode(image_embeddings, prompt_source)
         return self.upsample(low_res_masks[:, :1])
 
     def normalize(self, frames: Tensor) -> Tensor:
-        """uint8 (B,S,S,3) RGB -> image (B,3,S,S), SAM's mean and standard deviation."""
+        """Normalize uint8 (B,S,S,3) RGB with SAM's mean and standard deviation: (B,3,S,S)."""
         image = frames.permute(0, 3, 1, 2).to(self.pixel_mean.dtype)  # (B,3,S,S)
         return (image - self.pixel_mean) / self.pixel_std
 
     def encode(self, image: Tensor, audio_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """-> image_embeddings (B,256,s,s) with audio fused in, prompt source (B,C).
+        """Return image_embeddings (B,256,s,s) with audio injected, and the prompt source (B,C).
 
-        After post-fusion the source is the mean fused pixel (B,256).
+        After post-fusion the source is the mean over pixels of the fused embedding, (B,256).
         """
         injections, prompt_source = self.audio_adapter(audio_embedding)
         use = injections if self.config.audio_inject != "none" else None
@@ -64,7 +75,7 @@ class SaveModel(nn.Module):
         return image_embeddings, prompt_source
 
     def decode(self, image_embeddings: Tensor, prompt_source: Tensor) -> tuple[Tensor, Tensor]:
-        """-> low_res_masks (B,4,S/4,S/4), iou_predictions (B,4)."""
+        """Return low_res_masks (B,4,S/4,S/4) and iou_predictions (B,4)."""
         return decode_masks(
             self.audio_prompt,
             self.prompt_encoder,
@@ -74,7 +85,7 @@ class SaveModel(nn.Module):
         )
 
     def upsample(self, low_res_masks: Tensor) -> Tensor:
-        """(B,M,S/4,S/4) -> (B,M,S,S), bilinear, align_corners=False (SAM postprocess)."""
+        """Resize (B,M,S/4,S/4) to (B,M,S,S), bilinear, align_corners=False, as SAM does."""
         size = (self.config.res, self.config.res)
         return nn.functional.interpolate(low_res_masks, size, mode="bilinear", align_corners=False)
 
@@ -86,8 +97,12 @@ def decode_masks(
     image_embeddings: Tensor,
     prompt_source: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """image_embeddings (B,256,s,s), prompt source (B,C) -> low_res_masks (B,4,4s,4s),
-    iou_predictions (B,4). Without an audio prompt the sparse prompt is empty (SAMA-AVS)."""
+    """Return low_res_masks (B,4,4s,4s) and iou_predictions (B,4).
+
+    image_embeddings: (B,256,s,s).
+    prompt_source: (B,C).
+    Without an audio prompt the sparse prompt is empty (SAMA-AVS).
+    """
     batch, _, height, width = image_embeddings.shape
     sparse = image_embeddings.new_zeros(batch, 0, PROMPT_DIM)
     if audio_prompt is not None:

@@ -1,1 +1,1 @@
-"""Recipes: one TOML file per row of the paper's tables, and what the paper says about that row."""
+"""Recipes: one TOML file per row of the paper's tables, and the numbers that the paper prints."""

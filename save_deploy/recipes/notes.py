@@ -1,4 +1,4 @@
-"""Where the paper is inconsistent in ways that no comparison of rows can show (SPEC 8, items 3-9)."""
+"""Inconsistencies of the paper that a comparison of rows does not show (SPEC 8, items 3-9)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from fnmatch import fnmatch
 
 @dataclass(frozen=True)
 class Note:
-    """item: its number in SPEC 8. rows: patterns of recipe names. datasets: none means all."""
+    """A note on some rows of the paper.
+
+    item: its number in SPEC 8.
+    rows: patterns of recipe names.
+    datasets: datasets it applies to; () means all.
+    """
 
     item: int
     rows: tuple[str, ...]
@@ -16,6 +21,7 @@ class Note:
     text: str
 
     def concerns(self, recipe: str, dataset: str) -> bool:
+        """Return True when the note applies to this recipe and dataset."""
         here = not self.datasets or dataset in self.datasets
         return here and any(fnmatch(recipe, pattern) for pattern in self.rows)
 
@@ -122,5 +128,5 @@ NOTES: tuple[Note, ...] = (
 
 
 def notes_on(recipe: str, dataset: str) -> tuple[str, ...]:
-    """The notes about a built-in row, in the order of SPEC 8; none for a recipe of one's own."""
+    """Return the notes on a built-in row, in the order of SPEC 8; () for a user's own recipe."""
     return tuple(note.text for note in NOTES if note.concerns(recipe, dataset))

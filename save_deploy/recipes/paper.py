@@ -1,7 +1,7 @@
-"""What the paper prints for a row, and where it contradicts itself.
+"""Numbers that the paper prints for a row, and their contradictions.
 
-Two kinds are computed from the rows: one experiment with several numbers, and one pair of numbers
-under several experiments. What no comparison of rows shows stands in notes.py.
+Two kinds are computed from the rows: one experiment with different numbers, and one pair of numbers
+for different experiments. Other contradictions are listed in notes.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from save_deploy.recipes.recipe import PaperScore, Recipe, built_in_recipes
 
 @dataclass(frozen=True)
 class Claim:
-    """A number and the row that prints it."""
+    """A number, and the row that prints it."""
 
     recipe: str
     table: str
@@ -32,9 +32,13 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperComparison:
-    """printed: this row's number, None where it has none. elsewhere: rows that describe the same
-    experiment and print other numbers. repeated: rows of another experiment that print the very
-    same pair. notes: what else is wrong about this row."""
+    """Numbers of the paper for one row and dataset.
+
+    printed: number of this row, None if it has none.
+    elsewhere: rows of the same experiment with other numbers.
+    repeated: rows of other experiments with the same pair of numbers.
+    notes: other inconsistencies of this row.
+    """
 
     recipe: Recipe
     dataset: str
@@ -45,11 +49,12 @@ class PaperComparison:
 
     @property
     def scores(self) -> tuple[PaperScore, ...]:
-        """Every number the paper has for this experiment, this row's first, each once."""
+        """All numbers of the paper for this experiment without duplicates, this row's first."""
         printed = (self.printed,) if self.printed else ()
         return tuple(dict.fromkeys((*printed, *(c.score for c in self.elsewhere))))
 
     def lines(self) -> list[str]:
+        """Return the comparison as lines of text."""
         score = self.printed.text if self.printed else "no number"
         place = f"{self.recipe.table}, {self.recipe.row}, {self.dataset}"
         found = [f"the paper: {score} ({place})"]
@@ -61,8 +66,11 @@ class PaperComparison:
 def paper_says(
     recipe: Recipe, dataset: str, among: Iterable[Recipe] | None = None
 ) -> PaperComparison:
-    """Raises SaveDeployError for a dataset that the row is not tested on. among: the rows to compare
-    with, all built-in ones by default."""
+    """Return the numbers of the paper for a row and a dataset.
+
+    among: rows to compare with, by default all built-in ones.
+    Raises SaveDeployError for a dataset that the row is not tested on.
+    """
     recipe.chain(dataset)
     printed, same = recipe.paper.get(dataset), experiment(recipe, dataset)
     elsewhere, repeated = [], []
@@ -86,29 +94,30 @@ def paper_says(
 
 
 def experiment(recipe: Recipe, dataset: str) -> tuple[Any, ...]:
-    """What has to be equal for two rows to describe the same experiment: model, training, test."""
+    """Return what is equal for two rows of the same experiment: model, training and test."""
     chain = tuple(dataclasses.replace(s, towards=()) for s in recipe.chain(dataset))
     return recipe.config(), recipe.mask, chain, dataset, recipe.test[dataset]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Our number beside the paper's."""
+    """Measured scores compared with the paper's."""
 
     ours: PaperScore
     paper: PaperComparison
 
     @property
     def m_j_difference(self) -> float | None:
-        """Ours minus the paper's, in points; None where the paper has no number."""
+        """Measured minus printed M_J in points, None when the paper has no number."""
         return self.ours.m_j - self.paper.printed.m_j if self.paper.printed else None
 
     @property
     def m_f_difference(self) -> float | None:
+        """Measured minus printed M_F, None when the paper has no number."""
         return self.ours.m_f - self.paper.printed.m_f if self.paper.printed else None
 
     def lines(self) -> list[str]:
-        """Two lines of numbers, then what the paper says."""
+        """Return two lines of numbers, followed by those of the paper."""
         rows = [f"M_J ours {self.ours.m_j:6.2f}", f"M_F ours {self.ours.m_f:6.3f}"]
         if (printed := self.paper.printed) is not None:
             rows[0] += f"  paper {printed.m_j:6.2f}  difference {self.m_j_difference:+.2f}"
@@ -117,7 +126,11 @@ class Verdict:
 
 
 def compare(recipe: Recipe, dataset: str, m_j: float, m_f: float) -> Verdict:
-    """m_j in percent, m_f in 0..1, as a Score has them. Raises SaveDeployError for others."""
+    """Compare scores with the paper's. Raises SaveDeployError for invalid scores.
+
+    m_j: 0 to 100.
+    m_f: 0 to 1.
+    """
     if not (0 <= m_j <= 100 and 0 <= m_f <= 1):
         raise SaveDeployError(
             "not a score", got=f"M_J {m_j}, M_F {m_f}", expected="M_J 0..100 and M_F 0..1"

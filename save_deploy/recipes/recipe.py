@@ -1,9 +1,9 @@
-"""A recipe: everything that one row of the paper's tables needs, from training to its number.
+"""Recipe of one row of the paper's tables, from training to its printed number.
 
     recipe = load_recipe("t2_save_256_ft_syn")
     [stage.dataset for stage in recipe.chain("ms3")]  # ["syn", "s4", "ms3"]
 
-A row that is tested on two datasets has one file; each stage says towards which tests it counts.
+A row that is tested on two datasets has one file; each stage lists the tests it belongs to.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ ROWS = Path(__file__).parent / "rows"
 _V3 = ("v3_seen", "v3_unseen", "v3_1_shot", "v3_3_shot", "v3_5_shot")
 DATASETS = ("s4", "ms3", "v2", *_V3, "syn")
 TRAINABLE = tuple(d for d in DATASETS if d != "v3_unseen")  # the 0-shot test
-_CHOSEN_BY_ROW = ("name", "res", "system")  # keys of a recipe, so no switches
+_CHOSEN_BY_ROW = ("name", "res", "system")  # keys of a recipe that are not switches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training run, on from the best weights of the stage before it (SPEC 6).
+    """One training run, starting from the best weights of the previous stage (SPEC 6).
 
-    towards: the tested datasets whose chain has this stage. item: what a batch counts, a labeled
-    frame or a video with all of them. A cosine goes from lr to final_lr over all epochs.
+    towards: tested datasets whose chain includes this stage.
+    item: unit of `batch`: a labeled frame, or a video with all its frames.
+    A cosine schedule goes from lr to final_lr over all epochs.
     """
 
     dataset: str
     towards: tuple[str, ...]
-    res: int  # px; another one than the recipe's where weights are carried over
+    res: int  # px; may differ from the recipe's, as positions are resized between stages
     epochs: int
     item: str
     batch: int  # items per GPU
@@ -53,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PaperScore:
-    """M_J in percent (0..100), M_F in 0..1."""
+    """M_J in percent (0 to 100), M_F in 0 to 1."""
 
     m_j: float
     m_f: float
@@ -65,8 +66,12 @@ class PaperScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One row. test: dataset -> split. mask: `model`, or `oracle` for the best of SAM's masks.
-    paper: dataset -> printed score; empty in a recipe of one's own."""
+    """One row of the paper's tables.
+
+    test: dataset -> split.
+    mask: `model`, or `oracle` for the best of SAM's masks.
+    paper: dataset -> printed score; empty in a user's own recipe.
+    """
 
     name: str
     table: str
@@ -75,7 +80,7 @@ class Recipe:
     system: str
     backbone: str
     res: int
-    metrics: str  # a protocol of save_deploy.metrics
+    metrics: str  # key of save_deploy.metrics PROTOCOLS
     mask: str
     switches: dict[str, Any]
     stages: tuple[Stage, ...]
@@ -83,8 +88,10 @@ class Recipe:
     paper: dict[str, PaperScore]
 
     def chain(self, dataset: str) -> tuple[Stage, ...]:
-        """The stages, in order, before the test on `dataset`; none for a row that trains nothing.
-        Raises SaveDeployError for a dataset that this row is not tested on."""
+        """Return the stages before the test on `dataset`, in order; () for a row without training.
+
+        Raises SaveDeployError for a dataset that this row is not tested on.
+        """
         if dataset not in self.test:
             raise SaveDeployError(
                 f"{self.name} is not tested on this dataset",
@@ -94,13 +101,13 @@ class Recipe:
         return tuple(s for s in self.stages if dataset in s.towards)
 
     def config(self, **changes: Any) -> SaveConfig:
-        """The model of this row; a stage at another size: `recipe.config(res=stage.res)`."""
+        """Return the model configuration. A stage at another size uses `config(res=stage.res)`."""
         res = changes.pop("res", self.res)
         backbone = changes.pop("backbone", self.backbone)
         return SaveConfig.of_system(self.system, backbone, res=res, **{**self.switches, **changes})
 
     def steps(self, stage: Stage, n_items: int) -> int:
-        """Optimizer steps of a stage over n_items frames or videos (`stage.item`)."""
+        """Return the optimizer steps of a stage over n_items frames or videos (`stage.item`)."""
         if n_items < 1:
             raise SaveDeployError("nothing to train on", got=f"{n_items} {stage.item}s")
         return stage.epochs * -(-n_items // (stage.batch * stage.gpus))  # rounded up
@@ -108,14 +115,15 @@ class Recipe:
 
 @cache
 def recipe_names() -> tuple[str, ...]:
-    """The built-in recipes, t1_... to t9_..."""
+    """Return the names of the built-in recipes, t1_... to t9_..."""
     return tuple(sorted(path.stem for path in ROWS.glob("*.toml")))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A built-in recipe by its name, or a .toml file of one's own.
+    """Load a built-in recipe by name, or a .toml file.
 
-    Raises SaveDeployError: an unknown name with its near matches, a bad file with its key.
+    Raises SaveDeployError for an unknown name, with similar names, and for a bad file, with the
+    key.
     """
     text = os.fspath(name_or_path)
     if text in recipe_names():
@@ -129,13 +137,13 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 @cache
 def built_in_recipes() -> tuple[Recipe, ...]:
-    """All rows, in the order of `recipe_names`."""
+    """Return all built-in recipes, in the order of `recipe_names`."""
     return tuple(load_recipe(name) for name in recipe_names())
 
 
 def _read(path: Path) -> Recipe:
     fields = read_toml(
-        path, what="recipe", hint="save-deploy recipes: the built-in ones, named without .toml"
+        path, what="recipe", hint="save-deploy recipes lists the built-in ones, named without .toml"
     )
     table, row, title = fields.string("table"), fields.string("row"), fields.string("title")
     system, backbone = fields.string("system", SYSTEMS), fields.string("backbone", PRESETS)
@@ -201,14 +209,14 @@ def _resolution(fields: Fields, default: int | None) -> int:
 
 
 def read_score(fields: Fields) -> PaperScore:
-    """{ m_j = 84.06, m_f = 0.905 }"""
+    """Read a score such as { m_j = 84.06, m_f = 0.905 }."""
     score = PaperScore(fields.number("m_j", 0.0, 100.0), fields.number("m_f", 0.0, 1.0))
     fields.done()
     return score
 
 
 def _switches(fields: Fields) -> dict[str, Any]:
-    """Fields of SaveConfig that a row sets, each of the type and in the range it has there."""
+    """Return the fields of SaveConfig that a row sets, with checked types and ranges."""
     known = [f.name for f in dataclasses.fields(SaveConfig) if f.name not in _CHOSEN_BY_ROW]
     chosen = {name: take_switch(fields, name) for name in known if name in fields}
     fields.done(known)
@@ -216,15 +224,15 @@ def _switches(fields: Fields) -> dict[str, Any]:
 
 
 def _check(recipe: Recipe, fields: Fields) -> None:
-    """What no single key shows."""
+    """Check combinations of keys. Raises the error type of `fields`."""
     try:
         recipe.config()
     except (SaveDeployError, TypeError, ArithmeticError) as error:
-        raise fields.error("switches", got=str(error), expected="a model that exists") from None
+        raise fields.error("switches", got=str(error), expected="a valid model") from None
     for dataset in recipe.test:
         trained = {stage.dataset for stage in recipe.chain(dataset)}
         if dataset.startswith("v3") and "v2" in trained:
-            # v3_seen holds clips of v2's test split, and v2 holds the unseen classes
+            # v3_seen has clips of v2's test split, and v2 has the unseen classes
             raise fields.error("stage", got="v2 before v3", expected="v3_seen first: V2 leaks")
     if recipe.mask == "oracle" and recipe.stages:
         raise fields.error("mask", got="oracle with [[stage]]", expected="nothing to train")

@@ -205,7 +205,7 @@ def test_force_does_not_eat_other_folders(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
     done = run("export", "-o", "photos", "--force", cwd=tmp_path)
-    assert done.returncode == 1 and "what save-deploy did not write" in done.stderr
+    assert done.returncode == 1 and "a folder that save-deploy did not write" in done.stderr
     assert (tmp_path / "photos" / "a.jpg").exists()
 
 

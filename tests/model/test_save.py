@@ -207,7 +207,7 @@ def test_config_from_a_file_must_make_sense(tiny) -> None:  # type: ignore[no-un
         (dict(audio_channels=[1] * 100_000), "100000 audio_channels"),
         (dict(global_blocks=[0] * 100_000), "more global blocks"),
         (dict(image_adapter_up_kernel=1), "kernels"),
-        (dict(name="a\x1b[31mb"), "name of no model"),
+        (dict(name="a\x1b[31mb"), "invalid model name"),
     ):
         values = json.loads(tiny().config.to_json()) | change
         with pytest.raises(CheckpointError, match=rf"c\.json(.|\n)*{said}"):

@@ -83,7 +83,7 @@ def test_reading_gpus_through_fakes() -> None:
 @pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDeviceGetName"])
 def test_a_driver_that_fails_is_a_problem_not_a_crash(call: str) -> None:
     found = read_from(FakeLibcuda(failing=call), FakeNvml())
-    assert found.gpus == () and f"{call} with error 100" in found.problem
+    assert found.gpus == () and f"{call} failed with error 100" in found.problem
     assert read_from(FakeLibcuda(count=0), None).problem == "the driver sees no GPU"
 
 
