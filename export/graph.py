@@ -3,7 +3,7 @@
     write_graph(deploy, folder / "model.onnx", spec, quant=quant, fp16=fp16)
 
 Steps, in order: trace, insert Q/DQ pairs around quantized MatMuls, convert the rest to FP16, remove
-    unused weights, write the file.
+unused weights, write the file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bundle format: inputs and outputs of the graphs, and manifest.json, its only contract.
 
 A bundle is a folder: manifest.json, model.onnx [+ model.onnx.data], audio.onnx, golden/*.npy,
-    conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
+conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Deploy forms of the image adapter: TokenAdapter with convolutions, DeployAdapter with MatMuls.
 
 INT8 needs MatMuls: every runtime has INT8 kernels for a MatMul with a constant weight, but TensorRT
-    computes a quantized transposed convolution in float. FP16 keeps the convolutions, which need
-    fewer kernels. Tokens are channels-last (B,s,s,C); only the convolutions read channels-first.
+computes a quantized transposed convolution in float. FP16 keeps the convolutions, which need fewer
+kernels. Tokens are channels-last (B,s,s,C); only the convolutions read channels-first.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def most_steps(n_units: int) -> int:
     """Return the maximum number of on_step calls of a search.
 
     They are: all quantized, each unit alone, the costs, the bisection with its two ends, and the
-        units that are tried again.
+    units that are tried again.
     """
     bisection = 2 + math.ceil(math.log2(max(2, n_units)))
     return 1 + n_units + 1 + bisection + MAX_RETURNS

@@ -1,7 +1,7 @@
 """AVSS (AVSBench-semantic) as released: metadata.csv, and one folder per clip in v1s/, v1m/, v2/.
 
 Layout is in SPEC 4.3: JPEG frames of native size numbered from 0, 5 of them in v1s and v1m, 10 in
-    v2. Masks are binary here (A18): every class color of labels_rgb is foreground.
+v2. Masks are binary here (A18): every class color of labels_rgb is foreground.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """AVS-Synthetic as released: single images with a mask and a sound of the same class.
 
 SPEC 4.5: annotations.csv, images/, masks/, audios/. Test and validation rows name their sound. A
-    training sound is drawn from the list of its class, here as a function of (seed, index). The
-    second example (0.96 to 1.92 s) is used.
+training sound is drawn from the list of its class, here as a function of (seed, index). The second
+example (0.96 to 1.92 s) is used.
 """
 
 from __future__ import annotations
