@@ -251,7 +251,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip_gpu)
         if HEAVY & set(getattr(item, "fixturenames", ())):
             item.add_marker("heavy")
-        if module_fixtures(item):
+        if item.config.pluginmanager.hasplugin("xdist") and module_fixtures(item):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
     items.sort(key=_order)
 

@@ -40,6 +40,7 @@ def step(n: int, work: Path) -> str:
     environment = {
         **os.environ, "PY": sys.executable, "SAVE_GPU_DRY": "1", "GPU_WORK": str(work / "work"),
         "OUT": str(work / "out"), "BUNDLES": str(work / "bundles"),
+        "PYTEST_ADDOPTS": "-p no:xdist",  # the other machine has pytest alone
     }  # fmt: skip
     done = subprocess.run(
         ["bash", str(KIT / f"call{n}.sh")],
