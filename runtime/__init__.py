@@ -1,1 +1,1 @@
-"""Bundles run, compared and timed. Imports without torch except in `eager`."""
+"""Running, comparing and timing of bundles. Imports without torch, except `eager`."""

@@ -1,7 +1,7 @@
-"""What this machine has, what of it really loads, and what of a bundle could run on it.
+"""Report on this machine: installed backends, those that really load, and those a bundle can use.
 
-A list of compiled-in providers proves nothing, so each one is tried on a graph of one node, in a
-process of its own that may print and crash as it likes. torch is not imported.
+The list of compiled-in providers does not show which ones load, so each is tried on a graph of one
+node in a separate process, which may print and crash. torch is not imported.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ print(json.dumps("CPU" if "CPU" in core.available_devices else ""))
 
 @dataclass(frozen=True)
 class Trial:
-    """One provider on a graph of one node. active: what ran; problem: why not the asked one."""
+    """Trial of one provider on a graph of one node.
+
+    active: the provider that ran.
+    problem: why the requested one did not run.
+    """
 
     name: str
     works: bool
@@ -85,8 +89,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Answer:
-    """Could `file` of the bundle run on this backend? memory_bytes: estimated, of the GPU for its
-    backends."""
+    """Whether `file` of the bundle could run on a backend.
+
+    memory_bytes: estimate; GPU memory for GPU backends.
+    """
 
     backend: str
     file: str
@@ -100,7 +106,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything found. answers: empty without a bundle."""
+    """Full report. answers: empty without a bundle."""
 
     computer: dict[str, Any]
     machine: Machine
@@ -115,7 +121,7 @@ class Examination:
 
 
 def examine(bundle: Path | None = None) -> Examination:
-    """Look at the machine and, if given, the bundle. Raises BundleError for an altered bundle."""
+    """Examine the machine and, if given, a bundle. Raises BundleError for an altered bundle."""
     manifest = None
     if bundle is not None:
         manifest = Manifest.read(bundle)
@@ -144,7 +150,7 @@ def _cuda_provider(machine: Machine) -> str:
 
 
 def run_trials() -> tuple[Trial, ...]:
-    """Every provider of the installed onnxruntime, and OpenVINO where it is installed."""
+    """Try every provider of the installed onnxruntime, and OpenVINO if installed."""
     names = []
     if version("onnxruntime-gpu") or version("onnxruntime"):
         names = import_onnxruntime().get_available_providers()

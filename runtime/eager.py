@@ -1,6 +1,6 @@
 """The eager PyTorch model behind the session interface: the reference of every comparison.
 
-On CUDA it was run against stand-ins for the device only, not on a GPU yet.
+The CUDA code was tested only with replacements of the device, not on a GPU.
 """
 
 from __future__ import annotations
@@ -46,13 +46,20 @@ class EagerSession:
         *,
         prepare: Prepare | None = None,
     ) -> None:
-        """prepare: arrays of the spec -> tensors of the host that `run` takes; default: as they are."""
+        """Wrap a function of tensors.
+
+        prepare: converts arrays of the spec to the host tensors that `run` takes; default: no
+            conversion.
+        """
         self.backend, self.spec, self.mode = "eager", spec, mode
         self.device_ms: float | None = None
         self._run, self._prepare = run, prepare or self._as_given
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Host arrays -> host arrays; on CUDA the call ends when the device has finished."""
+        """Run host arrays and return host arrays.
+
+        On CUDA the call returns when the device is finished.
+        """
         self.spec.check_inputs(inputs)
         with torch.inference_mode(), arithmetic(self.mode):
             given = [tensor.to(PLACE[self.mode.device]) for tensor in self._prepare(inputs)]
@@ -73,7 +80,7 @@ class EagerSession:
         return output
 
     def close(self) -> None:
-        """Nothing to release: the caller owns the model."""
+        """Do nothing, because the caller owns the model."""
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +95,7 @@ def to_host(output: Tensor) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def arithmetic(mode: EagerMode) -> Iterator[None]:
-    """TF32 on or off as the mode says, whatever the process had, and autocast. Restored afterwards."""
+    """Set TF32 and autocast of the mode for the block; the previous settings are restored."""
     # torch.compile still reads these and not the names that replace them
     switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
@@ -108,8 +115,10 @@ def arithmetic(mode: EagerMode) -> Iterator[None]:
 def eager_pipeline(
     model: SaveModel, *, batch: int = 1, mode: EagerMode = EagerMode()
 ) -> SavePipeline:  # fmt: skip
-    """The model as trained, with the log-mel of data/log_mel.py, as a pipeline of `batch` frames. Its
-    weights are on the mode's device already, the log-mel is computed on the host."""
+    """Return a model as a pipeline of `batch` frames, with the log-mel of data/log_mel.py.
+
+    The weights are already on the mode's device. The log-mel is computed on the host.
+    """
     embed = model.audio_encoder
 
     def heard(inputs: Arrays) -> tuple[Tensor, ...]:
@@ -129,8 +138,10 @@ def open_eager(
     mode: EagerMode = EagerMode(),
     threads: int | None = None,
 ) -> SavePipeline:  # fmt: skip
-    """The eager model of a checkpoint on the mode's device, with as many threads as sessions take.
-    Raises BackendError where torch has no such device."""
+    """Open the eager model of a checkpoint on the mode's device.
+
+    threads: default as for sessions. Raises BackendError when torch does not have the device.
+    """
     require_device(mode.device)
     torch.set_num_threads(threads or default_threads())
     model = load_model(checkpoint, res=res, sam=sam).to(PLACE[mode.device])
@@ -140,7 +151,7 @@ def open_eager(
 
 
 def require_device(device: str) -> None:
-    """Raise BackendError naming what is missing where torch cannot run on it."""
+    """Raise BackendError, naming what is missing, when torch cannot run on the device."""
     if device != "cuda" or torch.cuda.is_available():
         return
     nvidia = read_nvidia()

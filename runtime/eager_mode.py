@@ -1,6 +1,7 @@
-"""How the eager model is run: on which device, in which arithmetic, through torch.compile or not.
+"""How the eager model is run: device, arithmetic, and whether torch.compile is used.
 
-No torch here: comparisons and benchmarks name modes, runtime/eager.py runs them.
+This module does not import torch: comparisons and benchmarks name modes, runtime/eager.py runs
+them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ HALVES = ("fp16", "bf16")
 
 @dataclass(frozen=True)
 class EagerMode:
-    """tf32: inputs of float32 products are rounded to 10 bits of mantissa (CUDA only). half: "fp16" or
-    "bf16" by autocast, the weights stay float32; "": float32. compiled: through torch.compile."""
+    """Mode of the eager model.
+
+    tf32: round inputs of float32 products to 10 bits of mantissa (CUDA only).
+    half: "fp16" or "bf16" by autocast with float32 weights, "" for float32.
+    compiled: use torch.compile.
+    """
 
     device: str = "cpu"
     tf32: bool = False
@@ -41,7 +46,7 @@ class EagerMode:
 
     @property
     def name(self) -> str:
-        """eager, eager-tf32, eager-fp16, compile, compile-fp16, ..."""
+        """Name such as eager, eager-tf32, eager-fp16, compile, compile-fp16."""
         parts = ["compile" if self.compiled else "eager", self.half, "tf32" if self.tf32 else ""]
         return "-".join(filter(None, parts))
 
@@ -51,12 +56,15 @@ class EagerMode:
 
 
 def device_text(device: str, *, tf32: bool = False) -> str:
-    """As tables show it: TF32 is named either way, since it changes both time and numbers."""
+    """Return the device for tables.
+
+    TF32 is always named, because it changes both time and values.
+    """
     return device if device == "cpu" else f"{device}, TF32 {'on' if tf32 else 'off'}"
 
 
 def named_mode(name: str, device: str) -> EagerMode:
-    """The mode that EagerMode.name gives this name. Raises SaveDeployError for TF32 on the CPU."""
+    """Return the mode with this EagerMode.name. Raises SaveDeployError for TF32 on the CPU."""
     base, *rest = name.split("-")
     half = next((part for part in rest if part in HALVES), "")
     return EagerMode(device, tf32="tf32" in rest, half=half, compiled=base == "compile")
@@ -70,6 +78,8 @@ MODES = tuple(
 
 
 def choose_device(asked: str | None, backends: Iterable[str]) -> str:
-    """Of the eager model where none was asked for: the device of the fastest backend compared, which
-    is the GPU as soon as one of them runs there."""
+    """Return the requested device of the eager model, or that of the fastest backend compared.
+
+    The latter is the GPU when one of the backends runs there.
+    """
     return asked or ("cuda" if any(backend in GPU_BACKENDS for backend in backends) else "cpu")

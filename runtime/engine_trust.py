@@ -1,7 +1,7 @@
-"""Engines are code: which ones were built on this machine, by this user?
+"""Record of the engines that this user built on this machine. Engines are executable code.
 
-A bundle cannot say so of itself. What `save-deploy build` builds is noted in the user's cache, by the
-sha256 of the engine; the C++ runtime reads the same notes (cpp/src/engine_check.cpp).
+A bundle cannot prove where its engine was built. `save-deploy build` records each engine in the
+user's cache by its sha256; the C++ runtime reads the same records (cpp/src/engine_check.cpp).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ FOLDER = "engines_built_here"
 
 
 def note_built_here(sha256: str, what: str) -> bool:
-    """Remember an engine. what: text for people. False where the cache cannot be written."""
+    """Record an engine. Returns False when the cache cannot be written.
+
+    what: description for people.
+    """
     return keep_in_cache(_place(sha256), lambda path: path.write_text(f"{what}\n"))
 
 
@@ -28,8 +31,10 @@ def built_here(sha256: str) -> bool:
 def trust_refusals(
     entry: RawEntry, files: Mapping[str, FileRecord], *, trust: bool = False
 ) -> list[Refusal]:
-    """The reason against an engine that was not built here, unless the caller trusts its source. An
-    engine without a record is refused elsewhere."""
+    """Return the refusal of an engine that was not built here, unless `trust` is set.
+
+    An engine without a file record is refused by engine_check.
+    """
     record = files.get(entry["file"])
     if trust or record is None or built_here(record.sha256):
         return []

@@ -1,7 +1,7 @@
-"""Which kernel every quantized MatMul ran on, read from the executed graph of a backend.
+"""Kernels that ran each quantized MatMul, read from the profile of a backend.
 
-A Q/DQ file only asks for INT8: a bias of another rank or an activation in the wrong place makes a
-backend multiply in float32 without a word. So the graph is run once and its own profile is read.
+A Q/DQ graph only requests INT8: a bias of another rank or a misplaced activation makes a backend
+compute in float32 silently. So the graph is run once, and the profile of the run is read.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ _KERNEL_EVENT = "_kernel_time"
 
 @dataclass(frozen=True)
 class KernelCheck:
-    """Kernels of the given MatMuls. not_int8: the ones that ran otherwise or were not found, as
-    `node: operator (type)`; kinds: kernel type -> how many of the given MatMuls, `not found` too.
+    """Kernels of the given MatMuls.
+
+    not_int8: MatMuls that ran otherwise or were not found, as `node: operator (type)`.
+    kinds: kernel type -> number of the given MatMuls, including `not found`.
     """
 
     backend: str
@@ -52,7 +54,7 @@ class KernelCheck:
 
 @dataclass(frozen=True)
 class _Executed:
-    """One executed MatMul: name of its node, kernel type, how a report calls it."""
+    """One executed MatMul: node name, kernel type, and its description for reports."""
 
     name: str
     kind: str
@@ -63,11 +65,12 @@ class _Executed:
 def executed_kernels(
     backend: str, path: Path, matmuls: Sequence[str], inputs: Arrays, *, threads: int | None = None
 ) -> KernelCheck:
-    """Run an ONNX file once on `backend` (onnxruntime, openvino) and look its MatMuls up.
+    """Run an ONNX file once on a backend (onnxruntime, openvino) and return its MatMul kernels.
 
-    matmuls: names of MatMul nodes of the file. inputs: all inputs of the graph. A MatMul that
-    became several kernels counts as INT8 when all of them are.
-    Raises BackendError for an unknown, missing or failing backend.
+    matmuls: names of MatMul nodes of the file.
+    inputs: all inputs of the graph.
+    A MatMul that became several kernels counts as INT8 when all of them are INT8. Raises
+    BackendError for an unknown, missing or failing backend.
     """
     readers = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}
     if backend not in readers:
@@ -91,14 +94,17 @@ def _check(backend: str, matmuls: Sequence[str], executed: Iterable[_Executed]) 
 
 
 def _belongs(executed: str, matmul: str) -> bool:
-    """`x/matmul/MatMulAddFusion` is of `x/matmul`; `x/matmul_2` and `x/matmul.a` are not."""
+    """Return True when an executed node is part of a MatMul.
+
+    `x/matmul/MatMulAddFusion` is part of `x/matmul`; `x/matmul_2` and `x/matmul.a` are not.
+    """
     executed = executed.removeprefix("fused ")  # ONNX Runtime's MatMuls with an activation
     rest = executed.removeprefix(matmul)
     return executed.startswith(matmul) and (not rest or not re.match(r"[\w.]", rest))
 
 
 def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
-    """Products of ONNX Runtime's profile of one run, with the options of OrtSession."""
+    """Return the MatMuls in ONNX Runtime's profile of one run, with the options of OrtSession."""
     ort = import_onnxruntime()
     with tempfile.TemporaryDirectory(prefix="save-deploy-profile-") as folder:
         options = session_options(threads)
@@ -124,7 +130,7 @@ def _of_event(event: dict[str, Any]) -> _Executed:
 
 
 def _run_openvino(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
-    """Products of OpenVINO's counters of one run, with the configuration of OpenVinoSession."""
+    """Return the MatMuls in OpenVINO's counters of one run, with the options of OpenVinoSession."""
     try:
         openvino = import_openvino()
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Pictures of where a backend's masks differ from the reference's: strips of panels as PNG."""
+"""PNG images of the frames where a backend's masks differ from the reference's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MIN_FONT_PX = 10
 
 @dataclass(frozen=True)
 class NamedFrames:
-    """images uint8 (N,S,S,3), N names, and the true masks bool (N,S,S) where they are known."""
+    """N images uint8 (N,S,S,3), N names, and the true masks bool (N,S,S) if known."""
 
     images: NDArray[np.uint8]
     names: Sequence[str]
@@ -39,8 +39,10 @@ class NamedFrames:
 
 @dataclass(frozen=True)
 class WorstFrame:
-    """One frame shown: IoU of the two masks (1 when both are empty), share of its pixels flipped,
-    file inside the folder."""
+    """One written frame: IoU of the two masks (1 when both are empty), share of flipped pixels.
+
+    file: name in the folder.
+    """
 
     name: str
     agreement: float
@@ -49,20 +51,20 @@ class WorstFrame:
 
 
 def overlay(frame: NDArray[np.uint8], mask: NDArray[np.bool_], color: Color) -> NDArray[np.uint8]:
-    """frame (H,W,3) with mask (H,W) tinted in color -> uint8 (H,W,3), a new array."""
+    """Return frame (H,W,3) with mask (H,W) tinted in a color, as a new uint8 array (H,W,3)."""
     tinted = frame * (1 - _OPACITY) + _OPACITY * np.array(color)
     return np.where(mask[..., None], np.rint(tinted), frame).astype(np.uint8)
 
 
 def flip_panel(frame: NDArray[np.uint8], flips: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """The frame (H,W,3) gray and dimmed, flipped pixels (H,W) in their full color."""
+    """Return the frame (H,W,3) gray and dimmed, with flipped pixels (H,W) in full color."""
     panel = _gray(frame, _DIMMED)
     panel[flips > 0], panel[flips < 0] = TURNED_ON, TURNED_OFF
     return panel
 
 
 def _gray(frame: NDArray[np.uint8], brightness: float) -> NDArray[np.uint8]:
-    """The frame without colors, so that no object of it looks like a mask."""
+    """Return the frame in gray, so that no object looks like a mask."""
     mean = np.rint(frame.mean(axis=-1, keepdims=True) * brightness).astype(np.uint8)
     return np.repeat(mean, 3, axis=-1)
 
@@ -76,11 +78,12 @@ def comparison_strip(
     *,
     labels: tuple[str, ...],
 ) -> Image.Image:
-    """Panels side by side at the size of the frame: frame, truth, reference, backend, flips.
+    """Return panels side by side: frame, truth, reference, backend, flips.
 
-    frame (H,W,3); masks and flips (H,W). Masks lie over the frame without its colors. labels: one
-    caption per panel; without truth there are four. The last caption also counts the pixels turned
-    on and off, in their colors.
+    frame: (H,W,3).
+    truth, reference, got, flips: (H,W). Masks are drawn over the gray frame.
+    labels: one caption per panel; without truth there are four. The last caption also counts the
+        pixels flipped on and off, in their colors.
     """
     masks = [reference, got] if truth is None else [truth, reference, got]
     gray = _gray(frame, _GRAY)
@@ -104,12 +107,12 @@ def comparison_strip(
 
 
 def gap_px(width: int) -> int:
-    """Between and around panels of this width."""
+    """Return the gap between and around panels of this width."""
     return max(2, width // 64)
 
 
 def caption_px(width: int) -> int:
-    """Height of the captions above panels of this width."""
+    """Return the height of the captions above panels of this width."""
     return max(_MIN_FONT_PX, width // 20) * 8 // 5
 
 
@@ -120,7 +123,7 @@ def _caption(
     width: int,
     font: Any,
 ) -> None:
-    """Words in their colors above the panel whose upper left corner is given, cut at its width."""
+    """Draw colored words above the panel at `corner`, cut to its width."""
     left, end = corner[0], corner[0] + width
     for word, color in words:
         while word and left + draw.textlength(word, font) > end:
@@ -138,11 +141,13 @@ def write_worst(
     k: int = 4,
     labels: tuple[str, str] = ("eager", "backend"),
 ) -> list[WorstFrame]:
-    """worst_1.png .. worst_k.png of the frames with the lowest agreement, the lowest first.
+    """Write worst_1.png .. worst_k.png of the frames with the lowest agreement, lowest first.
 
-    reference, got: logits (N,S,S) of the reference and of the backend; labels: their names. Ties go
-    to the frame with more flipped pixels, then to the earlier one. Fewer than k frames: all of
-    them. Raises ParityError for unequal shapes, no frame and logits that are not finite.
+    reference, got: logits (N,S,S) of the reference and of the backend.
+    labels: their names.
+    Ties go to the frame with more flipped pixels, then to the earlier one. All frames are written
+    when there are fewer than k. Raises ParityError for unequal shapes, no frame, and logits that
+    are not finite.
     """
     changed, images, names = flips_of(reference, got), frames.images, frames.names
     if not len(names) == len(images) == len(reference) > 0:

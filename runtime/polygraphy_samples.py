@@ -1,8 +1,8 @@
-"""Golden samples of a bundle as files of NVIDIA's Polygraphy, and the commands that compare with them.
+"""Golden samples of a bundle as files for NVIDIA's Polygraphy, with commands that use them.
 
-Optional: parity itself is measured by save-compare and the self-test. The files are for people who
-already work with Polygraphy and want its runners and its debugging tools beside ours. They are written
-in the format of polygraphy.json.save_json, so that Polygraphy is needed only where they are used.
+Optional: save-compare and the self-test measure parity. The files are for users of Polygraphy's
+runners and debugging tools. They are in the format of polygraphy.json.save_json, so writing them
+does not need Polygraphy.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ONE_LIBRARY = {"tensorrt": "", "tensorrt_rtx": "POLYGRAPHY_USE_TENSORRT_RTX=1 "
 
 
 def write_samples(bundle: Path, out: Path, *, force: bool = False) -> list[str]:
-    """Write inputs.json and outputs.json into the new folder `out` -> commands for a shell: one for
-    model.onnx, one for each engine. Nothing of the bundle is executed.
+    """Write inputs.json and outputs.json to the new folder `out`; return shell commands.
 
-    The last batch is completed with its last sample. Raises BundleError for a bundle without golden
-    samples, OutputError for a folder that cannot or may not be written.
+    There is one command for model.onnx and one for each engine. No code of the bundle is executed.
+    The last batch is filled with its last sample. Raises BundleError for a bundle without golden
+    samples, and OutputError for a folder that cannot or may not be written.
     """
     manifest = Manifest.read(bundle)
     golden = read_golden(bundle, manifest)

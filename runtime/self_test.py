@@ -1,7 +1,7 @@
-"""The golden self-test: a GPU backend proves itself once on every machine before it answers anybody.
+"""Golden self-test, which a GPU backend must pass once on every machine before it is used.
 
-Kernels are chosen on the GPU where the engine runs, so what was proven where it was built says
-nothing about this one. The verdict is kept under the cache folder, keyed by all it depends on.
+Kernels are selected on the GPU that runs the engine, so a test on another machine is not valid
+here. The result is kept in the cache folder, keyed by everything it depends on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Pipeline(Protocol):
-    """The part of SavePipeline that is tested."""
+    """The part of SavePipeline that the test uses."""
 
     def embed(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
@@ -47,10 +47,11 @@ def golden_parity(
     hint: str,
     on_first: Callable[[], None] | None = None,
 ) -> ParityResult:
-    """Every golden sample through both graphs. on_first: called after the first mask.
+    """Run every golden sample through both graphs and return the parity.
 
-    Raises ParityError with the hint when logits are not finite, and when an embedding, or the masks as
-    a whole, are over the budget the bundle was exported with.
+    on_first: called after the first mask.
+    Raises ParityError with `hint` for logits that are not finite, and for embeddings or masks over
+    the parity budget of the bundle.
     """
     golden = read_golden(folder, manifest)
     meter = ParityMeter()
@@ -74,9 +75,10 @@ def golden_parity(
 def run_self_test(
     pipeline: Pipeline, folder: Path, manifest: Manifest, choice: Choice, *, again: bool = False
 ) -> ParityResult | None:
-    """golden_parity, unless this very engine passed here before (then None; `again` runs it anyway).
+    """Run golden_parity, unless this engine passed here before; then return None.
 
-    Only a pass is kept. Raises ParityError when it fails.
+    again: run it anyway.
+    Only a pass is stored. Raises ParityError when it fails.
     """
     place = verdict_file(manifest, choice)
     if not again and place is not None and _passed(place, _key(manifest, choice)):
@@ -98,7 +100,7 @@ def run_self_test(
 
 
 def verdict_file(manifest: Manifest, choice: Choice) -> Path | None:
-    """Where the verdict of a GPU backend is kept; None for CPUs, and in read-only places."""
+    """Return the result file of a GPU backend; None for CPUs and without a writable cache."""
     folder = cache_folder(FOLDER) if choice.machine is not None else None
     if folder is None:
         return None
@@ -107,7 +109,7 @@ def verdict_file(manifest: Manifest, choice: Choice) -> Path | None:
 
 
 def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
-    """All the verdict depends on: GPU, driver, library and its version, engine, golden samples."""
+    """Return what the result depends on: GPU, driver, library, version, engine, golden samples."""
     machine = choice.machine
     gpu = machine.gpus[0] if machine is not None and machine.gpus else None
     golden = {n: r.sha256 for n, r in manifest.files.items() if n.startswith(f"{GOLDEN}/")}
@@ -127,7 +129,7 @@ def _key(manifest: Manifest, choice: Choice) -> dict[str, Any]:
 
 
 def _passed(place: Path, key: dict[str, Any]) -> bool:
-    """False for no file, a damaged one, or the verdict of something else."""
+    """Return True for a stored pass; False for a missing, damaged or other file."""
     try:
         return json.loads(place.read_text())["key"] == key
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -135,14 +137,17 @@ def _passed(place: Path, key: dict[str, Any]) -> bool:
 
 
 def _keep(place: Path, verdict: dict[str, Any]) -> None:
-    """A full disk only means that the next start tests again."""
+    """Store a result. When that fails, the next start tests again."""
     text = json.dumps(verdict, indent=2) + "\n"
     if not keep_in_cache(place, lambda path: path.write_text(text)):
         _log.warning("the verdict of the self-test was not kept: %s cannot be written", place)
 
 
 def _check_finite(found: NDArray[np.float32], i: int, manifest: Manifest, hint: str) -> None:
-    """FP16 arithmetic of a GPU overflows where a CPU, which computes FP16 graphs in FP32, does not."""
+    """Raise ParityError for NaN or infinity, as when FP16 arithmetic of a GPU overflows.
+
+    A CPU computes FP16 graphs in FP32 and does not overflow.
+    """
     bad = int((~np.isfinite(found)).sum())
     if bad:
         raise ParityError(

@@ -1,4 +1,4 @@
-"""Former place of Listener and stream, which live in runtime/pipeline.py."""
+"""Former location of Listener and stream, which are in runtime/pipeline.py."""
 
 from save_deploy.runtime.pipeline import Listener, stream
 

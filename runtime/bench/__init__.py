@@ -1,4 +1,4 @@
-"""save-deploy bench: forms of one model, each in a process of its own, timed in turn."""
+"""Benchmark of forms of one model, each in a separate process, timed in interleaved rounds."""
 
 from save_deploy.runtime.bench.entries import Subject
 from save_deploy.runtime.bench.run import BenchResult, Outcome, run_bench

@@ -1,4 +1,4 @@
-"""What is benchmarked: names people type -> entries of one model."""
+"""Parsing of the names in `save-deploy bench` to entries of one model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def parse_entries(
 
 
 def graph_entry(form: str, backend: str, path: Path, subject: Subject) -> Entry:
-    """A graph file of the subject on a backend."""
+    """Return the entry of a graph file of the subject on a backend."""
     graph = GraphFile(path, subject.config, subject.batch)
     return Entry(
         f"{form} ({backend})", backend, _precision(form), 0.0, threads=subject.threads,
@@ -78,7 +78,7 @@ def graph_entry(form: str, backend: str, path: Path, subject: Subject) -> Entry:
 
 
 def is_int8(entry: Entry) -> bool:
-    """Whether INT8 MatMuls are its measure."""
+    """Return True when the INT8 rate of the machine is the entry's lower bound."""
     return Precision.parse(entry.precision).quantized == "int8"
 
 
@@ -92,7 +92,7 @@ def _precision(form: str) -> str:
 
 
 def bundle_graphs(names: Sequence[str]) -> dict[str, tuple[Path, GraphSpec]]:
-    """bundle:DIR -> its model graph and interface. Raises BundleError for another folder."""
+    """Return model graph and interface of each bundle:DIR. Raises BundleError for other folders."""
     found = {}
     for name in names:
         kind, _, folder = name.partition(":")
@@ -102,7 +102,7 @@ def bundle_graphs(names: Sequence[str]) -> dict[str, tuple[Path, GraphSpec]]:
 
 
 def split_names(what: str) -> list[str]:
-    """The names of a comma-separated list, each of a known kind."""
+    """Return the names of a comma-separated list. Raises for a name of an unknown kind."""
     names = [name.strip() for name in what.split(",") if name.strip()]
     for name in names:
         kind, _, rest = name.partition(":")

@@ -1,4 +1,4 @@
-"""What is benchmarked, and for how long."""
+"""Options of a benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark as a table, bench.json with raw samples, and a picture of the latencies."""
+"""Report of a benchmark: a table, bench.json with raw samples, and a plot of the latencies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs tha
 
 
 def ratios(result: BenchResult, outcome: Outcome) -> dict[str, float | None]:
-    """Times faster than each reference, by column; medians over the same rounds."""
+    """Return the speed-up over each reference, by column: medians over the same rounds."""
 
     def against(graph: str, backend: str) -> float | None:
         for other in result.outcomes:
@@ -53,7 +53,7 @@ def _references(result: BenchResult) -> dict[str, tuple[str, str | None]]:
 
 
 def table(result: BenchResult) -> Table:
-    """A line for each entry; columns that nobody has a value for are left out."""
+    """Return a row per entry, without columns that have no values."""
     taken = lambda text: lambda o: "" if o.latency is None else text(o)
     number = lambda value, form: "" if value is None else format(value, form)
     percentile = lambda q: lambda o: f"{o.latency.percentile(q):.1f}"
@@ -93,7 +93,7 @@ def _share(result: BenchResult, outcome: Outcome) -> float | None:
 
 
 def footnote(result: BenchResult) -> list[str]:
-    """What the numbers were taken on, and the floor they stand above."""
+    """Return the machine and conditions of the measurement, and the lower bounds of the times."""
     here, subject = machine(), result.subject
     taken = [o.latency for o in result.outcomes if o.latency]
     noise = max((t.spread for t in taken), default=0.0)
@@ -153,7 +153,7 @@ def _on_gpu(result: BenchResult) -> bool:
 
 
 def print_result(result: BenchResult) -> None:
-    """Table and footnotes on standard output."""
+    """Print table and footnotes to standard output."""
     title = "\n".join(footnote(result))
     log_console(WIDE if _on_gpu(result) else WIDTH).print(
         rich_table(table(result), n_left=N_LEFT, title=title)
@@ -161,7 +161,7 @@ def print_result(result: BenchResult) -> None:
 
 
 def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
-    """bench.json, bench.md and, with matplotlib, bench.png; returns what was written."""
+    """Write bench.json, bench.md and, with matplotlib, bench.png; return the written files."""
     folder.mkdir(parents=True, exist_ok=True)
     subject = result.subject
     values: dict[str, Any] = {
@@ -196,7 +196,10 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
 
 
 def plot(result: BenchResult, path: Path) -> bool:
-    """Every sample as a dot, medians as bars, floors as lines. False without matplotlib."""
+    """Plot every sample as a dot, medians as bars, lower bounds as lines.
+
+    False without matplotlib.
+    """
     try:
         import matplotlib
 
@@ -253,7 +256,7 @@ def _entry(result: BenchResult, outcome: Outcome) -> dict[str, Any]:
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
+    """Replace infinity, which JSON does not have."""
     return value if value is not None and isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Rounds over entries: one call each per round in rotating order, never two at a time."""
+"""Interleaved timing: every round calls each entry once in rotating order, one at a time."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class BenchResult:
 
     @property
     def gemm_gflops(self) -> float:
-        """Rate of the fastest backend's large float32 product: what this machine can do."""
+        """Rate of the fastest backend's large float32 product: the limit of this machine."""
         return max(map(gflops, self.gemm.values()))
 
     @property
     def floor_ms(self) -> float:
-        """The useful multiplications at the measured rate, nothing else."""
+        """Lower bound: time of the useful multiplications at the measured rate."""
         return 2 * self.subject.macs / self.gemm_gflops / 1e6
 
     @property
@@ -81,7 +81,7 @@ class BenchResult:
         return 2 * self.subject.macs / max(map(gflops, self.gemm_int8.values())) / 1e6
 
     def floor_of(self, entry: Entry) -> float | None:
-        """None where the entry computes in a type, or on a device, whose rate was not measured."""
+        """Lower bound of an entry; None when the rate of its type or device was not measured."""
         if entry.device != self.gemm_device or entry.precision in HALVES:
             return None
         return self.floor_int8_ms if is_int8(entry) else self.floor_ms
@@ -156,7 +156,7 @@ def _run_rounds(
 def _overhead_us(
     subject: Subject, entries: Sequence[Entry], inputs: Arrays, yardsticks: Yardsticks
 ) -> dict[str, float]:
-    """By backend, the median call to a graph with the same inputs and outputs that computes nothing."""
+    """Return the median time per backend of a graph with the same interface and no computation."""
     if yardsticks.empty is None:
         return {}
     found = {}

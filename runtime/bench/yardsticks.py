@@ -1,4 +1,4 @@
-"""Large matrix products timed in the same rounds: the rate that this machine reaches."""
+"""Large matrix products, timed in the same rounds, which give the peak rate of this machine."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class Yardsticks:
     gemm_int8: Path | None = None
 
     def gemms(self, entries: Sequence[Entry]) -> list[Gemm]:
-        """torch's product and those of each backend; INT8 where a backend has INT8 entries."""
+        """Return torch's product and those of each backend.
+
+        INT8 products are included for backends with INT8 entries.
+        """
         threads = entries[0].threads if entries else None
         on = next((e.eager.mode.device for e in entries if e.eager), "cpu")
         found = [Gemm("torch", threads=threads, device=on)]
@@ -92,5 +95,5 @@ class Yardsticks:
 
 
 def gflops(gemm: LatencyResult) -> float:
-    """Rate of the large product: 1e9 multiplications and additions a second."""
+    """Return the rate of the large product in 1e9 operations (multiply, add) per second."""
     return 2 * GEMM_SIDE**3 / gemm.p50_ms / 1e6

@@ -1,4 +1,4 @@
-"""Entries (bundles, graphs, the eager model) against a reference: accuracy, speed, rows, reports."""
+"""Comparison of entries (bundles, graphs, eager) with a reference: accuracy, speed, reports."""
 
 from save_deploy.runtime.compare.rows import Row, TimeSplit
 

@@ -1,4 +1,4 @@
-"""Budgets of a comparison: what was asked, what was found, and the error that names it."""
+"""Budgets of a comparison: limits, values found, and the error that names them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
 
 
 def require(checks: Sequence[Check]) -> None:
-    """Raises ParityError naming every check that failed, with its rows and figures."""
+    """Raise ParityError naming every failed check, with its rows and values."""
     failed = [check for check in checks if not check.passed]
     if failed:
         raise ParityError(

@@ -1,4 +1,4 @@
-"""What can be compared, as values that travel between processes: a bundle, a graph file, eager."""
+"""Models to compare, as values that are passed between processes: bundle, graph file, eager."""
 
 from __future__ import annotations
 
@@ -77,20 +77,23 @@ class Entry:
 
     @property
     def device(self) -> str:
-        """Where it runs, as tables show it. Engines are built without TF32."""
+        """Device for tables. Engines are built without TF32."""
         if self.eager is not None:
             return self.eager.mode.device_text
         tf32 = self.backend == "onnxruntime-cuda" and self.cuda.tf32
         return device_text("cuda" if self.backend in GPU_BACKENDS else "cpu", tf32=tf32)
 
     def open_model(self) -> Session:
-        """The session of the model graph alone."""
+        """Open a session of the model graph only."""
         if self.graph is not None:
             return self.graph.open(self.backend, self.threads, self.cuda)
         return self.open().model
 
     def open(self) -> SavePipeline:
-        """Files are not hashed and golden samples not run again: they were when the entry was made."""
+        """Open the pipeline without hashing files and running golden samples.
+
+        Both were done when the entry was created.
+        """
         if self.eager is not None:
             from save_deploy.runtime.eager import open_eager
 
@@ -120,7 +123,7 @@ class Entry:
         )
 
     def peak_bytes(self, config: SaveConfig) -> int:
-        """Memory it takes on the host, estimated: weights, and scores of a global block."""
+        """Estimate the host memory: weights, and scores of a global block."""
         scores = 4 * config.num_heads * config.grid**4
         if self.eager is not None:
             return self.eager.n_bytes + 2 * scores
@@ -133,13 +136,16 @@ class Entry:
 
 
 class Pool:
-    """Open pipelines by name. resident: they stay open; else each only while it is used, so that one
-    model is in memory at a time."""
+    """Open pipelines by name.
+
+    resident: keep them open. Otherwise each is open only during its use, so that one model at a
+        time is in memory.
+    """
 
     def __init__(
         self, *, resident: bool = True, opened: Mapping[str, SavePipeline] | None = None
     ) -> None:
-        """opened: pipelines of the caller, which close() leaves open."""
+        """Create a pool. opened: pipelines of the caller, which close() leaves open."""
         self.resident = resident
         self._theirs, self._ours = dict(opened or {}), dict[str, SavePipeline]()
 
@@ -171,13 +177,13 @@ class Pool:
 
 
 def fit_together(entries: Sequence[Entry], config: SaveConfig) -> bool:
-    """Whether all of them may be held in memory at once."""
+    """Return True when all entries fit into memory at once."""
     needed = sum(entry.peak_bytes(config) for entry in entries)
     return needed < _SHARE * psutil.virtual_memory().available
 
 
 def bundle_mb(manifest: Manifest, backend: str) -> float:
-    """Files that this backend reads: graphs with their weights or the engine, and the audio side."""
+    """Return the size in MB of the files that a backend reads: model or engine, and audio graph."""
     names = ("model.onnx", "audio.onnx")
     if backend in ENGINE_BACKENDS:
         engine = next(e["file"] for e in manifest.engines if e["library"] == backend)

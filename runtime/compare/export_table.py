@@ -1,4 +1,4 @@
-"""The comparison of one export: its table on the terminal, report.json and report.md."""
+"""Comparison of one export: table on the terminal, report.json and report.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N_LEFT = 2  # backend and precision are words
 
 
 def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str:
-    """How and on which machine the rows were measured."""
+    """Return how and on which machine the rows were measured."""
     here, first = machine(), rows[0]
     how = "interleaved" if interleaved else "one after the other (too large to hold together)"
     return (
@@ -35,7 +35,7 @@ def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str
 
 
 def print_table(rows: Sequence[Row], title: str, note: str) -> None:
-    """The table on standard output; plain text when it is not a terminal."""
+    """Print the table to standard output, as plain text when it is not a terminal."""
     table = table_of(EXPORT_COLUMNS, rows)
     log_console().print(rich_table(table, n_left=N_LEFT, title=title, caption=note))
 
@@ -44,7 +44,7 @@ def write_report(
     folder: Path, rows: Sequence[Row], *, title: str, note: str, extra: dict[str, Any],
     sections: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """report.json (raw samples included) and report.md. sections: further Markdown."""
+    """Write report.json (with raw samples) and report.md. sections: additional Markdown."""
     values = {
         "title": title,
         "note": note,

@@ -1,4 +1,4 @@
-"""A model in a process of its own: start, peak memory, and calls timed on request."""
+"""A model in a separate process: start, peak memory, and calls timed on request."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LONG_CALL_S, SHORT_CALL_S = 2.0, 0.25
 
 
 class Opener(Protocol):
-    """A picklable value that opens what is measured; called in the child process."""
+    """A picklable function object that opens a model in the child process."""
 
     def __call__(self) -> Call: ...
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """The model graph of an entry on fixed inputs."""
+    """Calls the model graph of an entry with fixed inputs."""
 
     entry: Entry
     inputs: Arrays
@@ -62,7 +62,7 @@ class _Inference:
 
 @dataclass(frozen=True)
 class FrameCall:
-    """The pipeline of an entry on a frame and its sound."""
+    """Calls the pipeline of an entry with a frame and its audio."""
 
     entry: Entry
     frame: Frame
@@ -117,7 +117,7 @@ class OwnProcess:
         self.started = found or self.started
 
     def run(self) -> None:
-        """One timed call."""
+        """Time one call."""
         if self.failed or self._pipe is None:
             return
         with contextlib.suppress(BrokenPipeError):  # a dead process is reported by what follows
@@ -153,7 +153,7 @@ class OwnProcess:
 
 
 def measure_memory(entry: Entry, frame: Frame, waveform: Waveform) -> float | None:
-    """Peak memory in MiB of an entry in a process that does nothing else; None when it failed."""
+    """Return the peak memory in MiB of an entry in a separate process, None when it failed."""
     process = OwnProcess(entry.name, FrameCall(entry, frame, waveform))
     try:
         process.start()

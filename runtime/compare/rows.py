@@ -1,4 +1,4 @@
-"""One line of a comparison, as a value and as JSON."""
+"""One row of a comparison, as a value and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from save_deploy.metrics.segmentation import Score
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Where the time of one call goes, ms."""
+    """Time of the parts of one call, in ms."""
 
     preprocess: float
     audio: float
@@ -53,7 +53,7 @@ class Row:
 
 
 def row_values(row: Row) -> dict[str, Any]:
-    """A row as JSON, raw samples included; what was not measured is left out."""
+    """Return a row as JSON values with raw samples, without values that were not measured."""
     values = {k: v for k, v in asdict(row).items() if k == "parity" or v not in (None, "")}
     values["latency"] = {
         "p50_ms": row.latency.p50_ms,

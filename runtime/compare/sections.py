@@ -1,4 +1,4 @@
-"""What a bundle says of itself, as sections of the page: how it was merged, quantized and built."""
+"""Sections of the page from a bundle's own reports: merge, quantization, engines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _Made = tuple[str, Table | Figure | str] | None
 
 
 def bundle_sections(folder: Path, manifest: Manifest, label: str = "") -> tuple[Section, ...]:
-    """Sections from the manifest and the files it lists. label: names the bundle in every title.
+    """Return sections from the manifest and the files it lists.
 
-    A section whose values are missing, or are not of the kind that an export writes, is left out: a
-    bundle runs without its reports.
+    label: name of the bundle in every title.
+    A section with missing or invalid values is left out, because a bundle is valid without reports.
     """
     report = _report(folder, manifest)
     makers: list[Callable[[], _Made]] = [
@@ -42,7 +42,7 @@ def bundle_sections(folder: Path, manifest: Manifest, label: str = "") -> tuple[
 
 
 def _report(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Values of report.json; empty where it cannot be read."""
+    """Return the values of report.json, {} when it cannot be read."""
     if "report.json" in manifest.files:
         with contextlib.suppress(SaveDeployError):
             return read_json(folder / "report.json", what="report").values
@@ -50,7 +50,7 @@ def _report(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _merge(merge: Mapping[str, Any]) -> tuple[str, Table] | None:
-    """Every rewrite with what it saved and its distance from eager in float64."""
+    """Return every rewrite with its saved multiplications and float64 difference from eager."""
     rows = [
         (
             r["name"],
@@ -86,7 +86,7 @@ def _calibration(quantization: Mapping[str, Any]) -> tuple[str, Table] | None:
 
 
 def _search(search: Mapping[str, Any] | None) -> tuple[str, Table] | None:
-    """M_J and agreement of the candidates of a precision search."""
+    """Return M_J and agreement of the candidates of a precision search."""
     if not search:
         return None
     rows = []
@@ -115,14 +115,14 @@ def _blocks(sqnr: Sequence[float | None] | None) -> tuple[str, Table] | None:
 
 
 def _islands(precision: Mapping[str, Any]) -> tuple[str, Table] | None:
-    """Modules an FP16 graph keeps in FP32, and why."""
+    """Return the modules that an FP16 graph keeps in FP32, and the reasons."""
     islands = precision.get("islands") or (precision.get("floats") or {}).get("islands") or ()
     rows = [(i["module"], i["reason"], f"{i['value']:.4g}") for i in islands]
     return _table("Kept in FP32", ("module", "why", "found"), rows)
 
 
 def _receipt(entry: Mapping[str, Any]) -> tuple[str, Table] | None:
-    """One engine: what the builder made of the graph."""
+    """Return the receipt of one engine."""
     receipt = entry.get("receipt") or {}
     counts = {
         "attentions": "attentions",

@@ -1,4 +1,4 @@
-"""The checkpoint that a bundle was made of, found by its hash."""
+"""Search for the checkpoint that a bundle was made from, by hash."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from save_deploy.runtime.compare.entries import EagerSource
 def find_source(
     bundle: Path, manifest: Manifest, *, checkpoints: Sequence[Path] = (), sams: Sequence[Path] = ()
 ) -> EagerSource:
-    """The files that the bundle was made of, found among these (no checkpoint: the built-in one) by
-    sha256: a comparison with other weights says nothing. Raises CheckpointError for a missing file,
-    BundleError when none of them is the one."""
+    """Return the files that a bundle was made from, among these candidates.
+
+    checkpoints: () means the built-in one.
+    Files are compared by sha256, because a comparison with other weights is meaningless. Raises
+    CheckpointError for a missing file, and BundleError when none matches.
+    """
     for path in (*checkpoints, *sams):
         if not path.is_file():
             raise CheckpointError("checkpoint not found", got=str(path), expected="a file")
@@ -38,7 +41,7 @@ def find_source(
 
 
 def weight_bytes(config: SaveConfig) -> int:
-    """Bytes of the eager model's weights in memory: float32, whatever its file stores."""
+    """Return the size of the eager model's float32 weights in memory."""
     with torch.device("meta"):
         return sum(4 * p.numel() for p in SaveModel(config).parameters())
 

@@ -1,4 +1,4 @@
-"""Speed of every entry in the same rounds, and where the time of one call goes."""
+"""Speed of every entry in the same rounds, and the time of the parts of a call."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Timing:
         return max(result.spread for result in self.latency.values())
 
     def device_p50(self, name: str) -> float | None:
-        """Median time on the device; None where the session does not measure it."""
+        """Return the median time on the device, None when the session does not measure it."""
         taken = self.device_ms.get(name)
         return LatencyResult(tuple(taken)).p50_ms if taken else None
 
@@ -50,7 +50,7 @@ class Timing:
 
 
 def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
-    """Real inputs of the model graph: the first frames of a clip and their sound."""
+    """Return real inputs of the model graph: the first frames of a clip and their audio."""
     samples = [s for s, _ in zip(cycle(clip.samples()), range(pipeline.batch), strict=False)]
     return {
         "image": np.stack([resize_frame(s.frame, pipeline.config.res) for s in samples]),
@@ -95,11 +95,11 @@ def time_entries(
     pool: Pool, entries: Sequence[Entry], inputs: Arrays, *, rounds: int, extend: bool = True,
     budget_s: float = BUDGET_S,
 ) -> Timing:  # fmt: skip
-    """The model graph of every entry on real inputs, warm and in turn.
+    """Time the model graph of every entry on real inputs, warm, in interleaved rounds.
 
-    extend: rounds go on while an entry's samples are not steady, three times `rounds` at most, and no
-    longer than the budget. Entries that do not fit into memory together are opened anew in three
-    rounds.
+    extend: continue while the samples of an entry are not steady, up to three times `rounds` and
+        within the time budget.
+    Entries that do not fit into memory together are opened again in each of three rounds.
     """
     if not pool.resident:
         return _alone(pool, entries, inputs)
@@ -116,7 +116,7 @@ def time_entries(
 
 
 class _DeviceTimes:
-    """What sessions measured on the device themselves, beside every timed call."""
+    """Device times that sessions measured for every timed call."""
 
     def __init__(self) -> None:
         self.samples: dict[str, list[float]] = {}
@@ -167,8 +167,10 @@ def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
 
 
 def split_times(pipeline: SavePipeline, samples: Sequence[Sample]) -> TimeSplit:
-    """Medians over real frames of one call each: resizing frames, hearing their seconds, the model,
-    masks at the size of the frames. The first sample only warms up."""
+    """Return median times over real frames: resize, audio embedding, model, masks at frame size.
+
+    Each is one call. The first sample is only a warm-up.
+    """
     batch, res = pipeline.batch, pipeline.config.res
     found = []
     for sample in [samples[0], *samples]:

@@ -1,4 +1,4 @@
-"""Rows as one table of text, and that table on the terminal or in Markdown."""
+"""Text tables of rows, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEVICE_MS = Column("on device ms", _device_ms)
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
-    """Rows as text; a column without any text, or with what is implied alone, is left out."""
+    """Return rows as text, without columns that are empty or only have the implied text."""
     cells = [[column.text(row) for row in rows] for column in columns]
     told = [any(t != column.implied for t in c) for column, c in zip(columns, cells, strict=True)]
     shown = [i for i, texts in enumerate(cells) if any(texts) and told[i]]
@@ -49,7 +49,7 @@ def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
 
 
 def compare_columns(*, eager: bool) -> tuple[Column, ...]:
-    """Columns of save-compare. eager False: the reference is the first entry."""
+    """Return the columns of save-compare. eager False: the reference is the first entry."""
     return (
         Column("", lambda row: row.name),
         DEVICE,
@@ -106,13 +106,13 @@ EXPORT_COLUMNS = (
 
 
 def noise_text(spread: float) -> str:
-    """spread: interquartile range of the samples over their median."""
+    """Return the noise as text. spread: interquartile range of the samples over their median."""
     warning = " (noisy: trust ratios, not milliseconds)" if spread > NOISY else ""
     return f"noise {spread:.0%}{warning}"
 
 
 def markdown_table(table: Table, *, n_left: int = 1) -> list[str]:
-    """Lines of a Markdown table; columns after the first n_left are aligned to the right."""
+    """Return the lines of a Markdown table; columns after the first n_left are aligned right."""
     align = ["---" if i < n_left else "---:" for i in range(len(table.columns))]
     return [_markdown_row(texts) for texts in (table.columns, align, *table.rows)]
 
@@ -122,7 +122,7 @@ def _markdown_row(texts: Iterable[str]) -> str:
 
 
 def log_console(width: int = WIDTH) -> Console:
-    """A console of the terminal's width, or of `width` in a log: every column stays on one line."""
+    """Return a console with the terminal's width, or `width` in a log, without wrapped columns."""
     from save_deploy.console import new_console
 
     return new_console(width)
@@ -131,7 +131,7 @@ def log_console(width: int = WIDTH) -> Console:
 def rich_table(
     table: Table, *, n_left: int = 1, title: str = "", caption: str = "", compact: bool = False
 ) -> RichTable:
-    """A table for the terminal. compact: no frame, and a long first column is folded."""
+    """Return a table for the terminal. compact: no frame, and a long first column is folded."""
     from rich import box
     from rich.table import Table as RichTable
 

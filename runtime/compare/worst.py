@@ -1,4 +1,4 @@
-"""The few frames where masks are furthest from the reference's, of any number of frames."""
+"""Selection of the few frames whose masks differ most from the reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Badness = tuple[float, int, int]
 
 
 class WorstFrames:
-    """Keeps n frames in a heap whose top is the least bad of them."""
+    """Keeps the n worst frames in a heap whose top is the least bad of them."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -24,7 +24,11 @@ class WorstFrames:
         self, reference: Mask, masks: Mapping[str, Mask], index: int,
         make: Callable[[], ReportFrame],
     ) -> None:  # fmt: skip
-        """masks (S,S) by row; index grows from frame to frame; make is called when it is kept."""
+        """Offer a frame with masks (S,S) by row.
+
+        index: must increase from frame to frame.
+        make: called when the frame is kept.
+        """
         if not self.n or not masks:
             return
         badness = frame_badness(reference, masks, index)
@@ -38,16 +42,19 @@ class WorstFrames:
 
 
 def frame_badness(reference: Mask, masks: Mapping[str, Mask], index: int) -> Badness:
-    """Of the row that agrees least; ties go to more flipped pixels, then to the earlier frame."""
+    """Return the badness of the row that agrees least.
+
+    Ties go to more flipped pixels, then to the earlier frame.
+    """
     lost, flipped = max(_lost(reference, mask) for mask in masks.values())
     return lost, flipped, -index
 
 
 def worst_row(reference: Mask, masks: Mapping[str, Mask]) -> str:
-    """Name of the row that agrees least."""
+    """Return the name of the row that agrees least."""
     return max(masks, key=lambda name: _lost(reference, masks[name]))
 
 
 def _lost(reference: Mask, mask: Mask) -> tuple[float, int]:
-    """1 - IoU, and pixels that differ."""
+    """Return 1 - IoU, and the number of different pixels."""
     return 1.0 - mask_agreement(reference, mask), int((reference ^ mask).sum())

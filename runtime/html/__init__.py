@@ -1,4 +1,4 @@
-"""report.html: one file with the whole comparison, to be opened without a network."""
+"""report.html: the whole comparison in one file that needs no network."""
 
 from save_deploy.runtime.html.data import (
     Check,

@@ -30,7 +30,7 @@ Ids = Mapping[str, int]  # row name -> color
 
 
 def latency(rows: Sequence[Row], ids: Ids) -> str:
-    """Every sample as a dot; box: quartiles; marks: p50, p90, p99."""
+    """Draw every sample as a dot, quartiles as a box, and p50, p90, p99 as marks."""
     return responsive(lambda width: _latency(rows, ids, width))
 
 
@@ -80,7 +80,7 @@ def _lane(row: Row, index: int, x: Scale, top: float) -> list[str]:
 
 
 def shown_samples(taken: LatencyResult) -> list[tuple[int, float]]:
-    """(place, ms) of all samples, or of evenly spaced ones with the smallest and the largest."""
+    """Return (index, ms) of all samples, or of evenly spaced ones with minimum and maximum."""
     ordered = list(enumerate(sorted(taken.samples_ms)))
     if len(ordered) <= MAX_DOTS:
         return ordered
@@ -88,7 +88,7 @@ def shown_samples(taken: LatencyResult) -> list[tuple[int, float]]:
 
 
 def _jitter(i: int) -> float:
-    """A fixed number in -1..1 for every i, far apart for neighbors."""
+    """Return a fixed number in -1..1 for every i that differs much between neighbors."""
     return 2 * ((i * 0.618034 + 0.5) % 1) - 1
 
 
@@ -98,7 +98,7 @@ def accuracy(
     value: Callable[[Row], tuple[float, Interval]],
     name: str,
 ) -> str:
-    """value(row) -> (mean, 95 % interval) against frames per second; upper right is best."""
+    """Draw value(row) -> (mean, 95 % interval) against frames per second; upper right is best."""
     return responsive(lambda width: _accuracy(rows, ids, value, name, width))
 
 
@@ -138,7 +138,7 @@ def _accuracy(
 
 
 def time_split(rows: Sequence[Row], ids: Ids) -> str:
-    """Stacked bars, one for each row with a split; empty where no row has one."""
+    """Draw stacked bars for each row with a time split, "" when no row has one."""
     split = [(row, row.time_split) for row in rows if row.time_split is not None]
     return responsive(lambda width: _time_split(split, ids, width)) if split else ""
 
@@ -177,7 +177,7 @@ def _x_axis(x: Scale, top: float, bottom: float, name: str, width: int) -> list[
 
 
 def shorten(words: str, px: float) -> str:
-    """Cut in the middle to about px of 12 px type."""
+    """Cut the middle of a text to about `px` of 12 px type."""
     room = max(6, int(px / 6.6))
     if len(words) <= room:
         return words

@@ -1,4 +1,4 @@
-"""Content of report.html. All of it is checked before anything is written."""
+"""Content of report.html, which is checked completely before anything is written."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from save_deploy.runtime.compare.rows import Row
 
 @dataclass(frozen=True)
 class ReportFrame:
-    """One frame to look at, with the masks of the rows of its dataset.
+    """One frame with the masks of the rows of its dataset.
 
-    frame uint8 (H,W,3) RGB; masks bool (S,T) by row name; reference of the same size, logits or a
-    mask (logits add a layer that shows pixels near the threshold); truth (S,T) where known; waveform
-    float32 (n,) 16 kHz in [-1,1], empty where no sound is stored. The frame is stretched over the
-    masks, as the network sees it.
+    frame: uint8 (H,W,3) RGB.
+    masks: bool (S,T) by row name.
+    reference: (S,T), logits or a mask. Logits add a layer with the pixels near the threshold.
+    truth: (S,T) if known.
+    waveform: float32 (n,) 16 kHz in [-1,1], empty when no sound is stored.
+    The frame is stretched over the masks, as the network sees it.
     """
 
     name: str
@@ -43,7 +45,7 @@ class ReportFrame:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, one per column."""
+    """A table with one text cell per column."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -51,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG or SVG file; alt says in words what it shows."""
+    """A PNG or SVG file. alt: description of its content."""
 
     data: bytes
     alt: str
@@ -59,7 +61,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A further part of the page: a table, a picture, or text (empty lines part paragraphs)."""
+    """Additional part of the page: a table, an image, or text (empty lines separate paragraphs)."""
 
     title: str
     body: Table | Figure | str
@@ -67,7 +69,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Check:
-    """One budget and the value found, as text: "M_J drop", "0.12", "at most 0.5"."""
+    """A budget and the value found, as text: "M_J drop", "0.12", "at most 0.5"."""
 
     name: str
     got: str
@@ -77,7 +79,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The page. Rows keep their order; frames are sorted, the worst first."""
+    """Content of the page. Rows keep their order; frames are sorted, worst first."""
 
     title: str
     note: str
@@ -103,7 +105,7 @@ class Report:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the rows, each once. Every name has one color on the page."""
+        """Names of the rows without duplicates. Every name has one color on the page."""
         return tuple(dict.fromkeys(row.name for row in self.rows))
 
     def reference(self, dataset: str) -> Row | None:
@@ -126,8 +128,11 @@ class Report:
         )
 
     def check(self) -> None:
-        """Raises SaveDeployError for what cannot be shown: no row, a name twice, a number that is
-        not finite, masks of unequal sizes, a table with a missing cell."""
+        """Raise SaveDeployError for content that cannot be shown.
+
+        These are: no row, a duplicate name, a number that is not finite, masks of unequal sizes, a
+        table with a missing cell.
+        """
         if not self.rows:
             raise SaveDeployError("nothing to report", got="no row", expected="one or more")
         known: dict[str, set[str]] = {}
@@ -158,7 +163,7 @@ def _check_row(row: Row) -> None:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """(place, value) of every float inside nested dataclasses, mappings and tuples."""
+    """Yield (path, value) of every float in nested dataclasses, mappings and tuples."""
     if is_dataclass(value):
         for f in fields(value):
             yield from _numbers(getattr(value, f.name), f"{name}.{f.name}".lstrip("."))
@@ -203,7 +208,7 @@ def _check_section(section: Section) -> None:
 
 
 def picture_type(data: bytes) -> str | None:
-    """Media type of a PNG or SVG file; None for anything else."""
+    """Return the media type of a PNG or SVG file, None for others."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")

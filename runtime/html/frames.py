@@ -1,4 +1,4 @@
-"""Frames as the viewer reads them (JPEG, run lengths, 16-bit sound), and their numbers."""
+"""Encoding of frames for the viewer (JPEG, run lengths, 16-bit audio), and their statistics."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ _SILENCE = 1e-10  # mean square below which a sound has no level
 
 @dataclass(frozen=True)
 class Compared:
-    """One row's mask of one frame. agreement: IoU with the reference's (1 when both are empty);
-    iou: with truth, as AVSBench counts it; on, off: pixels turned to foreground, to background."""
+    """Statistics of one row's mask on one frame.
+
+    agreement: IoU with the reference's mask (1 when both are empty).
+    iou: IoU with truth, as AVSBench counts it.
+    on, off: number of pixels flipped to foreground and to background.
+    """
 
     agreement: float
     iou: float | None
@@ -35,7 +39,7 @@ class Compared:
 
 
 def compared(frame: ReportFrame) -> dict[str, Compared]:
-    """Numbers of every row's mask, by row name, at the size of the masks."""
+    """Return the statistics of every row's mask, by row name, at the size of the masks."""
     reference, found = frame.reference_mask, {}
     for name, mask in frame.masks.items():
         found[name] = Compared(
@@ -52,7 +56,7 @@ def truth_iou(mask: Mask, truth: Mask | None) -> float | None:
 
 
 def worst_first(frames: tuple[ReportFrame, ...]) -> list[ReportFrame]:
-    """The frame with the lowest agreement of any row first; then by flipped pixels; then as given."""
+    """Sort frames by the lowest agreement of any row, then by flipped pixels, then as given."""
 
     def key(frame: ReportFrame) -> tuple[float, int]:
         rows = compared(frame).values()
@@ -65,14 +69,14 @@ def worst_first(frames: tuple[ReportFrame, ...]) -> list[ReportFrame]:
 
 
 def display_size(size: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) on the page: as it is, or shrunk to MAX_SIDE."""
+    """Return (height, width) on the page: unchanged, or shrunk to MAX_SIDE."""
     height, width = size[:2]
     shrink = max(height, width, MAX_SIDE) / MAX_SIDE
     return max(1, round(height / shrink)), max(1, round(width / shrink))
 
 
 def entry(frame: ReportFrame) -> dict[str, Any]:
-    """One frame for the viewer."""
+    """Return one frame for the viewer."""
     size = frame.reference.shape
     height, width = display_size(size)
     small = lambda mask: _shrunk(mask, height, width)
@@ -103,7 +107,7 @@ def entry(frame: ReportFrame) -> dict[str, Any]:
 
 
 def summary(frame: ReportFrame) -> dict[str, Any]:
-    """The numbers of a frame without its pictures."""
+    """Return the statistics of a frame without its images."""
     return {
         "name": frame.name,
         "dataset": frame.dataset,
@@ -117,13 +121,16 @@ def _dict(found: Compared) -> dict[str, Any]:
 
 
 def near(logits: NDArray[np.floating] | Mask) -> NDArray[np.uint8]:
-    """Distance to the threshold: 3 for |logit| below the first level, 2, 1 below the last, else 0."""
+    """Return the level of |logit|: 3 below the first level, 2, 1 below the last, else 0."""
     size = np.abs(logits)
     return np.sum([size < level for level in LEVELS], axis=0).astype(np.uint8)
 
 
 def runs(values: NDArray[Any]) -> str:
-    """Values 0..3 (H,W) -> base64 of run lengths in reading order, (length << 2 | value) as varint."""
+    """Encode values 0..3 (H,W) as base64 of run lengths in reading order.
+
+    Each run is the varint length << 2 | value.
+    """
     flat = np.ascontiguousarray(values).astype(np.uint8).ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     lengths = np.diff(np.append(starts, flat.size))
@@ -138,7 +145,7 @@ def runs(values: NDArray[Any]) -> str:
 
 
 def _shrunk(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """values (H,W) resized by nearest neighbor; the array itself where the size is right."""
+    """Resize values (H,W) by nearest neighbor; return the array itself when the size is right."""
     if values.shape == (height, width):
         return values
     ys = (np.arange(height) + 0.5) * values.shape[0] / height
@@ -147,7 +154,7 @@ def _shrunk(values: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def _flips(reference: Mask, mask: Mask, height: int, width: int) -> NDArray[np.uint8]:
-    """(height,width): 1 turned on, 2 turned off. One flipped pixel stays one pixel when shrunk."""
+    """Return (height,width): 1 flipped on, 2 flipped off. A single flipped pixel stays visible."""
     shown = np.zeros((height, width), np.uint8)
     for value, where in ((2, reference & ~mask), (1, mask & ~reference)):
         ys, xs = np.nonzero(where)
@@ -165,13 +172,13 @@ def _jpeg(frame: NDArray[np.uint8], height: int, width: int) -> str:
 
 
 def _sound(waveform: Waveform) -> str:
-    """16-bit little-endian samples, base64; empty for no sound."""
+    """Encode 16-bit little-endian samples as base64, "" without sound."""
     return base64.b64encode(
         np.rint(np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes()
     ).decode()
 
 
 def level_dbfs(waveform: Waveform) -> float | None:
-    """Root mean square in dB below full scale; None for silence and for no sound."""
+    """Return the root mean square in dB below full scale, None for silence and without sound."""
     power = float(np.square(waveform, dtype=np.float64).mean()) if waveform.size else 0.0
     return float(10 * np.log10(power)) if power > _SILENCE else None

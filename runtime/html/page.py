@@ -1,4 +1,4 @@
-"""Report -> report.html: numbers, charts and frames in one file that loads nothing."""
+"""Rendering of a report to report.html: values, charts and frames in one self-contained file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\s*([-+<>~]?\s*[\d.,]+(e[-+]?\d+)?\s*\S{0,4}|-?)\s*$")
 
 
 def write_html(path: Path, report: Report) -> None:
-    """Write the whole page. The same report gives the same bytes.
+    """Write the page. The same report gives the same bytes.
 
     Raises SaveDeployError for a report that cannot be shown and a file that cannot be written.
     """
@@ -31,7 +31,7 @@ def write_html(path: Path, report: Report) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as text. Raises SaveDeployError for a report that cannot be shown."""
+    """Return the page as text. Raises SaveDeployError for a report that cannot be shown."""
     report.check()
     ids = row_ids(report)
     script = "".join((_HERE / name).read_text() for name in ("page.js", "viewer.js"))
@@ -62,14 +62,14 @@ def render(report: Report) -> str:
 
 
 def row_ids(report: Report) -> dict[str, int]:
-    """Row name -> color: 0 is the reference, the others count from 1."""
+    """Return row name -> color index: 0 is the reference, the others count from 1."""
     known = {row.name for row in report.rows if row.reference}
     others = [name for name in report.names if name not in known]
     return {**dict.fromkeys(known, 0), **{name: i for i, name in enumerate(others, start=1)}}
 
 
 def values(report: Report) -> dict[str, Any]:
-    """Every number of the page with the raw samples: the JSON offered for download."""
+    """Return all values of the page and the raw samples: the JSON that the page offers."""
     return {
         "title": report.title,
         "note": report.note,
@@ -105,7 +105,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
 
 
 def _json(found: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot end the script element that contains it."""
     text = json.dumps(found, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace("&", "\\u0026")
 
@@ -137,7 +137,7 @@ def _meanings() -> str:
 
 
 def _charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
-    """The charts of one dataset."""
+    """Return the charts of one dataset."""
     rows = [row for row in report.rows if row.dataset == dataset]
     n = sorted({len(row.latency.samples_ms) for row in rows})
     counted = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
@@ -212,7 +212,7 @@ def _section(section: Section) -> str:
 
 
 def _table(title: str, body: Table) -> str:
-    """A table: numbers aligned right, text left."""
+    """Return a table with numbers aligned right and text left."""
     styles = [
         ' class="number"' if all(_NUMBER.match(row[i]) for row in body.rows) else ""
         for i in range(len(body.columns))

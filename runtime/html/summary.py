@@ -1,4 +1,4 @@
-"""The upper part of the page: cards, the checks, the sortable table."""
+"""Upper part of the page: cards, checks, and the sortable table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MINUS, _TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a table cell, its smaller second line, and the number it is sorted by."""
+    """A table cell: text, smaller second line, and the number it is sorted by."""
 
     text: str
     small: str = ""
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """title, its explanation, and cell(report, row)."""
+    """A column: title, explanation, and cell(report, row)."""
 
     title: str
     means: str
@@ -35,7 +35,7 @@ class Column:
 
 
 def cards(report: Report) -> str:
-    """Verdict, best speed-up, worst M_J, lowest agreement, smallest size."""
+    """Return verdict, best speed-up, worst M_J, lowest agreement, smallest size."""
     ours = [row for row in report.rows if not row.reference]
     found = [_verdict_card(report)]
     if ours:
@@ -97,7 +97,7 @@ def _where(report: Report, row: Row) -> str:
 
 
 def checks(report: Report) -> str:
-    """Every budget with the value found; empty without budgets."""
+    """Return every budget with the value found, "" without budgets."""
     lines = [
         f'<li class="{"pass" if c.passed else "fail"}"><b>{"✓" if c.passed else "✗"} '
         f"{escape(c.name)}</b> {escape(c.got)} <span>({escape(c.allowed)})</span></li>"
@@ -107,7 +107,7 @@ def checks(report: Report) -> str:
 
 
 def signed(value: float) -> str:
-    """+0.12, -0.12 with a typographic minus, 0.00 without a sign."""
+    """Format +0.12, -0.12 with a typographic minus, 0.00 without a sign."""
     shown = f"{abs(value):.2f}"
     return shown if shown == "0.00" else f"{_MINUS if value < 0 else '+'}{shown}"
 
@@ -198,7 +198,7 @@ COLUMNS = (
 
 
 def table(report: Report, ids: dict[str, int]) -> str:
-    """All rows; header cells are buttons that sort."""
+    """Return all rows as a table whose header cells are sort buttons."""
     several = len(report.datasets) > 1
     head = [_header("row", "Backend, precision and bundle.")]
     head += [_header(c.title, c.means) for c in COLUMNS]
@@ -212,7 +212,7 @@ def table(report: Report, ids: dict[str, int]) -> str:
 
 
 def key(index: int) -> str:
-    """The row's mark in the charts."""
+    """Return the mark of a row in the charts."""
     return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true">{mark(7, 7, index)}</svg>'
 
 

@@ -1,4 +1,4 @@
-"""Small pieces of SVG: axes, marks, text. Colors are classes of style.css, so themes apply."""
+"""Elements of SVG: axes, marks, text. Colors are classes of style.css, so themes apply."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ N_COLORS = 8
 
 
 def responsive(draw: Callable[[int], str]) -> str:
-    """The drawing for a column and for a phone; the style sheet shows one of the two."""
+    """Return the drawing for a column and for a phone; the style sheet shows one of them."""
     return f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def color(index: int) -> str:
-    """Class of the index-th row's color; 0 is the reference's."""
+    """Return the class of the color of a row; index 0 is the reference."""
     return "c0" if index == 0 else f"c{(index - 1) % N_COLORS + 1}"
 
 
@@ -49,7 +49,7 @@ def rect(x: float, y: float, width: float, height: float, style: str, title: str
 
 
 def mark(x: float, y: float, index: int, size: float = 5.5) -> str:
-    """A point of the index-th row. Rows differ in shape and color, so that neither is needed alone."""
+    """Draw a point of a row. Rows differ in shape and color, so that either is sufficient."""
     shapes = (
         [(math.cos(a), math.sin(a)) for a in (i * math.pi / 6 for i in range(12))],  # round
         [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
@@ -63,7 +63,7 @@ def mark(x: float, y: float, index: int, size: float = 5.5) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values low..high -> px start..end, linear or logarithmic."""
+    """Map of values low..high to px start..end, linear or logarithmic."""
 
     low: float
     high: float
@@ -79,7 +79,7 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def ticks(self, n: int = 5) -> list[float]:
-        """Round values within the range."""
+        """Return round values within the range."""
         if not self.log:
             return linear_ticks(self.low, self.high, n)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
@@ -92,7 +92,7 @@ class Scale:
 
 
 def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
-    """At most about n multiples of 1, 2 or 5 times a power of ten within low..high."""
+    """Return at most about n multiples of 1, 2 or 5 times a power of ten in low..high."""
     raw = (high - low) / n
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw * 0.999)
@@ -102,14 +102,14 @@ def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
 def padded(
     values: Sequence[float], share: float = 0.06, least: float = 1e-3
 ) -> tuple[float, float]:
-    """Range of the values with a margin on both sides."""
+    """Return the range of the values with a margin on both sides."""
     low, high = min(values), max(values)
     room = max((high - low) * share, least, abs(high) * 1e-3)
     return low - room, high + room
 
 
 def number(value: float) -> str:
-    """A tick or a time: 1200, 64, 6.4, 0.064."""
+    """Format a tick or a time: 1200, 64, 6.4, 0.064."""
     if value == 0:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9)) if abs(value) < 100 else 0

@@ -1,4 +1,4 @@
-"""Sessions: a loaded graph on any backend, called in the same checked way."""
+"""Sessions: a loaded graph on any backend, with one checked interface."""
 
 from save_deploy.runtime.session.base import Session, as_batch, default_threads
 from save_deploy.runtime.session.open import (

@@ -1,4 +1,4 @@
-"""Common parts of all sessions: the interface, the output buffers, the number of threads."""
+"""Common parts of all sessions: interface, output buffers, number of threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from save_deploy.machine import allowed_cores
 
 
 class Session(Protocol):
-    """Context manager; `infer` maps named arrays to named arrays and checks them first."""
+    """Context manager whose `infer` checks named input arrays and returns named output arrays."""
 
     backend: str
     spec: GraphSpec
@@ -33,8 +33,11 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output as a backend sees it. dtype: of numpy, or the backend's own name of one that
-    numpy lacks; shape: None for sides that are not fixed, and where the number of sides is not."""
+    """An input or output of a backend.
+
+    dtype: numpy dtype, or the backend's own name of a type that numpy lacks.
+    shape: None for dimensions that are not fixed, or for an unknown rank.
+    """
 
     name: str
     dtype: str
@@ -50,7 +53,7 @@ class Port:
 def require_interface(
     file: str, spec: GraphSpec, inputs: Iterable[Port], outputs: Iterable[Port]
 ) -> None:
-    """Raise BundleError unless a graph has the inputs and outputs of the spec and no others."""
+    """Raise BundleError unless a graph has exactly the inputs and outputs of the spec."""
     for kind, found, wanted in (
         ("inputs", tuple(inputs), spec.inputs),
         ("outputs", tuple(outputs), spec.outputs),
@@ -74,9 +77,9 @@ def mismatch(what: str, *, got: str, expected: str) -> BundleError:
 
 
 class BufferedSession(ABC):
-    """Outputs are computed into buffers allocated once and copied out once, so results stay valid.
+    """Session with preallocated output buffers that are copied once, so results stay valid.
 
-    infer may be called from several threads; calls run one after the other.
+    infer may be called from several threads; the calls are serialized.
     """
 
     backend = ""
@@ -88,7 +91,7 @@ class BufferedSession(ABC):
         self._is_open = True
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Named arrays as in the spec, any memory layout -> named arrays of the caller's own."""
+        """Run named arrays of the spec, in any memory layout; return new named arrays."""
         self.spec.check_inputs(inputs)
         inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         with self._lock:
@@ -98,14 +101,16 @@ class BufferedSession(ABC):
             return {name: buffer.copy() for name, buffer in self.buffers.items()}
 
     def _open_graph(self, file: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
-        """Compare the graph with the spec, then make the buffers: nothing is allocated for one that
-        does not fit."""
+        """Compare the graph with the spec, then allocate the buffers."""
         require_interface(file, self.spec, inputs, outputs)
         self.buffers = {o.name: np.empty(o.shape, o.dtype) for o in self.spec.outputs}
 
     def _guarded(self, run: Callable[[], None]) -> None:
-        """Run; what a backend throws becomes a BundleError where the graph gave other shapes than it
-        should, else a BackendError."""
+        """Run, and convert the backend's exceptions.
+
+        They become a BundleError when the graph returned other shapes than the spec, else a
+        BackendError.
+        """
         try:
             run()
         except (SaveDeployError, MemoryError):
@@ -126,7 +131,7 @@ class BufferedSession(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Drop the backend's objects."""
+        """Release the backend's objects."""
 
     def close(self) -> None:
         with self._lock:
@@ -141,11 +146,11 @@ class BufferedSession(ABC):
 
 
 def as_batch(array: np.ndarray) -> np.ndarray:
-    """(...) -> (1,...), contiguous."""
+    """Add a batch dimension: (...) -> (1,...), contiguous."""
     return np.ascontiguousarray(array[None])
 
 
 def default_threads() -> int:
-    """Physical cores this process may use: hyper-threads slow MatMuls down."""
+    """Return the physical cores this process may use. Hyper-threads would slow down MatMuls."""
     allowed = allowed_cores()
     return min(allowed, psutil.cpu_count(logical=False) or allowed)

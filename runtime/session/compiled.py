@@ -1,7 +1,8 @@
-"""Compiled models, kept in the cache between starts.
+"""Cache of compiled models.
 
-One file each, written under a name of its own and then renamed: processes that start together never see
-half of one. Its hash stands in front, so that nothing else is ever given to the backend.
+Each is one file, written under a temporary name and then renamed, so that processes that start
+together never read a partial file. It starts with its hash, so that no other content reaches the
+backend.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _HASH_BYTES = 32
 
 
 def read_kept(path: Path) -> bytes | None:
-    """What was kept there; None where nothing is, or anything else."""
+    """Return the cached content, or None when it is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -25,7 +26,7 @@ def read_kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """A full disk or a read-only folder costs the next start its time."""
+    """Cache the content. Errors are ignored; the next start then compiles again."""
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:

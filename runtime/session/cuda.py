@@ -1,6 +1,6 @@
-"""The calls of NVIDIA's cuda-bindings that sessions need; a call that fails is a BackendError.
+"""The calls of NVIDIA's cuda-bindings that sessions need; a failed call is a BackendError.
 
-Not run on a GPU yet.
+Not tested on a GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ LEGACY_STREAM = 1  # cudaStreamLegacy: the stream of libraries that use no strea
 
 
 class Cuda:
-    """Pointers are ints; streams and graphs are handles of cuda-bindings."""
+    """Interface to CUDA. Pointers are ints; streams and graphs are handles of cuda-bindings."""
 
     def __init__(self) -> None:
-        """Raises BackendError when cuda-bindings is not installed. Touches no GPU."""
+        """Import cuda-bindings without using a GPU.
+
+        Raises BackendError when it is not installed.
+        """
         try:
             self._runtime: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
@@ -34,7 +37,7 @@ class Cuda:
             ) from error
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Value of a call without its status. Raises BackendError for a failed call."""
+        """Return the value of a call without its status. Raises BackendError for a failed call."""
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status):
             _, text = self._runtime.cudaGetErrorString(status)
@@ -57,7 +60,10 @@ class Cuda:
         self._call("cudaFree", pointer)
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> tuple[int, NDArray[Any]]:
-        """Page-locked host memory and an array in it; free with free_pinned, then drop the array."""
+        """Allocate page-locked host memory and an array in it; free it with free_pinned.
+
+        Drop the array after that.
+        """
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         pointer = int(self._call("cudaMallocHost", n_bytes))
         memory = (ctypes.c_uint8 * n_bytes).from_address(pointer)
@@ -67,7 +73,7 @@ class Cuda:
         self._call("cudaFreeHost", pointer)
 
     def new_stream(self) -> Any:
-        """A stream independent of the legacy one, so that captures disturb no other library."""
+        """Create a stream that is independent of the legacy stream, for captures."""
         return self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
 
     def synchronize(self, stream: Any) -> None:
@@ -95,7 +101,7 @@ class Cuda:
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: Any) -> Any:
-        """The captured graph, ready to launch; destroy with destroy_graph."""
+        """Return the captured graph, ready to launch; destroy it with destroy_graph."""
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._call("cudaGraphInstantiate", graph, 0)

@@ -1,6 +1,6 @@
 """Arrays on the GPU from other libraries: DLPack or __cuda_array_interface__.
 
-Not run on a GPU yet; the reading of DLPack was run on arrays of the CPU.
+Not tested on a GPU; reading of DLPack was tested with CPU arrays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ class DeviceArray:
         return self.place
 
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
-        """A capsule of this memory. The values are complete on every stream: the session waited."""
+        """Return a capsule of this memory.
+
+        The session waited, so the values are complete on every stream.
+        """
         return make_capsule(self)
 
     @property
@@ -136,7 +139,10 @@ class _Tensor(ctypes.Structure):
 
 
 def _from_dlpack(given: Any, stream: int | None) -> DeviceArray:
-    """Raises DataError unless the array is on a GPU. The producer orders its work before `stream`."""
+    """Return the array of a DLPack producer, which orders its work before `stream`.
+
+    Raises DataError unless the array is on a GPU.
+    """
     if given.__dlpack_device__()[0] not in _DLPACK_CUDA:
         raise DataError(
             "array is not on a GPU", got=f"DLPack device {given.__dlpack_device__()}",
@@ -146,7 +152,10 @@ def _from_dlpack(given: Any, stream: int | None) -> DeviceArray:
 
 
 def read_capsule(capsule: Any) -> DeviceArray:
-    """A DLPack capsule -> what it describes. It stays unconsumed: dropping it frees the memory."""
+    """Return what a DLPack capsule describes.
+
+    It stays unconsumed, so dropping it frees the memory.
+    """
     tensor = _Tensor.from_address(_pointer_of(capsule, b"dltensor"))
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
@@ -157,7 +166,7 @@ def read_capsule(capsule: Any) -> DeviceArray:
 
 
 class _Managed(ctypes.Structure):
-    """DLManagedTensor of dlpack.h: whoever takes it calls `deleter` when it is done."""
+    """DLManagedTensor of dlpack.h; its consumer calls `deleter` at the end."""
 
 
 _Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -177,7 +186,7 @@ def _delete(address: int) -> None:
 
 
 def _drop(capsule: int) -> None:
-    """A capsule that nobody has taken, which renames it, deletes its tensor itself."""
+    """Delete the tensor of a capsule that no consumer has taken (which would rename it)."""
     if _raw_is_valid(capsule, _NAME):
         _delete(_raw_pointer_of(capsule, _NAME))
 
@@ -187,7 +196,7 @@ _deleter, _dropped = _Deleter(_delete), ctypes.CFUNCTYPE(None, ctypes.c_void_p)(
 
 
 def make_capsule(array: DeviceArray) -> Any:
-    """A DLPack capsule of the array, which it keeps alive."""
+    """Return a DLPack capsule of the array, which keeps the array alive."""
     dtype = np.dtype(array.dtype)
     kind = "bool" if dtype.kind == "b" else dtype.name.rstrip("0123456789")
     shape = (ctypes.c_int64 * len(array.shape))(*array.shape)

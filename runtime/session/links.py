@@ -1,4 +1,7 @@
-"""Bundles of links, as Hugging Face's cache makes them: backends refuse weights that lie elsewhere."""
+"""Support for bundles of symbolic links, as in the cache of Hugging Face.
+
+Backends refuse weights in another folder.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from save_deploy.files import cache_folder
 
 @contextmanager
 def gathered(path: Path, weights: Sequence[str]) -> Iterator[Path]:
-    """An ONNX file in one folder with its weights: itself where it is in one already, else hard links
-    to the files the links lead to, or copies where the cache is on another disk. They are removed at
-    the end: sessions hold what they read.
+    """Yield an ONNX file that is in one folder with its weights.
 
-    Raises BackendError where there is no place for copies.
+    It is the file itself when that is the case already. Otherwise hard links to the targets of the
+    links are created, or copies when the cache is on another disk. They are removed at the end,
+    because sessions keep what they read. Raises BackendError when there is no space for copies.
     """
     real = path.parent.resolve()
     names = (path.name, *weights)

@@ -24,9 +24,9 @@ INSTALL = 'pip install "save-deploy[openvino]"'
 
 
 class OpenVinoSession(BufferedSession):
-    """An ONNX file on OpenVINO's CPU device: one stream, f32 arithmetic whatever the CPU prefers.
+    """An ONNX file on OpenVINO's CPU device, with one stream and f32 arithmetic.
 
-    On CPUs with bf16 instructions OpenVINO would compute in bf16, which no bundle uses.
+    On CPUs with bf16 instructions OpenVINO would compute in bf16 by default.
     """
 
     backend = "openvino"
@@ -116,7 +116,7 @@ def _compiled(path: Path, config: dict[str, Any], cache_dir: Path | None) -> Any
 
 
 def _ports(found: Sequence[Any], wanted: Sequence[TensorSpec]) -> Iterator[Port]:
-    """A port may have several names: the spec's is taken where it is one of them."""
+    """Return the ports; of several names of a port, that of the spec."""
     known = {spec.name for spec in wanted}
     for port in found:
         names, sides = sorted(port.get_names()), port.partial_shape
@@ -128,7 +128,7 @@ def _ports(found: Sequence[Any], wanted: Sequence[TensorSpec]) -> Iterator[Port]
 
 
 def cpu_config(threads: int) -> dict[str, Any]:
-    """Configuration of every OpenVINO run of the project."""
+    """Return the configuration of every OpenVINO run of the project."""
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",

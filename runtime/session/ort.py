@@ -111,7 +111,7 @@ def _require_tensorrt() -> None:
 
 
 class OrtSession(BufferedSession):
-    """An ONNX file on ONNX Runtime. The provider asked for is the one that runs, or an error."""
+    """An ONNX file on ONNX Runtime. The requested provider runs, or an error is raised."""
 
     backend = "onnxruntime"
 
@@ -167,14 +167,14 @@ class OrtSession(BufferedSession):
 
 
 def _port(found: Any) -> Port:
-    """A NodeArg as Port: `tensor(uint8)` -> uint8; sides without a number are names or None."""
+    """Convert a NodeArg to a Port: `tensor(uint8)` -> uint8; free dimensions are names or None."""
     dtype = _DTYPES.get(found.type) or found.type.removeprefix("tensor(").removesuffix(")")
     sides = (side if isinstance(side, int) else None for side in found.shape or ())
     return Port(found.name, dtype, None if found.shape is None else tuple(sides))
 
 
 def session_options(threads: int, *, low_memory: bool = False) -> Any:
-    """onnxruntime.SessionOptions of every CPU run of the project."""
+    """Return the onnxruntime.SessionOptions of every CPU run of the project."""
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

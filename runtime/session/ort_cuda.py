@@ -1,6 +1,6 @@
-"""ONNX Runtime's CUDA provider: its options, what its versions need, and where nodes were placed.
+"""Options, version requirements and node placement of ONNX Runtime's CUDA provider.
 
-Imports neither onnxruntime nor CUDA. Written against documentation; not run on a GPU yet.
+Imports neither onnxruntime nor CUDA. Written from the documentation; not tested on a GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """Of backend onnxruntime-cuda; every one is a setting of ONNX Runtime's provider.
+    """Options of backend onnxruntime-cuda; each is a setting of ONNX Runtime's provider.
 
-    graph: the whole run is captured once and replayed as one launch, which takes fixed buffers; tf32:
-    inputs of float32 products are rounded to 10 bits, which no bundle asks for; nhwc: convolutions
-    with channels last; memory_mib: what the provider's arena may take, None: what is free; arena: by
-    how much it grows, to what was asked ("grow") or to powers of two ("power2").
+    graph: capture the whole run once and replay it as one launch, which needs fixed buffers.
+    tf32: round inputs of float32 products to 10 bits, which no bundle requires.
+    nhwc: run convolutions channels-last.
+    memory_mib: limit of the provider's arena, None for the free memory.
+    arena: how it grows, to the requested size ("grow") or to powers of two ("power2").
     """
 
     graph: bool = True
@@ -54,7 +55,7 @@ class CudaOptions:
 
     @classmethod
     def parse(cls, text: str) -> CudaOptions:
-        """ "graph=off,tf32=on,memory=4096" -> options. Raises SaveDeployError naming the wrong part."""
+        """Parse "graph=off,tf32=on,memory=4096". Raises SaveDeployError naming the wrong part."""
         found = cls()
         for part in filter(None, (p.strip() for p in text.split(","))):
             key, _, value = part.partition("=")
@@ -74,7 +75,7 @@ class CudaOptions:
         return found
 
     def provider_options(self) -> dict[str, str]:
-        """As ONNX Runtime takes them."""
+        """Return the options in the form of ONNX Runtime."""
         options = {
             "enable_cuda_graph": str(int(self.graph)),
             "use_tf32": str(int(self.tf32)),
@@ -87,13 +88,16 @@ class CudaOptions:
 
 
 def cuda_of(version: str) -> int:
-    """CUDA's major version that a wheel of onnxruntime-gpu from PyPI is built for."""
+    """Return the CUDA major version that a PyPI wheel of onnxruntime-gpu is built for."""
     return 13 if _numbers(version) >= CUDA_13_SINCE else 12
 
 
 def require_version(version: str, nvidia: Nvidia) -> None:
-    """Raise BackendError where this onnxruntime-gpu lacks a kernel of our graphs, or where the driver
-    does not serve its CUDA. What cannot be read is left to the loader."""
+    """Raise BackendError for an unsupported version of onnxruntime-gpu or of the driver.
+
+    The version must have kernels for our graphs, and the driver must support its CUDA. Values that
+    cannot be read are left to the loader.
+    """
     if (numbers := _numbers(version)) and numbers < PAD_19_SINCE:
         raise BackendError(
             "this onnxruntime-gpu is too old: it has no CUDA kernel for Pad of opset 19",
@@ -116,14 +120,16 @@ def require_version(version: str, nvidia: Nvidia) -> None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """ "1.27.0" -> (1, 27); empty for what is no version."""
+    """Return "1.27.0" as (1, 27), () for text that is not a version."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return tuple(map(int, found.groups())) if found else ()
 
 
 def placement(session: Any) -> dict[str, list[str]]:
-    """Provider -> names of its nodes, as the session has placed them. Empty where this version of ONNX
-    Runtime does not tell, or was not asked to remember (RECORD_PLACEMENT)."""
+    """Return provider -> names of the nodes that the session placed there.
+
+    Empty when this version of ONNX Runtime does not report it, or RECORD_PLACEMENT was not set.
+    """
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     found: dict[str, list[str]] = {}
     for part in ask() if ask is not None else ():
@@ -133,8 +139,10 @@ def placement(session: Any) -> dict[str, list[str]]:
 
 
 def require_placement(session: Any, provider: str, file: str) -> None:
-    """Raise BackendError where a node runs anywhere else, or is a copy between host and device: one of
-    them in the middle of a graph costs more than the graph."""
+    """Raise BackendError when a node runs elsewhere, or is a copy between host and device.
+
+    A single copy in the middle of a graph costs more time than the graph.
+    """
     found = placement(session)
     elsewhere = {name: nodes for name, nodes in found.items() if name != provider}
     copies = [node for node in found.get(provider, ()) if node.startswith("Memcpy")]

@@ -1,6 +1,6 @@
 """Session on a built engine: full TensorRT and TensorRT-RTX, without torch.
 
-Not run on a GPU yet: the sequence of calls was run against fakes of both libraries.
+Not tested on a GPU; the sequence of calls was tested with fakes of both libraries.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class TensorRtSession:
         self._dropped = weakref.finalize(self, _Held.release_quietly, self._held)
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Named arrays as in the spec, any memory layout -> named arrays of the caller's own."""
+        """Run named arrays of the spec, in any memory layout; return new named arrays."""
         self.spec.check_inputs(inputs)
         return self._with_worker(lambda worker: worker.infer(inputs))
 
@@ -95,9 +95,9 @@ class TensorRtSession:
         return self._with_worker(lambda worker: worker.infer_device(inputs))
 
     def close(self) -> None:
-        """Free everything, after the calls that are running; a second close does nothing.
+        """Free everything after running calls have finished. A second call does nothing.
 
-        Raises the first BackendError met on the way, after the rest is freed too.
+        Raises the first BackendError after the rest is freed too.
         """
         self._dropped.detach()
         self._held.release()
@@ -191,8 +191,7 @@ class TensorRtSession:
 
 
 class _Held:
-    """Resources of a session, an object of their own: they can be freed when the session is dropped
-    without close()."""
+    """Resources of a session, in a separate object so that a dropped session frees them too."""
 
     def __init__(self, runtime: Any) -> None:
         self.lock, self.is_open = threading.Lock(), True
@@ -203,7 +202,7 @@ class _Held:
         self._workers: dict[Worker, weakref.ref[threading.Thread]] = {}
 
     def idle_worker(self) -> Worker | None:
-        """A worker whose thread has ended, or None."""
+        """Return a worker whose thread has ended, or None."""
         for worker, owner in self._workers.items():
             thread = owner()
             if thread is None or not thread.is_alive():
@@ -238,7 +237,7 @@ class _Held:
             raise errors[0]
 
     def release_quietly(self) -> None:
-        """Release without raising: for the garbage collector and the end of the process."""
+        """Free everything without raising, for the garbage collector and the end of the process."""
         try:
             self.release()
         except BackendError as error:

@@ -1,6 +1,6 @@
-"""Resources of one thread that runs an engine, and the file of kernels compiled for this GPU.
+"""Resources of a thread that runs an engine, and the cache of kernels compiled for this GPU.
 
-Not run on a GPU yet: the sequence of calls was run against fakes of both libraries.
+Not tested on a GPU; the sequence of calls was tested with fakes of both libraries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Resources of one thread: stream, buffers on host and device, context, CUDA graph."""
+    """Resources of one thread: stream, host and device buffers, context, CUDA graph."""
 
     def __init__(
         self, cuda: Cuda, new_context: Callable[[], Any], spec: GraphSpec, capture: bool
@@ -81,7 +81,7 @@ class Worker:
         }
 
     def close(self) -> None:
-        """Free everything, also where a call of it fails; then raise the BackendError."""
+        """Free everything, even when a call fails; then raise the BackendError."""
         with self._lock:
             if self._context is not None:
                 try:
@@ -106,8 +106,10 @@ class Worker:
             self._record()
 
     def _record(self) -> None:
-        """Record one run as a CUDA graph. A failure is logged and only costs speed: runs stay plain,
-        and results of the plain run before are kept."""
+        """Record one run as a CUDA graph. After a failure, which is logged, runs stay plain.
+
+        The results of the previous plain run are kept.
+        """
         graph = None
         try:
             self._cuda.begin_capture(self._stream)
@@ -140,8 +142,11 @@ class Worker:
 
 
 class RuntimeCache:
-    """TensorRT-RTX compiles kernels on the GPU at the first run; kept in a file, the next start is
-    fast. The library rejects the file of another GPU, driver or version and starts a new one."""
+    """File of the kernels that TensorRT-RTX compiles on the GPU in the first run.
+
+    It makes the next start fast. The library rejects a file of another GPU, driver or version and
+    starts a new one.
+    """
 
     def __init__(self, config: Any, folder: Path | None) -> None:
         self._path = None if folder is None else folder / "runtime.cache"
@@ -154,8 +159,7 @@ class RuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write what changed; raises nothing. A library that gives nothing, or a folder that cannot be
-        written, only costs the next start its time."""
+        """Write changes and raise nothing. When that fails, the next start compiles again."""
         if self._path is None:
             return
         try:
