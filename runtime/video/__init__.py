@@ -1,1 +1,1 @@
-"""Video files in, masks out: an overlay video, PNGs, a JSON record. Imports av when it is used."""
+"""Masking of video files: an overlay video, PNGs, a JSON record. Imports av when it is used."""

@@ -1,4 +1,4 @@
-"""One stage of a chain in a thread of its own, a few items ahead of the next."""
+"""A pipeline stage in a separate thread that runs a few items ahead of the next stage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _END = object()
 
 @contextlib.contextmanager
 def ahead(items: Generator[T, None, None], n: int) -> Iterator[Iterator[T]]:
-    """Yield an iterator over items that a thread runs at most n items ahead.
+    """Yield an iterator over items that a thread computes, at most n items ahead.
 
-    An error in items is raised where its item would have come. Leaving the block stops the thread
-    after the item it is at, and closes items.
+    An error in items is raised at the position of its item. On leaving the block the thread stops
+    after its current item and closes items.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=n)
     stopped = threading.Event()

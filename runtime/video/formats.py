@@ -1,4 +1,4 @@
-"""Which encoders a container takes, the preferred first, and the sound it takes as it is."""
+"""Encoders for each container, preferred first, and audio codecs that are copied unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from save_deploy.errors import BackendError, DataError
 
 @dataclass(frozen=True)
 class Format:
-    """muxer, video encoders, the sound encoder, and codecs of sound that are copied unchanged."""
+    """A container: muxer, video encoders, audio encoder, and audio codecs copied unchanged."""
 
     muxer: str
     encoders: tuple[str, ...]
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def format_of(path: Path) -> Format:
-    """By the file's ending. Raises DataError for one that is not written here."""
+    """Return the format of a file suffix. Raises DataError for an unsupported suffix."""
     if path.suffix.lower() not in FORMATS:
         raise DataError(
             "this kind of video is not written",
@@ -49,7 +49,10 @@ def format_of(path: Path) -> Format:
 
 
 def find_encoder(names: tuple[str, ...]) -> str:
-    """The first that this build of PyAV has and can open. Raises BackendError when none is."""
+    """Return the first encoder that this build of PyAV can open.
+
+    Raises BackendError without one.
+    """
     import av
 
     for name in names:
@@ -70,5 +73,5 @@ def find_encoder(names: tuple[str, ...]) -> str:
 
 
 def bit_rate(width: int, height: int, rate: float) -> int:
-    """For an encoder that has no constant quality."""
+    """Return the bit rate for an encoder without constant quality."""
     return round(_BITS_PER_PIXEL * width * height * rate)

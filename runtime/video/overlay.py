@@ -1,4 +1,4 @@
-"""A mask shown on its frame: tinted, with an outline that is seen on bright and dark scenes."""
+"""Drawing of a mask on its frame: tint, and an outline visible on bright and dark scenes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES_OF_HEIGHT = 240  # the outline is one pixel thick per so many rows
 
 
 def color_of(name: str) -> Color:
-    """ "red", "#ff3caa" and all else Pillow names -> RGB. Raises DataError for no color."""
+    """Parse "red", "#ff3caa" or another color of Pillow to RGB. Raises DataError for other text."""
     from PIL import ImageColor
 
     if not name:
@@ -30,7 +30,7 @@ def color_of(name: str) -> Color:
 
 
 def outlined(frame: Frame, mask: Mask, color: Color = MASK) -> Frame:
-    """frame (H,W,3) with mask (H,W) tinted, its rim in the full color and a dark line around it."""
+    """Return frame (H,W,3) with mask (H,W) tinted, its edge in full color and a dark outline."""
     shown = frame.copy()
     thick = max(1, round(frame.shape[0] / _LINES_OF_HEIGHT))
     box = _box(mask, 2 * thick)
@@ -46,7 +46,7 @@ def outlined(frame: Frame, mask: Mask, color: Color = MASK) -> Frame:
 
 
 def _box(mask: Mask, margin: int) -> tuple[slice, slice] | None:
-    """Rows and columns of the mask and a margin around them, None for an empty mask."""
+    """Return rows and columns of the mask with a margin, None for an empty mask."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return None
@@ -57,7 +57,7 @@ def _box(mask: Mask, margin: int) -> tuple[slice, slice] | None:
 
 
 def _grown(mask: NDArray[np.bool_], n: int) -> NDArray[np.bool_]:
-    """mask (H,W) and all pixels within n rows and columns of it."""
+    """Return mask (H,W) extended by all pixels within n rows and columns."""
     grown = mask.copy()
     for i in range(1, n + 1):
         grown[i:] |= mask[:-i]

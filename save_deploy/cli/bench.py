@@ -1,4 +1,4 @@
-"""save-deploy bench: eager, torch.compile, naive ONNX and merged graphs timed in one run."""
+"""save-deploy bench: time eager, torch.compile, naive ONNX and merged graphs in one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def bench(options: BenchOptions) -> None:
 
     from save_deploy.runtime.bench.entries import bundle_graphs, split_names
 
-    bundle_graphs(split_names(options.what))  # mistakes in names must not wait for torch
+    bundle_graphs(split_names(options.what))  # report wrong names before importing torch
     from save_deploy.export.bench import benchmark
     from save_deploy.progress import progress
     from save_deploy.runtime.bench.report import print_result, write_result

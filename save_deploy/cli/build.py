@@ -1,4 +1,4 @@
-"""save-build: a TensorRT engine for a bundle."""
+"""save-build: build a TensorRT engine for a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from save_deploy.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """A bundle, how its engine is built, and what its receipt may show."""
+    """A bundle, the options of its engine, and the accepted receipt failures."""
 
     bundle: Path = option(help="Folder written by save-export.")
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -35,7 +35,7 @@ def build(
         bool, typer.Option("--no-cache", help="Build even when this engine is in the cache.")
     ] = False,
 ) -> None:
-    """Build a TensorRT engine into a bundle and check that it is what the graph asks for."""
+    """Build a TensorRT engine into a bundle and check it against the graph."""
     from save_deploy.export.engine import add_engine, plan_engine
 
     bundle = request.bundle

@@ -1,4 +1,4 @@
-"""save-deploy cache: engines kept from earlier builds."""
+"""save-deploy cache: list and delete cached engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from save_deploy.cli.tables import new_table, show
 
 
 def cache_ls() -> None:
-    """List the engines kept from earlier builds."""
+    """List the cached engines of earlier builds."""
     from save_deploy.export.engine import cache
 
     found = [*cache.unfinished(), *cache.entries()]
@@ -33,7 +33,7 @@ def cache_rm(
         typer.Option(metavar="DAYS", help="Only those older than this.", show_default=False),
     ] = None,
 ) -> None:
-    """Delete engines kept from earlier builds; those in bundles stay."""
+    """Delete cached engines of earlier builds. Engines in bundles are kept."""
     from save_deploy.export.engine import cache
 
     gone = cache.remove(key, older_than_days=older_than)

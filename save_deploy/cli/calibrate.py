@@ -1,4 +1,4 @@
-"""Verb that measures ranges alone: calibrate."""
+"""save-calibrate: measure a calibration table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure the ranges that --int8 and --fp8 need, into a table that can be read and reused."""
+    """Measure the ranges for --int8 and --fp8 and write them to a reusable table."""
     import time
 
     from save_deploy.config import check_resolution
@@ -62,6 +62,6 @@ def calibrate(
 
 
 def print_skipped(data: dict[str, Any]) -> None:
-    """Clips that calibration passed over, and why; data: of its table."""
+    """Print the clips that calibration skipped, and the reasons. data: entry of its table."""
     for name, why in data.get("skipped", {}).items():
         print(f"skipped {name}: {why}")

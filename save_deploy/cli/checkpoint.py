@@ -1,4 +1,4 @@
-"""Verbs for weight files: checkpoint inspect, checkpoint convert."""
+"""save-deploy checkpoint: inspect and convert weight files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def inspect(
         Path | None, typer.Option("--json", help="Write it to this file.", show_default=False)
     ] = None,
 ) -> None:
-    """Say what a weight file is, what in it is trained, and what a load would drop. Reads no weight."""
+    """Show the layout of a weight file, its trained parts, and what loading drops.
+
+    Reads no weights.
+    """
     from rich.table import Table
 
     from save_deploy.checkpoints.inspect import inspect_checkpoint
@@ -91,7 +94,7 @@ def convert(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Turn a foreign checkpoint into ours, or ours into a foreign one."""
+    """Convert a checkpoint of another project to ours, or ours to another layout."""
     from save_deploy.checkpoints.convert import convert as run_convert
 
     done = run_convert(

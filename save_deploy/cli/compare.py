@@ -1,4 +1,4 @@
-"""save-compare: any bundles on any backends and datasets against the eager model."""
+"""save-compare: compare bundles on any backends and datasets with the eager model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs for datasets: data scenes, data stamps, data check."""
+"""save-deploy data: write generated datasets, and check dataset folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Seed = Annotated[int, typer.Option()]
 
 
 def _writer(name: str, what: str) -> Callable[..., None]:
-    """The command that writes one generated dataset."""
+    """Return the command that writes one generated dataset."""
 
     def write(
         out: Out,
@@ -67,7 +67,7 @@ def check(
     ] = None,
     show: Annotated[int, typer.Option(min=1, help="How many problems to print.")] = 20,
 ) -> None:
-    """Say what of a dataset is missing or inconsistent, with counts against the published ones."""
+    """Report missing and inconsistent parts of a dataset, with found and published counts."""
     from rich.table import Table
 
     from save_deploy.console import new_console

@@ -1,4 +1,4 @@
-"""save-eval: score of the eager model on a dataset."""
+"""save-eval: score the eager model on a dataset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL, DATA, PAPER = "Model", "Data", "A row of the paper"
 
 @dataclass(frozen=True, kw_only=True)
 class EvalRequest:
-    """A checkpoint and what it is scored on; a recipe brings data, split, metrics and side."""
+    """A checkpoint and a dataset to score it on; a recipe sets data, split, metrics and side."""
 
     checkpoint: Path | None = checkpoint_option()
     data: str | None = option(
@@ -68,7 +68,7 @@ class EvalRequest:
 
 @takes(EvalRequest)
 def evaluate(request: EvalRequest) -> None:
-    """Score the eager model on a dataset: M_J and M_F as AVSBench computes them, with intervals."""
+    """Score the eager model on a dataset: M_J and M_F as in AVSBench, with confidence intervals."""
     from save_deploy.checkpoints import load_model
     from save_deploy.data.open import open_dataset
     from save_deploy.data.skipping import SkippingDataset
@@ -124,7 +124,7 @@ def evaluate(request: EvalRequest) -> None:
 
 
 def _with_recipe(request: EvalRequest, recipe: Recipe, tested: str) -> EvalRequest:
-    """The request with the row's data, split, metrics and side where it names none."""
+    """Return the request with the recipe's data, split, metrics and side as defaults."""
     from save_deploy.data.open import find_dataset
 
     data = request.data
@@ -144,7 +144,7 @@ def _with_recipe(request: EvalRequest, recipe: Recipe, tested: str) -> EvalReque
 
 
 def _tested(tests: dict[str, str], asked: str | None, name: str) -> str:
-    """The dataset of a recipe that is meant."""
+    """Return the requested test dataset of a recipe, or its only one."""
     if asked is None and len(tests) == 1:
         return next(iter(tests))
     if asked not in tests:

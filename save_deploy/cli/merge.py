@@ -1,4 +1,4 @@
-"""save-deploy merge: the exact rewrites of a checkpoint and their proof."""
+"""save-deploy merge: show the exact rewrites of a checkpoint and their proof."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def merge(
         typer.Option("--json", help="Write the proof to this file.", show_default=False),
     ] = None,
 ) -> None:
-    """Merge a checkpoint and show what every exact rewrite did, compared in float64."""
+    """Merge a checkpoint and show every exact rewrite with its float64 difference."""
     from save_deploy.export.merge.forms import forms_for
 
     forms = forms_for(target, res=res).without(*(no_merge or ()))

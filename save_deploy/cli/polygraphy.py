@@ -1,4 +1,4 @@
-"""save-deploy polygraphy: golden samples as files of NVIDIA's Polygraphy."""
+"""save-deploy polygraphy: write golden samples as files for NVIDIA's Polygraphy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def polygraphy(
     ] = Path("polygraphy_samples"),
     force: Annotated[bool, typer.Option("--force", help="Replace such a folder.")] = False,
 ) -> None:
-    """Write golden samples for NVIDIA's Polygraphy, and print the commands that compare with them."""
+    """Write golden samples for NVIDIA's Polygraphy, and print commands that compare with them."""
     from save_deploy.runtime.polygraphy_samples import write_samples
 
     commands = write_samples(bundle, out, force=force)

@@ -1,4 +1,4 @@
-"""save-deploy recipes: the rows of the paper's tables."""
+"""save-deploy recipes: list the rows of the paper's tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""save-deploy systems: the systems the paper compares."""
+"""save-deploy systems: list the systems that the paper compares."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def _cell(value: Any) -> str:
 def measure_system(
     key: str, backbone: str, res: int, rounds: int, threads: int | None
 ) -> dict[str, Any]:
-    """Random weights: speed, parity and what learns do not depend on their values."""
+    """Measure a system with random weights.
+
+    Speed, parity and trained parts do not depend on the values of the weights.
+    """
     import numpy as np
 
     from save_deploy.bundle import Manifest

@@ -1,4 +1,4 @@
-"""A verb that takes an options dataclass: its fields become the options of the command."""
+"""Commands that take an options dataclass: its fields become command-line options."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _fields(options: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
 
 
 def typer_option(field: Any, kind: Any) -> Any:
-    """What Typer wants to know of a field made by option(), for a verb's own parameter of this type."""
+    """Return Typer's description of a field made by option(), for a parameter of this type."""
     return _typer_info(field.metadata[KEY], kind, field.default)
 
 
@@ -107,7 +107,7 @@ def _listed(default: Any) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """int of int | None."""
+    """Return int for int | None."""
     if isinstance(kind, types.UnionType):
         return next(k for k in typing.get_args(kind) if k is not type(None))
     return kind
@@ -144,7 +144,7 @@ def _build(options: type, values: Mapping[str, Any], fields: Mapping[str, Field]
 
 
 def _check(context: typer.Context, options: Mapping[str, Option]) -> None:
-    """Refuse options without effect. Only what stands on the command line counts."""
+    """Raise for options without effect. Only options given on the command line count."""
     given: set[str] = set()
     known: set[str] = set()
     for parameter in context.command.params:

@@ -1,4 +1,4 @@
-"""save-train: from scratch, on a frozen SAM, or as a row of the paper."""
+"""save-train: train from scratch, on a frozen SAM, or as a row of the paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAPER, MODEL = "A row of the paper", "Model"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """A run: its folder, the model it starts from, a recipe of the paper or the settings of one run."""
+    """A training request: output folder, initial model, and a recipe or the settings of one run."""
 
     out: Path = option(
         "--out", "-o", default=Path("runs/save"),
@@ -128,7 +128,7 @@ def _estimate_recipe(recipe: Recipe, request: TrainRequest) -> None:
 
 
 def _train(model: SaveModel, config: TrainConfig, out: Path, request: TrainRequest) -> Path | None:
-    """Train with a progress bar -> the best checkpoint; None for a process that does not lead."""
+    """Train with a progress bar and return the best checkpoint, None in a process of rank > 0."""
     from save_deploy.progress import progress
     from save_deploy.training.curve import plot_curve
     from save_deploy.training.distributed import leads
@@ -162,7 +162,7 @@ def _train(model: SaveModel, config: TrainConfig, out: Path, request: TrainReque
 
 
 def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
-    """The stages of a row one after the other, each from the best weights of the last."""
+    """Train the stages of a recipe in order, each from the best weights of the previous one."""
     from save_deploy.training.chain import describe, plan_chain, run_chain
     from save_deploy.training.distributed import leads
     from save_deploy.training.start import initial_model
@@ -213,7 +213,7 @@ def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
 
 
 def print_estimate(config: Any, savings: Savings, micro_batch: int, *, freeze_sam: bool) -> None:
-    """Memory of a step with nothing saved, without one saving each, and with all."""
+    """Print the memory of a step with no savings, with all, and with all except one each."""
     from rich.table import Table
 
     from save_deploy.console import new_console
