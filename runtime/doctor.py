@@ -135,8 +135,10 @@ def examine(bundle: Path | None = None) -> Examination:
 
 
 def _cuda_provider(machine: Machine) -> str:
-    """What CUDA the installed onnxruntime-gpu needs, and whether the driver and its version serve our
-    graphs; empty without it."""
+    """Return the CUDA version that onnxruntime-gpu needs, and any problem with this machine.
+
+    "" when onnxruntime-gpu is not installed.
+    """
     found = version("onnxruntime-gpu")
     if not found:
         return ""
@@ -184,7 +186,10 @@ def _result(name: str, wanted: str, process: subprocess.Popen[str]) -> Trial:
 
 
 def _reason(provider: str, stderr: str, active: str) -> str:
-    """Our own check knows more than the library's last words."""
+    """Return why a provider did not run.
+
+    Our own check is more precise than the library's output.
+    """
     try:
         if provider in PROVIDERS:
             require_provider(provider)

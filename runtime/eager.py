@@ -32,10 +32,10 @@ _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class EagerSession:
-    """A function of tensors as a session, on the device that holds its weights.
+    """A function of tensors as a session, on the device of its weights.
 
-    device_ms: of the last call, the time between two CUDA events around the function: without the
-    copies from and to the host. None on the CPU.
+    device_ms: time of the last call between two CUDA events around the function, without copies
+        from and to the host. None on the CPU.
     """
 
     def __init__(

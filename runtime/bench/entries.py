@@ -19,10 +19,11 @@ KINDS = (*PLAIN, "merged:KEY=VALUE+...", "bundle:DIR")
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that all entries are forms of.
+    """The model whose forms are benchmarked.
 
-    activation_bytes: largest tensors of one call of the eager model; macs_eager: multiplications per
-    call, padded windows included; macs: useful work only, which the merged model computes.
+    activation_bytes: size of the largest tensors of one call of the eager model.
+    macs_eager: multiply-accumulates per call, including padded windows.
+    macs: multiply-accumulates of the merged model, without padding.
     """
 
     config: SaveConfig
@@ -52,9 +53,12 @@ class Subject:
 def parse_entries(
     what: str, backends: Sequence[str], graphs: dict[str, Path], subject: Subject
 ) -> list[Entry]:
-    """ "eager,naive,bundle:DIR" -> entries, graphs once per backend; `graphs` maps all names but
-    those of torch to ONNX files. Modes of torch run on the device of the subject's source. Raises
-    SaveDeployError for an unknown name."""
+    """Parse "eager,naive,bundle:DIR" to entries; graphs get one entry per backend.
+
+    graphs: ONNX file of every name except those of torch.
+    Modes of torch run on the device of the subject's source. Raises SaveDeployError for an unknown
+    name.
+    """
     found = []
     for form in split_names(what):
         if form in MODES:

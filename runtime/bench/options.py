@@ -12,9 +12,10 @@ MODEL, MEASUREMENT = "Model", "Measurement"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """One model in several forms on several backends.
+    """Options of a benchmark of one model in several forms on several backends.
 
-    checkpoint None: the built-in one; what, backends: comma-separated; backends None: all installed.
+    checkpoint None: the built-in checkpoint.
+    what, backends: comma-separated lists; backends None means all installed.
     """
 
     checkpoint: Path | None = option(

@@ -28,11 +28,13 @@ OnStep = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """An entry's samples, its start, its memory, and how far its logits are from eager's.
+    """Result of one entry.
 
-    first_mask_s: from the start of its process (libraries included) to the first mask; max_rel_err:
-    largest logit difference over eager's logit range, infinite where logits are not finite; device_ms:
-    median between CUDA events; failed: why there are no samples.
+    first_mask_s: seconds from the start of its process (including libraries) to the first mask.
+    max_rel_err: largest logit difference over eager's logit range, infinite for logits that are not
+        finite.
+    device_ms: median between CUDA events.
+    failed: why there are no samples, "" for success.
     """
 
     entry: Entry
@@ -51,8 +53,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """gemm, gemm_int8: the large products by backend; resident: all entries stayed loaded, else each
-    was loaded anew in every round (memory)."""
+    """Result of a benchmark.
+
+    gemm, gemm_int8: timings of the large products by backend.
+    resident: True when all entries stayed loaded; otherwise each was loaded again in every round.
+    """
 
     subject: Subject
     outcomes: tuple[Outcome, ...]
@@ -74,8 +79,10 @@ class BenchResult:
 
     @property
     def floor_int8_ms(self) -> float | None:
-        """The same at the rate of the fastest INT8 product, though a part is computed in float; None
-        where it was not measured."""
+        """Lower bound at the rate of the fastest INT8 product, None when it was not measured.
+
+        It is optimistic, because a part of the model is computed in float.
+        """
         if not self.gemm_int8:
             return None
         return 2 * self.subject.macs / max(map(gflops, self.gemm_int8.values())) / 1e6
@@ -99,9 +106,10 @@ def run_bench(
 ) -> BenchResult:
     """Time entries in interleaved rounds: at least 3, then until `rounds` or the time budget.
 
-    Each entry has its own process, so its peak memory is its own and idle ones hold no core. When they
-    do not all fit into memory, each is loaded anew in every round and called twice. An entry that
-    fails is reported, not fatal. The yardsticks are timed in every round like entries.
+    Each entry has its own process, so that its peak memory is measured alone and idle entries use
+    no core. When not all fit into memory, each is loaded again in every round and called twice. A
+    failing entry is reported and does not stop the run. The yardsticks are timed in every round
+    like entries.
     """
     gemms = {gemm: OwnProcess(gemm.name, gemm) for gemm in yardsticks.gemms(entries)}
     ours = [OwnProcess(entry.name, ModelCall(entry, inputs)) for entry in entries]

@@ -25,8 +25,10 @@ GEMM_SPEC = GraphSpec(
 
 @dataclass(frozen=True)
 class Gemm:
-    """One large product, float32 (never TF32) or INT8. path: the ONNX file of a backend, None: torch's
-    own on `device`, where its factors stay."""
+    """One large product, float32 (never TF32) or INT8.
+
+    path: ONNX file of a backend; None for torch's product on `device`, where its factors stay.
+    """
 
     backend: str
     path: Path | None = None
@@ -66,8 +68,11 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """Graphs that measure the machine. empty: computes nothing, for the overhead of a call; gemm,
-    gemm_int8: multiply by a constant (GEMM_SPEC). None: not measured."""
+    """Graphs that measure the machine; None when not measured.
+
+    empty: no computation, for the overhead of a call.
+    gemm, gemm_int8: multiplication by a constant (GEMM_SPEC).
+    """
 
     empty: Path | None = None
     gemm: Path | None = None

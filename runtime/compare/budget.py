@@ -12,8 +12,10 @@ from save_deploy.runtime.html.data import Check
 
 
 def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
-    """One check for each budget, naming the rows over it, or the one nearest to it; for speed one for
-    each bundle."""
+    """Return one check per budget, naming the rows over it, or else the row nearest to it.
+
+    For speed there is one check per bundle.
+    """
     # rows of the eager model are there to be read, not to be judged
     ours = [row for row in rows if not row.reference and row.backend != REFERENCE]
     found = []

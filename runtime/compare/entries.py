@@ -26,8 +26,7 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class EagerSource:
-    """The checkpoint of a reference, the shape it is run in, the size of its float32 weights, and where
-    and how it is run."""
+    """Source of an eager reference: checkpoint, input shape, weight size in float32, and mode."""
 
     checkpoint: Path
     sam: Path | None
@@ -39,8 +38,11 @@ class EagerSource:
 
 @dataclass(frozen=True)
 class GraphFile:
-    """An ONNX file of the model graph outside a bundle. audio: the audio graph, None where only the
-    model graph is run; low_memory: see open_session."""
+    """An ONNX file of the model graph outside of a bundle.
+
+    audio: the audio graph, None when only the model graph is run.
+    low_memory: see open_session.
+    """
 
     path: Path
     config: SaveConfig
@@ -59,8 +61,10 @@ class GraphFile:
 class Entry:
     """One model of a comparison: a bundle's folder and backend, a graph file, or an eager model.
 
-    name: unique in a run; bundle, form: as the user named the bundle or the form of the graph (eager,
-    compile, naive, merged, ...); cuda: of backend onnxruntime-cuda.
+    name: unique in a run.
+    bundle, form: name of the bundle or of the graph form (eager, compile, naive, merged, ...), as
+        the user gave it.
+    cuda: options of backend onnxruntime-cuda.
     """
 
     name: str

@@ -56,7 +56,7 @@ class _Inference:
 
     @property
     def device_ms(self) -> float | None:
-        """Of the last call, between CUDA events; None where the session does not measure it."""
+        """Time of the last call between CUDA events, None when the session does not measure it."""
         return getattr(self.session, "device_ms", None)
 
 
@@ -75,8 +75,12 @@ class FrameCall:
 
 @dataclass(frozen=True)
 class Started:
-    """load_s, first_s: seconds from the start of the process (libraries included) until the model is
-    open and until its first answer; peak_mib: largest resident size on the host, libraries included."""
+    """Start of a process.
+
+    load_s, first_s: seconds from its start (including libraries) to the open model and to its first
+        output.
+    peak_mib: largest resident size on the host, including libraries.
+    """
 
     load_s: float
     first_s: float
@@ -86,10 +90,10 @@ class Started:
 
 @dataclass
 class OwnProcess:
-    """The parent's side: the process while it runs, its samples and its failure throughout.
+    """Parent's view of the process, its samples and its failure.
 
-    samples_ms: from host memory to host memory; device_ms: of the same calls, between CUDA events,
-    empty where nobody measures them.
+    samples_ms: times from host memory to host memory.
+    device_ms: times of the same calls between CUDA events, empty when not measured.
     """
 
     name: str
@@ -102,8 +106,10 @@ class OwnProcess:
     _pipe: Connection | None = None
 
     def start(self) -> None:
-        """Open the model and call it once or twice. A process that was started before keeps its first
-        times and the larger peak."""
+        """Open the model and call it once or twice.
+
+        After a restart the first times and the larger peak are kept.
+        """
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_work, args=(other, self.open), daemon=True)

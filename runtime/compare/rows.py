@@ -23,12 +23,15 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Row:
-    """One entry on one dataset. parity and speedup compare it with the reference (eager) of the same
-    run; the reference has no parity.
+    """One entry on one dataset.
 
-    name: unique per dataset; bundle, dataset: as the user named them; None: not measured. device: where
-    it ran, with TF32; device_ms: median between CUDA events of the calls whose latency is from host
-    to host.
+    name: unique per dataset.
+    bundle, dataset: names as the user gave them.
+    parity, speedup: compared with the reference (eager) of the same run; the reference has no
+        parity.
+    device: where it ran, with TF32.
+    device_ms: median between CUDA events of the calls whose latency is from host to host.
+    None stands for a value that was not measured.
     """
 
     backend: str

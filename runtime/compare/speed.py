@@ -28,8 +28,11 @@ _ROUNDS_ALONE, _CALLS_ALONE = 3, 2  # when entries are opened anew in every roun
 
 @dataclass(frozen=True)
 class Timing:
-    """Raw samples by name, taken in turn, from host memory to host memory. resident: all were open at
-    once. device_ms: of the same calls, between CUDA events, of sessions that measure it."""
+    """Raw samples by name, from host memory to host memory, taken in interleaved rounds.
+
+    resident: all entries were open at the same time.
+    device_ms: times of the same calls between CUDA events, for sessions that measure it.
+    """
 
     latency: dict[str, LatencyResult]
     resident: bool = True
@@ -68,10 +71,11 @@ def time_interleaved(
     on_round: Callable[[], None] = lambda: None,
     on_sample: Callable[[str], None] = lambda name: None,
 ) -> dict[str, LatencyResult]:
-    """Time each call once per round, at least 3 rounds, then until `rounds` or the time budget.
+    """Time each call once per round: at least 3 rounds, then until `rounds` or the time budget.
 
-    The order rotates from round to round. Returns raw samples by name; `batch` is frames per call.
-    on_sample(name): after each timed call.
+    The order rotates from round to round. Returns raw samples by name.
+    batch: frames per call.
+    on_sample: called with the name after each timed call.
     """
     for _ in range(warmup):
         for call in calls.values():

@@ -112,9 +112,10 @@ class Report:
         return next((r for r in self.rows if r.reference and r.dataset == dataset), None)
 
     def m_j_change(self, row: Row) -> tuple[float, Interval | None] | None:
-        """M_J minus the reference's in points, with the 95 % interval of the paired differences.
+        """Return M_J minus that of the reference in points, with the 95 % interval.
 
-        None for the reference and without one; no interval where the numbers of videos differ.
+        The interval is of the differences paired by video; None when the numbers of videos differ.
+        The result is None for the reference and without a reference.
         """
         base = self.reference(row.dataset)
         if base is None or row.reference:

@@ -22,11 +22,11 @@ _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 6: "bool"}
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """C-contiguous array in GPU memory. torch.from_dlpack(x) and cupy.from_dlpack(x) share it,
-    and so do libraries that take __cuda_array_interface__.
+    """C-contiguous array in GPU memory, shared by DLPack or __cuda_array_interface__.
 
-    place: DLPack's device type and number; owner: keeps foreign memory alive; None for a session's own
-    buffer, which its next call overwrites and its close() frees.
+    place: DLPack's device type and number.
+    owner: object that keeps foreign memory alive; None for a session's own buffer, which its next
+        call overwrites and its close() frees.
     """
 
     pointer: int
@@ -60,9 +60,10 @@ class DeviceArray:
 def device_input(
     inputs: Mapping[str, Any], tensor: TensorSpec, cuda: Cuda, stream: int | None = None
 ) -> DeviceArray:
-    """The named input as a device array whose values are complete on `stream` (default: at once).
+    """Return the named input as a device array whose values are complete on `stream`.
 
-    Raises DataError for a missing one, the host's memory, another dtype, shape or layout.
+    Without a stream the values are complete on return. Raises DataError for a missing input, host
+    memory, and another dtype, shape or layout.
     """
     if tensor.name not in inputs:
         raise DataError(

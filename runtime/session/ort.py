@@ -1,4 +1,4 @@
-"""Sessions on ONNX Runtime: may a provider run here, the session on the CPU, options and loading.
+"""Sessions on ONNX Runtime: check of a provider, CPU session, options, and loading.
 
 Sessions on its GPU providers are in ort_gpu.py.
 """
@@ -42,11 +42,11 @@ Providers = Sequence[str | tuple[str, dict[str, Any]]]
 
 @named_extras()
 def require_provider(provider: str) -> None:
-    """Raise BackendError naming the first thing that is missing; nothing is printed.
+    """Raise BackendError naming the first missing part of a provider; print nothing.
 
-    `get_available_providers()` lists what was compiled, not what loads, and a session would report the
-    missing part on stderr and run on the CPU. So with a GPU the provider's own library is loaded here;
-    that part was not run on a GPU yet.
+    `get_available_providers()` lists compiled-in providers, not those that load, and a session
+    would print the missing part to stderr and run on the CPU. So with a GPU the provider's own
+    library is loaded here; that part was not tested on a GPU.
     """
     ort = import_onnxruntime()
     if provider not in ort.get_available_providers():
@@ -78,9 +78,11 @@ def require_provider(provider: str) -> None:
 
 
 def missing_library(provider: str, folder: Path) -> str:
-    """The loader's error for the provider's library, which names the first missing one; empty for none.
+    """Return the loader's error for the provider's library, or "".
 
-    folder: of ONNX Runtime's shared libraries. CUDA's libraries from pip packages are loaded first.
+    The error names the first missing library.
+    folder: folder of ONNX Runtime's shared libraries. CUDA libraries from pip packages are loaded
+        first.
     """
     name = {CUDA: "cuda", TENSORRT: "tensorrt"}[provider]
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
@@ -126,13 +128,16 @@ class OrtSession(BufferedSession):
         providers: Providers | None = None,
         weights: Sequence[str] = (),
     ) -> None:
-        """threads: within one operator; default all physical cores. low_memory leaves external weights
-        mapped from the file (no packed copies, FP16 converted anew in every call: a third slower) and
-        returns activations to the system. providers: with options, the asked one first. weights: files
-        of the graph, relative to its folder.
+        """Open an ONNX file.
 
-        Raises BackendError when the provider is not active after loading (ONNX Runtime itself falls
-        back to the CPU silently), BundleError when the graph has other inputs or outputs than the spec.
+        threads: within one operator; default all physical cores.
+        low_memory: keep external weights mapped from the file (no packed copies, FP16 converted in
+            every call: a third slower) and return activation memory to the system.
+        providers: providers with options, the requested one first.
+        weights: files of the graph, relative to its folder.
+        Raises BackendError when the provider is not active after loading (ONNX Runtime itself
+        silently uses the CPU), and BundleError when the graph has other inputs or outputs than the
+        spec.
         """
         super().__init__(spec, threads or default_threads())
         if provider != CPU:

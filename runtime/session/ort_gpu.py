@@ -1,7 +1,7 @@
-"""Sessions on ONNX Runtime's GPU providers: tensors stay in fixed buffers on the device.
+"""Sessions on ONNX Runtime's GPU providers, with tensors in fixed device buffers.
 
-Not run on a GPU yet; binding, options and the fall-back from a CUDA graph were run with buffers on the
-CPU.
+Not tested on a GPU; binding, options and the fallback from a CUDA graph were tested with CPU
+buffers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 
 
 class OrtGpuSession(OrtSession):
-    """An ONNX file on CUDAExecutionProvider or TensorrtExecutionProvider, bound to device buffers whose
-    addresses never change: a CUDA graph of the whole run may be replayed.
+    """An ONNX file on CUDAExecutionProvider or TensorrtExecutionProvider with fixed device buffers.
 
-    Calls of several threads run one after the other. ONNX Runtime captures a graph for every thread
-    that calls, in the second run of the first call.
+    Fixed addresses allow replaying a CUDA graph of the whole run. Calls of several threads are
+    serialized. ONNX Runtime captures a graph for every calling thread, in the second run of its
+    first call.
     """
 
     def __init__(
@@ -44,9 +44,12 @@ class OrtGpuSession(OrtSession):
         weights: Sequence[str] = (),
         cuda: CudaOptions = CudaOptions(),
     ) -> None:
-        """precision: of the bundle. cache_dir: where TensorRT's engines are kept between starts.
-        weights: files of the graph, relative to its folder. cuda: of the CUDA provider.
+        """Open an ONNX file.
 
+        precision: precision of the bundle.
+        cache_dir: where TensorRT's engines are cached between starts.
+        weights: files of the graph, relative to its folder.
+        cuda: options of the CUDA provider.
         Raises BackendError naming what is missing when the provider cannot run here.
         """
         self._device = "cpu" if provider == CPU else "cuda"
@@ -72,7 +75,7 @@ class OrtGpuSession(OrtSession):
             _log.warning("no CUDA graph, which costs speed: %s", error.got or error.what)
 
     def _capture(self) -> None:
-        """The first run captures the graph: whether that works is known before anybody waits."""
+        """Capture the graph in the first run, so that a failure is known before the first call."""
         nothing = {s.name: np.zeros(s.shape, s.dtype) for s in self.spec.inputs}
         try:
             self._guarded(lambda: self._run(nothing))
@@ -81,7 +84,7 @@ class OrtGpuSession(OrtSession):
             raise
 
     def _bind_outputs(self) -> None:
-        """Inputs, too: each keeps one buffer for the life of the session."""
+        """Bind outputs and inputs to buffers that are kept for the life of the session."""
         self._inputs = {s.name: self._value(s.shape, s.dtype) for s in self.spec.inputs}
         self._outputs = {s.name: self._value(s.shape, s.dtype) for s in self.spec.outputs}
         for name, value in self._inputs.items():
@@ -102,10 +105,11 @@ class OrtGpuSession(OrtSession):
             np.copyto(self.buffers[name], value.numpy())
 
     def infer_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
-        """Device arrays (DLPack or __cuda_array_interface__) -> device arrays, nothing passes the host.
+        """Run device arrays (DLPack or __cuda_array_interface__) and return device arrays.
 
-        Inputs are copied on the device into the session's buffers. The outputs are the session's own:
-        valid until its next call; torch.from_dlpack and cupy.from_dlpack share them.
+        Nothing is copied through the host. Inputs are copied on the device into the session's
+        buffers. Outputs are the session's own buffers, valid until its next call; torch.from_dlpack
+        and cupy.from_dlpack share them.
         """
         cuda = Cuda()
         with self._lock:
@@ -132,9 +136,9 @@ class OrtGpuSession(OrtSession):
 def with_options(
     provider: str, precision: str, cache_dir: Path | None, cuda: CudaOptions = CudaOptions()
 ) -> Providers:
-    """The provider with its options and no fallback: a node that it cannot run is an error.
+    """Return the provider with its options and no fallback: an unsupported node is an error.
 
-    precision: of the manifest. Raises BackendError for one that the provider has no option for.
+    precision: as in the manifest. Raises BackendError for one without a provider option.
     """
     if provider == CUDA:
         return [(CUDA, cuda.provider_options())]

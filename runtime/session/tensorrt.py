@@ -30,12 +30,13 @@ _log = logging.getLogger(__name__)
 
 
 class TensorRtSession:
-    """An engine file. Every thread that calls infer gets an execution context, a stream and buffers of
-    its own, which a later thread reuses when it has ended; the engine with its weights is shared, and
-    calls run in parallel. A session that is dropped without close() is freed too.
+    """An engine file, run by several threads in parallel.
 
-    Shapes are those of the spec, so there is one CUDA graph per thread: TensorRT-RTX captures it
-    itself, for full TensorRT it is captured after a first plain run.
+    Every calling thread gets an execution context, a stream and buffers, which a later thread
+    reuses when it has ended. The engine with its weights is shared. A session that is dropped
+    without close() is freed too. Shapes are those of the spec, so there is one CUDA graph per
+    thread: TensorRT-RTX captures it itself; for full TensorRT it is captured after a first plain
+    run.
     """
 
     def __init__(
@@ -50,14 +51,16 @@ class TensorRtSession:
         refit_from: Path | None = None,
         device: int = 0,
     ) -> None:
-        """library: tensorrt or tensorrt_rtx. host_code: a version-compatible engine may run the code
-        that it carries; the library refuses one without it. cache_dir: where TensorRT-RTX keeps the
-        kernels that it compiles at the first run; it must belong to this very file. refit_from: the
-        ONNX file with the weights of an engine built without them. Run engine_check first: the files
-        are taken to be those of the manifest, and the engine to be trusted.
+        """Load an engine file that engine_check has accepted: unaltered and trusted.
 
-        Raises BackendError when the library refuses the engine or a CUDA call fails, BundleError when
-        the engine has other inputs and outputs than the spec.
+        library: tensorrt or tensorrt_rtx.
+        host_code: allow a version-compatible engine to run the code it contains; the library
+            rejects it otherwise.
+        cache_dir: cache of the kernels that TensorRT-RTX compiles in the first run; it must belong
+            to this file.
+        refit_from: ONNX file with the weights of an engine built without them.
+        Raises BackendError when the library rejects the engine or a CUDA call fails, and
+        BundleError when the engine has other inputs and outputs than the spec.
         """
         self.backend, self.spec, self._device = library, spec, device
         self._trt, self._cuda = importlib.import_module(library), Cuda()
@@ -87,10 +90,10 @@ class TensorRtSession:
         return self._with_worker(lambda worker: worker.infer(inputs))
 
     def infer_device(self, inputs: Mapping[str, Any]) -> dict[str, DeviceArray]:
-        """Device arrays (DLPack or __cuda_array_interface__) -> device arrays, no copy to the host.
+        """Run device arrays (DLPack or __cuda_array_interface__) and return device arrays.
 
-        The outputs are this thread's own buffers: valid until its next call and until close().
-        Raises DataError for arrays of another dtype, shape or place.
+        Nothing is copied to the host. The outputs are this thread's own buffers, valid until its
+        next call and until close(). Raises DataError for arrays of another dtype, shape or place.
         """
         return self._with_worker(lambda worker: worker.infer_device(inputs))
 
@@ -156,8 +159,10 @@ class TensorRtSession:
         return engine
 
     def _refit(self, onnx: Path) -> None:
-        """Weights of the ONNX file into an engine that was built without them. Unverified: written
-        against the documentation; such an engine cannot be built without a driver."""
+        """Load weights of an ONNX file into an engine that was built without them.
+
+        Written from the documentation; such an engine cannot be built without a driver.
+        """
         self._logger.last = ""
         refitter = self._trt.Refitter(self._held.engine, self._logger)
         parser = self._trt.OnnxParserRefitter(refitter, self._logger)

@@ -19,12 +19,11 @@ Verb = Callable[..., None]
 
 
 def takes(options: type, *, leave_out: Sequence[str] = ()) -> Callable[[Verb], Verb]:
-    """Turn verb(options, **own) into a command whose options are the fields of the dataclass and the
-    verb's own parameters.
+    """Convert verb(options, **own) to a command with an option for each field of the dataclass.
 
-    Nested dataclasses are flattened; their fields are named `calibration.table`, as in leave_out. A
-    field without an option keeps its default. Raises SaveDeployError for an option without those it
-    needs, or beside one it excludes.
+    The verb's own parameters follow. Nested dataclasses are flattened; their fields are named
+    `calibration.table`, as in leave_out. A field without an option keeps its default. Raises
+    SaveDeployError for an option without those it needs, or together with one it excludes.
     """
     fields = {path: f for path, f in _fields(options) if path not in leave_out}
     parameters = [_parameter(path, *f) for path, f in fields.items()]
@@ -114,7 +113,7 @@ def _plain(kind: Any) -> Any:
 
 
 def _name(path: str, how: Option) -> str:
-    """Of the parameter. A positional argument is shown by it: without the dataclasses around it."""
+    """Return the name of the parameter; for a positional argument without enclosing dataclasses."""
     return path.replace(".", "_") if how.names else path.rpartition(".")[2]
 
 
