@@ -294,6 +294,12 @@ def _version(entry: _Entry, machine: Machine) -> Iterator[Refusal]:
         )
 
 
+def runs_with(values: RawEntry, version: str) -> bool:
+    """Whether this version of its library reads the engine of a manifest entry. Raises BundleError for
+    an entry that cannot be read."""
+    return _runs_version(_Entry.of(values), version)
+
+
 def _runs_version(entry: _Entry, here: str) -> bool:
     built, found = _numbers(entry.library_version), _numbers(here)
     n = min(len(built), len(found))  # some releases leave the build number out

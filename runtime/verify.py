@@ -21,6 +21,7 @@ from save_deploy.runtime.golden import (
     ANSWERS,
     FOREGROUND,
     UNDECIDED,
+    FilePair,
     Pack,
     embedding_bound,
     read_pack,
@@ -80,47 +81,55 @@ def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
     Raises ParityError naming the first pair and stage that differs, BundleError for a mask of another
     size.
     """
-    worst = dict.fromkeys(ANSWERS, 0.0)
-    found_masks, expected_masks = list[NDArray[np.bool_]](), list[NDArray[np.bool_]]()
+    worst, masks = dict.fromkeys(ANSWERS, 0.0), Masks(pack)
     for i, pair in enumerate(pack.pairs):
         frame, sound = read_frame(pair.frame), read_waveform(pair.sound)
         _check_image(pair.name, frame, pair.image_sha256, pipeline.config.res)
         heard = pipeline.embed(sound)
         logits = pipeline.logits(frame, heard)
-        step = pack.logits_step
-        found = {
-            "waveform": second(sound),
-            "audio_embedding": heard[0],
-            "mask_logits": logits[::step, ::step],
-        }
+        found = {"waveform": second(sound), "audio_embedding": heard[0], "mask_logits": logits}
         for kind, array in found.items():
-            expected = getattr(pack.answers, kind)[i]
-            difference = _check_answer(pair.name, kind, array, expected, pack)
-            worst[kind] = max(worst[kind], difference)
+            worst[kind] = max(worst[kind], check_answer(pack, i, kind, array))
+        masks.add(pair, at_frame_size(logits, frame.shape[:2]) > 0)
+    return Conformed(
+        n_cases=len(pack.pairs),
+        waveform_err=worst["waveform"],
+        embedding_err=worst["audio_embedding"],
+        logits_err=worst["mask_logits"],
+        mask_agreement=masks.agreement(),
+    )
+
+
+class Masks:
+    """Masks of the frames of a pack, against the expected ones where these are decided."""
+
+    def __init__(self, pack: Pack) -> None:
+        self._least = pack.tolerances.min_agreement
+        self._found = list[NDArray[np.bool_]]()
+        self._expected = list[NDArray[np.bool_]]()
+
+    def add(self, pair: FilePair, mask: Mask) -> None:
+        """mask bool (H,W). Raises BundleError for one of another size than the expected."""
         marks = read_gray(pair.mask)
-        mask: Mask = at_frame_size(logits, frame.shape[:2]) > 0
         if marks.shape != mask.shape:
             raise BundleError(
                 "conformance mask of another size than its frame", got=pair.name,
                 expected=str(mask.shape),
             )  # fmt: skip
         decided = marks != UNDECIDED
-        found_masks.append(mask[decided])
-        expected_masks.append(marks[decided] == FOREGROUND)
-    agreement = mask_agreement(np.concatenate(found_masks), np.concatenate(expected_masks))
-    if agreement < pack.tolerances.min_agreement:
-        raise ParityError(
-            "masks differ from the conformance pack",
-            got=f"IoU {agreement:.5f} of decided pixels",
-            expected=f"at least {pack.tolerances.min_agreement}",
-        )
-    return Conformed(
-        n_cases=len(pack.pairs),
-        waveform_err=worst["waveform"],
-        embedding_err=worst["audio_embedding"],
-        logits_err=worst["mask_logits"],
-        mask_agreement=agreement,
-    )
+        self._found.append(mask[decided])
+        self._expected.append(marks[decided] == FOREGROUND)
+
+    def agreement(self) -> float:
+        """IoU over all of them. Raises ParityError for one below the pack's."""
+        agreement = mask_agreement(np.concatenate(self._found), np.concatenate(self._expected))
+        if agreement < self._least:
+            raise ParityError(
+                "masks differ from the conformance pack",
+                got=f"IoU {agreement:.5f} of decided pixels",
+                expected=f"at least {self._least}",
+            )
+        return agreement
 
 
 def _check_image(name: str, frame: Frame, expected: str, res: int) -> None:
@@ -130,10 +139,12 @@ def _check_image(name: str, frame: Frame, expected: str, res: int) -> None:
         raise _differs(name, "image tensor", f"sha256 {sha256}", expected)
 
 
-def _check_answer(
-    name: str, kind: str, found: NDArray[np.float32], expected: NDArray[np.float32], pack: Pack
-) -> float:
-    """-> largest absolute difference."""
+def check_answer(pack: Pack, i: int, kind: str, found: NDArray[np.float32]) -> float:
+    """Largest absolute difference to answer i of a kind: waveform (16000,), audio_embedding (128,) or
+    mask_logits (S,S). Raises ParityError above the pack's tolerance."""
+    expected = getattr(pack.answers, kind)[i]
+    if kind == "mask_logits":
+        found = found[:: pack.logits_step, :: pack.logits_step]
     difference = float(np.abs(found - expected).max())
     allowed = getattr(pack.tolerances, kind)
     if kind == "audio_embedding":
@@ -141,6 +152,7 @@ def _check_answer(
     elif allowed is None:
         allowed = np.inf
     if not (np.isfinite(difference) and difference <= allowed):
+        name = pack.pairs[i].name
         raise _differs(name, kind, f"{difference:.1e}", f"at most {allowed:.1e}")
     return difference
 

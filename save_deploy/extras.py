@@ -28,6 +28,7 @@ EXTRA_OF = {
     "safetensors": "export",
     "matplotlib": "train",
     "polygraphy": "polygraphy",
+    "tritonclient": "triton",
 }
 
 

@@ -190,8 +190,8 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 
 VERBS = (
     "", "export", "calibrate", "build", "inspect", "merge", "bench", "compare", "train", "eval",
-    "mask", "run", "doctor", "polygraphy", "verify", "systems", "recipes", "data", "data scenes",
-    "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
+    "mask", "run", "doctor", "polygraphy", "triton", "verify", "systems", "recipes", "data",
+    "data scenes", "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
     "checkpoint inspect", "checkpoint convert",
 )  # fmt: skip
 

@@ -31,6 +31,7 @@ from save_deploy.cli import (
     run,
     systems,
     train,
+    triton,
     verify,
 )
 from save_deploy.cli import eval as evaluate
@@ -55,6 +56,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "doctor": doctor.doctor,
     "polygraphy": polygraphy.polygraphy,
+    "triton": triton.triton,
     "systems": systems.systems,
     "recipes": recipes.recipes,
 }

@@ -7,9 +7,11 @@ them.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +86,11 @@ def _gray(image: Image.Image) -> NDArray[np.uint8]:
     return (np.asarray(image) >> 8).astype(np.uint8)
 
 
+def decode_frame(content: bytes, name: str = "the picture") -> NDArray[np.uint8]:
+    """The bytes of a PNG or JPEG as read_frame reads them from a file. Raises DataError as it does."""
+    return as_rgb(_upright(_decoded(io.BytesIO(content), name, len(content))))
+
+
 def open_picture(path: Path, *, transparency: bool = False) -> Image.Image:
     """Return the decoded, upright image in mode 1, L, LA, I;16, P, RGB or RGBA.
 
@@ -94,46 +101,59 @@ def open_picture(path: Path, *, transparency: bool = False) -> Image.Image:
         raise DataError("image not found", got=str(path), expected=EXPECTED)
     try:
         with path.open("rb") as file:
-            start, n_bytes = file.read(8), os.fstat(file.fileno()).st_size
-            kind = next((kind for kind in _KINDS if start.startswith(kind[0])), None)
-            if kind is None:
-                raise _unreadable(path, "neither PNG nor JPEG")
-            file.seek(0)
-            image = kind[1](file)
-            _check(path, image, most=max(_SMALL, kind[2] * n_bytes))
-            image.load()
+            image = _decoded(file, str(path), os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise _unreadable(str(path), str(error)) from error
+    return _upright(image, transparency=transparency)
+
+
+def _decoded(file: BinaryIO, name: str, n_bytes: int) -> Image.Image:
+    """As it is stored. Raises DataError."""
+    try:
+        start = file.read(8)
+        kind = next((kind for kind in _KINDS if start.startswith(kind[0])), None)
+        if kind is None:
+            raise _unreadable(name, "neither PNG nor JPEG")
+        file.seek(0)
+        image = kind[1](file)
+        _check(name, image, most=max(_SMALL, kind[2] * n_bytes))
+        image.load()
     except DataError:
         raise
     except Exception as error:  # Pillow may raise any exception for a damaged file
-        raise _unreadable(path, str(error) or type(error).__name__) from error
+        raise _unreadable(name, str(error) or type(error).__name__) from error
+    return image
+
+
+def _upright(image: Image.Image, *, transparency: bool = False) -> Image.Image:
     if not transparency:
         image.info.pop("transparency", None)
     turn = _TURNS.get(orientation(image.info.get("exif", b"")))
     return image if turn is None else image.transpose(turn)
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
-    return DataError("image cannot be read", got=f"{path}: {reason}", expected=EXPECTED)
+def _unreadable(name: str, reason: str) -> DataError:
+    return DataError("image cannot be read", got=f"{name}: {reason}", expected=EXPECTED)
 
 
-def _check(path: Path, image: Image.Image, most: int) -> None:
+def _check(name: str, image: Image.Image, most: int) -> None:
     """Raise DataError for an image of more than `most` pixels, before its memory is allocated."""
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DataError(
             "image of a size that cannot be used",
-            got=f"{path}: {width} x {height}",
+            got=f"{name}: {width} x {height}",
             expected=f"1 to {MAX_SIDE} pixels a side, {MAX_PIXELS} in all",
         )
     if image.mode == "CMYK":
         raise DataError(
             "image of print colors (CMYK)",
-            got=str(path),
+            got=name,
             expected="RGB or gray",
             hint="convert the image to RGB",
         )
     if width * height > most:
-        raise _unreadable(path, f"file is truncated: {width} x {height} pixels do not fit in it")
+        raise _unreadable(name, f"file is truncated: {width} x {height} pixels do not fit in it")
 
 
 def orientation(exif: bytes) -> int:

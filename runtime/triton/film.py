@@ -1,0 +1,134 @@
+"""save_video: the bytes of a film -> a response for each of its frames."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
+from save_deploy.errors import DataError
+from save_deploy.runtime.pipeline import Listener
+from save_deploy.runtime.triton.frame import MASKS, encoded
+from save_deploy.runtime.triton.python_model import PythonModel, Request
+from save_deploy.runtime.video.options import Section
+from save_deploy.runtime.video.source import VideoSource
+
+FILM = TensorSpec("film", "bytes", (1,), "bytes of a film, or a data: URI of them in base64")
+FPS = TensorSpec("fps", "float32", (1,), "upper limit of frames per second; left out: all")
+TIME = TensorSpec("time_s", "float64", (1,), "when the frame is shown")
+SPEC = GraphSpec((FILM, FPS), (TIME, MASKS[1]))
+DECOUPLED = ("model_transaction_policy { decoupled: true }",)
+# What strangers may send: files that hold their own pictures and sound. Others, such as playlists, name
+# files that FFmpeg would open here.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+_DATA = b"data:"
+
+
+class FilmModel(PythonModel):
+    """One film at a time; a client that goes away ends it."""
+
+    def start(self, arguments: Mapping[str, str]) -> None:
+        self.graphs = self.pipeline()
+
+    def execute(self, requests: list[Request]) -> None:
+        """Responses go out as they are made: the model is decoupled."""
+        final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                for outputs in self.answers(request):
+                    if sender.is_cancelled():
+                        break
+                    sender.send(self.response(outputs))
+            except Exception as error:  # of one film
+                failed = self.server.InferenceResponse(error=self.error_of(error))
+                sender.send(failed, flags=final)
+            else:
+                sender.send(flags=final)
+
+    def answer(self, request: Request) -> Arrays:
+        raise NotImplementedError("this model answers more than once")
+
+    def answers(self, request: Request) -> Iterator[Arrays]:
+        """Outputs of each frame. Raises DataError for what is no film, and after the last frame for one
+        that was cut off."""
+        wanted = request.requested_output_names()
+        with _stored(film_of(self.content(request, "film"))) as path:
+            check_format(path)
+            source = VideoSource(path, Section(fps=self._fps(request)))
+            if not source.has_sound:
+                raise DataError(
+                    "no sound in the film", expected="an audio stream, even a silent one"
+                )
+            listener, end_s = Listener(self.graphs, source.sound_seconds()), 0.0
+            for frame in source.frames():
+                end_s = frame.time_s
+                outputs = encoded(listener(frame.picture, frame.time_s), wanted)
+                if TIME.name in wanted:
+                    outputs[TIME.name] = np.array([frame.time_s])
+                yield outputs
+            check_whole(source, end_s)
+
+    def _fps(self, request: Request) -> float | None:
+        tensor: Any = self.server.get_input_tensor_by_name(request, FPS.name)
+        return None if tensor is None else float(tensor.as_numpy().reshape(-1)[0])
+
+
+@contextmanager
+def _stored(content: bytes) -> Iterator[Path]:
+    """A file while the block runs; errors do not name it."""
+    with tempfile.TemporaryDirectory(prefix="save-deploy-film-") as folder:
+        path = Path(folder) / "film"
+        path.write_bytes(content)
+        try:
+            yield path
+        except DataError as error:
+            got = error.got.replace(f"file:{path}", "the film").replace(str(path), "the film")
+            raise DataError(
+                error.what, got=got, expected=error.expected, hint=error.hint
+            ) from error
+
+
+def film_of(content: bytes) -> bytes:
+    """A film, or what its data: URI holds, for clients whose requests are text. Raises DataError."""
+    if not content.startswith(_DATA):
+        return content
+    try:
+        return base64.b64decode(content.partition(b",")[2], validate=True)
+    except binascii.Error as error:
+        raise DataError(
+            "film cannot be read", got=f"a data: URI: {error}", expected="data:video/mp4;base64,..."
+        ) from error
+
+
+def check_format(path: Path) -> None:
+    """Raise DataError for what is not one of FORMATS."""
+    import av
+
+    try:
+        with av.open(f"file:{path}", options={"format_whitelist": FORMATS}):
+            pass
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DataError(
+            "film cannot be read", got=str(error)[:200], expected="an mp4, mkv or webm file"
+        ) from error
+
+
+def check_whole(source: VideoSource, end_s: float) -> None:
+    """Raise DataError where the pictures end a second or more before the film says it does."""
+    length = source.length_s or 0.0
+    last_s = 1 / min(float(source.rate), source.section.fps or math.inf)
+    if source.damage["video"].broken_off or end_s + last_s < length - 1:
+        raise DataError(
+            "the film is cut off",
+            got=f"pictures for {end_s:.1f} s",
+            expected=f"{length:.1f} s" if length else "a whole file",
+        )

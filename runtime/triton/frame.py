@@ -1,0 +1,64 @@
+"""save_frame: the bytes of a picture and its sound -> its mask, as a PNG or as run lengths."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from PIL import Image
+
+from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
+from save_deploy.data.pictures import decode_frame
+from save_deploy.data.transforms import Mask
+from save_deploy.runtime.triton.python_model import PythonModel, Request
+
+PICTURE = TensorSpec("picture", "bytes", (1,), "bytes of a PNG or JPEG file")
+MASKS = (
+    TensorSpec("mask_png", "bytes", (1,), "a PNG of the size of the picture, white = sounding"),
+    TensorSpec("mask_rle", "bytes", (1,), "JSON of run lengths as COCO's, uncompressed"),
+)
+SOUND = TensorSpec("waveform", "float32", (-1,), "16 kHz mono, -1..1; its first second is heard")
+SPEC = GraphSpec((PICTURE, SOUND), MASKS)
+
+
+class FrameModel(PythonModel):
+    """One picture a request; of the outputs only those that are asked for are made."""
+
+    def start(self, arguments: Mapping[str, str]) -> None:
+        self.graphs = self.pipeline()
+
+    def answer(self, request: Request) -> Arrays:
+        frame = decode_frame(self.content(request, "picture"))
+        mask = self.graphs(frame, self.array(request, "waveform"))
+        return encoded(mask, request.requested_output_names())
+
+
+def encoded(mask: Mask, wanted: Collection[str]) -> Arrays:
+    """mask bool (H,W) -> outputs of MASKS that are wanted."""
+    makers = {"mask_png": png_of, "mask_rle": lambda m: json.dumps(rle_of(m)).encode()}
+    return {name: np.array([make(mask)], object) for name, make in makers.items() if name in wanted}
+
+
+def png_of(mask: Mask) -> bytes:
+    """mask bool (H,W) -> a PNG of one bit a pixel, white = sounding."""
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).convert("1").save(file, "PNG")
+    return file.getvalue()
+
+
+def rle_of(mask: Mask) -> dict[str, list[int]]:
+    """mask bool (H,W) -> {"size": [H, W], "counts": [...]}: lengths of runs down the columns, the first
+    of them silent. pycocotools.mask.frPyObjects reads it."""
+    flat = mask.ravel(order="F")
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
+
+
+def mask_of(rle: Mapping[str, list[int]]) -> Mask:
+    """What rle_of made -> bool (H,W)."""
+    runs = np.asarray(rle["counts"])
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+    return flat.reshape(rle["size"], order="F")

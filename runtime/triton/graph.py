@@ -1,0 +1,42 @@
+"""save_audio and save_model on the python engine: a graph in a session of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from save_deploy.bundle import Arrays
+from save_deploy.onnx_files import weight_files
+from save_deploy.runtime.inputs import check_heard
+from save_deploy.runtime.session import open_session
+from save_deploy.runtime.session.open import Content
+from save_deploy.runtime.triton.python_model import PythonModel, Request
+
+FILE = "model.onnx"
+
+
+class GraphModel(PythonModel):
+    """model.onnx beside model.py: OpenVINO where Triton's Python has it, else ONNX Runtime."""
+
+    def start(self, arguments: Mapping[str, str]) -> None:
+        manifest, config = self.manifest, json.loads(arguments["model_config"])
+        self.is_audio = config["input"][0]["name"] == manifest.audio.inputs[0].name
+        path = self.folder / FILE
+        self.session = open_session(
+            "auto",
+            path,
+            manifest.audio if self.is_audio else manifest.model,
+            threads=int(config["parameters"]["threads"]["string_value"]),
+            content=Content(None, weight_files(path, manifest.files)),
+            precision=manifest.precision["precision"],
+        )
+
+    def answer(self, request: Request) -> Arrays:
+        names = [tensor.name for tensor in self.session.spec.inputs]
+        inputs = {name: self.array(request, name) for name in names}
+        if self.is_audio:
+            check_heard(inputs["waveform"])
+        return self.session.infer(inputs)
+
+    def finalize(self) -> None:
+        self.session.close()
