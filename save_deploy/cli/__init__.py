@@ -27,6 +27,7 @@ from save_deploy.cli import (
     mask,
     merge,
     polygraphy,
+    publish,
     recipes,
     run,
     systems,
@@ -57,6 +58,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
     "polygraphy": polygraphy.polygraphy,
     "triton": triton.triton,
+    "publish": publish.publish,
     "systems": systems.systems,
     "recipes": recipes.recipes,
 }

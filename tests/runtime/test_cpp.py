@@ -23,6 +23,7 @@ from save_deploy.bundle import MANIFEST, Manifest, record_files
 from save_deploy.data.audio import read_waveform
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import read_frame, resize_frame
+from save_deploy.runtime.hub import PublishOptions, publish
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
 from tests.runtime.cpp import ROOT, SOURCE, Library, cmake, infer
@@ -117,6 +118,12 @@ def test_verify(build: Path, bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
     cases = len(Manifest.read(bundle).conformance["cases"])
     assert f"{cases} conformance cases, images equal" in done.stdout
+
+
+def test_verify_a_folder_for_the_hub(build: Path, bundle_fp32: Path, tmp_path: Path) -> None:
+    publish(PublishOptions(bundle=bundle_fp32, out=tmp_path / "hub"))
+    done = infer(build, "verify", tmp_path / "hub")
+    assert done.returncode == 0, done.stderr
 
 
 def rewritten(bundle: Path, copy: Path) -> Path:
