@@ -99,8 +99,10 @@ class Remote:
                         _raise_error(found)
                         yield {name: _as_array(found[name]) for name in outputs}
         except urllib.error.HTTPError as error:
-            _raise_error(json.loads(error.read() or "{}"))
-            raise
+            said = error.read().decode(errors="replace").removeprefix("data:").strip()
+            _raise_error(
+                json.loads(said) if said.startswith("{") else {"error": said or str(error)}
+            )
 
     def close(self) -> None:
         self.client.close()
