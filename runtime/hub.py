@@ -48,7 +48,7 @@ class PublishOptions:
             raise DataError(
                 "wrong license", got=self.license[:80], expected="an identifier such as apache-2.0"
             )
-        if self.repo and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", self.repo, re.ASCII):
+        if self.repo and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", self.repo, re.ASCII):
             raise DataError("wrong --repo", got=self.repo[:80], expected="USER/NAME")
 
 

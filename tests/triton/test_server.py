@@ -99,6 +99,7 @@ def verify_client(served: Served, bundle: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.thorough
 def test_conformance_pack(served: Served) -> None:
     done = verify_client(served, served.bundle)
     assert done.returncode == 0, done.stderr
