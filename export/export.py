@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from save_deploy.bundle import Manifest, audio_spec, check_own_bundle, model_spe
 from save_deploy.calibration.pairs import collect_pairs
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.checkpoints import builtin_path, load_model
+from save_deploy.config import SaveConfig
 from save_deploy.data.open import open_dataset
-from save_deploy.errors import ParityError
+from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.fp16 import Fp16Plan, plan_fp16
 from save_deploy.export.golden import Golden, run_golden, write_conformance, write_golden
@@ -38,6 +39,7 @@ from save_deploy.export.quantize.explain import Explanation, Quantized, explain
 from save_deploy.export.quantize.plan import TABLE_FILE, QuantPlan, plan_quantization
 from save_deploy.export.quantize.search import SearchResult, search_precision
 from save_deploy.export.quantize.smooth import apply_smoothing
+from save_deploy.export.rejected import keep_rejected
 from save_deploy.export.sources import Sources
 from save_deploy.files import cache_folder, check_folder_target, new_folder
 from save_deploy.machine import versions
@@ -46,6 +48,7 @@ from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.compare import Row
 from save_deploy.runtime.compare.export_table import footnote, write_report
 from save_deploy.runtime.eager import eager_pipeline
+from save_deploy.runtime.golden import one_sided
 from save_deploy.runtime.session import as_batch
 
 OnStage = Callable[[str, str], None]
@@ -60,6 +63,7 @@ class ExportResult:
     proof: float64 proof of the merge.
     fp16: FP16 plan, None for FP32 floats.
     lines: effects of quantization, as sentences.
+    notes: what the comparison does not prove.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class ExportResult:
     proof: MergeProof
     fp16: Fp16Plan | None
     lines: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
     on_stage: called as on_stage(stage, detail) for progress.
     A repeated call resumes an interrupted calibration or search.
     Raises SaveDeployError for invalid options and inputs, and ParityError when the bundle is over
-    budget. In both cases nothing is written to the target.
+    budget. In both cases nothing is written to the target; in the second the report is kept beside
+    it (rejected.py).
     """
     if options.precision.quantized == "fp8":
         require_fp8_backend()  # fail now, not after a long calibration
@@ -151,9 +157,15 @@ def export(options: ExportOptions, *, on_stage: OnStage = lambda *_: None) -> Ex
         merged = merge_and_calibrate(model, samples.golden, options, stage)
         with resumable(merged.ranges_are_cached):
             plans = plan_precision(model, merged, memory, options, stage)
-            graphs = write_graphs(folder, model, merged, plans, memory, options, stage)
+            about = describe_graph(model.config, options, sources)
+            graphs = write_graphs(folder, model, merged, plans, memory, options, stage, about)
             proved = compare_graphs(folder, model, samples.golden, graphs, memory, options, stage)
-            return finish(folder, samples, merged, plans, graphs, proved, sources, options)
+            try:
+                return finish(folder, samples, merged, plans, graphs, proved, sources, options)
+            except ParityError as error:
+                raise keep_rejected(
+                    error, folder, options.folder, samples.golden, proved
+                ) from error
 
 
 def write_samples(
@@ -168,9 +180,22 @@ def write_samples(
     golden = run_golden(
         eager, pairs, countdown(on_stage, "golden", f"{options.data}, eager model", n)
     )
+    require_both_sides(golden, options)
     entry = write_golden(folder, golden)
     conformance = write_conformance(folder, eager, options.budget, few=memory.large)
     return Samples(golden, entry, conformance)
+
+
+def require_both_sides(golden: Golden, options: ExportOptions) -> None:
+    """Raise ExportError where rounded numbers would be proven on masks all empty or all full."""
+    wrong = one_sided(golden.sounding_share)
+    if wrong and str(options.precision) != "fp32" and not options.allow_one_sided:
+        raise ExportError(
+            f"{options.precision} cannot be proven on these golden samples",
+            got=f"{options.data}: {wrong}",
+            expected="pairs in which the model finds something, and not everything",
+            hint="--data with clips of what the model was trained for, or --allow-one-sided-golden",
+        )
 
 
 def merge_and_calibrate(
@@ -208,22 +233,37 @@ def plan_precision(
         n = 1 if memory.large else options.n_golden
         pairs = collect_pairs(open_dataset(options.data, split="val"), n, res=options.res)
         pipeline = eager_pipeline(model)
-        fp16 = plan_fp16(
-            merged.deploy,
-            (
-                (torch.from_numpy(as_batch(image)), torch.from_numpy(pipeline.embed(waveform)))
-                for image, waveform in zip(pairs.image, pairs.waveform, strict=True)
-            ),
-        )
+        done = countdown(on_stage, "precision", "ranges of pairs", len(pairs))
+
+        def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for image, waveform in zip(pairs.image, pairs.waveform, strict=True):
+                yield torch.from_numpy(as_batch(image)), torch.from_numpy(pipeline.embed(waveform))
+                done()
+
+        fp16 = plan_fp16(merged.deploy, batches())
     quant = None
     if merged.table is not None:
         quant = plan_quantization(merged.deploy, merged.table, options)
     return Plans(quant, fp16)
 
 
+def describe_graph(config: SaveConfig, options: ExportOptions, sources: Sources) -> dict[str, str]:
+    """What an ONNX file says of itself, in its metadata_props."""
+    files = sources.to_dict()["files"]
+    return {
+        "system": config.system,
+        "model": config.name,
+        "resolution_px": str(config.res),
+        "precision": str(options.precision),
+        "target": options.target,
+        "normalization": "in the graph: uint8 RGB goes in",
+        "checkpoint_sha256": ", ".join(file["sha256"] for file in files),
+    }
+
+
 def write_graphs(
     folder: Path, model: SaveModel, merged: Merged, plans: Plans, memory: WeightMemory,
-    options: ExportOptions, on_stage: OnStage,
+    options: ExportOptions, on_stage: OnStage, about: dict[str, str],
 ) -> Graphs:  # fmt: skip
     """Write model.onnx, audio.onnx, and the graphs that only the comparison needs.
 
@@ -252,10 +292,15 @@ def write_graphs(
             write_graph(traced, compared[-1][1], spec, fp16=plans.fp16)
         quant.table.write(folder / TABLE_FILE)
     on_stage("write", "model.onnx, audio.onnx")
-    own = write_graph(source, folder / "model.onnx", spec, quant=quant, fp16=floats)
+    own = write_graph(source, folder / "model.onnx", spec, quant=quant, fp16=floats, about=about)
     memory.free(merged.deploy)
     audio = DeployAudioEncoder(model.audio_encoder).eval()
-    write_graph(audio, folder / "audio.onnx", audio_spec())
+    heard = {
+        key: value for key, value in about.items() if key not in ("resolution_px", "precision")
+    }
+    write_graph(
+        audio, folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
+    )
     return Graphs(own, quant, found, tuple(compared))
 
 
@@ -315,14 +360,16 @@ def finish(
         audio=audio_spec(),
         files=record_files(folder),
         golden={**samples.golden_entry, "budget": asdict(options.budget)},
-        merge=merged.proof.to_dict(),
+        merge=merged.proof.to_dict() | {"target": options.target},
         source=sources.to_dict(),
         versions=versions(),
         conformance=samples.conformance_entry,
     ).write(folder)
     _require_budget(proved.rows, explained, options)
+    wrong = one_sided(samples.golden.sounding_share)
+    notes = (f"{wrong}; --data with clips of what the model was trained for",) if wrong else ()
     return ExportResult(
-        options.folder, tuple(proved.rows), note, merged.proof, fp16, explained.lines
+        options.folder, tuple(proved.rows), note, merged.proof, fp16, explained.lines, notes
     )
 
 

@@ -35,6 +35,7 @@ from save_deploy.runtime.golden import (
     UNDECIDED,
     Answers,
     Tolerances,
+    sounding_share,
 )
 from save_deploy.runtime.pipeline import SavePipeline, at_frame_size
 
@@ -51,6 +52,10 @@ class Golden:
     audio_embedding: NDArray[np.float32]
     mask_logits: NDArray[np.float32]
     eager_latency: LatencyResult
+
+    @property
+    def sounding_share(self) -> float:
+        return sounding_share(self.mask_logits)
 
 
 def run_golden(
@@ -93,6 +98,7 @@ def write_golden(folder: Path, golden: Golden) -> dict[str, object]:
         "names": list(golden.pairs.names),
         "data_sha256": golden.pairs.sha256,
         "audio_embedding_tolerance": 1e-3,
+        "sounding_share": round(golden.sounding_share, 6),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
 from save_deploy.export.trace import graph_from_module
+from save_deploy.machine import version
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf is limited to 2 GB; smaller graphs are one file
 
@@ -45,12 +47,14 @@ class WrittenGraph:
 def write_graph(
     source: nn.Module | Path, path: Path, spec: GraphSpec, *,
     quant: QuantPlan | None = None, fp16: Fp16Plan | None = None, memo: dict[str, Any] | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> WrittenGraph:  # fmt: skip
     """Write a float32 module, or a float32 graph file, in the precision of the plans.
 
     source: module with the inputs and output of `spec`, or an ONNX file that write_graph wrote
         without plans.
     memo: cache of rounded weights for further calls with the same source.
+    about: metadata_props of the file.
     Raises ExportError when the result is not valid ONNX, and DataError when the calibration table
     lacks a MatMul.
     """
@@ -61,6 +65,8 @@ def write_graph(
     if fp16 is not None:
         to_fp16(graph, fp16)
         drop_unused_weights(graph)
+    graph.producer_name, graph.producer_version = "save-deploy", version("save-deploy")
+    graph.metadata_props.update(about or {})
     files = save_graph(graph, path)
     operators = operator_counts(graph)
     _release(graph)

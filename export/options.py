@@ -155,6 +155,11 @@ class ExportOptions:
         "--golden", panel=COMPARISON, default=8, low=1,
         help="Golden samples in the bundle, also used for the comparison table.",
     )  # fmt: skip
+    allow_one_sided: bool = option(
+        "--allow-one-sided-golden", panel=COMPARISON, default=False,
+        help="Accept FP16, INT8 or FP8 though the golden masks are empty or full, so that agreement on "
+        "them proves nothing.",
+    )  # fmt: skip
     rounds: int = option("--rounds", panel=COMPARISON, default=20, low=3, help="Timing rounds.")
     threads: int | None = threads_option(COMPARISON)
     max_abs_err: float | None = option(

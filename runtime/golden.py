@@ -25,6 +25,8 @@ ANSWERS = ("waveform", "audio_embedding", "mask_logits")  # .npy files in both
 # Values of the expected masks: any answer is right where the logit is too near to 0 to tell.
 BACKGROUND, UNDECIDED, FOREGROUND = 0, 128, 255
 _HINT = "export again with this version of save-deploy"
+# Of all pixels of the golden masks: below it on either side, agreement says nothing of the other side.
+MIN_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,19 @@ def read_pack(bundle: Path, manifest: Manifest) -> Pack:
     side = math.ceil(manifest.config.res / step)
     answers = _read_answers({name: bundle / entry[name] for name in ANSWERS}, len(pairs), side)
     return Pack(pairs, answers, step, tolerances)
+
+
+def sounding_share(mask_logits: NDArray[np.float32]) -> float:
+    """Of all pixels of the golden masks (N,S,S) that sound, 0..1."""
+    return float(np.mean(mask_logits > 0))
+
+
+def one_sided(share: float) -> str:
+    """What is wrong with golden masks of which this share sounds; "" when they hold some of both."""
+    if MIN_SHARE <= share <= 1 - MIN_SHARE:
+        return ""
+    kind = "empty" if share < MIN_SHARE else "full"
+    return f"the golden masks are {kind} ({share:.2%} of them sounds): agreement on them proves nothing"
 
 
 def embedding_bound(expected: NDArray[np.float32], tolerance: float) -> float:

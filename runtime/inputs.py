@@ -1,13 +1,14 @@
 """What users pass to a pipeline, checked once where it enters: frames, sounds, embeddings, times.
 
-Anything numpy makes an array of is accepted (lists, tensors, pictures of Pillow); what would give
-a mask of something else (integers for sound, NaN, channels first) is a DataError.
+Anything numpy makes an array of is accepted (lists, tensors, pictures of Pillow), and paths; what
+would give a mask of something else (integers for sound, NaN, channels first) is a DataError.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from save_deploy.config import AUDIO_DIM
-from save_deploy.data.audio import Waveform
-from save_deploy.data.pictures import as_rgb
+from save_deploy.data.audio import MAX_CHANNELS, Waveform, check_rate, resample
+from save_deploy.data.downmix import to_mono
+from save_deploy.data.log_mel import SAMPLE_RATE_HZ
+from save_deploy.data.pictures import as_rgb, read_frame
+from save_deploy.data.sound import read_sound
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import BundleError, DataError
 
@@ -25,27 +29,76 @@ from save_deploy.errors import BundleError, DataError
 # kMaxPeak in runtime/cpp/src/sound.hpp.
 MAX_PEAK = 16.0
 MAX_THREADS = 4096
+# One second at usual rates: no whole seconds at 16 kHz, and (the last two) whole seconds there too.
+_OTHER_SECONDS = (11_025, 22_050, 44_100, 88_200)
+_DOUBTFUL_SECONDS = (48_000, 96_000)
 _SOUND = "float (n,), 16 kHz mono in [-1,1]"
+_RATED_SOUND = "float (n,) or (n,channels) in [-1,1]"
 _FRAME = "uint8 (H,W,3), RGB"
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # pictures that read_frame reads from files
 
 
-def as_sound(sound: Any) -> Waveform:
-    """One channel of floats, as array, list or tensor (n,), (n,1) or (1,n) -> float32 (n,).
+def as_sound(sound: Any, rate: int | None = None) -> Waveform:
+    """One channel of floats, as array, list or tensor (n,), (n,1) or (1,n) -> float32 (n,) at 16 kHz;
+    or the path of a sound file or a film.
 
-    Values are checked where they are heard, by check_heard. Raises DataError.
+    With a rate in Hz the sound may have several channels, (n,channels) or (channels,n); they are mixed
+    as those of a file. Values are checked where they are heard, by check_heard. Raises DataError.
     """
-    array = _array(sound, "sound", _SOUND)
+    if isinstance(sound, (str, os.PathLike)) and rate is None:
+        return read_sound(as_path(sound, "sound"))
+    expected = _SOUND if rate is None else _RATED_SOUND
+    array = _array(sound, "sound", expected)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise DataError("wrong sound", got=_got(array), expected=_SOUND, hint=_sound_hint(array))
+    flat = array.ndim == 1 or (array.ndim == 2 and rate is not None and array.size)
+    if not flat or not np.issubdtype(array.dtype, np.floating):
+        raise DataError("wrong sound", got=_got(array), expected=expected, hint=_sound_hint(array))
     with np.errstate(over="ignore"):  # becomes infinite, which check_heard refuses
-        return array.astype(np.float32, copy=False)
+        array = array.astype(np.float32, copy=False)
+    return array if rate is None else _at_16_khz(array, rate)
+
+
+def _at_16_khz(array: NDArray[np.float32], rate: Any) -> Waveform:
+    """Samples (n,), (n,channels) or (channels,n) at `rate` Hz -> (m,)."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
+        raise DataError("wrong sample rate", got=repr(rate)[:80], expected="Hz, a whole number")
+    check_rate(int(rate))
+    if array.ndim == 2:
+        frames = array if array.shape[0] >= array.shape[1] else array.T
+        if frames.shape[1] > MAX_CHANNELS:
+            raise DataError(
+                "wrong number of channels",
+                got=str(frames.shape[1]),
+                expected=f"1 to {MAX_CHANNELS}",
+            )
+        array = to_mono(frames)
+    # what is not finite is refused where it is heard; resampling would only spread it
+    return resample(array, int(rate)) if np.isfinite(array).all() else array
+
+
+def check_second(sound: Waveform) -> None:
+    """Raise DataError for a sound (n,) without a rate that is one second long at another rate, and warn
+    of one that may be."""
+    n = sound.size
+    if n in _OTHER_SECONDS:
+        raise DataError(
+            "sound of another rate",
+            got=f"{n} samples, which are one second at {n / 1000:g} kHz",
+            expected=f"{_SOUND}, or the rate beside it",
+            hint=f"rate={n}, or rate={SAMPLE_RATE_HZ} if it is {n / SAMPLE_RATE_HZ:.3f} s at 16 kHz",
+        )
+    if n in _DOUBTFUL_SECONDS:
+        warnings.warn(
+            f"{n} samples are taken for {n // SAMPLE_RATE_HZ} s at 16 kHz; rate={n} if they are one "
+            f"second at {n // 1000} kHz, rate={SAMPLE_RATE_HZ} if not",
+            stacklevel=4,
+        )
 
 
 def check_heard(window: Waveform) -> None:
-    """Raise DataError for a second of sound (n,) that is empty, not finite or far above 1."""
+    """Raise DataError for a second of sound (n,) that is empty, not finite, far above 1, or of whole
+    numbers above 1."""
     if not window.size:
         raise DataError("sound without samples", got="0 samples", expected="at least one")
     peak = float(np.abs(window).max())  # NaN where one sample is
@@ -58,13 +111,23 @@ def check_heard(window: Waveform) -> None:
             expected=f"samples in [-1,1]; above {MAX_PEAK:g} they are taken for integers",
             hint="divide samples of 16 bits by 32768",
         )
+    if peak > 1 and np.array_equal(window, np.rint(window)):
+        raise DataError(
+            "sound of whole numbers",
+            got=f"integers up to {peak:.6g}",
+            expected="samples in [-1,1]",
+            hint="divide samples of 16 bits by 32768",
+        )
 
 
 def as_frame(frame: Any) -> Frame:
-    """Array, list, tensor uint8 (H,W,3) of any memory layout, or a picture of Pillow -> uint8 (H,W,3).
+    """Array, list, tensor uint8 (H,W,3) of any memory layout, a picture of Pillow, or the path of a PNG
+    or JPEG -> uint8 (H,W,3).
 
     Raises DataError.
     """
+    if isinstance(frame, (str, os.PathLike)):
+        return read_frame(as_path(frame, "frame"))
     if isinstance(frame, Image.Image):
         frame = _rgb(frame)
     array = _array(frame, "frame", _FRAME)
@@ -103,17 +166,42 @@ def as_time(time_s: Any) -> float:
         return math.nan
 
 
+def as_threshold(threshold: Any) -> float:
+    """A probability in (0,1) -> float. Raises DataError."""
+    value = as_time(threshold)
+    if not 0 < value < 1:
+        raise DataError(
+            "wrong threshold", got=repr(threshold)[:80],
+            expected="a probability between 0 and 1, neither of them; 0.5 marks what sounds rather "
+            "than not",
+        )  # fmt: skip
+    return value
+
+
 def as_folder(bundle: Any) -> Path:
     """A path -> Path. Raises BundleError for what is none."""
-    try:
-        given = os.fspath(bundle)
-    except TypeError:
-        given = None
-    if not isinstance(given, str) or not given or "\0" in given:
+    found = _path(bundle)
+    if found is None:
         raise BundleError(
             "wrong bundle", got=repr(bundle)[:80], expected="the path of a folder, str or Path"
         )
-    return Path(given)
+    return found
+
+
+def as_path(given: Any, what: str) -> Path:
+    """A path -> Path. Raises DataError for what is none."""
+    found = _path(given)
+    if found is None:
+        raise DataError(f"wrong {what}", got=repr(given)[:80], expected="a path, str or Path")
+    return found
+
+
+def _path(given: Any) -> Path | None:
+    try:
+        path = os.fspath(given)
+    except TypeError:
+        return None
+    return Path(path) if isinstance(path, str) and path and "\0" not in path else None
 
 
 def check_threads(threads: Any) -> None:
@@ -126,13 +214,7 @@ def check_threads(threads: Any) -> None:
 
 def _array(value: Any, what: str, expected: str) -> NDArray[Any]:
     if isinstance(value, (str, bytes, os.PathLike)):
-        raise DataError(
-            f"wrong {what}",
-            got=repr(value)[:80],
-            expected=expected,
-            hint="read the file: read_waveform of save_deploy.data.audio, "
-            "read_frame of save_deploy.data.pictures",
-        )
+        raise DataError(f"wrong {what}", got=repr(value)[:80], expected=expected)
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a list of unequal rows or a tensor on a GPU raises
@@ -168,7 +250,10 @@ def _rgb(picture: Image.Image) -> Frame:
 def _sound_hint(array: NDArray[Any]) -> str:
     if array.ndim == 2:
         axis = int(np.argmin(array.shape))
-        return f"sound.mean(axis={axis}) averages {array.shape[axis]} channels"
+        return (
+            f"rate=16000, or that of the sound, mixes {array.shape[axis]} channels; "
+            f"sound.mean(axis={axis}) averages them"
+        )
     if array.dtype == np.int16:
         return "sound / 32768 makes floats in [-1,1] of int16"
     return ""

@@ -1,6 +1,6 @@
 """Frames and sound in, masks out.
 
-load("bundle/")(frame, waveform) -> mask
+load("bundle/")(frame, sound) -> mask                  # arrays, pictures of Pillow, or paths
 Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order, as they come
 """
 
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -21,7 +22,7 @@ from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manife
 from save_deploy.bundle_files import require_unchanged, stamps_of
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
-from save_deploy.data.transforms import Frame, Mask, resize_frame
+from save_deploy.data.transforms import Frame, resize_frame
 from save_deploy.errors import DataError, ParityError
 from save_deploy.extras import named_extras
 from save_deploy.onnx_files import weight_files
@@ -32,18 +33,22 @@ from save_deploy.runtime.inputs import (
     as_frame,
     as_images,
     as_sound,
+    as_threshold,
     as_time,
     check_heard,
+    check_second,
     check_threads,
 )
+from save_deploy.runtime.result import Result, logit_of
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
-from save_deploy.runtime.session.open import Content, EngineOptions
+from save_deploy.runtime.session.open import Content, EngineOptions, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
-# A whole waveform (n,), its seconds in order, or second -> what is heard in it. 16 kHz mono, [-1,1].
-SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform]
+# A whole waveform (n,), its seconds in order, or second -> what is heard in it: 16 kHz mono, [-1,1], or
+# of a rate that is told; or the path of a file.
+SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform] | str | PathLike[str]
 ROUNDING_S = 1e-6  # times are floats: 2.9999999 is the third second
 _SILENCE: Waveform = np.zeros(0, np.float32)
 
@@ -52,9 +57,23 @@ class SavePipeline:
     """The two sessions of a model: the audio side runs once per second, the model once per frame."""
 
     def __init__(
-        self, *, config: SaveConfig, precision: str, audio: Session, model: Session
+        self,
+        *,
+        config: SaveConfig,
+        precision: str,
+        audio: Session,
+        model: Session,
+        threshold: float = 0.5,
     ) -> None:
+        """threshold: probability in (0,1) above which a pixel sounds. Raises DataError for another."""
         self.config, self.precision, self.audio, self.model = config, precision, audio, model
+        self.threshold = as_threshold(threshold)
+
+    def __repr__(self) -> str:
+        return (
+            f"<SAVE {self.config.name} at {self.config.res} px, {self.precision} on {self.backend}, "
+            f"threshold {self.threshold:g}>"
+        )
 
     @property
     def backend(self) -> str:
@@ -65,18 +84,22 @@ class SavePipeline:
         """Frames per call of the model graph: 1, or those of a clip."""
         return self.model.spec.inputs[0].shape[0]
 
-    def embed(self, waveform: Waveform) -> NDArray[np.float32]:
+    def embed(self, waveform: Any, rate: int | None = None) -> NDArray[np.float32]:
         """One second of sound: float (n,) 16 kHz mono in [-1,1] -> audio_embedding (1,128).
 
-        A shorter sound is completed with silence, a longer one is cut to its first second.
-        Raises DataError for one that is empty, of several channels, of integers, not finite, or with
-        samples beyond MAX_PEAK.
+        With its rate in Hz a sound of another rate, (n,) or (n,channels), is resampled and mixed. A
+        shorter sound is completed with silence, a longer one is cut to its first second.
+        Raises DataError for one that is empty, of several channels or of one second at another rate
+        (without a rate), of integers, not finite, or with samples beyond MAX_PEAK.
         """
-        window = as_sound(waveform)[:WINDOW_SAMPLES]
+        sound = as_sound(waveform, rate)
+        if rate is None:
+            check_second(sound)
+        window = sound[:WINDOW_SAMPLES]
         check_heard(window)
         return self.audio.infer({"waveform": as_batch(second(window))})["audio_embedding"]
 
-    def logits(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(self, frame: Any, audio_embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """frame uint8 (H,W,3) RGB -> mask_logits float32 (S,S) at network size."""
         return self.run(as_batch(resize_frame(as_frame(frame), self.config.res)), audio_embedding)[
             0
@@ -110,14 +133,21 @@ class SavePipeline:
         heard = [self.embed(second(sound, k)) for k in range(len(images))]
         return self.run(np.stack(images), np.concatenate(heard))
 
-    def __call__(self, frame: Frame, waveform: Waveform) -> Mask:
+    def __call__(self, frame: Any, sound: Any, *, rate: int | None = None) -> Result:
         """frame uint8 (H,W,3) RGB and its second of sound -> mask bool (H,W), True = sounding.
 
-        Lists, tensors and pictures of Pillow are taken for the arrays they are.
-        """
-        return self.mask(frame, self.embed(waveform))
+        Lists, tensors and pictures of Pillow are taken for the arrays they are, a path for the PNG or
+        JPEG and for the sound file or film it names. rate: of the sound in Hz, see embed.
 
-    def mask(self, frame: Frame, audio_embedding: NDArray[np.float32]) -> Mask:
+        >>> mask = segment(frame, sound)
+        >>> mask.shape == frame.shape[:2], mask.dtype.name
+        (True, 'bool')
+        >>> segment(frame, np.zeros((44100, 2)), rate=44100).shape == mask.shape
+        True
+        """
+        return self.mask(frame, self.embed(sound, rate))
+
+    def mask(self, frame: Any, audio_embedding: NDArray[np.float32]) -> Result:
         """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W).
 
         Raises ParityError where the backend gives NaN or infinite logits: no mask can be made of them.
@@ -130,7 +160,8 @@ class SavePipeline:
                 expected="finite values",
                 hint="export with --fp32",
             )
-        return at_frame_size(logits, frame.shape[:2]) > 0
+        found = at_frame_size(logits, frame.shape[:2]) > logit_of(self.threshold)
+        return Result(found, logits, self.threshold)
 
     def close(self) -> None:
         self.audio.close()
@@ -153,21 +184,25 @@ def at_frame_size(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray
 class Listener:
     """Masks frames as they come; listens anew whenever a second begins.
 
-    sound: the whole waveform float (n,) 16 kHz mono; an iterable of one-second waveforms (n,), read
-    as its second begins; or a function second -> waveform (n,), called once in each second that has a
-    frame, for live sound. After the end of the sound, and where it gives no sample, silence. Sounds
-    are refused as by embed(), when they are heard. One listener serves one thread; listeners in
-    several threads may share a pipeline.
+    sound: the whole waveform float (n,) 16 kHz mono, or the path of its file; an iterable of
+    one-second waveforms (n,), read as its second begins; or a function second -> waveform (n,), called
+    once in each second that has a frame, for live sound. rate: of all of them in Hz, then also
+    (n,channels); seconds are resampled one by one. After the end of the sound, and where it gives no
+    sample, silence. Sounds are refused as by embed(), when they are heard. One listener serves one
+    thread; listeners in several threads may share a pipeline.
     """
 
-    def __init__(self, pipeline: SavePipeline, sound: SoundSource) -> None:
+    def __init__(
+        self, pipeline: SavePipeline, sound: SoundSource, *, rate: int | None = None
+    ) -> None:
         self.pipeline = pipeline
+        self.rate = rate
         self.second = -1  # the one heard now
         self.waveform: Waveform = _SILENCE  # its sound, (n,)
-        self._at = _source(sound)
+        self._at = _source(sound, rate)
         self._embedding: NDArray[np.float32] | None = None
 
-    def __call__(self, frame: Frame, time_s: float) -> Mask:
+    def __call__(self, frame: Any, time_s: float) -> Result:
         """frame uint8 (H,W,3) RGB, shown at time_s >= 0 on the clock of the sound -> bool (H,W).
 
         Raises DataError for a time that is no number or in an earlier second than the last frame's.
@@ -196,16 +231,22 @@ def stream(
     sound: SoundSource,
     *,
     frames_per_s: float | None = None,
-) -> Iterator[Mask]:
+    rate: int | None = None,
+) -> Iterator[Result]:
     """Yield a mask bool (H,W) for every frame.
 
     frames: uint8 (H,W,3) at frames_per_s, or without a rate pairs (frame, time in s), as a camera
     gives them. sound as in Listener: frame i hears second floor(i / frames_per_s), a pair the second
-    of its time. Memory does not grow with the length of the video.
+    of its time. rate: of the sound in Hz, as in Listener. Memory does not grow with the length of the
+    video.
+
+    >>> masks = list(stream(segment, [frame, frame], sound, frames_per_s=25))
+    >>> len(masks), masks[0].shape == frame.shape[:2]
+    (2, True)
     """
     if frames_per_s is not None and not 0 < as_time(frames_per_s) < math.inf:
         raise DataError("wrong frame rate", got=str(frames_per_s), expected="frames per second > 0")
-    listener = Listener(pipeline, sound)
+    listener = Listener(pipeline, sound, rate=rate)
     for i, item in enumerate(frames):
         if frames_per_s is None and not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise DataError(
@@ -228,20 +269,28 @@ def load(
     self_test: bool | None = None,
     trust: bool = False,
     cuda: CudaOptions = CudaOptions(),
+    threshold: float = 0.5,
 ) -> SavePipeline:
-    """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt_rtx (engines of the bundle),
+    """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt-rtx (engines of the bundle),
     onnxruntime-cuda, onnxruntime-tensorrt, or auto: an engine that may run here, else a GPU, else the
     CPU with OpenVINO where it is installed. The audio side, once a second, is always on the CPU.
 
     verify compares every file with its sha256 first, and refuses one that changes before it is opened.
     self_test: run the golden samples before anything else; by default GPU backends do, once per GPU,
     driver, library and file. trust: an engine is code, so only those built on this machine run; True
-    runs others as well (docs/security.md). cuda: of backend onnxruntime-cuda (docs/gpu.md).
+    runs others as well (docs/security.md). cuda: of backend onnxruntime-cuda (docs/gpu.md). threshold:
+    probability in (0,1) above which a pixel sounds.
+
+    >>> segment = load(bundle)
+    >>> segment
+    <SAVE vit_t at 224 px, fp32 on ..., threshold 0.5>
+
     Raises BundleError (incomplete, altered, a graph that is not the manifest's), BackendError (cannot
     run here), ParityError (self-test).
     """
-    folder = as_folder(bundle)
+    folder, backend = as_folder(bundle), known_backend(backend)
     check_threads(threads)
+    as_threshold(threshold)
     manifest = Manifest.read(folder)
     stamps = stamps_of(folder, manifest.files)
     if verify:
@@ -277,7 +326,11 @@ def load(
         if verify:
             require_unchanged(folder, stamps)
         pipeline = SavePipeline(
-            config=manifest.config, precision=precision, audio=audio, model=model
+            config=manifest.config,
+            precision=precision,
+            audio=audio,
+            model=model,
+            threshold=threshold,
         )
         if self_test or (self_test is None and choice.machine is not None):
             run_self_test(pipeline, folder, manifest, choice, again=bool(self_test))
@@ -285,20 +338,32 @@ def load(
     return pipeline
 
 
-def _source(sound: Any) -> Callable[[int], Waveform]:
+def _source(sound: Any, rate: int | None) -> Callable[[int], Waveform]:
     """second -> its waveform (n,), for ascending seconds. Raises DataError for what is no sound."""
     if callable(sound):
-        return cast(Callable[[int], Waveform], sound)
-    if hasattr(sound, "__array__") or _is_flat(sound):
-        return partial(_second_of, as_sound(sound))
+        return _resampled(cast(Callable[[int], Waveform], sound), rate)
+    if hasattr(sound, "__array__") or isinstance(sound, (str, PathLike)) or _is_flat(sound):
+        return partial(_second_of, as_sound(sound, rate))
     try:
-        return _in_order(iter(sound))
+        return _resampled(_in_order(iter(sound)), rate)
     except TypeError as error:
         raise DataError(
             "wrong sound",
             got=type(sound).__name__,
             expected="a waveform (n,), an iterable of seconds, or a function second -> waveform",
         ) from error
+
+
+def _resampled(at: Callable[[int], Waveform], rate: int | None) -> Callable[[int], Waveform]:
+    """The same at 16 kHz; a second without samples stays one."""
+    if rate is None:
+        return at
+
+    def resampled(second: int) -> Waveform:
+        given = at(second)
+        return as_sound(given, rate) if np.size(given) else _SILENCE
+
+    return resampled
 
 
 def _is_flat(sound: Any) -> bool:

@@ -24,7 +24,10 @@ from save_deploy.runtime.golden import (
     FilePair,
     Pack,
     embedding_bound,
+    one_sided,
+    read_golden,
     read_pack,
+    sounding_share,
 )
 from save_deploy.runtime.pipeline import SavePipeline, at_frame_size, load
 from save_deploy.runtime.self_test import golden_parity
@@ -61,6 +64,9 @@ def verify_bundle(
     started, first = time.perf_counter(), list[float]()
     manifest = Manifest.read(folder)
     notes = notes_on_reports(folder, manifest.files)
+    if manifest.golden:
+        logits = read_golden(folder, manifest).answers.mask_logits
+        notes += tuple(filter(None, [one_sided(sounding_share(logits))]))
     with load(folder, backend=backend, threads=threads, self_test=False, trust=trust) as pipeline:
         parity = golden_parity(
             pipeline,

@@ -8,6 +8,7 @@ SaveDeployError            exit 1, usage or input
 ├── BundleError            a bundle that is incomplete, altered or of another version
 ├── ParityError            exit 2, accuracy or parity over budget
 └── BackendError           exit 3, what was required is not on this machine
+    └── UnknownBackend     exit 1, no backend has this name
 """
 
 from __future__ import annotations
@@ -58,3 +59,9 @@ class BackendError(SaveDeployError):
     """A required library, provider or device is not on this machine."""
 
     exit_code = 3
+
+
+class UnknownBackend(BackendError):
+    """A name that no backend has: a mistake, whatever the machine."""
+
+    exit_code = 1

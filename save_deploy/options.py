@@ -101,6 +101,13 @@ def threads_option(panel: str = "") -> Any:
     )
 
 
+def threshold_option(panel: str = "") -> Any:
+    return option(
+        "--threshold", panel=panel, default=0.5,
+        help="Probability between 0 and 1 above which a pixel sounds.",
+    )  # fmt: skip
+
+
 def self_test_option(panel: str = "") -> Any:
     return option(
         " /--no-self-test", panel=panel, default=True, default_text="",

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import system_name
 from save_deploy.runtime.engine_trust import note_built_here
 
+EXPORT_AGAIN = "export the checkpoint again with --target tensorrt"
 FILES = {"tensorrt": "model.plan", "tensorrt_rtx": "model.rtx.plan"}
 _HEADER_BYTES = 32
 
@@ -41,17 +43,14 @@ class EnginePlan:
     facts: GraphFacts
     key: str
     cached: bool
-
-    @property
-    def file(self) -> str:
-        return FILES[self.module]
+    file: str
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the plan as lines for the terminal."""
         options = self.options.to_dict()
         given = [f"{k}={v}" for k, v in options.items() if v and k not in ("library", "targets")]
         given = [g for g in given if g != "hardware_compatibility=none"]
-        rtx = self.module == "tensorrt_rtx"
         return [
             f"bundle:   {self.bundle}",
             f"library:  {self.module} {self.version}",
@@ -62,11 +61,7 @@ class EnginePlan:
             f"outputs:  {'; '.join(self.facts.outputs)}",
             f"engine:   {self.file}, {'in the cache' if self.cached else 'not in the cache'}"
             f" ({self.key[:12]})",
-            *(
-                ["note:     TensorRT-RTX was found to ignore the optimization level"]
-                if rtx and self.options.optimization_level is not None
-                else []
-            ),
+            *(f"note:     {note}" for note in self.notes),
         ]
 
 
@@ -83,9 +78,54 @@ def plan_engine(bundle: Path, options: BuildOptions) -> EnginePlan:
     facts = read_graph(onnx)
     fitted = options.fitted(module, facts, driver=library.has_driver())
     version = library.version_of(module)
-    gpu = "" if module == "tensorrt_rtx" else _gpu()
-    key = cache.key_of(onnx, fitted, module, version, gpu)
-    return EnginePlan(bundle, module, version, fitted, facts, key, cache.lookup(key) is not None)
+    rtx = module == "tensorrt_rtx"
+    key = cache.key_of(onnx, fitted, module, version, "" if rtx else _gpu())
+    gpus = read_nvidia().gpus
+    here = None if rtx or not gpus else gpus[0].name
+    targets = fitted.targets if rtx or not gpus else (gpus[0].target,)
+    return EnginePlan(
+        bundle, module, version, fitted, facts, key, cache.lookup(key) is not None,
+        file=engine_file(manifest, module, targets, fitted.hardware_compatibility, here),
+        notes=tuple(_notes(manifest, fitted, facts, rtx=rtx)),
+    )  # fmt: skip
+
+
+def _notes(
+    manifest: Manifest, options: BuildOptions, facts: GraphFacts, *, rtx: bool
+) -> Iterator[str]:
+    """What a user should know before a build."""
+    if rtx and options.optimization_level is not None:
+        yield "TensorRT-RTX was found to ignore the optimization level"
+    form = manifest.merge.get("target")
+    if form in ("portable", "onnxruntime", "openvino") or (form is None and facts.splits_windows):
+        yield (
+            f"this bundle has the {form or 'portable'} form of the graph, of which TensorRT makes more "
+            f"kernels than of its own: {EXPORT_AGAIN}"
+        )
+
+
+def engine_file(
+    manifest: Manifest,
+    module: str,
+    targets: Sequence[str],
+    compatibility: str = "none",
+    gpu: str | None = None,
+) -> str:
+    """Name of the file of an engine: one per set of targets, so that engines of other GPUs stay. gpu:
+    the model that an engine without hardware compatibility is bound to."""
+    bound = gpu if compatibility == "none" else None
+    for entry in manifest.engines:
+        same = (module, list(targets), compatibility) == tuple(
+            entry.get(key) for key in ("library", "targets", "hardware_compatibility")
+        )
+        if same and (bound is None or entry.get("gpu") in (None, bound)):
+            return str(entry["file"])
+    plain = FILES[module]
+    if plain not in manifest.files:
+        return plain
+    words = [*targets, *([] if compatibility == "none" else [compatibility]), bound or ""]
+    slug = re.sub(r"[^a-z0-9]+", "_", " ".join(words).lower()).strip("_")
+    return plain.replace("model.", f"model.{slug}.", 1)
 
 
 def add_engine(
@@ -98,6 +138,8 @@ def add_engine(
 ) -> dict[str, Any]:
     """Add an engine to a bundle and return its manifest entry.
 
+    An engine of the same library for the same GPUs is replaced, others stay.
+
     The engine is built or taken from the cache, and its receipt is checked. An existing engine of
     the same library is replaced.
     Raises the errors of `plan_engine` and `build_engine`, and ParityError when the receipt fails.
@@ -105,7 +147,9 @@ def add_engine(
     """
     plan = plan_engine(bundle, options or BuildOptions())
     onnx = bundle / "model.onnx"
-    with partial_folder(bundle / plan.file) as folder:
+    for note in plan.notes:
+        on_line(f"note: {note}")
+    with partial_folder(bundle / FILES[plan.module]) as folder:
         build: Callable[[Path], BuildResult] = lambda out: build_engine(
             onnx, out, plan.options, on_line=on_line
         )
@@ -126,16 +170,24 @@ def add_engine(
         if not note_built_here(sha256_of(folder / "engine"), engine):
             on_line("note: the cache cannot be written, so this engine will need --trust-engine")
         with _alone(bundle):
-            _put(bundle, folder, plan.file, entry)
+            _put(bundle, folder, entry)
     return entry
 
 
-def _put(bundle: Path, folder: Path, name: str, entry: dict[str, Any]) -> None:
-    """Remove the old entry, add the file, add the new entry.
+def _put(bundle: Path, folder: Path, entry: dict[str, Any]) -> None:
+    """Remove the old entry, add the file, add the new entry, which gets the name of its file.
 
     The manifest is valid after each step.
     """
     manifest = Manifest.read(bundle)
+    name = engine_file(
+        manifest,
+        entry["library"],
+        entry["targets"],
+        entry["hardware_compatibility"],
+        entry["gpu"] if entry["library"] == "tensorrt" else None,
+    )
+    entry["file"] = name
     files = {n: record for n, record in manifest.files.items() if n != name}
     engines = tuple(e for e in manifest.engines if e["file"] != name)
     if len(files) < len(manifest.files) or len(engines) < len(manifest.engines):

@@ -75,6 +75,12 @@ class GraphFacts:
         return sum(m.dtype == dtype and not m.quantized for m in self.matmuls)
 
     @property
+    def splits_windows(self) -> bool:
+        """True for the portable form: one attention per shape of a window, several in a block."""
+        per_module = Counter(a.module for a in self.attentions)
+        return any(n > 1 for n in per_module.values())
+
+    @property
     def precision(self) -> str:
         """MatMuls by data type: `fp16 90, fp32 14, quantized 27`."""
         kinds = Counter("quantized" if m.quantized else m.dtype for m in self.matmuls)

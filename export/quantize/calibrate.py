@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from save_deploy import __version__
 from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import METHODS, Histogram
 from save_deploy.calibration.observe import Observer, observe
@@ -38,7 +37,7 @@ from save_deploy.export.quantize.sites import MatMulSite, find_sites
 from save_deploy.export.quantize.smooth import WORTH, can_smooth, choose_smoothing, product_error
 from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
 from save_deploy.files import cache_folder, cache_root, check_file_target
-from save_deploy.machine import versions
+from save_deploy.machine import version, versions
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown, resumable
 from save_deploy.runtime.eager import eager_pipeline
@@ -190,7 +189,7 @@ def calibrate(
     data = _data_entry(selection)
     finished = None
     if storage.kept is not None:
-        parts = (key, json.dumps(data, sort_keys=True), method, str(smooth), __version__)
+        parts = (key, json.dumps(data, sort_keys=True), method, str(smooth), version("save-deploy"))
         finished = (
             storage.kept / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
         )

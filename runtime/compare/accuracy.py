@@ -53,9 +53,11 @@ def measure_accuracy(
     """The first entry is the reference. -> accuracy by name, the worst frames, the worst first.
 
     Memory is bounded whatever the dataset's size: one clip when all entries are open, else a chunk
-    of clips. on_step: after each clip of each entry.
+    of clips. protocol: its threshold also cuts the masks that are compared with each other. on_step:
+    after each clip of each entry.
     """
     reference, *others = entries
+    cut = protocol.logit_threshold
     scores = {entry.name: ScoreMeter(protocol) for entry in entries}
     parities = {entry.name: ParityMeter() for entry in others}
     margins = {entry.name: MarginMeter() for entry in others}
@@ -74,10 +76,10 @@ def measure_accuracy(
             with pool.use(entry) as pipeline:
                 for clip, truth, logits in zip(chunk, truths, expected, strict=True):
                     got = predict_clip(pipeline, clip)
-                    parities[entry.name].add(logits, got)
-                    margins[entry.name].add(logits, got)
+                    parities[entry.name].add(logits - cut, got - cut)
+                    margins[entry.name].add(logits - cut, got - cut)
                     scores[entry.name].add(got, truth)
-                    masks[entry.name].append(np.packbits(got > 0, axis=-1))
+                    masks[entry.name].append(np.packbits(got > cut, axis=-1))
                     on_step()
         for i, clip in enumerate(chunk):
             found = {
@@ -86,7 +88,7 @@ def measure_accuracy(
             }
             for k in range(len(clip.frames)):
                 of_frame = {name: mask[k] for name, mask in found.items()}
-                logits = expected[i][k]
+                logits = expected[i][k] - cut
                 make = partial(_frame, clip, k, truths[i][k], logits, dataset, of_frame)
                 kept.offer(logits > 0, of_frame, n_frames, make)
                 n_frames += 1

@@ -12,6 +12,7 @@ from save_deploy.options import (
     skip_bad_option,
     sound_option,
     threads_option,
+    threshold_option,
 )
 
 ALL = "all"  # every backend that runs here
@@ -41,13 +42,13 @@ class CompareOptions:
     """Bundles x backends x data. checkpoints, sams: files the references may be made of, found by
     their hash. eager False: the first bundle on its first backend is the reference. clips: of each
     dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row.
-    self_test: of GPU backends that are new here."""
+    self_test: of GPU backends that are new here. threshold: of masks and of M_J, a probability."""
 
     bundles: tuple[Path, ...] = option(metavar="BUNDLE...", help="Folders written by save-export.")
     backends: tuple[str, ...] = option(
         "--backend", default=("auto",), default_text="auto",
         help="Of every bundle (repeatable): onnxruntime, openvino, onnxruntime-cuda, "
-        "onnxruntime-tensorrt, tensorrt, tensorrt_rtx: exit 3 where one cannot run a bundle. all: "
+        "onnxruntime-tensorrt, tensorrt, tensorrt-rtx: exit 3 where one cannot run a bundle. all: "
         "those that can. auto: the best of them.",
     )  # fmt: skip
     data: tuple[str, ...] = option(
@@ -100,6 +101,7 @@ class CompareOptions:
         "--memory/--no-memory", panel=MEASUREMENT, default=None, default_text="with --report",
         help="Measure peak memory of each row in a separate process.",
     )  # fmt: skip
+    threshold: float = threshold_option(MEASUREMENT)
     threads: int | None = threads_option(MEASUREMENT)
     self_test: bool = self_test_option(MEASUREMENT)
     sound_from: str = sound_option(DATA)

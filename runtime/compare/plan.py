@@ -17,7 +17,7 @@ from save_deploy.runtime.compare.entries import REFERENCE, EagerSource, Entry, b
 from save_deploy.runtime.compare.options import ALL, CompareOptions
 from save_deploy.runtime.eager_mode import EagerMode, choose_device, named_mode
 from save_deploy.runtime.pipeline import load
-from save_deploy.runtime.session import BACKENDS
+from save_deploy.runtime.session.open import BACKENDS, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 # further rows of the eager model on CUDA
@@ -50,10 +50,8 @@ def make_plan(options: CompareOptions) -> Plan:
     A backend asked for by name must run every bundle; `all` takes those that do, one at least.
     Raises BackendError, BundleError, CheckpointError, ParityError (an engine's self-test).
     """
-    unknown = [b for b in options.backends if b not in (*BACKENDS, ALL)]
-    if unknown:
-        expected = ", ".join((*BACKENDS, ALL))
-        raise BackendError("unknown backend", got=unknown[0], expected=expected)
+    backends = tuple(known_backend(name, also=(ALL,)) for name in options.backends)
+    options = replace(options, backends=backends)
     CudaOptions.parse(options.cuda)
     if options.eager and options.eager_device is not None:
         from save_deploy.runtime.eager import require_device

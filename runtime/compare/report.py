@@ -36,10 +36,11 @@ PICTURES = "worst_*.png"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise SaveDeployError where the report could not be written, before anything is measured."""
+    """Raise SaveDeployError where the report could not be written, before anything is measured. The
+    folder is not made yet: a mistake in the other options leaves none behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-"):
+        with tempfile.TemporaryDirectory(dir=there, prefix=".partial-"):
             pass
     except OSError as error:
         raise _not_writable(folder, error) from error
@@ -48,6 +49,10 @@ def check_folder(folder: Path) -> None:
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     """All files appear together at the very end and replace those of an earlier report; other files
     of the folder stay. -> their paths."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
     with partial_folder(folder / "report", what="the report") as partial:
         names = _write(partial, found)
         raise_if_interrupted()

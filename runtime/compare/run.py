@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from save_deploy.data.open import open_dataset
@@ -11,6 +11,7 @@ from save_deploy.data.sample import Clip, ClipDataset, Sample
 from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.machine import read_nvidia
 from save_deploy.metrics.latency import speedup
+from save_deploy.metrics.segmentation import AVSBENCH
 from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.compare.accuracy import Accuracy, measure_accuracy
 from save_deploy.runtime.compare.budget import check_rows
@@ -29,6 +30,7 @@ from save_deploy.runtime.compare.speed import (
 )
 from save_deploy.runtime.compare.worst import frame_badness
 from save_deploy.runtime.html.data import Check, ReportFrame, Section
+from save_deploy.runtime.inputs import as_threshold
 from save_deploy.runtime.session import default_threads
 
 STAGES = ("open", "accuracy", "time", "memory")
@@ -61,6 +63,7 @@ def run_comparison(
 
     Raises SaveDeployError; what is over budget is in `checks`, see budget.require.
     """
+    as_threshold(options.threshold)
     datasets = {name: _open(name, options) for name in dict.fromkeys(options.data)}
     on_stage("open", f"{len(options.bundles)} bundles on {', '.join(options.backends)}")
     plan = make_plan(options)
@@ -121,6 +124,7 @@ def _run_group(
                 res=group.config.res,
                 dataset=label,
                 worst=options.frames,
+                protocol=replace(AVSBENCH, threshold=options.threshold),
                 on_step=countdown(on_stage, "accuracy", label, n_steps),
             )
             frames += worst

@@ -23,7 +23,7 @@ from save_deploy.runtime.engine_check import (
     refusal_error,
 )
 from save_deploy.runtime.engine_trust import trust_refusals
-from save_deploy.runtime.session.open import BACKENDS, ENGINE_BACKENDS
+from save_deploy.runtime.session.open import ENGINE_BACKENDS, known_backend
 from save_deploy.runtime.session.ort import CUDA, PROVIDERS, TENSORRT, require_provider
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
@@ -60,7 +60,7 @@ def choose(
     this machine may run, too. Raises BackendError for an unknown backend, and for an engine that is
     asked for and missing or refused.
     """
-    _require_known(backend)
+    backend = known_backend(backend)
     if backend in ENGINE_BACKENDS:
         return _engine(backend, folder, manifest, hashed, trust)
     if backend in PROVIDERS.values():
@@ -73,7 +73,7 @@ def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) ->
 
     Raises BackendError when no engine asked for may run here, or a provider cannot load.
     """
-    _require_known(backend)
+    backend = known_backend(backend)
     provider = next((p for p, name in PROVIDERS.items() if name == backend), None)
     if provider is not None:
         require_provider(provider)
@@ -87,11 +87,6 @@ def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) ->
         # of a version alone the library has the last word, by the file's header
         if all(refusals and [r.rule for r in refusals] != ["version"] for _, refusals in found):
             raise _nearest(found)
-
-
-def _require_known(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=str(backend)[:80], expected=", ".join(BACKENDS))
 
 
 def _entries(library: str, manifest: Manifest) -> list[RawEntry]:

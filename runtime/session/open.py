@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.bundle import GraphSpec
-from save_deploy.errors import BackendError
+from save_deploy.errors import BackendError, UnknownBackend
 from save_deploy.extras import install_line
 from save_deploy.files import cache_folder
 from save_deploy.machine import available_bytes
@@ -21,6 +22,8 @@ CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 GPU_BACKENDS = (*PROVIDERS.values(), *ENGINE_BACKENDS)
 BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
+# As they are written for users: `tensorrt-rtx`, like `onnxruntime-tensorrt`.
+SHOWN_BACKENDS = tuple(name.replace("_", "-") for name in BACKENDS)
 # Larger compiled models are not cached: that would write gigabytes to save seconds.
 _CACHED_BYTES = 1_500_000_000
 # Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
@@ -43,6 +46,22 @@ class EngineOptions:
 
     host_code: bool = False
     refit_from: Path | None = None
+
+
+def known_backend(name: str, *, also: tuple[str, ...] = ()) -> str:
+    """The backend of this name, its words joined by - or _. also: other names that are taken. Raises
+    UnknownBackend with the nearest ones."""
+    spelled = dict(zip(SHOWN_BACKENDS, BACKENDS, strict=True)) | {word: word for word in also}
+    found = spelled.get(str(name).lower().replace("_", "-"))
+    if found is None:
+        near = difflib.get_close_matches(str(name)[:80], spelled, cutoff=0.5)
+        raise UnknownBackend(
+            "unknown backend",
+            got=str(name)[:80],
+            expected=", ".join(spelled),
+            hint=f"--backend {near[0]}" if near else "",
+        )
+    return found
 
 
 def available_backends() -> tuple[str, ...]:
@@ -73,8 +92,7 @@ def open_session(
     Raises BackendError for an unknown, missing or failing backend, BundleError for a graph or engine
     with other inputs or outputs than the spec.
     """
-    if backend not in BACKENDS:
-        raise BackendError("unknown backend", got=str(backend)[:80], expected=", ".join(BACKENDS))
+    backend = known_backend(backend)
     if backend in ENGINE_BACKENDS:
         from save_deploy.runtime.session.tensorrt import TensorRtSession
 

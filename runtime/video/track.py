@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from save_deploy.data.film import Damage, decoded, opened, packets_of, seek, sound_track, start_of
-from save_deploy.data.film_sound import GAP_S, channels_of
+from save_deploy.data.film_sound import GAP_S, mono_of
 from save_deploy.runtime.video.formats import Format
 from save_deploy.runtime.video.source import VideoSource
 
@@ -86,7 +86,7 @@ class SoundTrack:
                 given_s = 0.0 if frame.time is None else frame.time - begin_s
                 at = round(given_s * frame.rate)
                 if frame.layout.nb_channels > _MOST_MIXED:
-                    frame = mono_of(frame, packed)
+                    frame = as_mono(frame, packed)
                 if ends_at is not None and at <= ends_at + GAP_S * frame.rate:
                     at = ends_at
                 if at >= section.end_s * frame.rate:
@@ -98,11 +98,11 @@ class SoundTrack:
         yield from encoder.encode(None)
 
 
-def mono_of(frame: Any, packed: Any) -> Any:
-    """The mean of the channels, at the same rate. packed: a resampler to format flt."""
+def as_mono(frame: Any, packed: Any) -> Any:
+    """Its channels as one, at the same rate. packed: a resampler to format flt."""
     import av
 
-    samples = np.concatenate([channels_of(part) for part in packed.resample(frame)])
-    mono = av.AudioFrame.from_ndarray(samples.mean(axis=1, dtype=np.float32)[None], "flt", "mono")
+    samples = np.concatenate([mono_of(part) for part in packed.resample(frame)])
+    mono = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
     mono.rate = frame.rate
     return mono

@@ -173,6 +173,14 @@ def _read_foreign(
     The resolution is that of the file.
     """
     file = open_weights(path)
+    if "train_config" in file.dropped and "optimizer" in file.dropped:
+        best = path.with_name("best.safetensors")
+        raise CheckpointError(
+            "this is the state of a training run, to be continued, not its weights",
+            got=str(path),
+            expected=f"{best.name} of the run, which save-train writes beside it",
+            hint=f"save-export {best}" if best.is_file() else "save-train --resume writes it",
+        )
     state = file.tensors
     layout = identify(shapes_of(state))
     if layout is None:

@@ -5,6 +5,8 @@ Nothing heavy is imported before a verb runs, so --help answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -41,6 +43,7 @@ from save_deploy.extras import named_extras
 from save_deploy.progress import Resumable, listen_for_interrupts, was_interrupted
 from save_deploy.terminal import check_written, protect_terminal
 
+_HELP = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # 128 + SIGINT
 VERBS: dict[str, Callable[..., None]] = {
     "export": export.export,
@@ -89,7 +92,7 @@ def _version(show: bool) -> None:
 
 def _group() -> typer.Typer:
     app = typer.Typer(
-        add_completion=False,
+        context_settings=_HELP,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         help=__doc__.splitlines()[0] if __doc__ else None,
@@ -122,14 +125,21 @@ def _group() -> typer.Typer:
 
 def _single(name: str) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name)(VERBS[name])
+    app.command(name, context_settings=_HELP)(VERBS[name])
     return app
 
 
 def _run(app: typer.Typer) -> None:
     """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
     listen_for_interrupts()
-    if sys.argv[1:] and "--help" not in sys.argv:  # typer's own help is colored, and shows no file
+    given = list(itertools.takewhile(lambda word: word != "--", sys.argv[1:]))
+    if "--version" in given:  # of every command
+        with contextlib.suppress(typer.Exit):
+            _version(True)
+        sys.exit(0)
+    if given and not {"-h", "--help"} & set(
+        given
+    ):  # typer's own help is colored, and shows no file
         protect_terminal()
     command = typer.main.get_command(app)
     invoke = command.invoke

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.errors import SaveDeployError
 
 if TYPE_CHECKING:
     from save_deploy.runtime.doctor import Answer, Examination
@@ -31,15 +31,16 @@ def doctor(
     """Say what this machine has, what really loads, and what of a bundle could run on it."""
 
     from save_deploy.runtime.doctor import examine
-    from save_deploy.runtime.session.open import BACKENDS
+    from save_deploy.runtime.session.open import known_backend
 
     if backend is not None and bundle is None:
         raise SaveDeployError(
             "a backend is checked for a bundle", got=f"--backend {backend} alone",
             expected="BUNDLE too", hint=f"save-deploy doctor BUNDLE --backend {backend}",
         )  # fmt: skip
-    if backend is not None and backend not in BACKENDS[1:]:
-        raise BackendError("unknown backend", got=backend, expected=", ".join(BACKENDS[1:]))
+    if backend is not None:
+        named = known_backend(backend)
+        backend = None if named == "auto" else named
     found = examine(bundle)
     for line in _lines(found):
         print(line)

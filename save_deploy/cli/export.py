@@ -65,6 +65,7 @@ def export(
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
     from save_deploy.bundle import check_own_bundle
     from save_deploy.export.engine import engine_for, why_no_engine
+    from save_deploy.export.inputs import check_inputs
     from save_deploy.files import check_folder_target
 
     library = engine_for(engine)
@@ -77,6 +78,7 @@ def export(
         print_estimate(estimate(options), options)
         return
     check_folder_target(options.folder, force=options.force, is_ours=check_own_bundle)
+    check_inputs(options)
     # late import: option errors must not wait for torch
     from save_deploy.export.export import export as run_export
     from save_deploy.progress import Stages
@@ -114,6 +116,8 @@ def print_result(result: ExportResult, options: ExportOptions) -> None:
         print(f"kept in FP32: every {', '.join(result.fp16.fp32_ops)}; modules: {kept}{scores}")
     for line in result.lines:
         print(f"{options.precision}: {line}")
+    for line in result.notes:
+        print(f"note: {line}")
     if options.calibration.skip_bad and options.precision.quantized:
         from save_deploy.cli.calibrate import print_skipped
         from save_deploy.export.quantize.plan import TABLE_FILE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +14,7 @@ from save_deploy.cli.tables import new_table, show
 from save_deploy.errors import BundleError
 
 if TYPE_CHECKING:
+    from save_deploy.bundle import Manifest
     from save_deploy.export.engine.receipt import Receipt
 
 
@@ -20,42 +23,125 @@ def inspect_bundle(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the manifest's part as JSON.")
     ] = False,
+    files: Annotated[bool, typer.Option("--files", help="Every file and its size.")] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Every kernel of every engine, with its modules.")
     ] = False,
 ) -> None:
-    """Show what is in a bundle: files, precision, and what its engines were really built of."""
+    """Show what a bundle is: system, checkpoint, form, budget, scores, engines and their GPUs."""
     from save_deploy.bundle import Manifest
 
     manifest = Manifest.read(bundle)
     manifest.verify(bundle)
+    told = _lines(bundle, manifest)
     if as_json:
         values = {
             "model": manifest.config.name,
             "res": manifest.config.res,
-            "precision": manifest.precision,
+            "precision": manifest.precision["precision"],
             "files": {n: r.size for n, r in manifest.files.items()},
             "engines": [e if kernels else _without_kernels(e) for e in manifest.engines],
+            "system": manifest.config.system,
+            "target": manifest.merge.get("target"),
+            "source": manifest.source,
+            "budget": manifest.golden.get("budget"),
+            "about": told,
         }
         print(json.dumps(values, indent=2))
         return
-    print(f"{bundle}: {manifest.config.name} at {manifest.config.res} px, all files as recorded")
-    found = manifest.precision.get("islands")
-    islands = (
-        [str(i.get("module")) for i in found if isinstance(i, dict)]
-        if isinstance(found, list)
-        else []
-    )
-    print(f"precision: {manifest.precision['precision']}"
-          + (f", FP32 in {', '.join(islands)}" if islands else ""))  # fmt: skip
-    table = new_table("file", "MB")
-    for name, record in manifest.files.items():
-        table.add_row(name, f"{record.size / 1e6:.1f}")
-    show(table)
-    if not manifest.engines:
-        print(f"no engine   (save-deploy build {bundle})")
+    n, size = len(manifest.files), sum(r.size for r in manifest.files.values())
+    print(f"{bundle}: all {n} files as recorded, {size / 1e6:.1f} MB")
+    for name, text in told.items():
+        print(f"  {name:<12}{text}")
+    if files:
+        table = new_table("file", "MB")
+        for name, record in manifest.files.items():
+            table.add_row(name, f"{record.size / 1e6:.1f}")
+        show(table)
     for entry in manifest.engines:
         _print_entry(entry, kernels=kernels)
+
+
+def _lines(bundle: Path, manifest: Manifest) -> dict[str, str]:
+    """What a user asks first, by name."""
+    config, golden = manifest.config, manifest.golden
+    batch = manifest.model.inputs[0].shape[0]
+    calls = "" if batch == 1 else f", {batch} frames a call"
+    sources = [f"{f['name']} (sha256 {f['sha256'][:12]})" for f in manifest.source["files"]]
+    lines = {
+        "system": f"{config.system}, {config.name} at {config.res} px{calls}",
+        "checkpoint": " + ".join(sources),
+        "precision": _precision(manifest),
+        "form": _form(manifest),
+        "inputs": "; ".join(
+            f"{spec.name} {spec.dtype} {spec.shape}" for spec in manifest.model.inputs
+        ),
+        "golden": _golden(golden),
+        "scores": _scores(bundle, str(manifest.precision["precision"])),
+        "engines": "; ".join(map(_engine_line, manifest.engines))
+        or f"none   (save-deploy build {bundle})",
+        "made with": ", ".join(
+            f"{name} {manifest.versions[name]}"
+            for name in ("save-deploy", "torch", "onnx")
+            if name in manifest.versions
+        ),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _precision(manifest: Manifest) -> str:
+    found = manifest.precision.get("islands")
+    kept = found if isinstance(found, list) else []
+    islands = [str(island.get("module")) for island in kept if isinstance(island, dict)]
+    return str(manifest.precision["precision"]) + (
+        f", FP32 in {', '.join(islands)}" if islands else ""
+    )
+
+
+def _form(manifest: Manifest) -> str:
+    target = manifest.merge.get("target")
+    if not isinstance(target, str):
+        return ""
+    return (
+        target if target == "tensorrt" else f"{target}, for CPUs; --target tensorrt is for engines"
+    )
+
+
+def _golden(golden: Mapping[str, Any]) -> str:
+    """How many pairs, how much of their masks sounds, and what is asked of a backend on them."""
+    from save_deploy.runtime.golden import one_sided
+
+    if not golden:
+        return "none"
+    budget, share = golden["budget"], golden.get("sounding_share")
+    words = [f"{golden['n']} pairs", f"agreement with eager at least {budget['min_agreement']:g}"]
+    if budget["max_abs_err"] is not None:
+        words.append(f"logits within {budget['max_abs_err']:g}")
+    if isinstance(share, float):
+        words.append(one_sided(share) or f"{share:.1%} of their masks sounds")
+    return ", ".join(words)
+
+
+def _scores(bundle: Path, precision: str) -> str:
+    """Of the fastest backend in the export's report; "" where there is none that can be read."""
+    try:
+        rows = json.loads((bundle / "report.json").read_bytes())["rows"]
+        own = [row for row in rows if row["precision"] == precision and row["parity"]]
+        best = max(own, key=lambda row: float(row["speedup"]))
+        m_j, eager = float(best["score"]["m_j"]), float(rows[0]["score"]["m_j"])
+        agreement, faster = float(best["parity"]["mask_agreement"]), float(best["speedup"])
+        return (
+            f"M_J {m_j:.1f} on the golden pairs (eager {eager:.1f}), agreement {agreement:.4f}, "
+            f"{faster:.1f} times as fast as eager with {best['backend']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return ""
+
+
+def _engine_line(entry: Mapping[str, Any]) -> str:
+    targets = entry.get("targets")
+    gpus = ", ".join(map(str, targets)) if isinstance(targets, list) else "?"
+    return f"{entry.get('file')} ({entry.get('library')} {entry.get('library_version')}) for {gpus}"
 
 
 def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:

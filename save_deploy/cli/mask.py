@@ -17,7 +17,7 @@ def mask(
     placement: Placement,
     bundle: Bundle,
     frame: Annotated[Path, typer.Argument(help="PNG or JPEG.")],
-    sound: Annotated[Path, typer.Argument(help="wav, flac or ogg; its first second is heard.")],
+    sound: Annotated[Path, typer.Argument(help="Sound file or film; its first second is heard.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write: white = sounding.")],
     any_sound: Annotated[
         bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
@@ -28,9 +28,9 @@ def mask(
         EXAMPLE_SECONDS,
         MIN_SECONDS,
         is_silent,
-        read_waveform,
         second,
     )
+    from save_deploy.data.sound import read_sound
     from save_deploy.data.transforms import read_frame, write_mask
     from save_deploy.files import check_not_input
 
@@ -38,7 +38,7 @@ def mask(
     picture = read_frame(frame)
     cure = "add --any-sound"
     shortest = MIN_SECONDS if any_sound else EXAMPLE_SECONDS
-    heard = second(read_waveform(sound, min_seconds=shortest, hint=cure))
+    heard = second(read_sound(sound, min_seconds=shortest, hint=cure))
     if is_silent(heard) and not any_sound:
         raise DataError(
             "sound is silent",

@@ -15,6 +15,7 @@ from save_deploy.options import (
     sam_option,
     self_test_option,
     threads_option,
+    threshold_option,
     vggish_option,
 )
 
@@ -36,11 +37,12 @@ class Placement:
 
     backend: str = option(
         "--backend", panel=BACKEND, default="auto",
-        help="onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt_rtx, "
+        help="onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
         "or auto: the fastest that runs here.",
     )  # fmt: skip
     self_test: bool = self_test_option(BACKEND)
     threads: int | None = threads_option(BACKEND)
+    threshold: float = threshold_option()
     trust: bool = option(
         "--trust-engine", panel=BACKEND, default=False,
         help="Run an engine that was not built on this machine, too: it is code (docs/security.md).",
@@ -56,4 +58,5 @@ class Placement:
             threads=self.threads,
             self_test=self_test,
             trust=self.trust,
+            threshold=self.threshold,
         )

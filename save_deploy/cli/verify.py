@@ -6,7 +6,7 @@ from save_deploy.cli.options import Bundle, Placement
 from save_deploy.cli.takes import takes
 
 
-@takes(Placement, leave_out=["self_test"])
+@takes(Placement, leave_out=["self_test", "threshold"])
 def verify(placement: Placement, bundle: Bundle) -> None:
     """Check a bundle's files against their hashes, run its golden samples and conformance pack."""
     from save_deploy.runtime.verify import verify_bundle

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from save_deploy.data.downmix import names_of_file, to_mono
 from save_deploy.data.log_mel import EXAMPLE_SAMPLES, SAMPLE_RATE_HZ
 from save_deploy.errors import DataError
 
@@ -21,6 +23,8 @@ SILENCE = 1e-4  # root mean square below which a sound is silent (-80 dB)
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_CHANNELS = 1024
 MAX_SAMPLES = 2**30  # over all channels; a few kilobytes of FLAC can hold hours of silence
+UNREADABLE = "sound file cannot be read"
+_GET_CHANNEL_MAP = 0x1100  # SFC_GET_CHANNEL_MAP_INFO of sndfile.h
 _PIECE = 2**16  # samples per channel and read
 # Defaults of torchaudio.functional.resample: zero crossings of the sinc on each side, and the share
 # of the lower Nyquist frequency that passes.
@@ -30,7 +34,8 @@ ZERO_CROSSINGS, ROLLOFF = 6, 0.99
 def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "") -> Waveform:
     """Read a sound file as float32 (n,), mono at 16 kHz in [-1,1].
 
-    Supports every format of libsndfile. Channels are averaged, other sampling rates resampled.
+    Supports every format of libsndfile. Channels are mixed as FFmpeg does (data/downmix.py), other
+    sampling rates resampled.
     hint: remedy in the error for a short sound.
     Raises DataError for a file that is missing, unreadable, not finite, at a rate outside 1 to 768
     kHz, longer than MAX_SAMPLES, or shorter than min_seconds.
@@ -42,9 +47,7 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
     try:
         waveform, rate_hz = _read(path)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(
-            "sound file cannot be read", got=f"{path}: {error}", expected="wav, flac or ogg"
-        ) from error
+        raise DataError(UNREADABLE, got=f"{path}: {error}", expected="wav, flac or ogg") from error
     if waveform.size < min_seconds * rate_hz:
         raise DataError(
             "sound is too short",
@@ -60,7 +63,7 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
 
 
 def _read(path: Path) -> tuple[Waveform, int]:
-    """Return the mean of the channels, float32 (n,), and the sampling rate.
+    """Return the mixed channels, float32 (n,), and the sampling rate.
 
     Reads in pieces up to the end, because the length in a header can be missing or wrong.
     libsndfile cannot seek in such a file, but soundfile seeks after every read unless `seekable` is
@@ -81,14 +84,26 @@ def _read(path: Path) -> tuple[Waveform, int]:
                 got=f"{file.channels} in {path}",
                 expected=f"1 to {MAX_CHANNELS}",
             )
+        names = names_of_file(file.format, file.channels, _channel_map(file))
         for _ in range(0, MAX_SAMPLES + 1, _PIECE * file.channels):
             piece = file.read(_PIECE, dtype="float32", always_2d=True)  # (n,channels)
-            pieces.append(piece.mean(axis=1))
+            pieces.append(to_mono(piece, names))
             if len(piece) < _PIECE:
                 return np.concatenate(pieces), file.samplerate
     raise DataError(
         "sound is too long", got=str(path), expected=f"at most {MAX_SAMPLES} samples in all"
     )
+
+
+def _channel_map(file: Any) -> list[int]:
+    """libsndfile's number of the place of every channel, [] where the file does not say. soundfile has
+    no name for this call."""
+    import soundfile
+
+    numbers = soundfile._ffi.new("int[]", file.channels)
+    size = file.channels * soundfile._ffi.sizeof("int")
+    found = soundfile._snd.sf_command(file._file, _GET_CHANNEL_MAP, numbers, size)
+    return list(numbers) if found else []
 
 
 def name_of(path: Path) -> str | bytes:

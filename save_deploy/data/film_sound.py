@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from save_deploy.data.audio import Waveform, check_rate
+from save_deploy.data.downmix import to_mono
 from save_deploy.data.film import Damage, check_time, decoded, seek, start_of
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.errors import DataError
@@ -33,7 +33,7 @@ def sound_pieces(
 ) -> Iterator[Waveform]:
     """Yield the sound from start_s on in consecutive pieces float32 (n,), at most `seconds` of it.
 
-    16 kHz mono in [-1,1], channels averaged.
+    16 kHz mono in [-1,1], channels mixed as FFmpeg does.
     Every sample is at its time in the file: there is silence before a late start and in gaps, at
     most one second per piece, and of overlapping samples the first are used. Packets that cannot be
     decoded or contain NaN are counted in `damage`.
@@ -104,8 +104,8 @@ class _Run:
 
         check_rate(kind[2])
         self.kind, self._at = kind, round(begins_s * SAMPLE_RATE_HZ)
-        # Convert only the rate: FFmpeg's mix to mono has weights of 0.707, it is no average. Use
-        # an interleaved format: with eight or more planes av reads one plane too many.
+        # Convert only the rate: FFmpeg's mix to mono in floats is not divided by the sum of its
+        # weights. Use an interleaved format: with eight or more planes av reads one plane too many.
         self._resampler = av.AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
 
     def feed(self, frame: Any) -> list[Piece]:
@@ -117,12 +117,15 @@ class _Run:
     def _given(self, frames: list[Any]) -> list[Piece]:
         pieces = []
         for frame in frames:
-            samples = channels_of(frame)
-            pieces.append((self._at, samples.mean(axis=1, dtype=np.float32)))
+            samples = mono_of(frame)
+            pieces.append((self._at, samples))
             self._at += len(samples)
         return pieces
 
 
-def channels_of(frame: Any) -> NDArray[np.float32]:
-    """Return the samples of a frame of format flt as (n,channels)."""
-    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)  # type: ignore[no-any-return]
+def mono_of(frame: Any) -> Waveform:
+    """Return the mixed channels of a frame of format flt, float32 (n,)."""
+    layout = frame.layout
+    samples = frame.to_ndarray().reshape(-1, layout.nb_channels)
+    unnamed = layout.name == f"{layout.nb_channels} channels"
+    return to_mono(samples, () if unnamed else [channel.name for channel in layout.channels])

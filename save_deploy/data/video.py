@@ -55,10 +55,11 @@ def read_video_frames(path: Path, times_s: Sequence[float]) -> list[Frame]:
     return [found[i] for i in range(len(times_s))]
 
 
-def read_video_sound(path: Path, *, min_seconds: float = MIN_SECONDS) -> Waveform:
+def read_video_sound(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "") -> Waveform:
     """Return the sound of a video from its start: float32 (n,), 16 kHz mono in [-1,1].
 
-    Channels are averaged, and gaps are silent.
+    Channels are mixed as FFmpeg does, and gaps are silent.
+    hint: remedy in the error for a short sound.
     Raises DataError for a file that is missing or corrupt, has no sound, or has a sound shorter
     than min_seconds or longer than MAX_SOUND_S.
     """
@@ -77,6 +78,7 @@ def read_video_sound(path: Path, *, min_seconds: float = MIN_SECONDS) -> Wavefor
             "sound is too short",
             got=f"{n / SAMPLE_RATE_HZ:.3f} s in {path}",
             expected=f"{min_seconds:.3f} s or more",
+            hint=hint,
         )
     return np.concatenate(pieces)
 

@@ -205,3 +205,17 @@ def test_builtin_checkpoint_is_small_and_loads() -> None:
     model = load_model()
     assert (model.config.name, model.config.res) == ("vit_t", 256)
     assert model.config.image_adapter_skip == "gated"  # its header says true
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_state_of_a_run_names_its_weights(
+    small: SaveModel, tmp_path: Path, beside: bool
+) -> None:
+    """last.pt of save-train: what it is, and which file is meant."""
+    state = {"model": small.state_dict(), "optimizer": {}, "train_config": "{}", "step": 3}
+    torch.save(state, tmp_path / "last.pt")
+    if beside:
+        (tmp_path / "best.safetensors").write_bytes(b"")
+    word = "save-export .*best.safetensors" if beside else "save-train --resume"
+    with pytest.raises(CheckpointError, match=rf"state of a training run(.|\n)*{word}"):
+        load_model(tmp_path / "last.pt")

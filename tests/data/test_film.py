@@ -104,9 +104,14 @@ def heard_by_run(path: Path, start_s: float = 0.0) -> Waveform:
     return np.concatenate(list(VideoSource(path, Section(start_s)).sound_seconds()))
 
 
+# Of the first channel in FFmpeg's mix to mono (test_downmix.py compares all of them); the layout of 16
+# channels is lost in this container, so they are averaged.
+LEFT = {"5.1": 0.2071, "7.1": 0.1602, "hexadecagonal": 1 / 16}
+
+
 @pytest.mark.parametrize("codec", ["pcm_s16le", "aac", "flac"])
-@pytest.mark.parametrize("layout", ["5.1", "7.1", "hexadecagonal"])
-def test_many_channels_are_averaged(tmp_path: Path, codec: str, layout: str) -> None:
+@pytest.mark.parametrize("layout", LEFT)
+def test_many_channels_are_mixed(tmp_path: Path, codec: str, layout: str) -> None:
     """Also where a codec keeps each channel in a plane of its own: with eight or more of them av reads
     one too many."""
     n = av.AudioLayout(layout).nb_channels
@@ -116,7 +121,7 @@ def test_many_channels_are_averaged(tmp_path: Path, codec: str, layout: str) -> 
     samples[:, :1] = tone(1)
     path = write_film(tmp_path / "f.mkv", [Track(samples, codec, layout)])
     for sound in (read_video_sound(path), heard_by_run(path)):
-        expected = 0.5 / n / np.sqrt(2)
+        expected = 0.5 * LEFT[layout] / np.sqrt(2)
         assert loudness(sound[2000:14_000]) == pytest.approx(expected, rel=0.03)
     films.run(path, out=tmp_path / "o.mp4", masks=tmp_path / "m")
     assert len(films.masks_in(tmp_path / "m")) == 10

@@ -30,6 +30,8 @@ from save_deploy.cli.cache import cache_ls, cache_rm
 from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
 from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
+from save_deploy.export.engine.add import engine_file
+from save_deploy.export.engine.graph import read_graph
 from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
 from tests.command import run
@@ -85,13 +87,47 @@ def test_entry_and_file(bundle: Path) -> None:
     assert {p.name for p in bundle.iterdir()} == names
 
 
-def test_replacing_an_engine(bundle: Path) -> None:
-    first = add_engine(bundle, L4)
-    second = add_engine(bundle, BuildOptions(library="rtx", targets=("8.6",)))
-    assert first["targets"] != second["targets"]
+def test_engines_of_other_gpus_stay(bundle: Path) -> None:
+    """One file per set of targets; the same set is built anew in its place."""
+    for target in ("8.9", "8.6", "8.9"):
+        add_engine(bundle, BuildOptions(library="rtx", targets=(target,)))
+        Manifest.read(bundle).verify(bundle)
+    found = {entry["file"]: entry["targets"] for entry in Manifest.read(bundle).engines}
+    assert found == {"model.sm86.rtx.plan": ["SM86"], "model.rtx.plan": ["SM89"]}
+
+
+def test_names_of_engines(bundle: Path) -> None:
+    """Full TensorRT builds for one GPU model, unless it is told to be compatible with others."""
     manifest = Manifest.read(bundle)
-    manifest.verify(bundle)
-    assert [e["targets"] for e in manifest.engines] == [["SM86"]]
+    assert engine_file(manifest, "tensorrt", ["SM86"], "none", "NVIDIA A10") == "model.plan"
+    entry = add_engine(bundle, L4) | {
+        "library": "tensorrt", "targets": ["SM86"], "gpu": "NVIDIA A10", "file": "model.plan"
+    }  # fmt: skip
+    manifest = replace(
+        manifest, engines=(entry,), files={**manifest.files, "model.plan": FileRecord("0" * 64, 1)}
+    )
+    name = lambda *given: engine_file(manifest, "tensorrt", *given)
+    assert name(["SM86"], "none", "NVIDIA A10") == "model.plan"
+    assert name(["SM86"], "none", "NVIDIA RTX 3090") == "model.sm86_nvidia_rtx_3090.plan"
+    assert name(["SM89"], "none", "NVIDIA L4") == "model.sm89_nvidia_l4.plan"
+    assert name(["SM86"], "ampere_plus", "NVIDIA A10") == "model.sm86_ampere_plus.plan"
+
+
+def test_the_portable_form_is_named_before_a_build(bundle: Path) -> None:
+    said: list[str] = []
+    manifest = Manifest.read(bundle)
+    for target, word in (("portable", "portable form"), ("tensorrt", ""), (None, "")):
+        replace(manifest, merge={} if target is None else {"target": target}).write(bundle)
+        notes = plan_engine(bundle, L4).notes
+        assert bool(notes) == bool(word) and all("--target tensorrt" in note for note in notes)
+        assert all(word in note for note in notes)
+    replace(manifest, merge={"target": "portable"}).write(bundle)
+    add_engine(bundle, L4, on_line=said.append)
+    assert said[0].startswith("note: this bundle has the portable form")
+    split = read_graph(bundle / "model.onnx")
+    assert not split.splits_windows
+    twice = replace(split, attentions=split.attentions * 2)
+    assert twice.splits_windows, "bundles of earlier versions do not say their form"
 
 
 def test_a_failed_receipt_changes_nothing(tmp_path: Path) -> None:
@@ -240,7 +276,7 @@ def test_manifest_matches_wherever_it_stops(
                 raise KeyboardInterrupt
         real(source, target)
 
-    other = BuildOptions(library="rtx", targets=("8.6",))
+    other = BuildOptions(library="rtx", targets=("8.9",), workspace_mib=512)
     monkeypatch.setattr(os, "replace", replace)
     if step < 4:
         with pytest.raises(KeyboardInterrupt):
@@ -286,7 +322,7 @@ def test_verb_build_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]
     assert "1 of 1 are one kernel" in text and "tactics of MatMuls" in text
     inspect_bundle(bundle, kernels=True)
     text = capsys.readouterr().out
-    assert "model.rtx.plan" in text and "_gemm_mha_v2" in text and "all files as recorded" in text
+    assert "model.rtx.plan" in text and "_gemm_mha_v2" in text and "files as recorded" in text
     inspect_bundle(bundle, as_json=True)
     values = json.loads(capsys.readouterr().out)
     assert values["engines"][0]["receipt"]["fused"] == 1

@@ -43,7 +43,10 @@ def test_import_is_instant_and_load_is_the_pipelines() -> None:
         "assert load is pipeline.load is save_deploy.load\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert set(save_deploy.__all__) == {"Listener", "__version__", "load"}
+    names = {"Listener", "Result", "SaveDeployError", "load", "read_frame", "read_sound", "stream"}
+    assert set(save_deploy.__all__) == set(dir(save_deploy)) == names | {"__version__"}
+    for name in names:
+        assert getattr(save_deploy, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         _ = save_deploy.laod  # type: ignore[attr-defined]
 

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from save_deploy.data.audio import read_waveform, second
+from save_deploy.data.downmix import to_mono
 from save_deploy.data.transforms import resize_frame
 from save_deploy.export.golden import CASES, FEW
-from save_deploy.runtime.stream import Listener
+from save_deploy.runtime.pipeline import Listener, load
 from tests import command
 from tests.data.picture_files import READ, REFUSED
 from tests.data.test_audio import with_length
@@ -114,6 +115,56 @@ def test_seconds_of_avsbench(
     """0.96 s apart, and the last full one after the end."""
     found = library.second(samples, 44_100, index)
     assert np.abs(found - second(waveform, index)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 9])
+def test_channels_are_mixed_as_in_python(library: Library, n: int) -> None:
+    """Of the interface, which knows their number only: as in a WAV that does not name them."""
+    given = np.random.default_rng(n).uniform(-0.5, 0.5, (20_000, n)).astype(np.float32)
+    expected = second(to_mono(given))
+    np.testing.assert_allclose(library.second(given, 16_000, 0), expected, atol=2e-7)
+    if n in (4, 5, 6, 7, 8):
+        assert not np.allclose(expected, second(given.mean(axis=1)), atol=0.01), "the twin: a mean"
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAVEX", "FLAC", "OGG"])
+def test_channels_of_files_are_mixed_as_in_python(
+    build: Path, bundle_fp32: Path, tmp_path: Path, kind: str
+) -> None:
+    """By what the file says of them: the center of 5.1 in Ogg is the second channel."""
+    frame, sound = tmp_path / "f.png", tmp_path / "sound"
+    Image.fromarray(noise(8, 8)).save(frame)
+    samples = np.zeros((16_000, 6))
+    samples[:, 1], samples[:, 2], samples[:, 4] = sine(1), sine(1)[::-1], -sine(1)
+    soundfile.write(sound, samples, 16_000, format=kind)
+    done = infer(
+        build, "run", bundle_fp32, frame, sound, "-o", tmp_path / "m.png", "--tensors", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    heard = np.load(tmp_path / "waveform.npy").reshape(-1)
+    np.testing.assert_allclose(heard, second(read_waveform(sound)), atol=2e-7)
+
+
+def test_threshold_of_save_infer(build: Path, bundle_fp32: Path, tmp_path: Path) -> None:
+    frame, sound = tmp_path / "f.png", tmp_path / "s.wav"
+    Image.fromarray(noise(32, 24)).save(frame)
+    soundfile.write(sound, sine(1), 16_000, subtype="FLOAT")
+    for threshold in (0.3, 0.5, 0.8):
+        out = tmp_path / f"{threshold}.png"
+        args = ("run", bundle_fp32, frame, sound, "-o", out, "--threshold", threshold)
+        done = infer(build, *map(str, args))
+        assert done.returncode == 0, done.stderr
+        with load(bundle_fp32, backend="openvino", threshold=threshold) as segment:
+            found = segment(frame, sound)
+        differ = np.asarray(Image.open(out)).astype(bool) != found
+        at_size = np.asarray(
+            Image.fromarray(found.logits).resize((32, 24), Image.Resampling.BILINEAR)
+        )
+        near = np.abs(at_size - np.log(threshold / (1 - threshold))) < 1e-3
+        assert not (differ & ~near).any()
+    for wrong in ("0", "1", "half", "nan"):
+        done = infer(build, "run", bundle_fp32, frame, sound, "-o", out, "--threshold", wrong)
+        assert done.returncode == 1 and f"--threshold {wrong}" in done.stderr
 
 
 class Ear:

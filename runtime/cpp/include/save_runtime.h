@@ -83,6 +83,7 @@ typedef struct save_params {
     int device;            /* CUDA device of an engine or of onnxruntime_cuda */
     int trust_engine;      /* 0: an engine is code, and only one built on this machine by this user
                               runs; 1: the caller trusts where the bundle comes from */
+    float threshold;       /* of save_mask: probability above which a pixel sounds; 0: 0.5 */
 } save_params;
 
 SAVE_API save_params save_params_default(void);
@@ -105,9 +106,10 @@ typedef struct save_frame {
     size_t row_bytes;
 } save_frame;
 
-/* Interleaved samples in [-1,1]; channels are averaged, other rates than 16 kHz resampled. Samples
- * that are not finite, or above 16 as integers that nobody divided are, are refused where they are
- * heard. */
+/* Interleaved samples in [-1,1]; two or three channels are averaged, 4 to 8 mixed as FFmpeg mixes the
+ * usual layout of so many (6: FL FR FC LFE BL BR) and divided by the sum of the weights, more averaged;
+ * other rates than 16 kHz are resampled. Samples that are not finite, or above 16 as integers that
+ * nobody divided are, are refused where they are heard. */
 typedef struct save_sound {
     const float* samples;
     size_t n_frames; /* samples per channel */
@@ -147,10 +149,11 @@ SAVE_API int save_infer(
  * the graph, the last one completed with its last frame. */
 SAVE_API int save_infer_many(save_runtime* runtime, const save_frame* frames,
     const float* embeddings, int n, float* logits);
-/* One frame and an embedding -> mask: width * height bytes, 255 = sounding, 0 = not. */
+/* One frame and an embedding -> mask: width * height bytes, 255 = sounding (above the threshold of
+ * save_params), 0 = not. */
 SAVE_API int save_mask(
     save_runtime* runtime, const save_frame* frame, const float* embedding, uint8_t* mask);
-/* logits (res, res) -> mask (height, width) as save_mask makes it. */
+/* logits (res, res) -> mask (height, width) as save_mask makes it with a threshold of 0.5. */
 SAVE_API int save_mask_of_logits(
     const float* logits, int res, int width, int height, uint8_t* mask);
 

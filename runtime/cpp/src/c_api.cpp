@@ -79,7 +79,7 @@ const char* save_backends(void) {
 }
 
 save_params save_params_default(void) {
-    return {sizeof(save_params), "auto", nullptr, 0, 1, 0, 0};
+    return {sizeof(save_params), "auto", nullptr, 0, 1, 0, 0, 0.5F};
 }
 
 int save_open(const char* bundle, const save_params* params, save_runtime** runtime) {
@@ -95,6 +95,9 @@ int save_open(const char* bundle, const save_params* params, save_runtime** runt
             // an older caller knows fewer fields, a newer one more
             std::memcpy(&known, params, std::min(params->struct_size, sizeof known));
         }
+        if (!(known.threshold >= 0.0F && known.threshold < 1.0F))
+            throw Error(SAVE_DETAIL_ARGUMENT, "wrong threshold", std::to_string(known.threshold),
+                "a probability between 0 and 1");
         *runtime = new save_runtime{{bundle, known}};
     });
 }
@@ -161,7 +164,8 @@ int save_mask(
         const int res = runtime->pipeline.manifest().res;
         std::vector<float> logits(static_cast<std::size_t>(res) * static_cast<std::size_t>(res));
         runtime->pipeline.infer(frame, embedding, 1, logits.data());
-        save_core::mask_of_logits(logits.data(), res, frame->width, frame->height, mask);
+        save_core::mask_of_logits(logits.data(), res, frame->width, frame->height, mask,
+            runtime->pipeline.threshold_logit());
     });
 }
 

@@ -43,13 +43,14 @@ std::string first_cpu_backend() {
         "build save_runtime with -DOpenVINO_DIR=...");
 }
 
-std::string chosen_backend(const std::string& asked) {
+std::string chosen_backend(std::string asked) {
+    std::replace(asked.begin(), asked.end(), '-', '_');  // tensorrt-rtx, as Python spells it, too
     if (asked == "auto") return first_cpu_backend();
     const bool known = on_gpu(asked) || std::find(std::begin(kCpuBackends),
                                                std::end(kCpuBackends), asked) != std::end(kCpuBackends);
     if (!known)
         throw Error(SAVE_DETAIL_BACKEND, "unknown backend", printable(asked, 40),
-            "auto, openvino, onnxruntime, onnxruntime_cuda, tensorrt, tensorrt_rtx");
+            "auto, openvino, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx");
     if (!has(asked))
         throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", asked, all_backends(),
             "build save_runtime with it; cmake prints what is missing");
@@ -96,6 +97,8 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
         throw Error(SAVE_DETAIL_ARGUMENT, "wrong number of threads", std::to_string(params.threads),
             "0 to 4096");
     threads_ = params.threads > 0 ? params.threads : default_threads();
+    const float threshold = params.threshold > 0.0F ? params.threshold : 0.5F;
+    threshold_logit_ = std::log(threshold / (1.0F - threshold));
     const std::string asked = params.backend == nullptr ? "auto" : params.backend;
     const std::string backend = chosen_backend(asked);
     const std::string audio_backend = on_gpu(backend) ? first_cpu_backend() : backend;

@@ -20,6 +20,8 @@ public:
     const Manifest& manifest() const { return manifest_; }
     const std::string& folder() const { return folder_; }
     save_info info() const;
+    // Above it a pixel sounds.
+    float threshold_logit() const { return threshold_logit_; }
 
     // waveform: 16000 samples; embedding: 128 floats.
     void embed(const float* waveform, float* embedding);
@@ -32,6 +34,7 @@ private:
     std::string folder_;
     Manifest manifest_;
     int threads_;
+    float threshold_logit_;
     std::mutex mutex_;
     std::unique_ptr<Session> audio_, model_;
 };

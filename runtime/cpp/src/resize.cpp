@@ -178,14 +178,15 @@ std::vector<float> resize_logits(const float* logits, int side, int width, int h
     return resized(picture, width, height).values;
 }
 
-void mask_of_logits(const float* logits, int side, int width, int height, std::uint8_t* mask) {
+void mask_of_logits(const float* logits, int side, int width, int height, std::uint8_t* mask,
+    float threshold) {
     const std::size_t size = static_cast<std::size_t>(side) * static_cast<std::size_t>(side);
     if (!std::all_of(logits, logits + size, [](float logit) { return std::isfinite(logit); }))
         throw Error(SAVE_DETAIL_PARITY, "the backend produced NaN or infinite logits", "",
             "finite values", "export with --fp32");
     const std::vector<float> found = resize_logits(logits, side, width, height);
     std::transform(found.begin(), found.end(), mask,
-        [](float logit) { return static_cast<std::uint8_t>(logit > 0.0F ? 255 : 0); });
+        [&](float logit) { return static_cast<std::uint8_t>(logit > threshold ? 255 : 0); });
 }
 
 }  // namespace save_core

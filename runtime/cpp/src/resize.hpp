@@ -20,7 +20,8 @@ void resize_frame(const save_frame& frame, int res, std::uint8_t* image);
 
 // logits (side,side) -> mask (height,width): 255 where the logit, resized in float, is above 0.
 // Throws Error for logits that are not finite: no mask can be made of them.
-void mask_of_logits(const float* logits, int side, int width, int height, std::uint8_t* mask);
+void mask_of_logits(const float* logits, int side, int width, int height, std::uint8_t* mask,
+    float threshold = 0.0F);
 
 // logits (side,side) -> (height,width) floats.
 std::vector<float> resize_logits(const float* logits, int side, int width, int height);

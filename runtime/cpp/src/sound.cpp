@@ -6,6 +6,7 @@
 #include <numeric>
 #include <string>
 
+#include "downmix.hpp"
 #include "error.hpp"
 
 namespace save_core {
@@ -79,9 +80,10 @@ void check_sound(const save_sound& sound) {
 
 void check_heard(const float* window) {
     float peak = 0.0F;
-    bool finite = true;
+    bool finite = true, whole = true;
     for (std::size_t i = 0; i < SAVE_WINDOW_SAMPLES; ++i) {
         finite = finite && std::isfinite(window[i]);
+        whole = whole && window[i] == std::rint(window[i]);
         peak = std::max(peak, std::fabs(window[i]));
     }
     if (!finite)
@@ -91,6 +93,10 @@ void check_heard(const float* window) {
         throw Error(SAVE_DETAIL_DATA, "sound is far too loud",
             "samples up to " + std::to_string(peak),
             "samples in [-1,1]; above 16 they are taken for integers",
+            "divide samples of 16 bits by 32768");
+    if (peak > 1.0F && whole)
+        throw Error(SAVE_DETAIL_DATA, "sound of whole numbers",
+            "integers up to " + std::to_string(peak), "samples in [-1,1]",
             "divide samples of 16 bits by 32768");
 }
 
@@ -104,19 +110,14 @@ void check_embeddings(const float* embeddings, std::size_t n) {
 
 std::vector<float> mono(const save_sound& sound, std::size_t begin, std::size_t end) {
     const std::size_t channels = static_cast<std::size_t>(sound.n_channels);
-    std::vector<float> mean(end - begin);
-    const float* sample = sound.samples + begin * channels;
-    bool finite = true;
-    for (float& value : mean) {
-        float sum = 0.0F;
-        for (std::size_t c = 0; c < channels; ++c) sum += *sample++;
-        value = channels == 1 ? sum : sum / static_cast<float>(channels);
-        finite = finite && std::isfinite(value);
-    }
-    if (!finite)
-        throw Error(SAVE_DETAIL_DATA, "sound contains NaN or infinite samples", "",
-            "finite samples");
-    return mean;
+    std::vector<float> mixed(end - begin);
+    to_mono(sound.samples + begin * channels, mixed.size(), mono_weights(sound.n_channels),
+        mixed.data());
+    for (const float value : mixed)
+        if (!std::isfinite(value))
+            throw Error(SAVE_DETAIL_DATA, "sound contains NaN or infinite samples", "",
+                "finite samples");
+    return mixed;
 }
 
 std::size_t resampled_size(std::size_t n, int rate_hz) {

@@ -26,8 +26,8 @@ void check_sound(const save_sound& sound);
 void check_heard(const float* window);
 void check_embeddings(const float* embeddings, std::size_t n);
 
-// Mean of the channels of samples begin .. end, at the rate of the sound. Throws Error when one of
-// them is not finite.
+// The channels of samples begin .. end as one (downmix.hpp), at the rate of the sound. Throws Error
+// when one of them is not finite.
 std::vector<float> mono(const save_sound& sound, std::size_t begin, std::size_t end);
 
 // How many samples n samples at rate_hz become at 16 kHz.

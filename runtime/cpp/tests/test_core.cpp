@@ -10,6 +10,7 @@
 
 #include "check.hpp"
 #include "compare.hpp"
+#include "downmix.hpp"
 #include "error.hpp"
 #include "files.hpp"
 #include "npy.hpp"
@@ -94,6 +95,8 @@ void test_resize_logits() {
     CHECK(resize_logits(logits.data(), 4, 3, 5) == tall);
     CHECK(resize_logits(logits.data(), 4, 6, 2) == flat);
     std::vector<std::uint8_t> mask(12);
+    mask_of_logits(logits.data(), 4, 6, 2, mask.data(), 1e9F);
+    CHECK(std::count(mask.begin(), mask.end(), 0) == static_cast<std::ptrdiff_t>(mask.size()));
     mask_of_logits(logits.data(), 4, 6, 2, mask.data());
     for (std::size_t i = 0; i < 12; ++i) CHECK(mask[i] == (flat[i] > 0 ? 255 : 0));
 }
@@ -141,9 +144,32 @@ void test_second() {
     CHECK_THROWS(second({&stereo[0], 3, 2, 8000}, -1, window.data()), SAVE_DETAIL_ARGUMENT, "-1");
 }
 
+// The weights that FFmpeg divides by their sum: center 1, front sqrt(1/2), back 1/2, low frequencies 0.
+void test_downmix() {
+    const float front = std::sqrt(0.5F), sum = 2.0F + 2.0F * front;
+    const std::vector<float> surround = mono_weights(6);
+    const std::vector<float> expected = {front, front, 1.0F, 0.0F, 0.5F, 0.5F};
+    for (std::size_t c = 0; c < 6; ++c) CHECK(std::fabs(surround[c] - expected[c] / sum) < 1e-6F);
+    CHECK(mono_weights(6, names_of_file("OGG", 6, {}))[1] == surround[2]);  // its center is second
+    CHECK(mono_weights(6, names_of_file("", 6, {2, 3, 4, 11, 14, 15})) == surround);
+    CHECK(mono_weights(2) == std::vector<float>(2, 0.5F));
+    CHECK(mono_weights(3) == std::vector<float>(3, 1.0F / 3.0F));
+    CHECK(mono_weights(64) == std::vector<float>(64, 1.0F / 64.0F));
+    CHECK(mono_weights(2, {"FL", "LFE"}) == std::vector<float>(2, 0.5F));  // left without right
+    CHECK(mono_weights(2, names_of_file("", 2, {-1, 1'000'000})) == std::vector<float>(2, 0.5F));
+    const float samples[] = {0.0F, 0.0F, 0.5F, NAN, 0.0F, 0.0F};  // nothing is heard of an LFE
+    float mono = -1.0F;
+    to_mono(samples, 1, surround, &mono);
+    CHECK(std::fabs(mono - 0.5F / sum) < 1e-6F);
+}
+
 void test_what_is_heard() {
-    std::vector<float> window(SAVE_WINDOW_SAMPLES, -16.0F);
+    std::vector<float> window(SAVE_WINDOW_SAMPLES, -15.5F);
     check_heard(window.data());
+    std::fill(window.begin(), window.end(), 1.0F);
+    check_heard(window.data());
+    window[9] = 3.0F;  // a whisper of integers
+    CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "whole numbers");
     for (const float wrong : {NAN, -INFINITY}) {
         window[9] = wrong;
         CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "NaN or infinite");
@@ -289,6 +315,7 @@ int main() {
     test_resize_logits();
     test_resample();
     test_second();
+    test_downmix();
     test_what_is_heard();
     test_ranges();
     test_second_at();

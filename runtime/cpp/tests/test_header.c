@@ -28,6 +28,10 @@ int main(void) {
     REFUSED(save_open("no/such/bundle", NULL, &runtime), "next:");
     REFUSED(save_open(NULL, &params, &runtime), "bundle is NULL");
     REFUSED(save_open("x", &params, NULL), "runtime is NULL");
+    params.threshold = 1.0F;
+    REFUSED(save_open("x", &params, &runtime), "wrong threshold");
+    params.struct_size = offsetof(save_params, threshold); /* of an older caller, which knows none */
+    REFUSED(save_open("no/such/bundle", &params, &runtime), "not a bundle");
     params.struct_size = 0;
     REFUSED(save_open("x", &params, &runtime), "struct_size");
     REFUSED(save_describe(NULL, &info), "runtime is NULL");

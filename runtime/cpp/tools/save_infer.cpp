@@ -1,6 +1,7 @@
 // save-infer: verify, run and bench a bundle without Python. Exit codes as those of save-deploy.
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +18,7 @@
 #include "image_file.hpp"
 #include "npy.hpp"
 #include "output_file.hpp"
+#include "resize.hpp"
 #include "save_runtime.hpp"
 #include "sound_file.hpp"
 
@@ -30,7 +32,7 @@ constexpr const char* kUsage =
     "                                                     [--any-sound]\n"
     "       save-infer bench BUNDLE [--rounds N]\n"
     "options: --backend auto|openvino|onnxruntime|tensorrt|tensorrt_rtx   --threads N\n"
-    "         --device N   --cache DIR   --no-hashes   --trust-engine\n"
+    "         --device N   --cache DIR   --no-hashes   --trust-engine   --threshold P (0.5)\n"
     "       save-infer --version\n"
     "\n"
     "verify  files against their hashes, golden samples, conformance pack\n"
@@ -58,7 +60,7 @@ Arguments parse(int argc, char** argv) {
     static const std::map<std::string, bool> takes_value = {{"-o", true}, {"--logits", true},
         {"--tensors", true}, {"--any-sound", false}, {"--rounds", true}, {"--backend", true},
         {"--threads", true}, {"--device", true}, {"--cache", true}, {"--no-hashes", false},
-        {"--trust-engine", false}};
+        {"--trust-engine", false}, {"--threshold", true}};
     Arguments found;
     for (int i = 1; i < argc; ++i) {
         const std::string word = argv[i];
@@ -84,6 +86,16 @@ int whole_number(const Arguments& arguments, const std::string& name, int standa
     return static_cast<int>(value);
 }
 
+float probability(const Arguments& arguments, const std::string& name, float standard) {
+    const auto option = arguments.options.find(name);
+    if (option == arguments.options.end()) return standard;
+    char* end = nullptr;
+    const float value = std::strtof(option->second.c_str(), &end);
+    if (option->second.empty() || *end != '\0' || !(value > 0.0F && value < 1.0F))
+        misused(name + " " + option->second);
+    return value;
+}
+
 save::Runtime open_bundle(const Arguments& arguments) {
     save_params params = save_params_default();
     const auto backend = arguments.options.find("--backend");
@@ -93,6 +105,7 @@ save::Runtime open_bundle(const Arguments& arguments) {
     params.threads = whole_number(arguments, "--threads", 0);
     params.device = whole_number(arguments, "--device", 0);
     params.verify_files = arguments.options.count("--no-hashes") == 0 ? 1 : 0;
+    params.threshold = probability(arguments, "--threshold", params.threshold);
     params.trust_engine = arguments.options.count("--trust-engine") == 0 ? 0 : 1;
     return save::Runtime(arguments.names.at(1), params);
 }
@@ -160,8 +173,10 @@ void run(const Arguments& arguments) {
     const save::Sound samples{sound.samples, sound.rate_hz, sound.n_channels};
     const std::vector<float> heard = runtime.embed(samples);
     const std::vector<float> logits = runtime.infer(pixels, heard);
+    const float threshold = probability(arguments, "--threshold", 0.5F);
     std::vector<std::uint8_t> mask(frame.pixels.size() / 3);
-    save::check(save_mask_of_logits(logits.data(), res, frame.width, frame.height, mask.data()));
+    save_core::mask_of_logits(logits.data(), res, frame.width, frame.height, mask.data(),
+        std::log(threshold / (1.0F - threshold)));
 
     if (arguments.options.count("--logits") != 0)
         write_array(arguments.options.at("--logits"), "float32", {res, res}, logits.data());

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 
+#include "downmix.hpp"
 #include "error.hpp"
 #include "sound.hpp"
 
@@ -62,21 +63,31 @@ sf_count_t memory_tell(void* user) { return static_cast<Memory*>(user)->at; }
         name + ": " + save_core::printable(reason), "wav, flac or ogg");
 }
 
+// The place of every channel, where the file says it.
+std::vector<std::string> names_of(SNDFILE* file, const SF_INFO& info) {
+    std::vector<int> map(static_cast<std::size_t>(info.channels));
+    const int size = static_cast<int>(map.size() * sizeof(int));
+    if (sf_command(file, SFC_GET_CHANNEL_MAP_INFO, map.data(), size) != SF_TRUE) map.clear();
+    const int kind = info.format & SF_FORMAT_TYPEMASK;
+    const char* name = kind == SF_FORMAT_FLAC ? "FLAC" : kind == SF_FORMAT_OGG ? "OGG" : "";
+    return save_core::names_of_file(name, info.channels, map);
+}
+
 SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) {
     if (file == nullptr) refuse(name, sf_strerror(nullptr));
-    SoundFile sound{{}, info.channels, info.samplerate};
     save_core::check_format(info.channels, info.samplerate);
+    const std::vector<float> weights = save_core::mono_weights(info.channels, names_of(file, info));
+    SoundFile sound{{}, 1, info.samplerate};
     // the length in the header may be anything: grow with what is really there
-    const std::size_t piece = static_cast<std::size_t>(kPieceFrames) * static_cast<std::size_t>(info.channels);
+    std::vector<float> piece(static_cast<std::size_t>(kPieceFrames) * weights.size());
     for (;;) {
+        const sf_count_t got = sf_readf_float(file, piece.data(), kPieceFrames);
+        const std::size_t n = static_cast<std::size_t>(std::max<sf_count_t>(got, 0));
         const std::size_t before = sound.samples.size();
-        sound.samples.resize(before + piece);
-        const sf_count_t got = sf_readf_float(file, sound.samples.data() + before, kPieceFrames);
-        const std::size_t kept =
-            static_cast<std::size_t>(std::max<sf_count_t>(got, 0)) * static_cast<std::size_t>(info.channels);
-        sound.samples.resize(before + kept);
+        sound.samples.resize(before + n);
+        save_core::to_mono(piece.data(), n, weights, sound.samples.data() + before);
         if (got < kPieceFrames) break;
-        if (sound.samples.size() > kMaxSamples)
+        if (sound.samples.size() > kMaxSamples / weights.size())
             throw Error(SAVE_DETAIL_DATA, "sound is too long", name,
                 "at most " + std::to_string(kMaxSamples) + " samples in all");
     }

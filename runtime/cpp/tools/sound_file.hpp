@@ -1,4 +1,4 @@
-// Sound files that libsndfile reads -> interleaved float samples.
+// Sound files that libsndfile reads -> one channel of float samples.
 #pragma once
 
 #include <string>
@@ -10,8 +10,8 @@
 namespace save_tools {
 
 struct SoundFile {
-    std::vector<float> samples;  // (n, channels) interleaved, [-1,1]
-    int n_channels = 0, rate_hz = 0;
+    std::vector<float> samples;  // (n,) in [-1,1], the channels mixed (downmix.hpp)
+    int n_channels = 1, rate_hz = 0;
 
     std::size_t n_frames() const { return samples.size() / static_cast<std::size_t>(n_channels); }
     double seconds() const { return static_cast<double>(n_frames()) / rate_hz; }
