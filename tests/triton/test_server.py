@@ -363,3 +363,20 @@ def test_client(served: Served, tmp_path: Path) -> None:
         read_frame(files / "normal.png"), read_waveform(files / "normal.wav")
     )
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected)
+
+
+@pytest.mark.thorough
+def test_python_engine(bundle_fp32: Path, tmp_path: Path) -> None:
+    """Both graphs in sessions of this package: eager's answers, and our text for sound that is NaN."""
+    triton_files()
+    options = TritonOptions(bundle=bundle_fp32, out=tmp_path / "repo", threads=1, engine="python")
+    write_repository(options)
+    golden = read_golden(bundle_fp32, Manifest.read(bundle_fp32))
+    with running(tmp_path / "repo", tmp_path) as server, Remote("grpc", server.grpc) as remote:
+        inputs = {"image": golden.image[:1], "waveform": golden.answers.waveform[:1]}
+        found = remote.infer("save", inputs, ["mask_logits"])["mask_logits"]
+        assert np.abs(found[0, 0] - golden.answers.mask_logits[0]).max() < 1e-3
+        with pytest.raises(InferenceServerException, match="NaN or infinite") as caught:
+            asked(remote, "save", {**inputs, "waveform": NAN[None]}, {})
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert server.alive
