@@ -74,6 +74,16 @@ def shielded() -> Iterator[None]:
         _shields -= mine
 
 
+@contextlib.contextmanager
+def ended_by_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield a question: was an interrupt requested? For work that has no end of its own, where it is no
+    error: the block asks, and what comes after it goes on as if none had been."""
+    global _interrupted
+    with shielded():
+        yield was_interrupted
+        _interrupted = False
+
+
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     global _interrupted
     _interrupted = True

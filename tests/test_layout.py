@@ -191,7 +191,7 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 VERBS = (
     "", "export", "calibrate", "build", "inspect", "merge", "bench", "compare", "train", "eval",
     "mask", "run", "doctor", "polygraphy", "triton", "publish", "verify", "systems", "recipes", "data",
-    "data scenes", "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
+    "web", "data scenes", "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
     "checkpoint inspect", "checkpoint convert",
 )  # fmt: skip
 

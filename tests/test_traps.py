@@ -87,6 +87,7 @@ def test_nothing_of_the_folder_is_executed(tmp_path: Path, few: bool) -> None:
         ["verify", here],
         ["doctor", here],
         ["polygraphy", here, "-o", "new"],
+        ["web", here, "-o", "site"],
         ["systems"],
         ["recipes"],
         ["data", "check", here],

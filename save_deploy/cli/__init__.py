@@ -36,6 +36,7 @@ from save_deploy.cli import (
     train,
     triton,
     verify,
+    web,
 )
 from save_deploy.cli import eval as evaluate
 from save_deploy.errors import SaveDeployError
@@ -63,6 +64,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "triton": triton.triton,
     "publish": publish.publish,
     "systems": systems.systems,
+    "web": web.web,
     "recipes": recipes.recipes,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {

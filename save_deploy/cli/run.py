@@ -8,6 +8,7 @@ from pathlib import Path
 from save_deploy.cli.options import Placement
 from save_deploy.cli.takes import takes
 from save_deploy.options import option
+from save_deploy.runtime.live.options import LiveOptions
 from save_deploy.runtime.video.options import RunOptions
 
 
@@ -17,6 +18,7 @@ class RunRequest:
 
     bundle: Path = option(help="Folder written by save-export.")
     options: RunOptions
+    live: LiveOptions = field(default_factory=LiveOptions)
     placement: Placement = field(default_factory=Placement)
 
 
@@ -26,6 +28,8 @@ def run(request: RunRequest) -> None:
     from save_deploy.progress import progress
     from save_deploy.runtime.video.run import VideoRun
 
+    if request.live.live:
+        return _run_live(request)
     options = request.options
     prepared = VideoRun(options)
     with (
@@ -48,3 +52,16 @@ def run(request: RunRequest) -> None:
     print(
         f"{written}: {result.frames} frames, {heard}, {result.mask_share:.1%} of the picture sounds"
     )
+
+
+def _run_live(request: RunRequest) -> None:
+    from save_deploy.progress import progress
+    from save_deploy.runtime.live.run import LiveRun
+
+    prepared = LiveRun(request.options, request.live)
+    with request.placement.load(request.bundle) as pipeline, progress("masks", None) as advance:
+        result = prepared(pipeline, on_mask=advance)
+    for line in result.lines():
+        print(line)
+    if request.options.out is not None:
+        print(f"{request.options.out}: {result.masks} frames")

@@ -172,7 +172,7 @@ def browser_missing() -> str | None:
 class Browser:
     """One window of a headless Chromium."""
 
-    def __init__(self, url: str, profile: Path) -> None:
+    def __init__(self, url: str, profile: Path, *more: str) -> None:
         chrome = shutil.which("chromium") or shutil.which("google-chrome")
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -184,7 +184,7 @@ class Browser:
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             "goog:chromeOptions": {
                 "binary": chrome,
-                "args": [*flags, f"--user-data-dir={profile}", "--window-size=1280,900"],
+                "args": [*flags, *more, f"--user-data-dir={profile}", "--window-size=1280,900"],
             },
         }
         found = _call(f"{url}/session", {"capabilities": {"alwaysMatch": capabilities}})
@@ -195,16 +195,22 @@ class Browser:
     def post(self, path: str, **body: Any) -> Any:
         return _call(f"{self.session}/{path}", body)
 
-    def open(self, path: Path) -> None:
-        self.post("url", url=path.resolve().as_uri())
+    def open(self, place: Path | str) -> None:
+        """A file, or an address."""
+        self.post("url", url=place if isinstance(place, str) else place.resolve().as_uri())
+
+    def choose(self, css: str, file: Path) -> None:
+        """A file in an <input type=file>, which may be hidden."""
+        (element,) = self.post("element", using="css selector", value=css).values()
+        self.post(f"element/{element}/value", text=str(file.resolve()))
 
     def js(self, script: str, *args: Any) -> Any:
         """The value of an expression."""
         return self.post("execute/sync", script=f"return ({script})", args=list(args))
 
-    def until(self, script: str, expected: Any = True) -> None:
+    def until(self, script: str, expected: Any = True, *, seconds: float = 10) -> None:
         """Wait until the expression has the value; frames are decoded in the background."""
-        for _ in range(200):
+        for _ in range(round(20 * seconds)):
             if self.js(script) == expected:
                 return
             time.sleep(0.05)
@@ -258,7 +264,7 @@ class Browser:
 
 
 @contextmanager
-def open_browser(profile: Path) -> Iterator[Browser]:
+def open_browser(profile: Path, *flags: str) -> Iterator[Browser]:
     """chromedriver on a free port, ended with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -274,7 +280,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
                     break
             except OSError:
                 time.sleep(0.1)
-        browser = Browser(url, profile)
+        browser = Browser(url, profile, *flags)
         try:
             yield browser
         finally:

@@ -1,0 +1,132 @@
+"""What a live run gives: a video with the sound, or a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from save_deploy.data.film_sound import GAP_S
+from save_deploy.data.transforms import Frame
+from save_deploy.errors import BackendError
+from save_deploy.runtime.live.sound import Held, Samples
+from save_deploy.runtime.live.source import STEREO_HZ, LiveSource
+from save_deploy.runtime.pictures import Color
+from save_deploy.runtime.video.overlay import outlined
+from save_deploy.runtime.video.sinks import MaskedFrame
+from save_deploy.runtime.video.writer import OverlayVideo
+
+TIME_BASE = Fraction(1, 90_000)
+_USUAL_RATE = 30  # where a source does not state its own
+
+
+class LiveVideo(OverlayVideo):
+    """The overlay video of a source whose sound comes while it is written."""
+
+    def __init__(self, path: Path, source: LiveSource, color: Color) -> None:
+        shape: Any = SimpleNamespace(
+            time_base=TIME_BASE,
+            rate=Fraction(source.rate or _USUAL_RATE).limit_denominator(1001),
+            section=SimpleNamespace(fps=None),
+            aspect=None,
+            colorspace=source.colorspace,
+        )
+        super().__init__(path, shape, sound=False, color=color)
+        self._held = source.held if source.has_sound else None
+
+    def _start(self, shown: Frame) -> None:
+        super()._start(shown)
+        if self._held is not None:
+            track: Any = _LiveTrack(self._container, self.form.sound_encoder, self._held)
+            self._sound = track
+
+
+@dataclass
+class _LiveTrack:
+    """In place of a SoundTrack: packets of the sound held so far."""
+
+    container: Any
+    encoder: str
+    held: Held
+    copied: bool = True  # nothing to say about it
+
+    def __post_init__(self) -> None:
+        self._stream = self.container.add_stream(self.encoder, rate=STEREO_HZ, layout="stereo")
+        self._end: int | None = None
+
+    def until(self, time_s: float) -> Iterator[Any]:
+        for at_s, samples in self.held.until(time_s):
+            yield from self._encoded(round(at_s * STEREO_HZ), samples)
+        if time_s == float("inf"):
+            yield from self._stream.encode(None)
+
+    def close(self) -> None: ...
+
+    def _encoded(self, at: int, samples: Samples) -> Iterator[Any]:
+        """Sample by sample, whatever the times round to, but for gaps; of overlaps the first."""
+        import av
+
+        if self._end is not None and abs(at - self._end) <= GAP_S * STEREO_HZ:
+            at = self._end
+        samples = samples[max(0, (self._end or 0) - at) :]
+        at = max(at, self._end or 0)
+        if not samples.size:
+            return
+        self._end = at + len(samples)
+        packed = np.ascontiguousarray(samples, np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, "flt", "stereo")
+        frame.rate, frame.pts, frame.time_base = STEREO_HZ, at, Fraction(1, STEREO_HZ)
+        yield from self._stream.encode(frame)
+
+
+class Window:
+    """Shows frames with their masks. A user closes it, or presses Escape or q."""
+
+    def __init__(self, title: str, color: Color) -> None:
+        """Raises BackendError where Python has no tkinter or the machine no display."""
+        try:
+            import tkinter
+        except ImportError as error:
+            raise BackendError(
+                "a window needs tkinter",
+                got=str(error),
+                hint="apt-get install python3-tk, or -o FILE",
+            ) from error
+        try:
+            self._root = tkinter.Tk()
+        except tkinter.TclError as error:
+            raise BackendError(
+                "no display for a window", got=str(error), expected="a desktop", hint="-o FILE"
+            ) from error
+        self._root.title(title)
+        self._label = tkinter.Label(self._root, borderwidth=0)
+        self._label.pack()
+        self._open, self.color = True, color
+        self._root.protocol("WM_DELETE_WINDOW", self._shut)
+        for key in ("<Escape>", "q"):
+            self._root.bind(key, lambda _: self._shut())
+
+    def _shut(self) -> None:
+        self._open = False
+
+    def is_open(self) -> bool:
+        """Lets the window answer first, so it is to be asked often."""
+        self._root.update()
+        return self._open
+
+    def add(self, masked: MaskedFrame) -> None:
+        from PIL import Image, ImageTk
+
+        shown = outlined(masked.frame.picture, masked.mask, self.color)
+        self._picture = ImageTk.PhotoImage(Image.fromarray(shown), master=self._root)
+        self._label.configure(image=self._picture)
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None:
+        self._root.destroy()

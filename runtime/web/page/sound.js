@@ -1,0 +1,113 @@
+// Sounds to the second that the network hears: 16 kHz, one channel, [-1,1].
+// The same as sound.cpp of the C++ runtime, and as torchaudio.functional.resample with its defaults.
+
+export const RATE_HZ = 16000;
+export const WINDOW = 16000; // samples of one second
+const STEP = 15360; // from one example of VGGish to the next, 0.96 s
+const CROSSINGS = 6; // zero crossings of the sinc on each side
+const ROLLOFF = 0.99; // share of the lower Nyquist frequency that passes
+const MAX_PEAK = 16; // above it samples are integers that nobody divided
+const f = Math.fround;
+
+function reduced(rate) {
+  let a = rate, b = RATE_HZ;
+  while (b) [a, b] = [b, a % b];
+  return { from: rate / a, to: RATE_HZ / a };
+}
+
+// Output `phase` of a period reads inputs first .. first + weights.length, counted from the period's
+// first. All in float32 and in the reference's order: an exact kernel gives another sound.
+function kernelOf(phase, { from, to }) {
+  const exact = Math.min(from, to) * ROLLOFF;
+  const base = f(exact), scale = f(exact / from), pi = f(Math.PI);
+  const offset = f(-phase / to);
+  const reach = CROSSINGS / exact, center = phase / to; // in periods
+  const first = Math.floor((center - reach) * from), last = Math.ceil((center + reach) * from);
+  const weights = new Float32Array(last - first + 1);
+  for (let i = first; i <= last; i++) {
+    let t = f(f(offset + f(i / from)) * base);
+    t = Math.min(Math.max(t, -CROSSINGS), CROSSINGS);
+    const cosine = f(Math.cos(f(f(f(t * pi) / CROSSINGS) / 2)));
+    t = f(t * pi);
+    const sinc = t === 0 ? 1 : f(f(Math.sin(t)) / t);
+    weights[i - first] = f(sinc * f(f(cosine * cosine) * scale));
+  }
+  return { first, weights };
+}
+
+// The reference rounds to float32 before it rounds up, and has whole periods only.
+function resampledSize(n, { from, to }) {
+  return Math.min(Math.ceil(f((to * n) / from)), to * (Math.floor(n / from) + 1));
+}
+
+// A sound: channels (Float32Array each, of equal length) at a rate.
+export class Sound {
+  #kernels = new Map();
+
+  constructor(channels, rate) {
+    if (!channels.length || !channels[0].length) throw new Error("the sound has no samples");
+    if (!(rate >= 1000 && rate <= 768000)) throw new Error(`a sample rate of ${rate} Hz`);
+    this.channels = channels;
+    this.length = channels[0].length;
+    this.rates = reduced(rate);
+    this.size = resampledSize(this.length, this.rates); // at 16 kHz
+  }
+
+  #mean(i) {
+    if (i < 0 || i >= this.length) return 0;
+    let sum = 0;
+    for (const channel of this.channels) sum = f(sum + channel[i]);
+    return f(sum / this.channels.length);
+  }
+
+  // `count` samples at 16 kHz from sample `begin` on, silent after the end.
+  samples(begin, count) {
+    const { from, to } = this.rates, found = new Float32Array(count);
+    const end = Math.min(begin + count, this.size);
+    if (begin >= end) return found;
+    // what the kernels of these outputs reach
+    const margin = 8 * Math.ceil(from / to) + 8;
+    const low = Math.floor(begin / to) * from - margin;
+    const periods = Math.floor((end - 1) / to) - Math.floor(begin / to) + 1;
+    const heard = new Float32Array(periods * from + 2 * margin);
+    for (let i = 0; i < heard.length; i++) heard[i] = this.#mean(low + i);
+    for (let k = begin; k < end; k++) {
+      if (from === to) { found[k - begin] = this.#mean(k); continue; }
+      const phase = k % to;
+      if (!this.#kernels.has(phase)) this.#kernels.set(phase, kernelOf(phase, this.rates));
+      const { first, weights } = this.#kernels.get(phase);
+      const at = Math.floor(k / to) * from + first - low;
+      let sum = 0;
+      for (let i = 0; i < weights.length; i++) sum += heard[at + i] * weights[i];
+      found[k - begin] = sum;
+    }
+    return found;
+  }
+
+  // What a frame of a film hears: the second from start on.
+  from(start) {
+    return checked(this.samples(Math.round(start * RATE_HZ), WINDOW));
+  }
+
+  // What frame `index` of AVSBench hears; past the end the last full second.
+  second(index) {
+    return checked(this.samples(Math.min(STEP * index, Math.max(0, this.size - WINDOW)), WINDOW));
+  }
+}
+
+function checked(window) {
+  let peak = 0;
+  for (const sample of window) {
+    if (!Number.isFinite(sample)) throw new Error("the sound contains NaN or infinite samples");
+    peak = Math.max(peak, Math.abs(sample));
+  }
+  if (peak > MAX_PEAK) throw new Error(`the sound is far too loud: samples up to ${peak}`);
+  return window;
+}
+
+// Root mean square in dB, -90 for silence.
+export function loudness(window) {
+  let sum = 0;
+  for (const sample of window) sum += sample * sample;
+  return Math.max(-90, 10 * Math.log10(sum / window.length + 1e-9));
+}
