@@ -87,6 +87,8 @@ def test_nothing_of_the_folder_is_executed(tmp_path: Path, few: bool) -> None:
         ["verify", here],
         ["doctor", here],
         ["polygraphy", here, "-o", "new"],
+        ["triton", here, "-o", "repo"],
+        ["publish", here, "-o", "hub"],
         ["web", here, "-o", "site"],
         ["systems"],
         ["recipes"],
