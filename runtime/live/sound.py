@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from save_deploy.bundle import WINDOW_SAMPLES
 from save_deploy.data.audio import Waveform
-from save_deploy.data.film_sound import GAP_S, channels_of
+from save_deploy.data.film_sound import GAP_S, mono_of
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 
 KEPT_S = 4.0  # of sound heard; masks never ask for what is older
@@ -61,13 +61,11 @@ class Ears:
 
 
 class Resampled:
-    """Decoded frames of any format -> float32 (n,channels) at a rate, frame by frame.
+    """Decoded frames of any format -> float32 at a rate, frame by frame: (n,) mixed to one channel, or
+    (n,2) where stereo is asked for."""
 
-    layout None: channels as they are.
-    """
-
-    def __init__(self, rate_hz: int, layout: str | None = None) -> None:
-        self.rate_hz, self.layout = rate_hz, layout
+    def __init__(self, rate_hz: int, *, stereo: bool = False) -> None:
+        self.rate_hz, self.stereo = rate_hz, stereo
         self._kind: tuple[str, str, int] | None = None
         self._resampler: Any = None
 
@@ -77,11 +75,15 @@ class Resampled:
         kind = (frame.format.name, frame.layout.name, frame.rate)
         if kind != self._kind:  # also after a reconnection
             self._kind = kind
-            self._resampler = av.AudioResampler("flt", self.layout, self.rate_hz)
+            layout = "stereo" if self.stereo else None
+            self._resampler = av.AudioResampler("flt", layout, self.rate_hz)
         frame.pts = None  # its time is kept beside it: a jump of the clock is no error here
-        found = [channels_of(part) for part in self._resampler.resample(frame)]
-        n = 1 if not found else found[0].shape[1]
-        return np.concatenate(found) if found else np.zeros((0, n), np.float32)
+        parts = self._resampler.resample(frame)
+        if self.stereo:
+            found = [part.to_ndarray().reshape(-1, 2) for part in parts]
+        else:
+            found = [mono_of(part) for part in parts]
+        return np.concatenate([np.zeros((0, 2) if self.stereo else 0, np.float32), *found])
 
 
 class Held:

@@ -169,7 +169,7 @@ class LiveSource:
     def _read(self, container: Any, streams: list[Any], clock: Clock, place: Place) -> None:
         import av
 
-        hear, keep = Resampled(SAMPLE_RATE_HZ), Resampled(STEREO_HZ, "stereo")
+        hear, keep = Resampled(SAMPLE_RATE_HZ), Resampled(STEREO_HZ, stereo=True)
         for packet in container.demux(streams):
             if self._stop.is_set():
                 return
@@ -199,7 +199,7 @@ class LiveSource:
     def _hear(self, frame: Any, time_s: float, hear: Resampled, keep: Resampled) -> None:
         if self.held is not None:
             self.held.add(keep(frame), time_s)
-        self.ears.add(hear(frame).mean(axis=1), time_s)
+        self.ears.add(hear(frame), time_s)
 
 
 def watch(

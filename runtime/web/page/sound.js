@@ -8,6 +8,15 @@ const CROSSINGS = 6; // zero crossings of the sinc on each side
 const ROLLOFF = 0.99; // share of the lower Nyquist frequency that passes
 const MAX_PEAK = 16; // above it samples are integers that nobody divided
 const f = Math.fround;
+// Weights of channels in one, by their number, as FFmpeg mixes them; other numbers are averaged.
+const SIDE = Math.SQRT1_2;
+const MIXED = {
+  4: [SIDE, SIDE, 1, 0.5],
+  5: [SIDE, SIDE, 1, 0.5, 0.5],
+  6: [SIDE, SIDE, 1, 0, 0.5, 0.5],
+  7: [SIDE, SIDE, 1, 0, 0.5, 0.5, 0.5],
+  8: [SIDE, SIDE, 1, 0, 0.5, 0.5, 0.5, 0.5],
+};
 
 function reduced(rate) {
   let a = rate, b = RATE_HZ;
@@ -48,14 +57,20 @@ export class Sound {
     if (!channels.length || !channels[0].length) throw new Error("the sound has no samples");
     if (!(rate >= 1000 && rate <= 768000)) throw new Error(`a sample rate of ${rate} Hz`);
     this.channels = channels;
+    const total = MIXED[channels.length]?.reduce((a, b) => a + b, 0);
+    this.weights = MIXED[channels.length]?.map((weight) => f(weight / total));
     this.length = channels[0].length;
     this.rates = reduced(rate);
     this.size = resampledSize(this.length, this.rates); // at 16 kHz
   }
 
-  #mean(i) {
+  #mono(i) {
     if (i < 0 || i >= this.length) return 0;
     let sum = 0;
+    if (this.weights) {
+      this.weights.forEach((weight, c) => { if (weight) sum = f(sum + f(this.channels[c][i] * weight)); });
+      return sum;
+    }
     for (const channel of this.channels) sum = f(sum + channel[i]);
     return f(sum / this.channels.length);
   }
@@ -70,9 +85,9 @@ export class Sound {
     const low = Math.floor(begin / to) * from - margin;
     const periods = Math.floor((end - 1) / to) - Math.floor(begin / to) + 1;
     const heard = new Float32Array(periods * from + 2 * margin);
-    for (let i = 0; i < heard.length; i++) heard[i] = this.#mean(low + i);
+    for (let i = 0; i < heard.length; i++) heard[i] = this.#mono(low + i);
     for (let k = begin; k < end; k++) {
-      if (from === to) { found[k - begin] = this.#mean(k); continue; }
+      if (from === to) { found[k - begin] = this.#mono(k); continue; }
       const phase = k % to;
       if (!this.#kernels.has(phase)) this.#kernels.set(phase, kernelOf(phase, this.rates));
       const { first, weights } = this.#kernels.get(phase);
