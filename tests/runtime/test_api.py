@@ -43,8 +43,9 @@ def test_import_is_instant_and_load_is_the_pipelines() -> None:
         "assert load is pipeline.load is save_deploy.load\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    names = {"Listener", "Result", "SaveDeployError", "load", "read_frame", "read_sound", "stream"}
-    assert set(save_deploy.__all__) == set(dir(save_deploy)) == names | {"__version__"}
+    names = {"Bundle", "Listener", "Result", "SaveDeployError", "compare", "load", "read_frame"}
+    names |= {"read_sound", "stream"}
+    assert set(save_deploy.__all__) == set(dir(save_deploy)) == names | {"__version__", "export"}
     for name in names:
         assert getattr(save_deploy, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
