@@ -14,7 +14,8 @@ export OUT PYTHONPATH="$SITE:$WORK/links${PYTHONPATH:+:$PYTHONPATH}"
 say() { echo; echo "== $* [$(date +%T), $SECONDS s]"; }
 
 # The package of this tree, as links: the working directory has only a part of it.
-"$PY" tests/gpu/tree.py "$WORK/links" || exit 1
+# Laid once: exports of an earlier step may be running from them.
+if [ ! -d "$WORK/links/save_deploy" ]; then "$PY" tests/gpu/tree.py "$WORK/links" || exit 1; fi
 
 # Seconds that a part of a step may take; a dry run may be on a busy machine.
 within() {
