@@ -44,7 +44,7 @@ def step(n: int, work: Path) -> str:
     }  # fmt: skip
     done = subprocess.run(
         ["bash", str(KIT / f"call{n}.sh")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     text = done.stdout + done.stderr
     assert "== end" in text and "Traceback" not in text, text[-4000:]
