@@ -12,6 +12,7 @@ from PIL import Image
 from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.data.pictures import decode_frame
 from save_deploy.data.transforms import Mask
+from save_deploy.runtime.result import rle_of
 from save_deploy.runtime.triton.python_model import PythonModel, Request
 
 PICTURE = TensorSpec("picture", "bytes", (1,), "bytes of a PNG or JPEG file")
@@ -48,17 +49,8 @@ def png_of(mask: Mask) -> bytes:
     return file.getvalue()
 
 
-def rle_of(mask: Mask) -> dict[str, list[int]]:
-    """mask bool (H,W) -> {"size": [H, W], "counts": [...]}: lengths of runs down the columns, the first
-    of them silent. pycocotools.mask.frPyObjects reads it."""
-    flat = mask.ravel(order="F")
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
-
-
 def mask_of(rle: Mapping[str, list[int]]) -> Mask:
-    """What rle_of made -> bool (H,W)."""
+    """What rle_of of runtime/result.py made -> bool (H,W)."""
     runs = np.asarray(rle["counts"])
     flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
     return flat.reshape(rle["size"], order="F")

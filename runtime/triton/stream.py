@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.bundle import WINDOW_SAMPLES, Arrays, GraphSpec, TensorSpec
-from save_deploy.data.audio import Waveform
+from save_deploy.data.audio import Waveform, second
 from save_deploy.data.pictures import decode_frame
 from save_deploy.errors import DataError
 from save_deploy.runtime.inputs import as_sound, check_heard
@@ -69,7 +69,7 @@ class Hearing:
             self.seconds += 1
             self.pieces, self.n_samples = [sound[WINDOW_SAMPLES:]], sound.size - WINDOW_SAMPLES
         elif self.embedding is None:
-            self.embedding = pipeline.embed(piece)
+            self.embedding = pipeline.embed(second(piece))
         return self.embedding
 
 

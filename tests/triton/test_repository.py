@@ -15,8 +15,9 @@ import pytest
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError, OutputError, SaveDeployError
 from save_deploy.runtime.golden import read_golden
+from save_deploy.runtime.result import rle_of
 from save_deploy.runtime.triton import limits
-from save_deploy.runtime.triton.frame import mask_of, rle_of
+from save_deploy.runtime.triton.frame import mask_of
 from save_deploy.runtime.triton.options import TritonOptions
 from save_deploy.runtime.triton.repository import write_repository
 from tests.command import run
