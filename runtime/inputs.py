@@ -23,7 +23,7 @@ from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.pictures import as_rgb, read_frame
 from save_deploy.data.sound import read_sound
 from save_deploy.data.transforms import Frame
-from save_deploy.errors import BundleError, DataError
+from save_deploy.errors import BundleError, DataError, ParityError
 
 # Floating-point files may go over 1; integers that nobody divided go over this within a whisper.
 # kMaxPeak in runtime/cpp/src/sound.hpp.
@@ -202,6 +202,16 @@ def _path(given: Any) -> Path | None:
     except TypeError:
         return None
     return Path(path) if isinstance(path, str) and path and "\0" not in path else None
+
+
+def require_finite(logits: NDArray[np.float32]) -> None:
+    """Raise ParityError for logits of which no mask can be made."""
+    if not np.isfinite(logits).all():
+        raise ParityError(
+            "the backend produced NaN or infinite logits",
+            expected="finite values",
+            hint="export with --fp32",
+        )
 
 
 def check_threads(threads: Any) -> None:

@@ -23,7 +23,7 @@ from save_deploy.bundle_files import require_unchanged, stamps_of
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, resize_frame
-from save_deploy.errors import DataError, ParityError
+from save_deploy.errors import DataError
 from save_deploy.extras import named_extras
 from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.engine_check import GRAPH
@@ -38,6 +38,7 @@ from save_deploy.runtime.inputs import (
     check_heard,
     check_second,
     check_threads,
+    require_finite,
 )
 from save_deploy.runtime.result import Result, logit_of
 from save_deploy.runtime.self_test import run_self_test
@@ -154,12 +155,7 @@ class SavePipeline:
         """
         frame = as_frame(frame)
         logits = self.logits(frame, audio_embedding)
-        if not np.isfinite(logits).all():
-            raise ParityError(
-                "the backend produced NaN or infinite logits",
-                expected="finite values",
-                hint="export with --fp32",
-            )
+        require_finite(logits)
         found = at_frame_size(logits, frame.shape[:2]) > logit_of(self.threshold)
         return Result(found, logits, self.threshold)
 
@@ -205,7 +201,14 @@ class Listener:
     def __call__(self, frame: Any, time_s: float) -> Result:
         """frame uint8 (H,W,3) RGB, shown at time_s >= 0 on the clock of the sound -> bool (H,W).
 
-        Raises DataError for a time that is no number or in an earlier second than the last frame's.
+        Raises DataError as hear() does.
+        """
+        return self.pipeline.mask(frame, self.hear(time_s))
+
+    def hear(self, time_s: float) -> NDArray[np.float32]:
+        """The embedding (1,128) of the second that a frame at time_s hears.
+
+        Raises DataError for a time that is no number or in an earlier second than the last one's.
         """
         at_s = as_time(time_s)
         if not math.isfinite(at_s) or int(at_s + ROUNDING_S) < self.second or at_s < 0:
@@ -222,7 +225,7 @@ class Listener:
             sound = as_sound(self.waveform)
             heard = sound if sound.size else np.zeros(WINDOW_SAMPLES, np.float32)
             self._embedding = self.pipeline.embed(heard)
-        return self.pipeline.mask(frame, self._embedding)
+        return self._embedding
 
 
 def stream(

@@ -29,6 +29,10 @@ EXTRA_OF = {
     "matplotlib": "train",
     "polygraphy": "polygraphy",
     "tritonclient": "triton",
+    "pyarrow": "bulk",
+    "fsspec": "bulk",
+    "pycocotools": "bulk",
+    "ray": "ray",
 }
 
 

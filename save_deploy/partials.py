@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from save_deploy.errors import OutputError, SaveDeployError
@@ -90,6 +90,16 @@ def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
                         yield path, name[1:], lock
                     finally:
                         os.close(lock)
+
+
+def living_partials(folders: Iterable[Path]) -> bool:
+    """Whether a living process writes to one of these folders."""
+    for folder in folders:
+        dead = {path for path, _, _ in dead_partials(folder)}
+        with contextlib.suppress(OSError):
+            if {path for path in folder.iterdir() if _MARK in path.name} - dead:
+                return True
+    return False
 
 
 def remove_dead_partials(target: Path) -> None:

@@ -35,6 +35,11 @@ def listen_for_interrupts() -> None:
         signal.signal(hangup, _interrupt)
 
 
+def listens_for_interrupts() -> bool:
+    """Whether SIGTERM is handled here."""
+    return signal.getsignal(signal.SIGTERM) is _interrupt
+
+
 def was_interrupted() -> bool:
     """Return True once an interrupt was requested.
 

@@ -97,6 +97,8 @@ def test_unknown_missing_module_stays_a_bug() -> None:
         (["eval"], "torch", "export"),
         (["bench"], "torch", "export"),
         (["checkpoint", "inspect", "x.safetensors"], "torch", "export"),
+        (["run", "bundle", ".", "-o", "out"], "pyarrow", "bulk"),
+        (["run", "bundle", ".", "-o", "out", "--engine", "ray"], "ray", "ray"),
     ],
 )
 def test_verb_without_its_extra(verb: list[str], blocked: str, extra: str, tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ def test_bundle_runs_without_torch(bundle: Path) -> None:
 
 VERBS = (
     "", "export", "calibrate", "build", "inspect", "merge", "bench", "compare", "train", "eval",
-    "mask", "run", "doctor", "polygraphy", "triton", "publish", "verify", "systems", "recipes", "data",
-    "web", "data scenes", "data stamps", "data check", "cache", "cache ls", "cache rm", "checkpoint",
-    "checkpoint inspect", "checkpoint convert",
+    "mask", "masks", "run", "doctor", "polygraphy", "triton", "publish", "verify", "systems",
+    "recipes", "data", "web", "data scenes", "data stamps", "data check", "cache", "cache ls",
+    "cache rm", "checkpoint", "checkpoint inspect", "checkpoint convert",
 )  # fmt: skip
 
 

@@ -105,8 +105,8 @@ def test_a_command_without_the_needed_option_does_not_ask_for_it() -> None:
         ),
         (
             "run", ["bundle", "video"],
-            ["--out", "--masks", "--json", "--force", "--color", "--silent"],
-            {"Section", "Backend"},
+            ["--out", "--masks", "--json", "--force", "--color", "--silent", "--threshold"],
+            {"Section", "Backend", "Many videos", "Live"},
         ),
     ],
 )  # fmt: skip

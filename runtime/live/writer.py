@@ -17,6 +17,7 @@ from save_deploy.errors import BackendError
 from save_deploy.runtime.live.sound import Held, Samples
 from save_deploy.runtime.live.source import STEREO_HZ, LiveSource
 from save_deploy.runtime.pictures import Color
+from save_deploy.runtime.video.options import Section
 from save_deploy.runtime.video.overlay import outlined
 from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.writer import OverlayVideo
@@ -32,7 +33,7 @@ class LiveVideo(OverlayVideo):
         shape: Any = SimpleNamespace(
             time_base=TIME_BASE,
             rate=Fraction(source.rate or _USUAL_RATE).limit_denominator(1001),
-            section=SimpleNamespace(fps=None),
+            section=Section(),
             aspect=None,
             colorspace=source.colorspace,
         )

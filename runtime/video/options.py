@@ -5,11 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from save_deploy.errors import DataError
 from save_deploy.options import option
 
 SECTION = "Section"
+KEYFRAMES: Literal["keyframes"] = "keyframes"
+NATIVE = "native"
+Fps = float | Literal["keyframes"] | None
+
+
+def parse_fps(text: str) -> Fps:
+    """ "2.5" -> 2.5, "keyframes" as it is, "native" -> None. Raises DataError."""
+    if text == KEYFRAMES:
+        return KEYFRAMES
+    if text == NATIVE:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise DataError(
+            "wrong frame rate", got=text, expected=f"frames per second, {KEYFRAMES} or {NATIVE}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -23,14 +41,15 @@ class Section:
         "--seconds", panel=SECTION, default=None, default_text="to the end",
         help="Length of the section.",
     )  # fmt: skip
-    fps: float | None = option(
-        "--fps", panel=SECTION, default=None, default_text="the video's",
-        help="Upper limit of frames per second.",
+    fps: Fps = option(
+        "--fps", panel=SECTION, default=None, parse=parse_fps, text="native", metavar="RATE",
+        help="Upper limit of frames per second, or keyframes (those alone are decoded), or native.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
         fine = [math.isfinite(self.start_s) and self.start_s >= 0]
-        fine += [v is None or (math.isfinite(v) and v > 0) for v in (self.seconds, self.fps)]
+        limits = (self.seconds, self.most_fps)
+        fine += [v is None or (math.isfinite(v) and v > 0) for v in limits]
         if not all(fine):
             raise DataError(
                 "wrong section of the video",
@@ -39,19 +58,28 @@ class Section:
             )
 
     @property
+    def keyframes(self) -> bool:
+        return self.fps == KEYFRAMES
+
+    @property
+    def most_fps(self) -> float | None:
+        """Upper limit of frames per second."""
+        return None if isinstance(self.fps, str) else self.fps
+
+    @property
     def end_s(self) -> float:
         """On the section's own clock."""
         return math.inf if self.seconds is None else self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What to read and what to write. color: empty for pink; silent: accept a file without sound."""
+class OutputOptions:
+    """What to write. color: empty for pink; silent: accept a file without sound."""
 
-    video: Path = option(help="mp4, mkv, webm, mov, avi: what PyAV reads.")
     out: Path | None = option(
         "--out", "-o", default=None,
-        help="Video to write (.mp4, .mov, .mkv, .webm): what sounds is marked, the sound kept.",
+        help="Video to write (.mp4, .mov, .mkv, .webm): what sounds is marked, the sound kept. Of many "
+        "videos: a folder.",
     )  # fmt: skip
     masks: Path | None = option(
         "--masks", default=None, help="Folder for one PNG per frame: white = sounding."
@@ -65,3 +93,10 @@ class RunOptions:
         "--color", default="", default_text="pink", help='Of the marks: a name, or "#ff3caa".'
     )
     silent: bool = option("--silent", default=False, help="Accept a video without sound.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(OutputOptions):
+    """One video, and what to write of it."""
+
+    video: Path

@@ -6,7 +6,7 @@ decode | listen and mask | draw and write: three stages, each in its thread, a f
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +19,17 @@ from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.pipeline import Listener, SavePipeline
 from save_deploy.runtime.video.ahead import ahead
 from save_deploy.runtime.video.formats import find_encoder, format_of
+from save_deploy.runtime.video.masking import masked
 from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
-from save_deploy.runtime.video.source import TimedFrame, VideoSource
-from save_deploy.runtime.video.targets import check_masks, check_target, masks_only
+from save_deploy.runtime.video.source import VideoSource
+from save_deploy.runtime.video.targets import (
+    check_masks,
+    check_target,
+    masks_only,
+    one_at_a_time,
+)
 from save_deploy.runtime.video.writer import OverlayVideo
 
 _AHEAD = 2  # frames held between two stages
@@ -63,8 +69,7 @@ class VideoRun:
                 expected="an audio stream: the model masks what it hears",
                 hint="add --silent to mask with silence",
             )
-        outputs = [options.out, options.masks, options.record]
-        _check_distinct([path for path in outputs if path is not None])
+        _check_distinct(self._targets())
         self._check_targets()
         if options.out is not None:
             find_encoder(format_of(options.out).encoders)
@@ -79,24 +84,33 @@ class VideoRun:
         """head: what the JSON record says of the run. Raises DataError for a video that is too corrupt,
         OutputError for what cannot be written; then, and after Ctrl-C, nothing is left."""
         totals, listener = _Totals(), Listener(pipeline, self._seconds())
-        with _writing(), ExitStack() as outputs:
+        with _writing(), ExitStack() as turn, ExitStack() as outputs:
             sinks = self._open(outputs, head or {})
             frames = self.source.frames()
-            with ahead(frames, _AHEAD) as read, ahead(_masked(listener, read), _AHEAD) as masks:
-                for masked in masks:
-                    totals.add(masked)
+            with (
+                ahead(frames, _AHEAD) as read,
+                ahead(masked(pipeline, listener, read), _AHEAD) as masks,
+            ):
+                for frame in masks:
+                    totals.add(frame)
                     for sink in sinks:
-                        sink.add(masked)
+                        sink.add(frame)
                     raise_if_interrupted()
                     on_frame()
-            result = totals.result(self._notes(sinks, totals, pipeline))
+            result = totals.result(self._notes(sinks, totals))
             for sink in sinks:
                 if isinstance(sink, Record):
                     sink.total = result.to_dict()
                 sink.finish()
             raise_if_interrupted()
+            turn.enter_context(one_at_a_time(self._targets()))  # until all of them are renamed
             self._check_targets()  # so that another run's output is refused before any is renamed
         return result
+
+    def _targets(self) -> list[Path]:
+        options = self.options
+        paths = (options.out, options.masks, options.record)
+        return [path for path in paths if path is not None]
 
     def _check_targets(self) -> None:
         options = self.options
@@ -134,15 +148,16 @@ class VideoRun:
             keep(Record(path, about))
         return sinks
 
-    def _notes(self, sinks: list[Sink], totals: _Totals, pipeline: SavePipeline) -> Iterator[str]:
+    def _notes(self, sinks: list[Sink], totals: _Totals) -> Iterator[str]:
         source, end_s = self.source, totals.end_s
         if not source.has_sound:
             yield "the file has no sound: masks are those of silence"
         elif source.sound_s < end_s - 1:
             yield f"the sound ends after {source.sound_s:.1f} s: silence from there on"
         whole_s = min((source.length_s or 0) - source.section.start_s, source.section.end_s)
-        last_s = 1 / min(float(source.rate), source.section.fps or float(source.rate))
-        if source.damage["video"].broken_off or end_s + last_s < whole_s - 1:
+        last_s = 1 / min(float(source.rate), source.section.most_fps or float(source.rate))
+        ended = end_s + last_s < whole_s - 1 and not source.section.keyframes
+        if source.damage["video"].broken_off or ended:
             yield f"the pictures end after {end_s:.1f} of {whole_s:.1f} s"
         for track in source.damage.values():
             if track.bad:
@@ -150,9 +165,6 @@ class VideoRun:
         if source.out_of_order:
             n = source.out_of_order
             yield f"the clock of the file goes back: {n} pictures are left out"
-        if pipeline.batch > 1:
-            n = pipeline.batch
-            yield f"this bundle computes {n} frames per call for each: export one with --batch 1"
         for sink in sinks:
             if isinstance(sink, OverlayVideo):
                 yield from sink.notes()
@@ -179,12 +191,6 @@ class _Totals:
     def result(self, notes: Iterator[str]) -> RunResult:
         share = self.share / max(1, self.frames)
         return RunResult(self.frames, share, self.seconds, self.silent, tuple(notes))
-
-
-def _masked(listener: Listener, frames: Iterator[TimedFrame]) -> Generator[MaskedFrame, None, None]:
-    for frame in frames:
-        mask = listener(frame.picture, frame.time_s)
-        yield MaskedFrame(frame, mask, listener.second, listener.waveform)
 
 
 def _check_distinct(paths: list[Path]) -> None:

@@ -49,15 +49,14 @@ class Sink(Protocol):
 
 
 class MaskFolder:
-    """000000.png, 000001.png, ...: one mask per frame at its size, white = sounding."""
+    """000000.png, 000001.png, ...: one mask per frame, its size, one bit a pixel, white = sounding."""
 
     def __init__(self, folder: Path) -> None:
         """folder: exists and is empty."""
         self.folder, self._n = folder, 0
 
     def add(self, masked: MaskedFrame) -> None:
-        picture = Image.fromarray(masked.mask.astype(np.uint8) * 255)
-        picture.save(self.folder / f"{self._n:06d}.png")
+        Image.fromarray(masked.mask).save(self.folder / f"{self._n:06d}.png")
         self._n += 1
 
     def finish(self) -> None: ...

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,16 @@ class TimedFrame:
     time_s: float
 
 
+class Shown(NamedTuple):
+    """The same before it is a picture: frame as decoded, in its own format, and how it is turned."""
+
+    frame: Any
+    turn: Orientation
+    pts: int
+    duration: int
+    time_s: float
+
+
 class VideoSource:
     """What is known of a file before decoding. Raises DataError for a file that cannot be played."""
 
@@ -77,14 +87,20 @@ class VideoSource:
 
     @property
     def n_frames(self) -> int | None:
-        """How many frames to expect, a guess; None for a file that does not say its length."""
-        if self.length_s is None:
+        """How many frames to expect, a guess; None for a file that does not say its length, and
+        for key frames."""
+        if self.length_s is None or self.section.keyframes:
             return None
         length = min(self.length_s - self.section.start_s, self.section.end_s)
-        rate = min(float(self.rate), self.section.fps or math.inf)
+        rate = min(float(self.rate), self.section.most_fps or math.inf)
         return max(1, round(length * rate))
 
     def frames(self) -> Generator[TimedFrame, None, None]:
+        """shown() as pictures."""
+        for frame, turn, pts, duration, time_s in self.shown():
+            yield TimedFrame(pixels(frame, turn), pts, duration, time_s)
+
+    def shown(self) -> Generator[Shown, None, None]:
         """Frames of the section in order, their times as in the file. Packets that cannot be decoded
         are skipped and counted; raises DataError when they are too many or no frame is left."""
         section, last_pts, last_kept = self.section, -1, -1
@@ -93,6 +109,8 @@ class VideoSource:
         with opened(self.path) as container:
             stream = picture_track(container, self.path)
             stream.thread_type = "AUTO"
+            if section.keyframes:
+                stream.codec_context.skip_frame = "NONKEY"
             begin = round((start_of(container) + Fraction(section.start_s)) / self.time_base)
             seek(container, section.start_s)
             for at, frame in pictures(container, stream, self.damage["video"]):
@@ -108,13 +126,13 @@ class VideoSource:
                     break
                 check_time(time_s)
                 last_pts = pts
-                if section.fps is not None:
-                    kept = int((time_s + ROUNDING_S) * section.fps)
+                if section.most_fps is not None:
+                    kept = int((time_s + ROUNDING_S) * section.most_fps)
                     if kept == last_kept:
                         continue
                     last_kept = kept
                 duration = 0 if section.fps else frame.duration or 0
-                yield TimedFrame(pixels(frame, turn), pts, duration, max(0.0, time_s))
+                yield Shown(frame, turn, pts, duration, max(0.0, time_s))
         if last_pts < 0:
             raise DataError("no frame can be decoded", got=str(self.path), expected="a video")
         self.damage["video"].judge()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from save_deploy.errors import OutputError
@@ -35,6 +38,24 @@ def check_masks(folder: Path, *, force: bool) -> None:
             expected="a new or empty folder",
             hint="add --force" if ours else "choose another name",
         )
+
+
+@contextlib.contextmanager
+def one_at_a_time(targets: Iterable[Path]) -> Iterator[None]:
+    """For the moment in which several targets are put in their places: other runs that write into the
+    same folders wait, so that no two sets mix. Without effect on a file system without locks."""
+    with contextlib.ExitStack() as locks:
+        if sys.platform != "win32":
+            import fcntl
+
+            for folder in sorted(
+                {os.path.realpath(target.absolute().parent) for target in targets}
+            ):
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                    locks.callback(os.close, descriptor)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def masks_only(folder: Path) -> None:

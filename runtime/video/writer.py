@@ -85,7 +85,7 @@ class OverlayVideo:
         if self.encoder == "mpeg4" and base.denominator > _FINEST_MPEG4:
             base = Fraction(1, _MPEG4_STEPS)
         self._base = base
-        rate = source.rate if source.section.fps is None else min(source.rate, _rate(source))
+        rate = source.rate if source.section.most_fps is None else min(source.rate, _rate(source))
         stream = self._container.add_stream(
             self.encoder, rate=rate, options=OPTIONS.get(self.encoder, {})
         )
@@ -124,4 +124,4 @@ class OverlayVideo:
 
 
 def _rate(source: VideoSource) -> Fraction:
-    return Fraction(source.section.fps or 0).limit_denominator(1001)
+    return Fraction(source.section.most_fps or 0).limit_denominator(1001)

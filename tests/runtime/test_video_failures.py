@@ -233,6 +233,72 @@ def child(film: Path, **parts: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+def test_two_runs_of_one_target_at_once(tmp_path: Path) -> None:
+    """Twenty times two processes that end together: one wins whole, the other is told, by force too."""
+    film = write_film(tmp_path / "film.mp4", sound=tone(1, (0,)), seconds=1)
+    for force in ("", "force=True, "):
+        writers = [child_of_twenty(film, seconds, force) for seconds in (1.0, 0.5)]
+        told = [writer.communicate(timeout=240)[0].split() for writer in writers]
+        assert [len(said) for said in told] == [20, 20], told
+        for k, ends in enumerate(zip(*told, strict=True)):
+            folder = tmp_path / f"{force[:5]}{k}"
+            frames = len(masks_in(folder / "m"))
+            assert json.loads((folder / "o.json").read_text())["total"]["frames"] == frames
+            assert len(frames_of(folder / "o.mp4")[0]) == frames
+            assert left_in(folder) == {"m", "o.json", "o.mp4"}
+            if force:
+                assert ends == ("10", "5") and frames in (10, 5)
+            else:
+                assert sorted(ends) in (["10", "refused"], ["5", "refused"])
+                assert str(frames) in ends, "who was told that it won has its masks there"
+
+
+TWENTY = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from save_deploy.errors import OutputError
+from save_deploy.runtime.video.options import RunOptions, Section
+from save_deploy.runtime.video.run import VideoRun
+from tests.runtime.films import Ears
+film, me = Path(sys.argv[1]), {me!r}
+for k in range(20):
+    folder = film.parent / ({force!r}[:5] + str(k))
+    folder.mkdir(exist_ok=True)
+    options = RunOptions(video=film, out=folder / "o.mp4", masks=folder / "m",
+                         record=folder / "o.json", {force}section=Section(0.0, {seconds}))
+    for name in ("0.5", "1.0"):  # both begin and end together
+        mark = film.parent / f"{force_name}{{k}}.{{name}}"
+        (film.parent / f"{force_name}{{k}}.{{me}}").touch()
+        while not mark.exists():
+            time.sleep(0.001)
+    seen = 0
+    def meet():
+        global seen
+        seen += 1
+        if seen == {frames}:
+            (film.parent / f"{force_name}{{k}}.{{me}}.end").touch()
+            for name in ("0.5", "1.0"):
+                while not (film.parent / f"{force_name}{{k}}.{{name}}.end").exists():
+                    time.sleep(0.0005)
+    try:
+        print(VideoRun(options)(Ears(), on_frame=meet).frames)
+    except OutputError:
+        print("refused")
+"""
+
+
+def child_of_twenty(film: Path, seconds: float, force: str) -> subprocess.Popen[str]:
+    code = TWENTY.format(
+        root=str(Path(__file__).parents[2]), me=str(seconds), seconds=seconds, force=force,
+        force_name=f"mark{force[:5]}", frames=round(10 * seconds),
+    )  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(film)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_leaves_nothing(film: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = child(film, step="print('frame', flush=True); time.sleep(0.2)")

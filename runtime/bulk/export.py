@@ -1,0 +1,172 @@
+"""Masks of a run in forms that other tools read: COCO's JSON, SA-V's JSON, pictures.
+
+Masks are those of the mask files, at the size they have there; none is computed anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from PIL import Image
+
+from save_deploy.errors import DataError, OutputError
+from save_deploy.extras import named_extras
+from save_deploy.files import check_file_target, check_folder_target, new_file, new_folder
+from save_deploy.progress import progress, raise_if_interrupted
+from save_deploy.runtime.bulk.masks import Row, frames_done, read_rows
+from save_deploy.runtime.bulk.place import Place, read_table
+from save_deploy.runtime.bulk.videos import COLUMNS, Video
+
+KINDS = ("coco", "sav", "png")
+_CATEGORY = {"id": 1, "name": "sounding"}
+_WHAT = "the export"
+# SA-V's sizes of masklets in pixels
+_SMALL, _MEDIUM = 32**2, 96**2
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Videos and frames written; missing: videos of the run without masks."""
+
+    videos: int
+    frames: int
+    missing: int
+
+
+@named_extras()
+def export_masks(out: Path, kind: str, target: Path, *, force: bool = False) -> Exported:
+    """Masks of the run in `out` -> one file (coco), a folder of a JSON a video (sav) or of a folder of
+    PNGs a video (png). Raises DataError for a folder without a run, OutputError."""
+    if kind not in KINDS:
+        raise DataError("wrong --export", got=kind, expected=", ".join(KINDS))
+    place = Place(out)
+    run, done, missing = _done_in(place)
+    if kind == "coco":
+        check_file_target(target, force=force)
+        with new_file(target, what=_WHAT, replace=force) as partial, partial.open("w") as file:
+            frames = _write_coco(file, done, run)
+    else:
+        check_folder_target(target, force=force, is_ours=_no_folder_is_ours)
+        with new_folder(target, what=_WHAT) as folder:
+            write = _write_sav if kind == "sav" else _write_pngs
+            frames = sum(write(folder, video, path) for video, path in _each(done))
+    return Exported(len(done), frames, missing)
+
+
+Done = list[tuple[Video, Path]]
+
+
+def _done_in(place: Place) -> tuple[str, Done, int]:
+    """Hash of the run, its videos with their mask files, and how many have none."""
+    if not place.run.is_file():
+        raise DataError(
+            "no run in this folder", got=str(place.root), expected="what save-run -o OUT wrote"
+        )
+    run = place.hash
+    videos = [Video(**{k: row[k] for k in COLUMNS}) for row in read_table(place.manifest)]
+    found = [(video, place.mask_file(video.id)) for video in videos]
+    done = [(v, p) for v, p in found if frames_done(p, run=run, video=v.hash) is not None]
+    if not done:
+        raise DataError(
+            "no masks in this run", got=str(place.root), expected="a video that is done"
+        )
+    return run, done, len(videos) - len(done)
+
+
+def _each(done: Done) -> Iterator[tuple[Video, Path]]:
+    with progress("videos", len(done)) as advance:
+        for video, path in done:
+            yield video, path
+            advance()
+            raise_if_interrupted()
+
+
+def _write_coco(file: TextIO, done: Done, run: str) -> int:
+    """An image a frame, and an annotation where something sounds. Annotations stand first: images are
+    kept for the end in their short form, so memory grows with frames but not with masks."""
+    info = {"description": "masks of what sounds, made by save-deploy", "run": run}
+    file.write(f'{{"info": {json.dumps(info)}, "categories": [{json.dumps(_CATEGORY)}],')
+    file.write('\n"annotations": [')
+    images, n = list[str](), 0
+    for video, path in _each(done):
+        for number, row in enumerate(read_rows(path)):
+            image = {
+                "id": len(images) + 1, "file_name": f"{video.id}/{number:06d}.png",
+                "height": row.height, "width": row.width, "video_id": video.id, "t_s": row.t_s,
+            }  # fmt: skip
+            images.append(json.dumps(image))
+            if row.share > 0:
+                n += 1
+                file.write(",\n" if n > 1 else "\n")
+                file.write(json.dumps(_annotation(n, len(images), row)))
+    file.write('\n],\n"images": [\n' + ",\n".join(images) + "\n]}\n")
+    return len(images)
+
+
+def _annotation(number: int, image: int, row: Row) -> dict[str, object]:
+    from pycocotools import mask as coco
+
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": _CATEGORY["id"],
+        "segmentation": row.rle,
+        "area": int(coco.area(row.rle)),
+        "bbox": [float(v) for v in coco.toBbox(row.rle)],
+        "iscrowd": 0,
+    }
+
+
+def _write_sav(folder: Path, video: Video, path: Path) -> int:
+    """ID_auto.json: one masklet, what sounds. Keys as in SA-V; those nobody measured are empty."""
+    rows = list(read_rows(path))
+    areas = [round(row.share * row.height * row.width) for row in rows]
+    seen = [bool(area) for area in areas]
+    shown = [area for area in areas if area]
+    mean = sum(shown) / len(shown) if shown else 0.0
+    pixels = rows[0].height * rows[0].width
+    changes = sum(a != b for a, b in itertools.pairwise(seen))
+    bucket = "small" if mean < _SMALL else "medium" if mean < _MEDIUM else "large"
+    about = {
+        "video_id": video.id,
+        "video_duration": rows[-1].t_s,
+        "video_frame_count": float(len(rows)),
+        "video_height": float(rows[0].height),
+        "video_width": float(rows[0].width),
+        "video_resolution": float(pixels),
+        "video_environment": "",
+        "video_split": "",
+        "masklet": [[row.rle] for row in rows],
+        "masklet_id": [0],
+        "masklet_size_rel": [mean / pixels],
+        "masklet_size_abs": [mean],
+        "masklet_size_bucket": [bucket],
+        "masklet_visibility_changes": [changes],
+        "masklet_first_appeared_frame": [float(seen.index(True)) if shown else 0.0],
+        "masklet_frame_count": [len(rows)],
+        "masklet_edited_frame_count": [0],
+        "masklet_type": ["auto"],
+        "masklet_stability_score": [[]],
+        "masklet_num": 1,
+        "t_s": [row.t_s for row in rows],
+    }
+    (folder / f"{video.id}_auto.json").write_text(json.dumps(about))
+    return len(rows)
+
+
+def _write_pngs(folder: Path, video: Video, path: Path) -> int:
+    """ID/000000.png, ...: one bit a pixel, white = sounding."""
+    (folder / video.id).mkdir()
+    n = 0
+    for n, row in enumerate(read_rows(path), 1):
+        Image.fromarray(row.mask()).save(folder / video.id / f"{n - 1:06d}.png")
+    return n
+
+
+def _no_folder_is_ours(folder: Path) -> None:
+    raise OutputError("it is not empty")

@@ -1,0 +1,139 @@
+"""The masks of one video as one parquet file: a row a frame, and in its footer whose masks they are.
+
+Columns: t_s (seconds from the start of the section), second (of sound that was heard), height, width,
+counts (COCO's compressed run lengths, as pycocotools writes them), share (of the picture, 0..1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.data.transforms import Mask
+from save_deploy.errors import DataError
+
+RUN_KEY, VIDEO_KEY, ID_KEY = b"save-deploy.run", b"save-deploy.video", b"save-deploy.id"
+_ROWS = 512  # written at a time
+_MAX_PIXELS = 2**28  # of a mask that is read: no video has as many
+
+
+@dataclass(frozen=True)
+class Row:
+    """One frame; its mask as run lengths."""
+
+    t_s: float
+    second: int
+    height: int
+    width: int
+    counts: str
+    share: float
+
+    @classmethod
+    def of(cls, t_s: float, second: int, mask: Mask) -> Row:
+        """mask: bool (H,W)."""
+        from pycocotools import mask as coco
+
+        columns = np.asfortranarray(mask.view(np.uint8))  # COCO counts down the columns
+        counts = coco.encode(columns)["counts"].decode()
+        height, width = mask.shape
+        return cls(t_s, second, height, width, counts, float(np.count_nonzero(mask) / mask.size))
+
+    @property
+    def rle(self) -> dict[str, Any]:
+        """As COCO's JSON holds it."""
+        return {"size": [self.height, self.width], "counts": self.counts}
+
+    def mask(self) -> Mask:
+        """bool (H,W). Raises DataError for run lengths that do not make a picture of this size."""
+        from pycocotools import mask as coco
+
+        if not 0 < self.height * self.width <= _MAX_PIXELS:
+            raise DataError("a mask of a strange size", got=f"{self.height} x {self.width}")
+        try:
+            pixels: NDArray[np.uint8] = coco.decode(self.rle)
+        except ValueError as error:
+            raise DataError("a mask that cannot be read", got=str(error)) from None
+        return pixels.astype(bool)
+
+
+class MaskFile:
+    """Rows as they come, into a file that is whole once the block ends without an error."""
+
+    def __init__(self, path: Path, *, run: str, video: str, name: str) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        said = {RUN_KEY: run.encode(), VIDEO_KEY: video.encode(), ID_KEY: name.encode()}
+        self._schema = pa.schema(
+            [
+                ("t_s", pa.float64()), ("second", pa.int32()), ("height", pa.int32()),
+                ("width", pa.int32()), ("counts", pa.string()), ("share", pa.float64()),
+            ],
+            metadata=said,
+        )  # fmt: skip
+        self._writer = parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._rows: list[Row] = []
+        self.n = 0
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+        self.n += 1
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            rows = [vars(row) for row in self._rows]
+            self._writer.write_table(pa.Table.from_pylist(rows, self._schema))
+            self._rows = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._flush()
+            self._writer.close()
+            return
+        with contextlib.suppress(Exception):  # the disk may be full
+            self._writer.close()
+
+
+def frames_done(path: Path, *, run: str, video: str) -> int | None:
+    """How many frames a mask file of this run and video holds; None where there is no such file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            said = file.schema_arrow.metadata or {}
+            rows: int = file.metadata.num_rows
+    except (OSError, pa.ArrowException):
+        return None
+    mine = (said.get(RUN_KEY), said.get(VIDEO_KEY)) == (run.encode(), video.encode())
+    return rows if mine else None
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a mask file in order. Raises DataError for another file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS):
+                for values in batch.to_pylist():
+                    yield Row(**values)
+    except (OSError, pa.ArrowException, TypeError) as error:
+        raise DataError("not a mask file", got=f"{path}: {error}") from None

@@ -1,0 +1,236 @@
+"""The folder of a run: what lies where, whose it is, and what of it belongs to one video.
+
+run.json               what the masks depend on; a run with other things is refused
+manifest.parquet       the videos
+masks/ab/ID.parquet    see masks.py; ab: of the hash of the id
+failed.csv, results/   see ledger.py
+attempts/ID            a line for each try that has not ended; gone with the last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import OutputError
+from save_deploy.fields import Fields, read_json
+from save_deploy.files import new_file, remove, write_text
+from save_deploy.machine import version
+from save_deploy.partials import dead_partials, unwritable
+from save_deploy.runtime.bulk.videos import COLUMNS, Video, id_hash
+
+RUN = "run.json"
+FORMAT_VERSION = 1
+_WHAT = "the folder of the run"
+_PACKAGES = ("save-deploy", "numpy", "pillow", "av")  # whose versions change pixels
+_OF_BACKEND = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the masks of a run depend on, beside its videos. bundle: sha256 of its manifest, which has
+    the hashes of all its files. fps, start_s, seconds: of videos that say nothing else."""
+
+    bundle: str
+    precision: str
+    backend: str
+    batch: int
+    format: str
+    masks_at: str
+    resize: str
+    color: str
+    silent: bool
+    threshold: float
+    start_s: float
+    seconds: float | None
+    fps: str
+    versions: dict[str, str]
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def flat(self) -> dict[str, str]:
+        """Each fact by its name, versions by that of the package."""
+        values = asdict(self)
+        packages = values.pop("versions")
+        found = {name: json.dumps(value) for name, value in values.items()}
+        return found | {f"version of {name}": v for name, v in packages.items()}
+
+
+def relevant_versions(backend: str) -> dict[str, str]:
+    """Of the installed packages that the pixels of a mask depend on."""
+    of_backend = _OF_BACKEND.get(backend.partition("-")[0], ("tensorrt", "tensorrt-rtx-cu12"))
+    found = {name: version(name) for name in (*_PACKAGES, *of_backend)}
+    return {name: v for name, v in found.items() if v}
+
+
+class Place:
+    """Paths below OUT. Nothing is written by making one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(os.path.realpath(root))
+        self.masks, self.attempts = self.root / "masks", self.root / "attempts"
+        self.results, self.failed = self.root / "results", self.root / "failed.csv"
+        self.manifest, self.run = self.root / "manifest.parquet", self.root / RUN
+
+    def mask_file(self, name: str) -> Path:
+        return self.masks / id_hash(name)[:2] / f"{name}.parquet"
+
+    @property
+    def hash(self) -> str:
+        """Of the run in the folder. Raises OutputError for a run.json that cannot be read."""
+        return _read_facts(self.run)[0]
+
+    def open(self, facts: RunFacts, *, force: bool) -> None:
+        """Make the folder, or go on in it. Raises OutputError for one that is not of a run, and for a
+        run with other facts unless force: then its masks are made anew, one by one."""
+        if self.root.exists() and not self.run.exists() and any(self.root.iterdir()):
+            raise OutputError(
+                "refusing to write among what save-run did not write", got=str(self.root),
+                expected=f"a new folder, an empty one, or one with {RUN}",
+            )  # fmt: skip
+        text = json.dumps(
+            {"format_version": FORMAT_VERSION, "hash": facts.hash, "run": asdict(facts)}, indent=2
+        )
+        with contextlib.suppress(OutputError):
+            if not self.run.exists():  # of several shards the first one writes it
+                with new_file(self.run, what=_WHAT, replace=False) as partial:
+                    partial.write_text(text + "\n")
+                return
+        if not self.run.exists():  # not another's that came first: say why
+            write_text(self.run, text + "\n", what=_WHAT)
+        elif force:
+            if self.hash != facts.hash:
+                write_text(self.run, text + "\n", what=_WHAT)
+        else:
+            self._require_same(facts)
+
+    def _require_same(self, facts: RunFacts) -> None:
+        known, there = facts.flat(), _read_facts(self.run)[1]
+        differing = [
+            name for name in sorted({*known, *there}) if known.get(name) != there.get(name)
+        ]
+        if differing:
+            shown = lambda values: ", ".join(f"{n} {_short(values.get(n))}" for n in differing)
+            raise OutputError(
+                "the folder holds a run of another kind",
+                got=f"{self.root}: {shown(there)}",
+                expected=shown(known),
+                hint="choose another -o, go on as that run, or --force to make its masks anew",
+            )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The files that all shards share, for this process alone."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((self.root / ".lock").open("w"))
+            except OSError as error:
+                raise unwritable(_WHAT, error) from error
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def add_to_manifest(self, videos: list[Video]) -> None:
+        """Write the videos into manifest.parquet, among those of earlier runs. Raises OutputError."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = pa.schema(
+            [
+                ("id", pa.string()), ("uri", pa.string()), ("size", pa.int64()),
+                ("start_s", pa.float64()), ("seconds", pa.float64()), ("fps", pa.string()),
+            ]
+        )  # fmt: skip
+        with self.locked():
+            before = read_table(self.manifest)
+            rows = {row["id"]: row for row in before}
+            rows |= {video.id: {key: getattr(video, key) for key in COLUMNS} for video in videos}
+            after = [rows[name] for name in sorted(rows)]
+            if after != before:
+                with new_file(self.manifest, what=_WHAT) as partial:
+                    parquet.write_table(pa.Table.from_pylist(after, schema), partial)
+
+    def sweep(self) -> None:
+        """Remove what ended processes left half written; what living ones write stays."""
+        for folder in self.folders():
+            for partial, _, _ in dead_partials(folder):
+                remove(partial)
+
+    def folders(self) -> list[Path]:
+        """In which files are written."""
+        folders = [self.root, self.results]
+        with contextlib.suppress(OSError):
+            folders += [path for path in self.masks.iterdir() if path.is_dir()]
+        return folders
+
+    # Tries that have not ended: a process that is killed cannot say so, but its line stays.
+
+    def tries(self, name: str) -> int:
+        try:
+            return (self.attempts / name).read_bytes().count(b"\n")
+        except OSError:
+            return 0
+
+    def tried(self) -> set[str]:
+        """Ids of all videos with such tries."""
+        try:
+            return {path.name for path in self.attempts.iterdir()}
+        except OSError:
+            return set()
+
+    def begin_try(self, name: str) -> None:
+        """Raises OutputError."""
+        try:
+            self.attempts.mkdir(parents=True, exist_ok=True)
+            with (self.attempts / name).open("ab") as file:
+                file.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
+        except OSError as error:
+            raise unwritable(_WHAT, error) from error
+
+    def end_tries(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self.attempts / name).unlink()
+            self.attempts.rmdir()  # of the last one
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a parquet file of ours, none where there is none. Raises OutputError for another file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not path.exists():
+        return []
+    try:
+        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{path.name} of the run cannot be read", got=str(error)) from error
+    return rows
+
+
+def _read_facts(path: Path) -> tuple[str, dict[str, str]]:
+    """(hash, facts by name) of a run.json."""
+    fields = read_json(path, what="run", error=OutputError, hint="choose another -o")
+    version_there = fields.integer("format_version", low=1)
+    if version_there != FORMAT_VERSION:
+        raise fields.error("format_version", got=str(version_there), expected=str(FORMAT_VERSION))
+    values: Fields = fields.table("run")
+    packages = values.table("versions").values
+    found = {n: json.dumps(v) for n, v in values.values.items() if n != "versions"}
+    found |= {f"version of {name}": str(v) for name, v in packages.items()}
+    return fields.string("hash"), found
+
+
+def _short(value: str | None) -> str:
+    return "none" if value is None else value[:40]

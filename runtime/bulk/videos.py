@@ -1,0 +1,312 @@
+"""Which videos a run masks: those of a folder, of a pattern, or the rows of a manifest.
+
+Places are local paths or what fsspec opens. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from save_deploy.errors import DataError
+from save_deploy.extras import named_extras
+from save_deploy.runtime.bulk.options import Shard
+from save_deploy.runtime.video.options import Section, parse_fps
+
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
+    ".wmv", ".flv", ".ogv", ".3gp",
+)  # fmt: skip
+COLUMNS = ("id", "uri", "size", "start_s", "seconds", "fps")
+MAX_ID_BYTES = 180  # a file is named after it
+MAX_MANIFEST_BYTES = 2 * 2**30
+_PATTERN = "*?["
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video, or a section of one. size in bytes, None where it was not asked for; fps: as --fps
+    takes it."""
+
+    id: str
+    uri: str
+    size: int | None = None
+    start_s: float = 0.0
+    seconds: float | None = None
+    fps: str = "native"
+
+    @property
+    def section(self) -> Section:
+        return Section(self.start_s, self.seconds, parse_fps(self.fps))
+
+    @property
+    def hash(self) -> str:
+        """Of all of it: a mask file that says another one belongs to another video."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Video:
+        """What to_json gave."""
+        return cls(**json.loads(text))
+
+
+def is_many(place: str) -> bool:
+    """Whether VIDEO names more than one local file: a folder, a pattern, or a place of fsspec."""
+    if os.path.isfile(place):
+        return False
+    return os.path.isdir(place) or is_remote(place) or any(sign in place for sign in _PATTERN)
+
+
+def is_remote(place: str) -> bool:
+    return "://" in place or "::" in place
+
+
+def in_shard(videos: Iterable[Video], shard: Shard) -> list[Video]:
+    """Those of one part. The split depends on ids alone, so every part finds the same one."""
+    return [v for v in videos if int(id_hash(v.id)[:12], 16) % shard.count == shard.index]
+
+
+def id_hash(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+@named_extras()
+def found_in(place: str, section: Section, *, without: Path) -> list[Video]:
+    """Videos of a folder (with those below it) or of a pattern, ordered by id: the path below the
+    folder, without its suffix where that is enough. without: a folder that is passed over.
+
+    Raises DataError for a place that cannot be read, holds no video, or gives two of them one id.
+    """
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(os.path.abspath(place) if _is_local(place) else place)
+        if any(sign in root for sign in _PATTERN) and not files.isdir(root):
+            listed, root = files.glob(root, detail=True), _fixed_part(root)
+        elif files.isdir(root):
+            listed = files.find(root, detail=True)
+        else:
+            listed = {root: files.info(root)}
+            root = posixpath.dirname(root)
+    except Exception as error:  # every store raises its own
+        raise unreadable(place, error) from error
+    videos = {
+        name: entry for name, entry in listed.items()
+        if entry["type"] == "file" and posixpath.splitext(name)[1].lower() in SUFFIXES
+        and not _is_below(name, without, local=_is_local(place))
+        and not any(part.startswith(".") for part in _below(name, root).split("/"))
+    }  # fmt: skip
+    if not videos:
+        raise DataError(
+            "no video in this place", got=place, expected=f"files that end in {', '.join(SUFFIXES)}"
+        )
+    about = _about(section)
+    ids = _ids_of([_below(name, root) for name in videos])
+    made = [
+        Video(i, name if _is_local(place) else files.unstrip_protocol(name), entry["size"], **about)
+        for i, (name, entry) in zip(ids, videos.items(), strict=True)
+    ]
+    return _checked(made, place)
+
+
+@named_extras()
+def read_manifest(place: str, section: Section) -> list[Video]:
+    """Rows of a CSV or parquet file, ordered by id. start_s, seconds and fps of a row go before those
+    of `section`. A uri that is no URL and no absolute path is one below the manifest's folder.
+
+    Raises DataError for a file that cannot be read, without the columns id and uri, with an empty or
+    strange id, two equal ones, a value out of range, or a uri that leads out of the folder.
+    """
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(os.path.abspath(place) if _is_local(place) else place)
+        size = files.info(path)["size"] or 0
+        if size > MAX_MANIFEST_BYTES:
+            raise DataError(
+                "the manifest is too large", got=f"{place}: {size} bytes",
+                expected=f"at most {MAX_MANIFEST_BYTES}", hint="split it",
+            )  # fmt: skip
+        content = files.cat_file(path)
+    except DataError:
+        raise
+    except Exception as error:  # every store raises its own
+        raise unreadable(place, error) from error
+    rows = _parquet(content, place) if path.lower().endswith(".parquet") else _csv(content, place)
+    folder = posixpath.dirname(path)
+    folder = folder if _is_local(place) else files.unstrip_protocol(folder)
+    videos = [_of_row(row, f"{place} row {n}", folder, section) for n, row in enumerate(rows, 1)]
+    if not videos:
+        raise DataError("the manifest has no rows", got=place, expected="a row a video")
+    return _checked(videos, place)
+
+
+def unreadable(place: str, error: Exception) -> DataError:
+    """What a file system or a store said, in the user's words."""
+    text = " ".join(str(error).split())[:300]
+    return DataError(
+        "this place cannot be read",
+        got=f"{place}: {type(error).__name__}: {text}".rstrip(": "),
+        expected="a file, a folder or a pattern; of a bucket, its fsspec package and the right to read",
+    )
+
+
+def _of_row(row: Mapping[str, Any], origin: str, folder: str, default: Section) -> Video:
+    uri = _text(row, "uri", origin)
+    about = _about(default)
+    for key in ("start_s", "seconds"):
+        if (given := row.get(key)) not in (None, ""):
+            about[key] = _number(given, f"{origin}: {key}")
+    if (given := row.get("fps")) not in (None, ""):
+        about["fps"] = _fps_text(given)
+    size = row.get("size")
+    size = None if size in (None, "") else int(_number(size, f"{origin}: size"))
+    video = Video(_text(row, "id", origin), _place(uri, folder, origin), size, **about)
+    try:
+        _ = video.section
+    except DataError as error:
+        raise DataError(f"{origin}: {error.what}", got=error.got, expected=error.expected) from None
+    if size is None and _is_local(video.uri) and os.path.isfile(video.uri):
+        return replace(video, size=os.path.getsize(video.uri))
+    return video
+
+
+def _place(uri: str, folder: str, origin: str) -> str:
+    if "\0" in uri:
+        raise DataError(f"{origin}: uri", got=repr(uri)[:200], expected="a path or a URL")
+    if uri.startswith("file://"):
+        uri = uri.removeprefix("file://")
+    if is_remote(uri) or posixpath.isabs(uri):
+        return uri
+    inside = posixpath.normpath(uri)
+    if inside.startswith("../") or inside in ("..", "."):
+        raise DataError(
+            f"{origin}: the uri leads out of the manifest's folder", got=uri[:200],
+            expected="a path below it, an absolute path or a URL",
+        )  # fmt: skip
+    return posixpath.join(folder, inside)
+
+
+def _checked(videos: list[Video], place: str) -> list[Video]:
+    """Ordered by id, which are all different and can be names of files."""
+    videos = sorted(videos, key=lambda video: video.id)
+    for video in videos:
+        name = video.id
+        strange = not name.isprintable() or name.startswith(".") or set(name) & set('/\\:*?"<>|')
+        if not name.strip() or strange or len(name.encode()) > MAX_ID_BYTES:
+            raise DataError(
+                "an id that cannot name a file", got=f"{name[:200]!r} in {place}",
+                expected=f'1 to {MAX_ID_BYTES} bytes, printable, none of /\\:*?"<>|, no dot first',
+            )  # fmt: skip
+    for one, next_one in itertools.pairwise(videos):
+        if one.id == next_one.id:
+            raise DataError(
+                "two videos with one id", got=f"{one.id}: {one.uri} and {next_one.uri}",
+                expected="an id of its own for each", hint="name them in a --manifest",
+            )  # fmt: skip
+    return videos
+
+
+def _ids_of(names: list[str]) -> list[str]:
+    """Of paths below one folder: folders joined by __, the suffix only where two differ by it alone."""
+    stems = [posixpath.splitext(name)[0].replace("/", "__") for name in names]
+    seen = {stem: stems.count(stem) for stem in stems} if len(set(stems)) < len(stems) else {}
+    return [
+        name.replace("/", "__") if seen.get(stem, 1) > 1 else stem
+        for name, stem in zip(names, stems, strict=True)
+    ]
+
+
+def _about(section: Section) -> dict[str, Any]:
+    fps = "native" if section.fps is None else _fps_text(section.fps)
+    return {"start_s": section.start_s, "seconds": section.seconds, "fps": fps}
+
+
+def _fps_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value).strip()
+
+
+def _text(row: Mapping[str, Any], key: str, origin: str) -> str:
+    value = row.get(key)
+    if value is None or isinstance(value, (bytes, bool, float)) or not str(value).strip():
+        raise DataError(f"{origin}: {key}", got="nothing" if not value else repr(value)[:80],
+                        expected="a text")  # fmt: skip
+    return str(value)
+
+
+def _number(value: object, where: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise DataError(where, got=repr(value)[:80], expected="a number, 0 or more")
+    return number
+
+
+def _csv(content: bytes, place: str) -> Iterator[dict[str, Any]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("the manifest is not UTF-8", got=f"{place}: {error}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        _require_columns(reader.fieldnames or (), place)
+        yield from reader
+    except csv.Error as error:
+        raise DataError("the manifest is no CSV", got=f"{place}: {error}") from None
+
+
+def _parquet(content: bytes, place: str) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(pyarrow.BufferReader(content))
+        _require_columns(file.schema_arrow.names, place)
+        wanted = [name for name in file.schema_arrow.names if name in COLUMNS]
+        for batch in file.iter_batches(columns=wanted):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError("the manifest is no parquet file", got=f"{place}: {error}") from None
+
+
+def _require_columns(names: Iterable[str], place: str) -> None:
+    found = list(names)
+    if missing := [name for name in ("id", "uri") if name not in found]:
+        raise DataError(
+            f"the manifest has no column {' and no '.join(missing)}",
+            got=f"{place}: {', '.join(map(str, found))[:200]}",
+            expected="id and uri, optionally start_s, seconds, fps",
+        )
+
+
+def _is_local(place: str) -> bool:
+    return not is_remote(place)
+
+
+def _below(name: str, root: str) -> str:
+    return posixpath.relpath(name, root) if root else name
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder that all names of a pattern are below."""
+    first = min(pattern.index(sign) for sign in _PATTERN if sign in pattern)
+    return posixpath.dirname(pattern[:first])
+
+
+def _is_below(name: str, folder: Path, *, local: bool) -> bool:
+    return local and Path(name).is_relative_to(folder.absolute())

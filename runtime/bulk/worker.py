@@ -1,0 +1,192 @@
+"""One model, and videos through it one after the other: what every engine runs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from save_deploy.bundle import MANIFEST, Manifest, sha256_of
+from save_deploy.bundle_files import require_unchanged, stamps_of
+from save_deploy.errors import BundleError, DataError, ParityError, SaveDeployError
+from save_deploy.partials import unwritable
+from save_deploy.runtime.bulk.film import Film, FilmOptions, Stopped, Target
+from save_deploy.runtime.bulk.ledger import DONE, FAILED, STOPPED, Result
+from save_deploy.runtime.bulk.masks import frames_done
+from save_deploy.runtime.bulk.place import Place, relevant_versions
+from save_deploy.runtime.bulk.videos import Video, is_remote, unreadable
+from save_deploy.runtime.pipeline import SavePipeline, load
+from save_deploy.runtime.video.source import VideoSource
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_PAUSE_S = 0.5  # before the second try of a fetch, twice as long before each next one
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs to know, the same for all. backend: as load() takes it; threads: of each
+    worker; self_test, trust, threshold: as load() takes them; retries: tries of a video."""
+
+    bundle: Path
+    out: Path
+    film: FilmOptions
+    backend: str = "auto"
+    threads: int | None = None
+    self_test: bool | None = None
+    trust: bool = False
+    threshold: float = 0.5
+    retries: int = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a worker runs, as far as masks depend on it. bundle: sha256 of its manifest."""
+
+    bundle: str
+    precision: str
+    backend: str
+    batch: int
+    versions: dict[str, str]
+
+
+class Worker:
+    """Loads when it is made. mask() may be called by several threads."""
+
+    def __init__(self, task: Task, stop: threading.Event | None = None) -> None:
+        """Raises what load() raises."""
+        self.task, self.stop = task, stop or threading.Event()
+        manifest = (task.bundle / MANIFEST).read_bytes() if task.bundle.is_dir() else b""
+        files = Manifest.read(task.bundle).files
+        self._stamps = stamps_of(task.bundle, [MANIFEST, *files])
+        self.pipeline: SavePipeline = load(
+            task.bundle,
+            backend=task.backend,
+            threads=task.threads,
+            self_test=task.self_test,
+            trust=task.trust,
+            threshold=task.threshold,
+        )
+        require_unchanged(task.bundle, self._stamps)
+        self.model = Model(
+            hashlib.sha256(manifest).hexdigest(),
+            self.pipeline.precision,
+            self.pipeline.backend,
+            self.pipeline.batch,
+            relevant_versions(self.pipeline.backend),
+        )
+        self.place = Place(task.out)
+
+    def mask(self, video: Video, run: str) -> Result:
+        """Make the mask file of a video for the run of this hash, unless it is there.
+
+        What is wrong with the video, or ended its worker as often as it may be tried, comes back as a
+        failed result; what would be wrong with every other one is raised: OutputError, BundleError,
+        BackendError. Stopped and KeyboardInterrupt leave nothing.
+        """
+        path, place = self.place.mask_file(video.id), self.place
+        done = frames_done(path, run=run, video=video.hash)
+        if done is not None:
+            return Result(video, DONE, frames=done, fresh=False)
+        before = place.tries(video.id)
+        if before >= self.task.retries:
+            error = f"the process ended without a word {before} times while it was at this video"
+            return Result(video, FAILED, error=error, attempts=before, host=socket.gethostname())
+        place.begin_try(video.id)
+        try:
+            result = self._tried(video, Target(path, run, video.hash, video.id), before + 1)
+        finally:  # not after kill -9, which is what the line is for
+            place.end_tries(video.id)
+        return result
+
+    def _tried(self, video: Video, target: Target, attempts: int) -> Result:
+        began, host = time.perf_counter(), socket.gethostname()
+        while True:
+            try:
+                with _local(video) as path:
+                    film = Film(VideoSource(path, video.section), self.task.film, self.stop)
+                    film(self.pipeline, target, before_end=self._require_bundle)
+            except (DataError, ParityError) as error:
+                if isinstance(error, _Fetch) and attempts < self.task.retries:
+                    if self.stop.wait(_PAUSE_S * 2 ** (attempts - 1)):
+                        raise Stopped from None
+                    attempts += 1
+                    continue
+                return Result(
+                    video, FAILED, error=_line(error), attempts=attempts, host=host,
+                    wall_s=_since(began),
+                )  # fmt: skip
+            except (SaveDeployError, Stopped):
+                raise
+            except Exception as error:  # of a library, for a file that nobody foresaw
+                text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                return Result(
+                    video, FAILED, error=text, attempts=attempts, host=host, wall_s=_since(began)
+                )
+            return Result(
+                video, DONE, frames=film.frames, wall_s=_since(began), host=host,
+                sha256=sha256_of(target.path), attempts=attempts, times=dict(film.clock.times),
+            )  # fmt: skip
+
+    def _require_bundle(self) -> None:
+        """Raise BundleError when the bundle on disk is no longer the one that was loaded."""
+        try:
+            require_unchanged(self.task.bundle, self._stamps)
+        except BundleError as error:
+            raise BundleError(
+                "the bundle changed during the run",
+                got=error.got,
+                expected="the bundle that the run began with",
+                hint="put it back and run the same command again, or choose another -o",
+            ) from None
+
+    def close(self) -> None:
+        self.pipeline.close()
+
+
+def stopped_by(video: Video, error: SaveDeployError) -> Result:
+    """For an engine that cannot raise across processes."""
+    return Result(video, STOPPED, error=str(error), exit_code=error.exit_code)
+
+
+class _Fetch(DataError):
+    """A place that could not be read now and may be later."""
+
+
+@contextlib.contextmanager
+def _local(video: Video) -> Iterator[Path]:
+    """The video as a local file: itself, or a copy while the block runs. Raises DataError."""
+    if not is_remote(video.uri):
+        yield Path(video.uri)
+        return
+    import fsspec
+
+    with tempfile.TemporaryDirectory(prefix="save-deploy-") as folder:
+        path = Path(folder) / f"video{Path(video.uri).suffix[:8]}"
+        try:
+            files, name = fsspec.core.url_to_fs(video.uri)
+            files.get_file(name, str(path))
+        except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
+            raise unreadable(video.uri, error) from error
+        except Exception as error:  # every store raises its own
+            if getattr(error, "errno", None) in FULL:
+                raise unwritable("the copy of a video", error) from error
+            said = unreadable(video.uri, error)
+            raise _Fetch(said.what, got=said.got, expected=said.expected) from error
+        yield path
+
+
+def _line(error: SaveDeployError) -> str:
+    """In one line: what, and what was got."""
+    text = f"{error.what}: {error.got}" if error.got else error.what
+    return " ".join(text.split())[:500]
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 3)

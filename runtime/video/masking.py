@@ -1,0 +1,61 @@
+"""Frames through a bundle as many at a time as it takes, each with the second of sound it hears."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from save_deploy.data.transforms import Mask, resize_frame
+from save_deploy.runtime.inputs import require_finite
+from save_deploy.runtime.pipeline import Listener, SavePipeline, at_frame_size
+from save_deploy.runtime.result import logit_of
+from save_deploy.runtime.video.sinks import MaskedFrame
+from save_deploy.runtime.video.source import TimedFrame
+
+T = TypeVar("T")
+
+
+def masked(
+    pipeline: SavePipeline, listener: Listener, frames: Iterable[TimedFrame]
+) -> Generator[MaskedFrame, None, None]:
+    """Every frame with its mask; listener belongs to the pipeline."""
+    side = pipeline.config.res
+    for group in in_groups(frames, pipeline.batch):
+        heard, seconds = [], []
+        for frame in group:
+            heard.append(listener.hear(frame.time_s))
+            seconds.append((listener.second, listener.waveform))
+        if pipeline.batch == 1:
+            masks: list[Mask] = [pipeline.mask(group[0].picture, heard[0])]
+        else:
+            images = np.stack([resize_frame(frame.picture, side) for frame in group])
+            logits = finite_logits(pipeline, images, np.concatenate(heard))
+            sizes = [frame.picture.shape[:2] for frame in group]
+            limit = logit_of(pipeline.threshold)
+            masks = [at_frame_size(*pair) > limit for pair in zip(logits, sizes, strict=True)]
+        for frame, mask, (second, waveform) in zip(group, masks, seconds, strict=True):
+            yield MaskedFrame(frame, mask, second, waveform)
+
+
+def finite_logits(
+    pipeline: SavePipeline, images: NDArray[np.uint8], heard: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """images uint8 (F,S,S,3), embeddings (F,128) -> mask_logits (F,S,S). Raises ParityError."""
+    logits = pipeline.run(images, heard)
+    require_finite(logits)
+    return logits
+
+
+def in_groups(items: Iterable[T], n: int) -> Iterator[list[T]]:
+    """Lists of n successive items, the last one shorter."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if len(group) == n:
+            yield group
+            group = []
+    if group:
+        yield group
