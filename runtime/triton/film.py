@@ -125,7 +125,7 @@ def check_format(path: Path) -> None:
 def check_whole(source: VideoSource, end_s: float) -> None:
     """Raise DataError where the pictures end a second or more before the film says it does."""
     length = source.length_s or 0.0
-    last_s = 1 / min(float(source.rate), source.section.fps or math.inf)
+    last_s = 1 / min(float(source.rate), source.section.most_fps or math.inf)
     if source.damage["video"].broken_off or end_s + last_s < length - 1:
         raise DataError(
             "the film is cut off",
