@@ -1,7 +1,8 @@
 """What became of each video: results/ with one row a video, and failed.csv, the next run's manifest.
 
-Every driver appends to a journal of its own, results/.NAME.jsonl, locked while it lives. At its end,
-and at the start of the next, journals of ended drivers go into results/videos.parquet.
+Every driver appends to a journal of its own, results/.NAME.jsonl, locked while it lives. At its end
+(unless it is interrupted) and at the start of the next, journals of ended drivers go into
+results/videos.parquet.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Self, TextIO
 
 from save_deploy.files import new_file, remove
 from save_deploy.partials import unwritable
+from save_deploy.progress import was_interrupted
 from save_deploy.runtime.bulk.place import Place, read_table
 from save_deploy.runtime.bulk.videos import COLUMNS, Video
 
@@ -87,7 +89,8 @@ class Ledger:
     ) -> None:
         if self._journal is not None:
             self._journal.close()
-        self._merge()
+        if not was_interrupted():  # then nothing more is put in its place: the next run merges it
+            self._merge()
 
     def add(self, result: Result) -> None:
         """Raises OutputError where it cannot be written."""
