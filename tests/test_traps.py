@@ -89,6 +89,7 @@ def test_nothing_of_the_folder_is_executed(tmp_path: Path, few: bool) -> None:
         ["polygraphy", here, "-o", "new"],
         ["triton", here, "-o", "repo"],
         ["publish", here, "-o", "hub"],
+        ["masks", here, "--export", "coco", "-o", "new.json"],
         ["web", here, "-o", "site"],
         ["systems"],
         ["recipes"],

@@ -102,7 +102,7 @@ def test_user_errors_are_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_over_budget_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_over_budget_leaves_no_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Exit code 2 when parity is over budget: here a budget nothing can meet."""
     options = ExportOptions(
         checkpoint=tiny_checkpoint, res=224, precision="fp16", out=tmp_path / "b", n_golden=2,
@@ -111,7 +111,7 @@ def test_over_budget_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> No
     with pytest.raises(ParityError, match="no bundle was written") as caught:
         export(options)
     assert caught.value.exit_code == 2
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path) == ["b.rejected"]
 
 
 def test_fp8_without_a_backend_is_told_at_once(

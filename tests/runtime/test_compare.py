@@ -167,11 +167,11 @@ def test_rounds_go_on_until_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "time_interleaved", fake)
     for steady, warmups in ((True, [2]), (False, [2, 0, 0])):
         taken.clear()
-        result = speed.Timing(speed._until_steady({}, 3, 60.0, 1))
+        result = speed.Timing(speed._until_steady({}, 3, 60.0, 1, print))
         assert taken == warmups and result.steady is steady
         assert len(result.latency["a"].samples_ms) == 3 * len(warmups)
     taken.clear()
-    speed._until_steady({}, 3, 0.0, 1)
+    speed._until_steady({}, 3, 0.0, 1, print)
     assert taken == [2]  # the budget of time is over
 
 

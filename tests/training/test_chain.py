@@ -110,7 +110,7 @@ def test_a_bad_row_is_counted_out(root: Path, tmp_path: Path) -> None:
 def test_missing_data_and_rows_without_training(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="v2"):
         plan_chain(load_recipe("t3_save"), "v2", root, tmp_path)
-    with pytest.raises(SaveDeployError, match=r"trains nothing(.|\n)*save-eval --recipe"):
+    with pytest.raises(SaveDeployError, match=r"no training stages(.|\n)*save-eval --recipe"):
         plan_chain(load_recipe("t1_sam"), "s4", root, tmp_path)
 
 
