@@ -19,10 +19,9 @@ from save_deploy.export.bench_graphs import (
     write_variants,
 )
 from save_deploy.extras import install_line
-from save_deploy.runtime.bench import BenchResult, Subject, run_bench
-from save_deploy.runtime.bench.entries import bundle_graphs, parse_entries, split_names
+from save_deploy.runtime.bench.entries import Subject, bundle_graphs, parse_entries, split_names
 from save_deploy.runtime.bench.options import BenchOptions
-from save_deploy.runtime.bench.run import OnStep
+from save_deploy.runtime.bench.run import BenchResult, OnStep, run_bench
 from save_deploy.runtime.bench.yardsticks import Yardsticks
 from save_deploy.runtime.eager import require_device
 from save_deploy.runtime.eager_mode import MODES, EagerMode, choose_device, named_mode

@@ -1,6 +1,6 @@
 """A pipeline under load: many calls from many threads, opened often, forked, fed for an hour.
 
-SAVE_CALLS, SAVE_OPENS, SAVE_SECONDS make a run shorter; docs/reliability.md has figures.
+SAVE_CALLS, SAVE_OPENS, SAVE_SECONDS make a run shorter.
 """
 
 from __future__ import annotations

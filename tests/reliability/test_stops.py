@@ -1,6 +1,6 @@
 """Every long verb stopped at random moments: nothing half at the target, and the next call works.
 
-SAVE_TIMES: stops of each kind, 20 unless set. docs/reliability.md has the figures of a full run.
+SAVE_TIMES: stops of each kind, 20 unless set.
 """
 
 from __future__ import annotations

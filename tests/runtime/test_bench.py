@@ -23,9 +23,9 @@ from save_deploy.export.bench_graphs import (
 )
 from save_deploy.machine import peak_memory_mib
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.runtime.bench import Outcome, Subject, run_bench
 from save_deploy.runtime.bench import run as bench_run
 from save_deploy.runtime.bench.entries import (
+    Subject,
     graph_entry,
     is_int8,
     parse_entries,
@@ -33,7 +33,7 @@ from save_deploy.runtime.bench.entries import (
 )
 from save_deploy.runtime.bench.options import BenchOptions
 from save_deploy.runtime.bench.report import footnote, plot, print_result, table, write_result
-from save_deploy.runtime.bench.run import BenchResult
+from save_deploy.runtime.bench.run import BenchResult, Outcome, run_bench
 from save_deploy.runtime.bench.yardsticks import GEMM_SIDE, GEMM_SPEC, Yardsticks
 from save_deploy.runtime.compare.entries import EagerSource
 from save_deploy.runtime.kernels import executed_kernels
