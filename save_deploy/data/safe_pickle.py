@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 import warnings
 from collections import OrderedDict
@@ -94,8 +95,9 @@ def _load(path: Path, allowed: Globals, expected: str) -> Any:
                 got=f"{path.stat().st_size} bytes in {path}",
                 expected=f"at most {MAX_BYTES} bytes",
             )
-        with path.open("rb") as file:
-            return _Restricted(file, path, allowed).load()
+        data = path.read_bytes()
+        _check_memo(data)
+        return _Restricted(io.BytesIO(data), path, allowed).load()
     except DataError:
         raise
     except OSError as error:
@@ -105,6 +107,13 @@ def _load(path: Path, allowed: Globals, expected: str) -> Any:
         raise DataError(
             "pickle is damaged", got=f"{path}: {reason.rstrip(': ')}", expected=expected
         ) from error
+
+
+def _check_memo(data: bytes) -> None:
+    """Raise ValueError for a memo index above the file's size: Python allocates that many entries."""
+    for opcode, index, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and index > len(data):
+            raise ValueError(f"memo index {index} in {len(data)} bytes")
 
 
 def _tensor_globals(path: Path) -> Globals:

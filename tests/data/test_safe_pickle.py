@@ -111,6 +111,15 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     assert str(path) in error.value.got
 
 
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p2147483647\n"])
+def test_memo_index_is_bounded(tmp_path: Path, put: bytes) -> None:
+    """Python's unpickler allocates as many entries as the largest index says: here 16 GiB."""
+    path = tmp_path / "names.pkl"
+    path.write_bytes(b"\x80\x04}" + put + b".")
+    with pytest.raises(DataError, match="memo index 2147483647 in"):
+        load_audio_names(path)
+
+
 def test_missing(tmp_path: Path) -> None:
     for load in (load_log_mel, load_audio_names):
         with pytest.raises(DataError, match=r"cannot be read[^$]*gone.pkl"):

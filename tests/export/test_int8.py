@@ -237,7 +237,7 @@ def test_interrupted_search_goes_on_without_calibrating_again(
     """Ctrl-C between two choices: nothing at the target, ranges and scores are kept."""
     args = ["export", str(tiny["checkpoint"]), "--res", "224", "--golden", "2", "--rounds", "3",
             "--int8", "--calib-pairs", "32", "--max-drop", "0", "--search-clips", "4",
-            "--min-agreement", "0", "-o", "b"]  # fmt: skip
+            "--min-agreement", "0", "--allow-one-sided-golden", "-o", "b"]  # fmt: skip
     env = {**os.environ, "SAVE_DEPLOY_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(
         [*CLI, *args], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
