@@ -112,7 +112,7 @@ def _load(path: Path, allowed: Globals, expected: str) -> Any:
 def _check_memo(data: bytes) -> None:
     """Raise ValueError for a memo index above the file's size: Python allocates that many entries."""
     for opcode, index, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and index > len(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(index or 0) > len(data):
             raise ValueError(f"memo index {index} in {len(data)} bytes")
 
 
