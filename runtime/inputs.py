@@ -20,7 +20,7 @@ from save_deploy.config import AUDIO_DIM
 from save_deploy.data.audio import MAX_CHANNELS, Waveform, check_rate, resample
 from save_deploy.data.downmix import to_mono
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
-from save_deploy.data.pictures import as_rgb, read_frame
+from save_deploy.data.pictures import MAX_PIXELS, MAX_SIDE, as_rgb, read_frame
 from save_deploy.data.sound import read_sound
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import BundleError, DataError, ParityError
@@ -133,6 +133,13 @@ def as_frame(frame: Any) -> Frame:
     array = _array(frame, "frame", _FRAME)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise DataError("wrong frame", got=_got(array), expected=_FRAME, hint=_frame_hint(array))
+    height, width = array.shape[:2]
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise DataError(
+            "frame of a size that cannot be used",
+            got=f"{width} x {height}",
+            expected=f"1 to {MAX_SIDE} pixels a side, {MAX_PIXELS} in all",
+        )
     return array
 
 
@@ -225,6 +232,13 @@ def check_threads(threads: Any) -> None:
 def _array(value: Any, what: str, expected: str) -> NDArray[Any]:
     if isinstance(value, (str, bytes, os.PathLike)):
         raise DataError(f"wrong {what}", got=repr(value)[:80], expected=expected)
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(
+            f"wrong {what}",
+            got="a masked array",
+            expected=expected,
+            hint="fill what is masked: array.filled(0)",
+        )
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a list of unequal rows or a tensor on a GPU raises

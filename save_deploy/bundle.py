@@ -26,6 +26,7 @@ from save_deploy.errors import BundleError, DataError, SaveDeployError
 from save_deploy.fields import Fields, read_json, shown
 from save_deploy.files import write_text
 from save_deploy.precision import Precision
+from save_deploy.preprocessing import PREPROCESSING, check_preprocessing
 
 FORMAT = "save-deploy-bundle"
 FORMAT_VERSION = 1
@@ -35,26 +36,6 @@ GOLDEN_FILES = [f"golden/{n}.npy" for n in "image waveform audio_embedding mask_
 WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
 Arrays = dict[str, NDArray[Any]]
-
-# Preprocessing of frames and audio as data, for clients in any language.
-PREPROCESSING: dict[str, Any] = {
-    "frame": {
-        "color": "RGB",
-        "dtype": "uint8",
-        "layout": "NHWC",
-        "resize": "square",
-        "interpolation": "bilinear_antialias",
-        "normalisation": "in the graph",
-    },
-    "sound": {
-        "sample_rate_hz": 16000,
-        "channels": "mean",
-        "window_samples": 16000,
-        "window_step_s": 0.96,
-        "short": "completed with silence",
-    },
-    "mask": {"threshold_logit": 0.0, "resize": "bilinear on logits to the frame size"},
-}
 
 
 @dataclass(frozen=True)
@@ -184,6 +165,7 @@ class Manifest:
             hint="copy the bundle again, or export it again",
         )
         _check_format(fields)
+        check_preprocessing(fields)
         config = SaveConfig.from_fields(fields.table("config"))
         model, audio = _read_graphs(fields.table("graphs"), config)
         files = _read_files(fields)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
+from save_deploy.terminal import visible
 
 # Files that no runtime reads: a bundle also runs without them, or with other line ends in them.
 FOR_PEOPLE = ("report.md", "report.json", "calibration.json")
@@ -44,9 +45,11 @@ def record_files(folder: Path, but: str) -> dict[str, FileRecord]:
 def is_inside(name: str) -> bool:
     """Return True for a printable relative path that stays below its folder on every system."""
     path = PurePosixPath(name)
-    if ".." in path.parts or path.is_absolute() or not path.parts or not name.isprintable():
+    if ".." in path.parts or path.is_absolute() or not path.parts:
         return False
-    too_long = len(name) > 1000 or any(len(part.encode()) > 255 for part in path.parts)
+    if visible(name) != name or re.search(r"[\t\n\r]", name):
+        return False
+    too_long = len(name.encode()) > 1000 or any(len(part.encode()) > 255 for part in path.parts)
     return not too_long and not re.search(r"[\\:]", name)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from save_deploy.errors import SaveDeployError
 
 MAX_BYTES = 256 * 2**20  # far above the size of our own text files
+MAX_DEPTH = 64  # of JSON, as kMaxJsonDepth in C++
 _MISSING: Any = object()
 _WORDS = {
     str: "a string", int: "an integer", float: "a number", bool: "a boolean", dict: "a table",
@@ -36,7 +37,7 @@ def read_json(
 
     what: kind of file in errors: manifest, table, ...
     Raises `error` for a file that is missing, unreadable, not UTF-8, not JSON (NaN included), or
-    larger than 256 MiB.
+    larger than 256 MiB, for numbers that no float holds and what is nested deeper than MAX_DEPTH.
     """
     text = _read_text(path, what, error, hint)
     return parse_json(text, f"{what} {path}", error=error, hint=hint)
@@ -51,7 +52,10 @@ def parse_json(
 ) -> Fields:
     """Parse the object in a JSON text. Errors start with `origin`."""
     try:
-        values = json.loads(text, parse_constant=_refuse_constant)
+        values = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_bounded
+        )
+        _check_depth(values)
         if "\\u" in (text if isinstance(text, str) else text.decode()):
             json.dumps(values, ensure_ascii=False).encode()  # raises for a lone surrogate
     except (ValueError, RecursionError) as problem:
@@ -244,6 +248,30 @@ def _read_text(path: Path, what: str, error: type[SaveDeployError], hint: str) -
         raise error(f"no such {what}", got=str(path), hint=hint) from None
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"cannot read {what} {path}", got=str(problem), hint=hint) from None
+
+
+def _check_depth(values: object) -> None:
+    """Raises ValueError for lists and tables deeper than MAX_DEPTH."""
+    level = [values]
+    for _ in range(MAX_DEPTH + 2):  # the text itself is level 0
+        inner = [
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, (dict, list))
+        ]
+        level = [value for group in inner for value in group]
+        if not inner:
+            return
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
+
+
+def _bounded(text: str) -> int:
+    _finite(text)  # what no float holds, C++ does not read
+    return int(text)
 
 
 def _refuse_constant(name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from save_deploy.errors import OutputError, SaveDeployError
-from save_deploy.partials import partial_folder
+from save_deploy.partials import partial_folder, unwritable
 from save_deploy.progress import raise_if_interrupted
 
 ENV_CACHE = "SAVE_DEPLOY_CACHE"
@@ -84,6 +84,15 @@ def check_not_input(target: Path, *inputs: Path) -> None:
             )
 
 
+def check_not_of_bundle(target: Path, bundle: Path) -> None:
+    """Raise OutputError when an output would replace a file of the bundle in use."""
+    inside = os.path.realpath(bundle) in map(str, Path(os.path.realpath(target)).parents)
+    if inside and os.path.exists(target):
+        raise OutputError(
+            "the output is a file of the bundle", got=str(target), expected="another folder"
+        )
+
+
 @contextlib.contextmanager
 def new_folder(
     target: Path, *, what: str = "the folder", is_ours: Callable[[Path], object] | None = None
@@ -95,7 +104,7 @@ def new_folder(
     completely. After a full disk or an interrupt nothing is left, including created parents. Raises
     OutputError("`what` cannot be written") for errors of the system.
     """
-    target = Path(os.path.realpath(target))
+    target = _followed(target, what)
     with partial_folder(target, what=what) as partial:
         made = partial / "new"
         made.mkdir()
@@ -113,7 +122,7 @@ def new_file(target: Path, *, what: str = "the file", replace: bool = True) -> I
     OutputError("output exists") when the file appeared meanwhile.
     """
     special = _is_special(target)
-    real = target if special else Path(os.path.realpath(target))
+    real = target if special else _followed(target, what)
     beside = Path(tempfile.gettempdir()) / target.name if special else real
     with partial_folder(beside, what=what) as folder:
         partial = folder / f"new{target.suffix}"
@@ -202,6 +211,14 @@ def _private_folder() -> Path:
         if stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077:
             return folder
     return Path(os.devnull, "save-deploy")
+
+
+def _followed(target: Path, what: str) -> Path:
+    """What a link leads to, also where nothing is there yet. Raises OutputError for a loop of links."""
+    real = Path(os.path.realpath(target))
+    if real.is_symlink():
+        raise unwritable(what, OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(target)))
+    return real
 
 
 def _check_parent(target: Path, option: str) -> None:

@@ -106,3 +106,13 @@ def test_an_encoding_without_our_characters() -> None:
         timeout=60,
     )
     assert done.returncode == 1 and rb"got:      Zo\xeb without manifest.json" in done.stderr
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MKL ends the process there, with an exit code of its own."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    done = run("systems")
+    assert done.returncode == 1 and "the current folder does not exist any more" in done.stderr

@@ -21,6 +21,7 @@ from save_deploy.files import (
     cache_root,
     check_file_target,
     check_folder_target,
+    check_not_of_bundle,
     new_file,
     new_folder,
     write_text,
@@ -157,6 +158,30 @@ def test_a_link_keeps_pointing_at_its_replaced_file(tmp_path: Path) -> None:
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there" / "real").read_text() == "new"
+
+
+def test_links_in_a_circle_stay(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for write in (
+        lambda: write_text(tmp_path / "a", "x"),
+        lambda: new_folder(tmp_path / "a").__enter__(),
+    ):
+        with pytest.raises(OutputError, match="Too many levels of symbolic links"):
+            write()
+    assert os.readlink(tmp_path / "a") == "b" and names(tmp_path) == ["a", "b"]
+
+
+def test_files_of_the_bundle_in_use(tmp_path: Path) -> None:
+    inside = tmp_path / "bundle" / "golden" / "image.npy"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(b"old")
+    (tmp_path / "link").symlink_to(inside)
+    for path in (inside, tmp_path / "link", tmp_path / "bundle" / "golden"):
+        with pytest.raises(OutputError, match="a file of the bundle"):
+            check_not_of_bundle(path, tmp_path / "bundle")
+    check_not_of_bundle(tmp_path / "bundle" / "new.png", tmp_path / "bundle")
+    check_not_of_bundle(tmp_path / "link", tmp_path / "bundle" / "golden" / "other")
 
 
 def test_a_device_and_a_pipe_are_written_through(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from save_deploy.bundle import GOLDEN_FILES, GRAPHS, FileRecord, Manifest, audio_spec, model_spec
+from save_deploy.bundle_files import is_inside
 from save_deploy.errors import BundleError
 from tests.conftest import make_tiny
 
@@ -93,8 +94,8 @@ def leaves(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from leaves(inner, (*at, key))
 
 
-# not read here: for clients in other languages, for people, or by export/engine
-FREE = ("preprocessing", "meaning", "receipt")
+# not read here: for people, or by export/engine
+FREE = ("meaning", "receipt")
 
 
 def with_value(values: dict[str, Any], at: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
@@ -142,6 +143,11 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
         (("engines", 0, "targets"), [89]),
         (("conformance", "cases", 0, "image_sha256"), "zz"),
         (("format_version",), True),
+        (("format_version",), 1.0),
+        (("preprocessing", "sound", "sample_rate_hz"), 8000),
+        (("preprocessing", "frame", "color"), "BGR"),
+        (("preprocessing", "mask", "threshold_logit"), False),
+        (("preprocessing", "mask"), {}),
         (("graphs", "model", "file"), "audio.onnx"),
         (("files",), {"model.onnx": {"sha256": HASH, "size": 1}}),
     ],
@@ -188,3 +194,12 @@ def test_names_stay_inside_the_bundle(tmp_path: Path, name: str) -> None:
         bad.write(tmp_path)
         with pytest.raises(BundleError, match="below the bundle"):
             Manifest.read(tmp_path)
+
+
+def test_names_of_files(tmp_path: Path) -> None:
+    """The same rule as in C++: no controls and no marks that turn the direction, any other letter."""
+    fine = ("model.onnx", "a/b.bin", "./x", "\u00e9\u3042.bin", "a\u00a0b", "\ue000")
+    wrong = ("", ".", "..", "a/../b", "/a", "a\\b", "c:a", "a\x1bb", "a\nb", "a\x85b", "\u202e",
+             "x" * 256, "/".join(["\u00e9" * 100] * 6))  # fmt: skip
+    assert [name for name in fine if not is_inside(name)] == []
+    assert [name for name in wrong if is_inside(name)] == []

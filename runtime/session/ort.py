@@ -181,7 +181,7 @@ def _port(found: Any) -> Port:
 def session_options(threads: int, *, low_memory: bool = False) -> Any:
     """Return the onnxruntime.SessionOptions of every CPU run of the project."""
     options = import_onnxruntime().SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # it prints its errors and raises them
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = not low_memory

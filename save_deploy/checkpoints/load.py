@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import torch
@@ -142,7 +143,7 @@ def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> 
             expected=f"SAM's official {config.name} weights",
             hint="add --sam sam_vit_*.pth",
         )
-    if not sam.is_file():
+    if not os.path.isfile(sam):
         raise CheckpointError(
             "SAM checkpoint not found", got=str(sam), expected="SAM's official weights"
         )

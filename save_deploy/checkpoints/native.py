@@ -110,7 +110,7 @@ def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
 
     Raises CheckpointError.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             "checkpoint not found",
             got=str(path),

@@ -8,9 +8,11 @@ the tensors can be read. Any other name in the file is rejected.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ _DICTS = frozenset(
     }
 )
 _HEAD = 512
+_MAX_PICKLE = 256 << 20  # bytes of names and shapes; that of vit_h has a ten-thousandth
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
     except tensors, plain values and the inert names above, or has no tensor.
     """
     _check_head(path)
+    if _is_zip(path):
+        _check_zip(path)
     loaded = _unpickle(path, "meta" if shapes_only else "cpu")
     if not isinstance(loaded, dict):
         raise CheckpointError(
@@ -199,7 +204,7 @@ def _unreadable(path: Path, got: str, why: str) -> CheckpointError:
 
 def _check_head(path: Path) -> None:
     """Raise CheckpointError for content that is often found instead of a checkpoint."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for a name that no file can have, too
         raise CheckpointError(
             "checkpoint not found", got=str(path), expected="a PyTorch or safetensors file"
         )
@@ -213,6 +218,23 @@ def _check_head(path: Path) -> None:
         raise _unreadable(path, "a Git LFS pointer", "run git lfs pull")
 
 
+def _check_zip(path: Path) -> None:
+    """Raise CheckpointError for what a small file may unpack to: torch.save compresses nothing."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except Exception as error:  # zipfile raises what it likes for a damaged one
+        raise _unreadable(path, str(error)[:200], "it looks truncated or damaged") from error
+    for entry in entries:
+        name = entry.filename.rpartition("/")[2]
+        if entry.file_size > entry.compress_size:
+            raise _unreadable(path, f"{name[:80]} is compressed", "torch.save compresses nothing")
+        if name == "data.pkl" and entry.file_size > _MAX_PICKLE:
+            raise _unreadable(
+                path, f"{name} of {entry.file_size} bytes", "it is no list of tensors"
+            )
+
+
 def is_safetensors(path: Path) -> bool:
     """Return True for safetensors content: a length, then a JSON object. The suffix is ignored."""
     return re.match(rb'.{8}\{\s*["}]', _head(path), re.DOTALL) is not None
@@ -223,8 +245,11 @@ def _is_zip(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD)
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD)
+    except OSError as error:
+        raise _unreadable(path, str(error), "it cannot be opened") from error
 
 
 def _describe(value: Any) -> str:

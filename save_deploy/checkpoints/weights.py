@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class WeightFile:
 
 def is_ours(path: Path) -> bool:
     """Return True for a checkpoint of save_checkpoint. Raises CheckpointError for a damaged one."""
-    if not path.is_file() or not is_safetensors(path):
+    if not os.path.isfile(path) or not is_safetensors(path):
         return False
     with open_safetensors(path) as (_, metadata):
         return is_native(metadata)
@@ -64,7 +65,7 @@ def open_stored(path: Path, *, shapes_only: bool = False) -> PthFile:
 
     shapes_only: return meta tensors; only names, shapes and types are read.
     """
-    if not path.is_file() or not is_safetensors(path):
+    if not os.path.isfile(path) or not is_safetensors(path):
         return open_pth(path, shapes_only=shapes_only)
     with open_safetensors(path) as (file, _):
         if shapes_only:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -160,6 +161,7 @@ def _run(app: typer.Typer) -> None:
 
     command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
+        _require_folder()
         with safe_path(), named_extras():
             code = command.main(standalone_mode=False)
         check_written()
@@ -190,6 +192,19 @@ def _run(app: typer.Typer) -> None:
     if code == INTERRUPTED:  # typer's own answer to Ctrl-C
         _say_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _require_folder() -> None:
+    """Raise SaveDeployError where the current folder was removed: libraries end the process there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise SaveDeployError(
+            "the current folder does not exist any more",
+            got=str(error),
+            expected="a folder",
+            hint="cd to one that does",
+        ) from None
 
 
 class _Stopped(Exception):

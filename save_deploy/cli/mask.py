@@ -31,14 +31,17 @@ def mask(
         second,
     )
     from save_deploy.data.sound import read_sound
-    from save_deploy.data.transforms import read_frame, write_mask
-    from save_deploy.files import check_not_input
+    from save_deploy.data.transforms import check_mask_name, read_frame, write_mask
+    from save_deploy.files import check_not_input, check_not_of_bundle
 
+    check_mask_name(out)
     check_not_input(out, frame, sound)
+    check_not_of_bundle(out, bundle)
     picture = read_frame(frame)
     cure = "add --any-sound"
     shortest = MIN_SECONDS if any_sound else EXAMPLE_SECONDS
-    heard = second(read_sound(sound, min_seconds=shortest, hint=cure))
+    # a second more than is heard: what follows sounds in the resampled end of the first
+    heard = second(read_sound(sound, min_seconds=shortest, seconds=2.0, hint=cure))
     if is_silent(heard) and not any_sound:
         raise DataError(
             "sound is silent",

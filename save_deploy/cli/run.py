@@ -60,10 +60,14 @@ def run(request: RunRequest) -> None:
 
 
 def _run_one(request: RunRequest, video: Path) -> None:
+    from save_deploy.files import check_not_of_bundle
     from save_deploy.progress import progress
     from save_deploy.runtime.video.run import VideoRun
 
     options = RunOptions(video=video, **vars(request.outputs))
+    for path in (options.out, options.masks, options.record):
+        if path is not None:
+            check_not_of_bundle(path, request.bundle)
     if request.live.live:
         return _run_live(request, options)
     prepared = VideoRun(options)

@@ -31,23 +31,24 @@ _PIECE = 2**16  # samples per channel and read
 ZERO_CROSSINGS, ROLLOFF = 6, 0.99
 
 
-def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "") -> Waveform:
+def read_waveform(
+    path: Path, *, min_seconds: float = MIN_SECONDS, seconds: float = math.inf, hint: str = ""
+) -> Waveform:
     """Read a sound file as float32 (n,), mono at 16 kHz in [-1,1].
 
     Supports every format of libsndfile. Channels are mixed as FFmpeg does (data/downmix.py), other
     sampling rates resampled.
+    seconds: read at least so much from the start, and not all of a longer sound.
     hint: remedy in the error for a short sound.
     Raises DataError for a file that is missing, unreadable, not finite, at a rate outside 1 to 768
     kHz, longer than MAX_SAMPLES, or shorter than min_seconds.
     """
-    import soundfile
-
     if not os.path.isfile(path):
         raise DataError("sound file not found", got=str(path), expected="wav, flac or ogg")
     try:
-        waveform, rate_hz = _read(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(UNREADABLE, got=f"{path}: {error}", expected="wav, flac or ogg") from error
+        waveform, rate_hz = _read(path, seconds)
+    except (OSError, RuntimeError) as error:  # those of libsndfile are RuntimeErrors
+        raise _unreadable(UNREADABLE, path, error) from error
     if waveform.size < min_seconds * rate_hz:
         raise DataError(
             "sound is too short",
@@ -62,7 +63,7 @@ def read_waveform(path: Path, *, min_seconds: float = MIN_SECONDS, hint: str = "
     return resample(waveform, rate_hz)
 
 
-def _read(path: Path) -> tuple[Waveform, int]:
+def _read(path: Path, seconds: float) -> tuple[Waveform, int]:
     """Return the mixed channels, float32 (n,), and the sampling rate.
 
     Reads in pieces up to the end, because the length in a header can be missing or wrong.
@@ -76,7 +77,8 @@ def _read(path: Path) -> tuple[Waveform, int]:
             return False
 
     pieces: list[Waveform] = []
-    with Forward(name_of(path)) as file:
+    # not by its name: libsndfile takes any bytes in a file called .au, .gsm or .vox for sound
+    with path.open("rb") as opened, Forward(opened.fileno(), closefd=False) as file:
         check_rate(file.samplerate)
         if not 1 <= file.channels <= MAX_CHANNELS:
             raise DataError(
@@ -85,14 +87,22 @@ def _read(path: Path) -> tuple[Waveform, int]:
                 expected=f"1 to {MAX_CHANNELS}",
             )
         names = names_of_file(file.format, file.channels, _channel_map(file))
-        for _ in range(0, MAX_SAMPLES + 1, _PIECE * file.channels):
-            piece = file.read(_PIECE, dtype="float32", always_2d=True)  # (n,channels)
+        for at in range(0, MAX_SAMPLES // file.channels + 1, _PIECE):
+            try:
+                piece = file.read(_PIECE, dtype="float32", always_2d=True)  # (n,channels)
+            except RuntimeError as error:  # it is a sound file, which nobody else may guess at
+                raise _unreadable("sound file is damaged", path, error) from error
             pieces.append(to_mono(piece, names))
-            if len(piece) < _PIECE:
+            if len(piece) < _PIECE or at + _PIECE >= seconds * file.samplerate:
                 return np.concatenate(pieces), file.samplerate
     raise DataError(
         "sound is too long", got=str(path), expected=f"at most {MAX_SAMPLES} samples in all"
     )
+
+
+def _unreadable(what: str, path: Path, error: Exception) -> DataError:
+    reason = getattr(error, "error_string", error)  # without the number of the open file
+    return DataError(what, got=f"{path}: {reason}", expected="wav, flac or ogg")
 
 
 def _channel_map(file: Any) -> list[int]:

@@ -23,6 +23,11 @@ MAX_TIME_S = 86_400  # a later time in a file means that its clock was set durin
 NO_ROOM = (MemoryError, BlockingIOError)
 _JUDGED = 200  # packets before damage is checked while reading
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS: a raw stream, which is not seekable either
+# Kinds of files that hold their own pictures and sound and are known by their content. A playlist names
+# other files, which FFmpeg would open; raw samples are known by their name alone.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,mxf,nut,gif,ivf"
+_STREAMS = "h264,hevc,m4v,mpegvideo,mjpeg,obu,wav,w64,aiff,caf,flac,mp3,aac,ac3,eac3,amr"
+FORMATS = f"{_CONTAINERS},{_STREAMS}"
 
 
 def url_of(path: Path) -> str:
@@ -38,7 +43,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
     if not os.path.isfile(path):
         raise DataError("video not found", got=str(path), expected="an mp4, mkv or webm file")
     try:
-        with av.open(url_of(path)) as container:
+        with av.open(url_of(path), options={"format_whitelist": FORMATS}) as container:
             yield container
     except NO_ROOM as error:
         raise DataError("not enough memory for this video", got=str(path)) from error

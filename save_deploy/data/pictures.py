@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,9 +20,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from save_deploy.data.png_chunks import plain_png
 from save_deploy.errors import DataError
 
-MAX_SIDE, MAX_PIXELS = 65_535, 178_956_970  # as in C++; the second is Pillow's bomb limit
+# As in C++; the second is Pillow's bomb limit.
+MAX_SIDE, MAX_PIXELS, MAX_BYTES = 65_535, 178_956_970, 1 << 30
 EXPECTED = "a PNG or JPEG file"
 _ORIENTATION = 0x0112  # Exif tag
 # Exif orientation -> transposition to the upright image
@@ -101,22 +104,30 @@ def open_picture(path: Path, *, transparency: bool = False) -> Image.Image:
         raise DataError("image not found", got=str(path), expected=EXPECTED)
     try:
         with path.open("rb") as file:
-            image = _decoded(file, str(path), os.fstat(file.fileno()).st_size)
+            image = _decoded(
+                file, str(path), os.fstat(file.fileno()).st_size, transparency=transparency
+            )
     except OSError as error:
         raise _unreadable(str(path), str(error)) from error
     return _upright(image, transparency=transparency)
 
 
-def _decoded(file: BinaryIO, name: str, n_bytes: int) -> Image.Image:
+def _decoded(file: BinaryIO, name: str, n_bytes: int, *, transparency: bool = False) -> Image.Image:
     """As it is stored. Raises DataError."""
     try:
         start = file.read(8)
         kind = next((kind for kind in _KINDS if start.startswith(kind[0])), None)
         if kind is None:
             raise _unreadable(name, "neither PNG nor JPEG")
+        if n_bytes > MAX_BYTES:
+            raise _wrong_size(name, f"{n_bytes} bytes", f"at most {MAX_BYTES} bytes")
         file.seek(0)
+        check = partial(_check, name, most=max(_SMALL, kind[2] * n_bytes))
+        if kind[1] is PngImageFile:
+            file = plain_png(file, check, transparency=transparency)
         image = kind[1](file)
-        _check(name, image, most=max(_SMALL, kind[2] * n_bytes))
+        _check_colors(name, image)
+        check(*image.size)
         image.load()
     except DataError:
         raise
@@ -136,15 +147,20 @@ def _unreadable(name: str, reason: str) -> DataError:
     return DataError("image cannot be read", got=f"{name}: {reason}", expected=EXPECTED)
 
 
-def _check(name: str, image: Image.Image, most: int) -> None:
-    """Raise DataError for an image of more than `most` pixels, before its memory is allocated."""
-    width, height = image.size
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise DataError(
-            "image of a size that cannot be used",
-            got=f"{name}: {width} x {height}",
-            expected=f"1 to {MAX_SIDE} pixels a side, {MAX_PIXELS} in all",
-        )
+def _check(name: str, width: int, height: int, *, most: int) -> None:
+    """Before memory is taken. Raises DataError for a picture of more than `most` pixels."""
+    if not (width and height) or max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        allowed = f"1 to {MAX_SIDE} pixels a side, {MAX_PIXELS} in all"
+        raise _wrong_size(name, f"{width} x {height}", allowed)
+    if width * height > most:
+        raise _unreadable(name, f"file is truncated: {width} x {height} pixels do not fit in it")
+
+
+def _wrong_size(name: str, got: str, expected: str) -> DataError:
+    return DataError("image of a size that cannot be used", got=f"{name}: {got}", expected=expected)
+
+
+def _check_colors(name: str, image: Image.Image) -> None:
     if image.mode == "CMYK":
         raise DataError(
             "image of print colors (CMYK)",
@@ -152,8 +168,6 @@ def _check(name: str, image: Image.Image, most: int) -> None:
             expected="RGB or gray",
             hint="convert the image to RGB",
         )
-    if width * height > most:
-        raise _unreadable(name, f"file is truncated: {width} x {height} pixels do not fit in it")
 
 
 def orientation(exif: bytes) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.errors import DataError
+from save_deploy.fields import MAX_BYTES
 
 _SPLITS = ("train", "val", "validate", "test")
 
@@ -118,6 +119,12 @@ def read_table(file: Path) -> Table:
     empty or not text.
     """
     try:
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise DataError(
+                "metadata file is too large",
+                got=f"{size} bytes in {file}",
+                expected=f"at most {MAX_BYTES} bytes",
+            )
         with file.open(newline="", encoding="utf-8-sig") as text:
             lines = [
                 tuple(cell.strip() for cell in cells) for cells in csv.reader(text, strict=True)

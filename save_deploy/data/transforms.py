@@ -6,6 +6,7 @@ with antialiasing (Pillow), masks nearest. There is no normalization, because th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,22 @@ Frame = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
+def check_mask_name(path: Path) -> None:
+    """Raise DataError for the name of another format than PNG. A name without suffix is fine, and so is
+    what is written through, as a device."""
+    through = os.path.exists(path) and not os.path.isfile(path)
+    if path.suffix.lower() not in ("", ".png") and not through:
+        raise DataError("mask cannot be written", got=str(path), expected="a .png path")
+
+
 def write_mask(path: Path, mask: Mask) -> None:
     """Write a mask bool (H,W) as PNG, white for True.
 
     Raises OutputError when writing fails, and DataError for a name of another format.
     """
+    check_mask_name(path)
     with new_file(path, what="the mask") as partial:
-        try:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(partial)
-        except ValueError as error:
-            raise DataError(
-                "mask cannot be written", got=str(path), expected="a .png path"
-            ) from error
+        Image.fromarray(mask.astype(np.uint8) * 255).save(partial, format="PNG")
 
 
 def resize_frame(frame: Frame, res: int) -> Frame:

@@ -201,3 +201,26 @@ def test_truncated(tmp_path: Path, as_zip: bool, kept: int) -> None:
     (tmp_path / "f.pth").write_bytes(content[:kept])
     with pytest.raises(CheckpointError, match=r"cannot be read|more than tensors"):
         read_pth(tmp_path / "f.pth")
+
+
+@pytest.mark.parametrize("entry", ["data.pkl", "data/0"])
+def test_what_unpacks_to_more_than_the_file(tmp_path: Path, entry: str) -> None:
+    """Three megabytes hold three thousand million steps of a pickle, or so many weights."""
+    torch.save(state(), tmp_path / "s.pth")
+    with zipfile.ZipFile(tmp_path / "s.pth") as source:
+        with zipfile.ZipFile(tmp_path / "f.pth", "w") as target:
+            for info in source.infolist():
+                content = source.read(info) + (
+                    bytes(100_000) if info.filename.endswith(entry) else b""
+                )
+                packed = zipfile.ZIP_DEFLATED if len(content) > 100_000 - 1 else zipfile.ZIP_STORED
+                target.writestr(info.filename, content, packed)
+    with pytest.raises(CheckpointError, match=f"{entry.split('/')[-1]} is compressed"):
+        read_pth(tmp_path / "f.pth")
+    assert_same(read_pth(tmp_path / "s.pth"))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", ".", "/proc/self/mem"])
+def test_names_that_no_checkpoint_has(name: str) -> None:
+    with pytest.raises(CheckpointError):
+        read_pth(Path(name))

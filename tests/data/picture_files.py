@@ -43,6 +43,21 @@ def png(values: NDArray[Any], color: int, bits: int = 8, *, extra: bytes = b"") 
     return PNG_START + parts + chunk(b"IEND", b"")
 
 
+def _parts(
+    rows: bytes, color: int = 2, *, first: bytes = b"", late: bytes = b"", end: bytes | None = None
+) -> bytes:
+    """A PNG of the scene's size with chunks in front of its pixels and behind them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, 8, color, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return (
+        PNG_START + header + first + pixels + late + (chunk(b"IEND", b"") if end is None else end)
+    )
+
+
+def _damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+
+
 def png_header(width: int, height: int) -> bytes:
     """Nothing but the promise of so many pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -136,10 +151,57 @@ _BROKEN_EXIF = {
     "no TIFF": b"Exif\0\0" + b"\xff" * 40,
 }
 
+_ROWS = b"".join(b"\0" + row.tobytes() for row in np.asarray(scene()))
+_INDICES = (np.arange(SIZE[0] * SIZE[1], dtype=np.uint8) % 8).reshape(SIZE[1], SIZE[0])
+_INDEX_ROWS = b"".join(b"\0" + row.tobytes() for row in _INDICES)
+_FOUR_COLORS = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [250, 240, 230]], np.uint8)
+_EXIF_6 = chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0"))
+_TEXT = chunk(b"tEXt", b"a\0b")
+# What says nothing about the pixels and is passed over, however large or broken.
+_PASSED_OVER = {
+    "a text of 3 MB": chunk(b"iTXt", b"workflow" + bytes(5) + b"a" * 3_000_000),
+    "a text that grows": chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(20_000_000), 9)),
+    "a broken profile": chunk(b"iCCP", b"n\0\0garbage"),
+    "a profile that grows": chunk(b"iCCP", b"n\0\0" + zlib.compress(bytes(20_000_000), 9)),
+    "an animation of 2^31 frames": chunk(b"acTL", struct.pack(">II", 1 << 31, 0)),
+    "an odd gamma": chunk(b"gAMA", struct.pack(">I", 100)) + chunk(b"sBIT", bytes(3)),
+}
+_WHOLE_PNGS: dict[str, tuple[bytes, NDArray[np.uint8]]] = {
+    **{
+        f"PNG with {what}": (_parts(_ROWS, first=part), np.asarray(scene()))
+        for what, part in _PASSED_OVER.items()
+    },
+    "PNG with bytes behind its end": (_parts(_ROWS) + b"PK" * 999, np.asarray(scene())),
+    "two orientations, the first counts": (
+        _parts(_ROWS, first=_EXIF_6, late=chunk(b"eXIf", exif(3)[6:])),
+        np.rot90(np.asarray(scene()), -1),
+    ),
+    "indices behind the palette are black": (
+        _parts(_INDEX_ROWS, 3, first=chunk(b"PLTE", _FOUR_COLORS.tobytes())),
+        np.concatenate([_FOUR_COLORS, np.zeros((4, 3), np.uint8)])[_INDICES],
+    ),
+}
+_WRONG_TEXT = _TEXT[:-1] + bytes([_TEXT[-1] ^ 1])
+_PLAIN = _parts(_ROWS)
+_BROKEN_PNGS = {
+    "PNG with a wrong checksum of its header": _damaged(_PLAIN, 32),
+    "PNG with a wrong checksum of its pixels": _damaged(_PLAIN, len(_PLAIN) - 13),
+    "PNG with a wrong checksum of a text": _parts(_ROWS, first=_WRONG_TEXT),
+    "PNG with a wrong checksum of a late text": _parts(_ROWS, late=_WRONG_TEXT),
+    "PNG without its last chunk": _parts(_ROWS, end=b""),
+    "PNG with pixels in two places": _parts(b"", first=chunk(b"IDAT", b"x") + _TEXT),
+    "PNG with a row too little": _parts(_ROWS[: -len(_ROWS) // SIZE[1]]),
+    "PNG without a palette": _parts(_INDEX_ROWS, 3),
+    "PNG with a chunk nobody knows": _parts(_ROWS, first=chunk(b"ABCD", b"x")),
+    "PNG of Xcode": PNG_START + chunk(b"CgBI", bytes(4)) + _PLAIN[8:],
+    "PNG with a chunk beyond all files": _parts(_ROWS, late=b"\x90\0\0\0tEXt"),
+}
+
 # name -> file, RGB, largest difference between two decoders: those of JPEG may round apart
 READ: dict[str, tuple[bytes, NDArray[np.uint8], int]] = {
     "16-bit gray": (*_gray_16(), 0),
     **{name: (content, shown(content), 0) for name, content in _PNGS.items()},
+    **{name: (*found, 0) for name, found in _WHOLE_PNGS.items()},
     **{name: (content, shown(content), 2) for name, content in _JPEGS.items()},
     **{name: (c, shown(c), 2 * name.startswith(("JPEG", "big"))) for name, c in _EXIF.items()},
     **{
@@ -166,6 +228,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         for form in ("BMP", "GIF", "TIFF", "WEBP", "PPM", "EPS")
     },
     "CMYK": (saved(scene().convert("CMYK"), "JPEG"), "CMYK"),
+    **{name: (content, "image cannot be read") for name, content in _BROKEN_PNGS.items()},
     "half a PNG": (saved(scene(), "PNG")[:200], "truncated"),
     "half a JPEG": (saved(scene(), "JPEG")[:-200], "image"),
     "start of a PNG": (PNG_START, "image"),

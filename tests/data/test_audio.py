@@ -12,6 +12,7 @@ from PIL import Image
 
 from save_deploy.data import audio
 from save_deploy.data.audio import read_waveform, resample, second
+from save_deploy.data.sound import read_sound
 from save_deploy.errors import DataError
 from tests import command
 
@@ -176,3 +177,40 @@ def test_lack_of_memory_has_no_traceback(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(audio, "resample", resample)
     done = command.run("mask", "none", "f.png", "s.wav", "-o", "m.png", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: not enough memory for this input\n")
+
+
+@pytest.mark.parametrize("suffix", ["raw", "au", "gsm", "vox", "flac", "RAW", ""])
+def test_the_name_says_nothing(tmp_path: Path, suffix: str) -> None:
+    """libsndfile takes any bytes in a file of some names for sound; soundfile wants a rate."""
+    sound, path = sine(16_000, 1.0), tmp_path / f"s.{suffix}"
+    soundfile.write(tmp_path / "s.wav", sound, 16_000, subtype="FLOAT")
+    (tmp_path / "s.wav").rename(path)
+    np.testing.assert_array_equal(read_waveform(path), sound)
+    path.write_bytes(np.random.default_rng(0).bytes(50_000))
+    with pytest.raises(DataError, match="cannot be read") as refused:
+        read_waveform(path)
+    assert str(path) in str(refused.value)
+
+
+def test_a_damaged_sound_is_read_by_nobody(tmp_path: Path) -> None:
+    """FFmpeg would pass over the bad frame of a FLAC; the C++ program refuses it."""
+    path = tmp_path / "s.flac"
+    soundfile.write(path, sine(16_000, 4.0), 16_000)
+    content = bytearray(path.read_bytes())
+    content[len(content) * 4 // 5] ^= 0x55
+    path.write_bytes(content)
+    for read in (read_waveform, read_sound):
+        with pytest.raises(DataError, match="damaged"):
+            read(path)
+
+
+def test_the_start_of_a_long_sound(tmp_path: Path) -> None:
+    """What follows is not read: neither its length nor its damage costs anything."""
+    sound = sine(16_000, 20.0)
+    sound[300_000] = np.nan
+    soundfile.write(tmp_path / "s.wav", sound, 16_000, subtype="FLOAT")
+    found = read_waveform(tmp_path / "s.wav", seconds=2.0)
+    assert 32_000 <= found.size <= 100_000
+    np.testing.assert_array_equal(found, sound[: found.size])
+    with pytest.raises(DataError, match="NaN"):
+        read_waveform(tmp_path / "s.wav")

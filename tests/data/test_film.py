@@ -306,6 +306,22 @@ def test_raw_streams_have_the_times_of_their_rate(tmp_path: Path) -> None:
         assert container.duration == pytest.approx(3e6, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["list.m3u8", "list.ffconcat", "list.mp4"])
+@pytest.mark.parametrize(
+    "text", ["#EXTM3U\n#EXTINF:2,\nf.ts\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile f.ts\n"]
+)
+def test_no_other_file_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """A playlist names files, which FFmpeg would open and show."""
+    monkeypatch.chdir(tmp_path)
+    films.write_film(tmp_path / "f.ts", seconds=0.5)
+    assert len(read_video_frames(Path("f.ts"), [0.0])) == 1
+    Path(name).write_text(text)
+    with pytest.raises(DataError, match="video cannot be read"):
+        read_video_frames(Path(name), [0.0])
+
+
 @pytest.mark.parametrize("name", ["12:30:15.mp4", "http:x.mp4", "file:x.mp4", "a%03d.mp4"])
 def test_names_that_look_like_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

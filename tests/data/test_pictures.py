@@ -88,3 +88,13 @@ def test_transparency_is_kept_when_asked_for(tmp_path: Path) -> None:
 def test_no_such_picture(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="image not found"):
         read_frame(tmp_path / name)
+
+
+@pytest.mark.parametrize("start", ["PNG", "JPEG"])
+def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path, start: str) -> None:
+    """Sparse: it takes no room on the disk."""
+    content = next(c for name, (c, *_) in READ.items() if name.startswith(start))
+    path = written(tmp_path / "p", content)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(DataError, match="of a size that cannot be used"):
+        read_frame(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from save_deploy.data.audio import second
 from save_deploy.data.log_mel import log_mel_examples
 from save_deploy.data.open import open_dataset
 from save_deploy.data.released import ReleasedClips
+from save_deploy.data.tables import read_table
 from save_deploy.data.transforms import read_mask
 from save_deploy.errors import DataError
 from tests.data import trees
@@ -356,3 +358,12 @@ def test_wrong_sound_of_ms3_is_the_next_clip(tmp_path: Path) -> None:
     assert len(clips) > 1
     np.testing.assert_array_equal(swapped[0].waveform, clips[1].waveform)
     assert not np.array_equal(swapped[0].waveform, clips[0].waveform)
+
+
+def test_a_table_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    """Sparse: it takes no room on the disk."""
+    table = tmp_path / "s4_meta_data.csv"
+    table.write_text("name,category,split\n")
+    os.truncate(table, 1 << 40)
+    with pytest.raises(DataError, match="too large"):
+        read_table(table)

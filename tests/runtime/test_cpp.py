@@ -215,8 +215,13 @@ def test_hostile_manifests(build: Path, bundle: Path, tmp_path: Path) -> None:
         '"preprocessing": 0', f'"preprocessing": {"[" * 10**6}{"]" * 10**6}'
     )
     unlisted = {n: record for n, record in values["files"].items() if n != "golden/image.npy"}
+    as_float = {**values, "format_version": 1.0}
+    turned = {**values, "files": {**values["files"], "a\u202eb": values["files"]["model.onnx"]}}
     texts = {
         deep: "nested deeper",
+        json.dumps(as_float): "bundle of another format",
+        json.dumps(values) + "\0": "a NUL byte",
+        json.dumps(turned): r"file name a\u202eb",
         json.dumps({**values, "files": unlisted}): "golden/image.npy without size and sha256",
     }
     for text, expected in texts.items():
@@ -265,7 +270,21 @@ def test_outputs_of_every_kind(build: Path, bundle_fp32: Path, tmp_path: Path) -
     assert full.returncode == 1 and "No space left" in full.stderr
     same = infer(build, "run", bundle_fp32, mine, sound, "-o", mine)
     assert same.returncode == 1 and "the same file" in same.stderr
+    logits = infer(build, "run", bundle_fp32, mine, sound, "-o", "/dev/null", "--logits", mine)
+    assert logits.returncode == 1 and "the same file" in logits.stderr
     assert mine.read_bytes() == frame.read_bytes()
+    jpeg = infer(build, "run", bundle_fp32, mine, sound, "-o", tmp_path / "m.jpg")
+    assert jpeg.returncode == 1 and "a .png path" in jpeg.stderr
+    own = shutil.copytree(bundle_fp32, tmp_path / "own")
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    for words in (
+        ["-o", own / "conformance/normal.png"],
+        ["-o", "/dev/null", "--tensors", own / "golden"],
+    ):
+        done = infer(build, "run", own, mine, sound, *words)
+        assert done.returncode == 1 and "a file of the bundle" in done.stderr
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+    shutil.rmtree(own)
     escapes = infer(build, "verify", tmp_path / "\x1b]0;title\x07")
     assert escapes.returncode == 1 and r"\x1b]0;title\x07" in escapes.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.png", "mine.png", "real.png"]

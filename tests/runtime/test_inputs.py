@@ -129,6 +129,7 @@ WRONG_SOUNDS: dict[str, tuple[Any, str]] = {
     "unequal rows": ([[0.1, 0.2], [0.3]], "inhomogeneous"),
     "objects": ([None, 0.1], "list"),
     "a tensor with a gradient": (torch.zeros(9, requires_grad=True), r"detach\(\)"),
+    "masked": (np.ma.masked_array(SOUND, SOUND > 0), r"masked array(.|\n)*filled\(0\)"),
     "empty": (SOUND[:0], r"without samples(.|\n)*0 samples"),
     "an empty list": ([], "without samples"),
 }
@@ -161,6 +162,10 @@ def test_loud_floats_are_sound(segment: SavePipeline) -> None:
 
 
 WRONG_FRAMES: dict[str, tuple[Any, str]] = {
+    "masked": (np.ma.masked_array(FRAME, FRAME > 9), r"masked array(.|\n)*filled\(0\)"),
+    "wide": (np.broadcast_to(np.uint8(1), (1, 65_536, 3)), "65536 x 1(.|\n)*65535 pixels a side"),
+    # no memory of its own: one value, shown everywhere
+    "endless": (np.broadcast_to(np.uint8(1), (60_000, 60_000, 3)), "60000 x 60000"),
     "empty": (FRAME[:0], r"uint8 \(0, 80, 3\)"),
     "no width": (FRAME[:, :0], r"uint8 \(48, 0, 3\)"),
     "floats": ((FRAME / 255).astype(np.float32), r"float32 \(48, 80, 3\)(.|\n)*255 \* frame"),

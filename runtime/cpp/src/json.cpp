@@ -17,6 +17,8 @@ Json parse_json(const std::string& text) {
             refuse_json("nested deeper than " + std::to_string(kMaxJsonDepth) + " levels");
         return true;
     };
+    // which the parser takes for the end of the text
+    if (text.find('\0') != std::string::npos) refuse_json("a NUL byte");
     return Json::parse(text, shallow);
 }
 

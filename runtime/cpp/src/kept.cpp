@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <new>
 #include <random>
 
 #if defined(__unix__)
@@ -61,6 +62,8 @@ std::optional<std::string> read_kept(const std::string& path) {
         if (sha256_of(bytes.data() + kHashDigits, size) != known) return std::nullopt;
         return std::string(bytes.begin() + kHashDigits, bytes.end());
     } catch (const Error&) {
+        return std::nullopt;
+    } catch (const std::bad_alloc&) {
         return std::nullopt;
     }
 }

@@ -33,10 +33,11 @@ constexpr const char* kPreprocessing = R"({
 // A path below the bundle: relative, without "..".
 void check_name(const std::string& name) {
     const std::filesystem::path path(name);
-    bool inside = !name.empty() && !path.is_absolute() && name.find('\\') == std::string::npos &&
+    const bool named = !path.lexically_normal().empty() && path.lexically_normal() != ".";
+    bool inside = named && !path.is_absolute() && name.find('\\') == std::string::npos &&
                   name.find('\0') == std::string::npos;
     inside = inside && name.find(':') == std::string::npos && name.size() <= 1000 &&
-             printable(name, name.size()) == name;
+             printable(name, name.size()) == name && visible(name) == name;
     for (const auto& part : path) inside = inside && part != ".." && part.native().size() <= 255;
     if (!inside) refuse_json("file name " + name);
 }
@@ -157,7 +158,7 @@ Manifest parse_checked(const std::string& source) {
     const Json root = parse_json(source);
     const std::string format = text(root, "format");
     const Json& version = field(root, "format_version");
-    if (format != kFormat || version != kFormatVersion)
+    if (format != kFormat || !version.is_number_integer() || version != kFormatVersion)
         throw Error(SAVE_DETAIL_BUNDLE, "bundle of another format",
             printable(format + " version " + version.dump()),
             std::string(kFormat) + " version " + std::to_string(kFormatVersion),

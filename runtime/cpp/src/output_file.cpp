@@ -1,5 +1,6 @@
 #include "output_file.hpp"
 
+#include <cctype>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -112,6 +113,24 @@ void check_not_input(const std::string& path, const std::string& input) {
     std::error_code error;
     if (fs::equivalent(path, input, error) && !error)
         throw Error(SAVE_DETAIL_DATA, "output and input are the same file", path, "another name");
+}
+
+void check_not_of_bundle(const std::string& path, const std::string& bundle) {
+    std::error_code error;
+    const fs::path folder = fs::canonical(bundle, error);
+    if (error) return;
+    const fs::path target = fs::canonical(path, error);  // an error: nothing is there yet
+    if (error) return;
+    const fs::path inside = target.lexically_relative(folder);
+    if (!inside.empty() && *inside.begin() != "..")
+        throw Error(SAVE_DETAIL_DATA, "the output is a file of the bundle", path, "another folder");
+}
+
+void check_mask_name(const std::string& path) {
+    std::string suffix = fs::path(path).extension().string();
+    for (char& c : suffix) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (!suffix.empty() && suffix != "." && suffix != ".png" && !is_special(path))
+        throw Error(SAVE_DETAIL_DATA, "mask cannot be written", path, "a .png path");
 }
 
 }  // namespace save_core

@@ -12,4 +12,11 @@ void stop_cleanly();
 // Throws Error when the output is one of the files that are read.
 void check_not_input(const std::string& path, const std::string& input);
 
+// Throws Error when the output would replace a file of the bundle in use.
+void check_not_of_bundle(const std::string& path, const std::string& bundle);
+
+// Throws Error for the name of another format than PNG. A name without suffix is fine, and so is what
+// is written through, as a device.
+void check_mask_name(const std::string& path);
+
 }  // namespace save_core

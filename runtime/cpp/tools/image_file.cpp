@@ -1,5 +1,6 @@
 #include "image_file.hpp"
 
+#include <cstdint>
 #include <cstring>
 
 #include "error.hpp"
@@ -9,6 +10,8 @@ namespace save_tools {
 
 using save_core::Bytes;
 using save_core::Error;
+
+constexpr std::uint64_t kMaxBytes = std::uint64_t{1} << 30;  // as save_deploy/data/pictures.py
 
 void refuse_image(const std::string& name, const std::string& reason) {
     throw Error(SAVE_DETAIL_DATA, "image cannot be read",
@@ -28,7 +31,12 @@ Image decode_image(const Bytes& bytes, const std::string& name) {
 static Bytes read_all(const std::string& path) {
     if (!save_core::is_file(path))
         throw Error(SAVE_DETAIL_DATA, "image not found", path, "a PNG or JPEG file");
-    return save_core::read_file(path, SAVE_DETAIL_DATA);
+    const std::uint64_t size = save_core::file_size(path);
+    if (size > kMaxBytes)
+        throw Error(SAVE_DETAIL_DATA, "image of a size that cannot be used",
+            path + ": " + std::to_string(size) + " bytes",
+            "at most " + std::to_string(kMaxBytes) + " bytes");
+    return save_core::read_file(path, SAVE_DETAIL_DATA, kMaxBytes);
 }
 
 Image read_image(const std::string& path) { return decode_image(read_all(path), path); }

@@ -60,6 +60,8 @@ struct Header {
 // Each step returns false after an error; `message` says which.
 bool read_header(png_structp png, png_infop info, Header* header) {
     if (setjmp(png_jmpbuf(png)) != 0) return false;
+    // a wrong checksum anywhere is a damaged file, as save_deploy/data/png_chunks.py has it
+    png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(png, info);
     png_get_IHDR(png, info, &header->width, &header->height, &header->bits, &header->color,
         &header->interlace, nullptr, nullptr);

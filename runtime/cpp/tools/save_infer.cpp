@@ -7,6 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <map>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -44,7 +45,10 @@ constexpr const char* kUsage =
 
 constexpr double kMinSeconds = 0.025;      // one window of the spectrum
 constexpr double kExampleSeconds = 0.975;  // what the network hears at once
+constexpr double kReadSeconds = 2.0;  // what follows sounds in the resampled end of the first second
 constexpr int kWarmUp = 3;
+constexpr const char* kTensorFiles[] = {
+    "image.npy", "waveform.npy", "audio_embedding.npy", "mask_logits.npy"};
 
 struct Arguments {
     std::vector<std::string> names;              // without options
@@ -146,7 +150,7 @@ void write_array(const std::string& path, const std::string& dtype,
 
 save_tools::SoundFile checked_sound(const std::string& path, bool any_sound) {
     const char* const cure = "add --any-sound";
-    save_tools::SoundFile sound = save_tools::read_sound(path);
+    save_tools::SoundFile sound = save_tools::read_sound(path, kReadSeconds);
     const double shortest = any_sound ? kMinSeconds : kExampleSeconds;
     if (sound.seconds() < shortest)
         throw Error(SAVE_DETAIL_DATA, "sound is too short",
@@ -159,11 +163,27 @@ save_tools::SoundFile checked_sound(const std::string& path, bool any_sound) {
     return sound;
 }
 
+// Before any work: no output may replace an input or a file of the bundle.
+void check_outputs(const Arguments& arguments) {
+    std::vector<std::string> outputs;
+    for (const char* option : {"-o", "--logits"})
+        if (const auto found = arguments.options.find(option); found != arguments.options.end())
+            outputs.push_back(found->second);
+    if (const auto found = arguments.options.find("--tensors"); found != arguments.options.end())
+        for (const char* name : kTensorFiles)
+            outputs.push_back(save_core::joined(found->second, name));
+    save_core::check_mask_name(arguments.options.at("-o"));
+    for (const std::string& output : outputs) {
+        for (const std::size_t input : {std::size_t{2}, std::size_t{3}})
+            save_core::check_not_input(output, arguments.names[input]);
+        save_core::check_not_of_bundle(output, arguments.names[1]);
+    }
+}
+
 void run(const Arguments& arguments) {
     if (arguments.names.size() != 4 || arguments.options.count("-o") == 0)
         misused("run needs a bundle, a frame, a sound and -o MASK.png");
-    for (const std::size_t input : {std::size_t{2}, std::size_t{3}})
-        save_core::check_not_input(arguments.options.at("-o"), arguments.names[input]);
+    check_outputs(arguments);
     const save_tools::Image frame = save_tools::read_image(arguments.names[2]);
     const save_tools::SoundFile sound =
         checked_sound(arguments.names[3], arguments.options.count("--any-sound") != 0);
@@ -184,12 +204,11 @@ void run(const Arguments& arguments) {
         const std::string folder = arguments.options.at("--tensors");
         std::error_code error;
         std::filesystem::create_directories(folder, error);  // a failure shows when files are written
-        const auto place = [&](const char* name) { return save_core::joined(folder, name); };
-        write_array(place("image.npy"), "uint8", {res, res, 3}, save::make_image(pixels, res).data());
-        write_array(place("waveform.npy"), "float32", {SAVE_WINDOW_SAMPLES},
-            save::make_waveform(samples).data());
-        write_array(place("audio_embedding.npy"), "float32", {SAVE_EMBEDDING_SIZE}, heard.data());
-        write_array(place("mask_logits.npy"), "float32", {res, res}, logits.data());
+        const auto place = [&](int k) { return save_core::joined(folder, kTensorFiles[k]); };
+        write_array(place(0), "uint8", {res, res, 3}, save::make_image(pixels, res).data());
+        write_array(place(1), "float32", {SAVE_WINDOW_SAMPLES}, save::make_waveform(samples).data());
+        write_array(place(2), "float32", {SAVE_EMBEDDING_SIZE}, heard.data());
+        write_array(place(3), "float32", {res, res}, logits.data());
     }
     const std::string& out = arguments.options.at("-o");
     const save_core::Bytes png =
@@ -296,6 +315,9 @@ int main(int argc, char** argv) {
     } catch (const Error& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return error.status();
+    } catch (const std::bad_alloc&) {
+        std::fputs("not enough memory for this input\n  expected: less than this machine has\n", stderr);
+        return SAVE_INPUT;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "save-infer: %s\n", save_core::visible(error.what()).c_str());
         return SAVE_INPUT;

@@ -1,10 +1,13 @@
 #include "sound_file.hpp"
 
+#include <fcntl.h>
 #include <sndfile.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "downmix.hpp"
@@ -73,7 +76,7 @@ std::vector<std::string> names_of(SNDFILE* file, const SF_INFO& info) {
     return save_core::names_of_file(name, info.channels, map);
 }
 
-SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) {
+SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name, double seconds) {
     if (file == nullptr) refuse(name, sf_strerror(nullptr));
     save_core::check_format(info.channels, info.samplerate);
     const std::vector<float> weights = save_core::mono_weights(info.channels, names_of(file, info));
@@ -86,7 +89,7 @@ SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) 
         const std::size_t before = sound.samples.size();
         sound.samples.resize(before + n);
         save_core::to_mono(piece.data(), n, weights, sound.samples.data() + before);
-        if (got < kPieceFrames) break;
+        if (got < kPieceFrames || sound.seconds() >= seconds) break;
         if (sound.samples.size() > kMaxSamples / weights.size())
             throw Error(SAVE_DETAIL_DATA, "sound is too long", name,
                 "at most " + std::to_string(kMaxSamples) + " samples in all");
@@ -102,12 +105,15 @@ SoundFile read_all(SNDFILE* file, const SF_INFO& info, const std::string& name) 
 
 }  // namespace
 
-SoundFile read_sound(const std::string& path) {
+SoundFile read_sound(const std::string& path, double seconds) {
     if (!save_core::is_file(path))
         throw Error(SAVE_DETAIL_DATA, "sound file not found", path, "wav, flac or ogg");
+    // not by its name: libsndfile takes any bytes in a file called .au, .gsm or .vox for sound
+    const int opened = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (opened < 0) refuse(path, std::strerror(errno));
     SF_INFO info{};
-    const File file(sf_open(path.c_str(), SFM_READ, &info));
-    return read_all(file.get(), info, path);
+    const File file(sf_open_fd(opened, SFM_READ, &info, SF_TRUE));
+    return read_all(file.get(), info, path, seconds);
 }
 
 SoundFile decode_sound(const Bytes& bytes, const std::string& name) {
@@ -115,7 +121,7 @@ SoundFile decode_sound(const Bytes& bytes, const std::string& name) {
     SF_VIRTUAL_IO io{memory_size, memory_seek, memory_read, memory_write, memory_tell};
     SF_INFO info{};
     const File file(sf_open_virtual(&io, SFM_READ, &info, &memory));
-    return read_all(file.get(), info, name);
+    return read_all(file.get(), info, name, std::numeric_limits<double>::infinity());
 }
 
 bool is_silent(const SoundFile& sound) {

@@ -1,6 +1,7 @@
 // Sound files that libsndfile reads -> one channel of float samples.
 #pragma once
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,10 @@ struct SoundFile {
     save_sound view() const { return {samples.data(), n_frames(), n_channels, rate_hz}; }
 };
 
-// Throw Error(SAVE_DETAIL_DATA) for a foreign, damaged or empty file.
-SoundFile read_sound(const std::string& path);
+// Throw Error(SAVE_DETAIL_DATA) for a foreign, damaged or empty file. Of a long one at least `seconds`
+// from its start are read, not the rest.
+SoundFile read_sound(
+    const std::string& path, double seconds = std::numeric_limits<double>::infinity());
 SoundFile decode_sound(const save_core::Bytes& bytes, const std::string& name);
 
 // Nothing is heard in its first second (save_deploy/data/audio.py).
