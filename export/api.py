@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from save_deploy.errors import BundleError
 from save_deploy.export.inputs import check_inputs
 from save_deploy.export.options import ExportOptions
 from save_deploy.extras import named_extras
+from save_deploy.fields import read_json
 from save_deploy.files import check_folder_target
 from save_deploy.precision import Precision
 from save_deploy.runtime.inputs import as_folder, as_path
@@ -69,13 +69,7 @@ class Bundle:
     def report(self) -> dict[str, Any]:
         """report.json of the export: rows of the comparison with eager, what was merged. Raises
         BundleError where it is missing or no JSON."""
-        try:
-            values = json.loads((self.folder / "report.json").read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise BundleError("report cannot be read", got=str(error)[:300]) from error
-        if not isinstance(values, dict):
-            raise BundleError("report cannot be read", got=type(values).__name__)
-        return values
+        return read_json(self.folder / "report.json", what="report", error=BundleError).values
 
     def load(self, **how: Any) -> SavePipeline:
         """save_deploy.load of it; how: backend, threads, threshold ..."""
@@ -104,7 +98,7 @@ class Bundle:
     ) -> dict[str, Any]:
         """A TensorRT engine into the bundle, as `save-build` -> its entry in the manifest. options: all
         other options of the verb. Raises ExportError, BackendError, ParityError."""
-        from save_deploy.export.engine import add_engine
+        from save_deploy.export.engine.add import add_engine
         from save_deploy.export.engine.options import BuildOptions
 
         asked = options or BuildOptions(library=library, targets=tuple(targets))

@@ -3,7 +3,7 @@
 import sys
 
 from save_deploy import load
-from save_deploy.runtime.live import watch
+from save_deploy.runtime.live.source import watch
 
 with load(sys.argv[1]) as segment:
     for frame, sound in watch(sys.argv[2]):  # the newest picture, the second before it

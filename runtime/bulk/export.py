@@ -124,7 +124,8 @@ def _annotation(number: int, image: int, row: Row) -> dict[str, object]:
 
 def _write_sav(folder: Path, video: Video, path: Path) -> int:
     """ID_auto.json: one masklet, what sounds. Keys as in SA-V; those nobody measured are empty."""
-    rows = list(read_rows(path))
+    if not (rows := list(read_rows(path))):
+        return 0  # a section in which no frame lies has no masklet
     areas = [round(row.share * row.height * row.width) for row in rows]
     seen = [bool(area) for area in areas]
     shown = [area for area in areas if area]

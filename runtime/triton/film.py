@@ -26,9 +26,6 @@ FPS = TensorSpec("fps", "float32", (1,), "upper limit of frames per second; left
 TIME = TensorSpec("time_s", "float64", (1,), "when the frame is shown")
 SPEC = GraphSpec((FILM, FPS), (TIME, MASKS[1]))
 DECOUPLED = ("model_transaction_policy { decoupled: true }",)
-# What strangers may send: files that hold their own pictures and sound. Others, such as playlists, name
-# files that FFmpeg would open here.
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 _DATA = b"data:"
 
 
@@ -54,15 +51,11 @@ class FilmModel(PythonModel):
             else:
                 sender.send(flags=final)
 
-    def answer(self, request: Request) -> Arrays:
-        raise NotImplementedError("this model answers more than once")
-
     def answers(self, request: Request) -> Iterator[Arrays]:
         """Outputs of each frame. Raises DataError for what is no film, and after the last frame for one
         that was cut off."""
         wanted = request.requested_output_names()
         with _stored(film_of(self.content(request, "film"))) as path:
-            check_format(path)
             source = VideoSource(path, Section(fps=self._fps(request)))
             if not source.has_sound:
                 raise DataError(
@@ -106,19 +99,6 @@ def film_of(content: bytes) -> bytes:
     except binascii.Error as error:
         raise DataError(
             "film cannot be read", got=f"a data: URI: {error}", expected="data:video/mp4;base64,..."
-        ) from error
-
-
-def check_format(path: Path) -> None:
-    """Raise DataError for what is not one of FORMATS."""
-    import av
-
-    try:
-        with av.open(f"file:{path}", options={"format_whitelist": FORMATS}):
-            pass
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise DataError(
-            "film cannot be read", got=str(error)[:200], expected="an mp4, mkv or webm file"
         ) from error
 
 

@@ -13,7 +13,7 @@ from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.data.pictures import decode_frame
 from save_deploy.data.transforms import Mask
 from save_deploy.runtime.result import rle_of
-from save_deploy.runtime.triton.python_model import PythonModel, Request
+from save_deploy.runtime.triton.python_model import OneAnswer, Request
 
 PICTURE = TensorSpec("picture", "bytes", (1,), "bytes of a PNG or JPEG file")
 MASKS = (
@@ -24,7 +24,7 @@ SOUND = TensorSpec("waveform", "float32", (-1,), "16 kHz mono, -1..1; its first 
 SPEC = GraphSpec((PICTURE, SOUND), MASKS)
 
 
-class FrameModel(PythonModel):
+class FrameModel(OneAnswer):
     """One picture a request; of the outputs only those that are asked for are made."""
 
     def start(self, arguments: Mapping[str, str]) -> None:

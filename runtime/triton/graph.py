@@ -10,12 +10,12 @@ from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.inputs import check_heard
 from save_deploy.runtime.session import open_session
 from save_deploy.runtime.session.open import Content
-from save_deploy.runtime.triton.python_model import PythonModel, Request
+from save_deploy.runtime.triton.python_model import OneAnswer, Request
 
 FILE = "model.onnx"
 
 
-class GraphModel(PythonModel):
+class GraphModel(OneAnswer):
     """model.onnx beside model.py: OpenVINO where Triton's Python has it, else ONNX Runtime."""
 
     def start(self, arguments: Mapping[str, str]) -> None:

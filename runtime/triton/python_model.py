@@ -41,17 +41,8 @@ class PythonModel(ABC):
         """Open what answers need."""
 
     @abstractmethod
-    def answer(self, request: Request) -> Arrays:
-        """Outputs by name. Raises SaveDeployError for what cannot be answered."""
-
     def execute(self, requests: list[Request]) -> list[Response] | None:
-        return [self._respond(request) for request in requests]
-
-    def _respond(self, request: Request) -> Response:
-        try:
-            return self.response(self.answer(request))
-        except Exception as error:  # an error of one request is no reason to end the model
-            return self.server.InferenceResponse(error=self.error_of(error))
+        """Return the responses, or None where they were sent already. Raises nothing."""
 
     def response(self, outputs: Arrays) -> Response:
         tensors = [self.server.Tensor(name, array) for name, array in outputs.items()]
@@ -93,6 +84,23 @@ class PythonModel(ABC):
         return SavePipeline(
             config=self.manifest.config, precision=precision, audio=audio, model=model
         )
+
+
+class OneAnswer(PythonModel):
+    """A model that answers each request once."""
+
+    @abstractmethod
+    def answer(self, request: Request) -> Arrays:
+        """Outputs by name. Raises SaveDeployError for what cannot be answered."""
+
+    def execute(self, requests: list[Request]) -> list[Response]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Request) -> Response:
+        try:
+            return self.response(self.answer(request))
+        except Exception as error:  # an error of one request is no reason to end the model
+            return self.server.InferenceResponse(error=self.error_of(error))
 
 
 class ServedGraph:

@@ -20,7 +20,7 @@ from save_deploy.errors import DataError
 from save_deploy.runtime.inputs import as_sound, check_heard
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.triton.frame import MASKS, PICTURE, encoded
-from save_deploy.runtime.triton.python_model import PythonModel, Request
+from save_deploy.runtime.triton.python_model import OneAnswer, Request
 
 MAX_SEQUENCES = 1024  # of an instance
 IDLE_S = 60  # after which Triton ends a sequence without a word to its model
@@ -73,7 +73,7 @@ class Hearing:
         return self.embedding
 
 
-class StreamModel(PythonModel):
+class StreamModel(OneAnswer):
     """Sequences of one instance, the one that was used longest ago first."""
 
     def start(self, arguments: Mapping[str, str]) -> None:

@@ -36,7 +36,7 @@ def build(
     ] = False,
 ) -> None:
     """Build a TensorRT engine into a bundle and check it against the graph."""
-    from save_deploy.export.engine import add_engine, plan_engine
+    from save_deploy.export.engine.add import add_engine, plan_engine
 
     bundle = request.bundle
     if dry_run:

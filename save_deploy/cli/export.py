@@ -64,7 +64,7 @@ def export(
 ) -> None:
     """Turn a SAVE checkpoint into a bundle: merged, traced to ONNX, proven against eager, timed."""
     from save_deploy.bundle import check_own_bundle
-    from save_deploy.export.engine import engine_for, why_no_engine
+    from save_deploy.export.engine.library import engine_for, why_no_engine
     from save_deploy.export.inputs import check_inputs
     from save_deploy.files import check_folder_target
 
@@ -129,7 +129,9 @@ def print_result(result: ExportResult, options: ExportOptions) -> None:
 def _add_engine(bundle: Path, library: str) -> None:
     """The bundle is whole without it: when this fails, `save-build` can try again."""
     from save_deploy.cli.inspect import print_engine
-    from save_deploy.export.engine import BuildOptions, Receipt, add_engine
+    from save_deploy.export.engine.add import add_engine
+    from save_deploy.export.engine.options import BuildOptions
+    from save_deploy.export.engine.receipt import Receipt
 
     entry = add_engine(
         bundle,

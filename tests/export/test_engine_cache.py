@@ -18,20 +18,15 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from save_deploy.bundle import (
-    FileRecord,
-    Manifest,
-    audio_spec,
-    model_spec,
-    record_files,
-    sha256_of,
-)
+from save_deploy.bundle import FileRecord, Manifest, audio_spec, model_spec, record_files, sha256_of
 from save_deploy.cli.cache import cache_ls, cache_rm
 from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.errors import BundleError, ExportError, OutputError, ParityError
-from save_deploy.export.engine import Allow, BuildOptions, add_engine, cache, plan_engine
-from save_deploy.export.engine.add import engine_file
+from save_deploy.export.engine import cache
+from save_deploy.export.engine.add import add_engine, engine_file, plan_engine
 from save_deploy.export.engine.graph import read_graph
+from save_deploy.export.engine.options import BuildOptions
+from save_deploy.export.engine.receipt import Allow
 from save_deploy.partials import partial_folder
 from save_deploy.runtime.engine_check import engine_refusals, probe_machine
 from tests.command import run
@@ -200,8 +195,8 @@ def test_damaged_entry_is_built_again(bundle: Path, own_cache: Path, damage: str
 def builder(bundle: Path, *, wait_for: Path | None = None) -> subprocess.Popen[str]:
     """Another process that builds; it stops at `optimizing` until `wait_for` exists."""
     code = (
-        "import pathlib, sys, time\n"
-        "from save_deploy.export.engine import BuildOptions, add_engine\n"
+        "import pathlib, sys, time; from save_deploy.export.engine.add import add_engine\n"
+        "from save_deploy.export.engine.options import BuildOptions\n"
         f"go = {str(wait_for) if wait_for else None!r}\n"
         "def say(line):\n"
         "    print(line, flush=True)\n"

@@ -156,7 +156,9 @@ def build(
 ) -> Engine:
     """Export (proven on the CPU) and build for this GPU. forms: other than those of the target."""
     from save_deploy.export import options as export_options
-    from save_deploy.export.engine import Allow, BuildOptions, add_engine
+    from save_deploy.export.engine.add import add_engine
+    from save_deploy.export.engine.options import BuildOptions
+    from save_deploy.export.engine.receipt import Allow
     from save_deploy.export.export import export
     from save_deploy.export.options import ExportOptions
 

@@ -294,9 +294,9 @@ def films(folder: Path) -> dict[str, tuple[bytes, str]]:
     return {
         "cut mp4": (whole[: len(whole) // 2], "cannot be read"),
         "cut mkv": (mkv[: len(mkv) // 2], "the film is cut off"),
-        "text": (b"hello", "film cannot be read"),
-        "playlist": (b"#EXTM3U\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "film cannot be read"),
-        "nothing": (b"", "film cannot be read"),
+        "text": (b"hello", "video cannot be read"),
+        "playlist": (b"#EXTM3U\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "video cannot be read"),
+        "nothing": (b"", "video cannot be read"),
         "no sound": (silent, "no sound in the film"),
     }
 
