@@ -117,7 +117,7 @@ def test_altered_and_missing_files(copy: Path, name: str) -> None:
         ("{", "is not JSON"),
         ("[]", "a table"),
         ('{"format": "x", "format_version": 1}', "another format"),
-        ('{"format": "save-deploy-bundle", "format_version": 1}', "config"),
+        ('{"format": "save-deploy-bundle", "format_version": 1}', "preprocessing"),
     ],
 )
 def test_bad_manifest(copy: Path, text: str, message: str) -> None:
