@@ -185,7 +185,6 @@ QKV, NORM, PROJ = "blocks.3.attn.qkv", "blocks.3.norm1", "blocks.3.attn.proj"
         (put("tensors", QKV, "amax", "mse", -1.0), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", float("nan")), "is not JSON"),
         (put("tensors", QKV, "amax", "mse", float("inf")), "is not JSON"),
-        (put("tensors", QKV, "amax", "mse", 10**300), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", 10**400), "is too large"),
         (put("tensors", QKV, "amax", "mse", True), f"{QKV}.amax.mse"),
         (put("tensors", QKV, "amax", "mse", "1"), f"{QKV}.amax.mse"),
