@@ -113,3 +113,10 @@ def self_test_option(panel: str = "") -> Any:
         " /--no-self-test", panel=panel, default=True, default_text="",
         help="Skip the run of the golden samples on a GPU that is new to a bundle.",
     )  # fmt: skip
+
+
+def trust_option(panel: str = "") -> Any:
+    return option(
+        "--trust-engine", panel=panel, default=False,
+        help="Run an engine that was not built on this machine, too: it is code (docs/security.md).",
+    )  # fmt: skip

@@ -65,6 +65,7 @@ class Entry:
     bundle, form: name of the bundle or of the graph form (eager, compile, naive, merged, ...), as
         the user gave it.
     cuda: options of backend onnxruntime-cuda.
+    trust: run an engine that was not built on this machine.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Entry:
     graph: GraphFile | None = None
     form: str = ""
     cuda: CudaOptions = CudaOptions()
+    trust: bool = False
 
     @property
     def device(self) -> str:
@@ -123,6 +125,7 @@ class Entry:
             threads=self.threads,
             verify=False,
             self_test=False,
+            trust=self.trust,
             cuda=self.cuda,
         )
 

@@ -13,6 +13,7 @@ from save_deploy.options import (
     sound_option,
     threads_option,
     threshold_option,
+    trust_option,
 )
 
 ALL = "all"  # every backend that runs here
@@ -42,7 +43,8 @@ class CompareOptions:
     """Bundles x backends x data. checkpoints, sams: files the references may be made of, found by
     their hash. eager False: the first bundle on its first backend is the reference. clips: of each
     dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row.
-    self_test: of GPU backends that are new here. threshold: of masks and of M_J, a probability."""
+    self_test: of GPU backends that are new here. trust: engines that were not built here run as well.
+    threshold: of masks and of M_J, a probability."""
 
     bundles: tuple[Path, ...] = option(metavar="BUNDLE...", help="Folders written by save-export.")
     backends: tuple[str, ...] = option(
@@ -104,6 +106,7 @@ class CompareOptions:
     threshold: float = threshold_option(MEASUREMENT)
     threads: int | None = threads_option(MEASUREMENT)
     self_test: bool = self_test_option(MEASUREMENT)
+    trust: bool = trust_option(MEASUREMENT)
     sound_from: str = sound_option(DATA)
     skip_bad: bool = skip_bad_option(DATA)
     budget: Budget = field(default_factory=Budget)

@@ -175,6 +175,7 @@ def _entries(
                 threads=options.threads,
                 verify=False,
                 self_test=None if options.self_test else False,
+                trust=options.trust,
                 cuda=cuda,
             ) as pipeline:
                 runs, precision = pipeline.backend, pipeline.precision
@@ -189,8 +190,9 @@ def _entries(
             name = f"{label} {runs}" if precision in label else f"{label} {name}"
         size = bundle_mb(manifest, runs)
         entry = Entry(
-            name, runs, precision, size, label, folder, threads=options.threads, cuda=cuda
-        )
+            name, runs, precision, size, label, folder, threads=options.threads, cuda=cuda,
+            trust=options.trust,
+        )  # fmt: skip
         found.setdefault(runs, entry)
     if not found:
         assert first is not None

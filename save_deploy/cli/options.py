@@ -16,6 +16,7 @@ from save_deploy.options import (
     self_test_option,
     threads_option,
     threshold_option,
+    trust_option,
     vggish_option,
 )
 
@@ -43,10 +44,7 @@ class Placement:
     self_test: bool = self_test_option(BACKEND)
     threads: int | None = threads_option(BACKEND)
     threshold: float = threshold_option()
-    trust: bool = option(
-        "--trust-engine", panel=BACKEND, default=False,
-        help="Run an engine that was not built on this machine, too: it is code (docs/security.md).",
-    )  # fmt: skip
+    trust: bool = trust_option(BACKEND)
 
     def load(self, bundle: Path) -> SavePipeline:
         from save_deploy.runtime.pipeline import load

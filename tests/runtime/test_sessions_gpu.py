@@ -18,6 +18,8 @@ from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError
 from save_deploy.machine import Nvidia, read_nvidia
 from save_deploy.runtime import engine_check
+from save_deploy.runtime.compare import entries, plan
+from save_deploy.runtime.compare.options import CompareOptions
 from save_deploy.runtime.engine_trust import built_here, note_built_here
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session import choose as choose_module
@@ -152,6 +154,25 @@ def test_an_engine_of_elsewhere_is_not_run(
     assert not built_here(manifest.files["model.rtx.plan"].sha256)
     note_built_here(manifest.files["model.onnx"].sha256, "another file")
     assert choose("auto", folder, manifest).engine is None
+
+
+def test_comparison_trusts_an_engine_when_told(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_gpu: None
+) -> None:
+    """save-compare refuses an engine of elsewhere as load() does, and passes --trust-engine on."""
+    folder, _ = with_engine(bundle, tmp_path)
+    with_gpu(monkeypatch)
+    monkeypatch.setattr(choose_module, "probe_machine", lambda *_: machine())
+    monkeypatch.setattr(plan, "_source", lambda *_: None)  # no eager model
+    asked = CompareOptions((folder,), backends=("tensorrt_rtx",), threads=1)
+    with pytest.raises(BackendError, match=r"not built on this machine(.|\n)*--trust-engine"):
+        plan.make_plan(asked)
+    opened = []
+    monkeypatch.setattr(plan, "load", lambda _, **how: opened.append(how) or load(bundle))
+    monkeypatch.setattr(entries, "load", lambda _, **how: opened.append(how) or load(bundle))
+    (group,) = plan.make_plan(replace(asked, trust=True)).groups
+    group.entries[0].open()
+    assert [how["trust"] for how in opened] == [True, True]
 
 
 @pytest.mark.parametrize("backend", ["tensorrt_rtx", *ort.PROVIDERS.values(), "abacus"])
