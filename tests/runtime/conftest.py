@@ -54,6 +54,12 @@ def sanitized() -> Path:
     return built("sanitize", BUILD.with_name("cpp-sanitize"), *TESTS)
 
 
+@pytest.fixture(scope="session")
+def thread_sanitized() -> Path:
+    """build/cpp-threads: its test of threads, under ThreadSanitizer."""
+    return built("threads", BUILD.with_name("cpp-threads"), "test_threads")
+
+
 @pytest.fixture(scope="module")
 def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of model.onnx changed, hashes made right again: intact, and wrong."""

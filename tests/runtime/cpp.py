@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
 RELEASE = ("save_runtime", "save-infer", "refusals", "pixels")  # what Python's tests use
-TESTS = ("test_core", "test_manifest", "mutate", "test_bundle", "test_header")
+TESTS = ("test_core", "test_manifest", "mutate", "test_bundle", "test_threads", "test_header")
 INSTALL = (
     "apt-get install cmake g++ nlohmann-json3-dev libpng-dev libjpeg-dev libsndfile1-dev, and "
     'pip install "save-deploy[openvino]"'

@@ -46,6 +46,24 @@ def test_sanitized(sanitized: Path, bundle_fp32: Path) -> None:
     ctest(sanitized, bundle_fp32)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("race", [False, True])
+def test_threads_without_a_race(thread_sanitized: Path, bundle_fp32: Path, race: bool) -> None:
+    """Four threads on a runtime, one on another, under ThreadSanitizer; it finds a planted race."""
+    options = f"suppressions={SOURCE}/tests/threads.supp halt_on_error=1 report_mutex_bugs=0"
+    environment = {
+        "TSAN_OPTIONS": f"{options} ignore_noninstrumented_modules=1",
+        "TBB_ENABLE_SANITIZERS": "1",
+        **({"SAVE_TEST_RACE": "1"} if race else {"SAVE_TEST_BUNDLE": str(bundle_fp32)}),
+    }
+    done = subprocess.run(  # at fixed addresses, as the sanitizer wants them
+        ["setarch", "-R", thread_sanitized / "tests" / "test_threads"], capture_output=True, text=True,
+        env={**os.environ, **environment}, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == (66 if race else 0), done.stdout + done.stderr
+    assert ("data race" in done.stderr) == race
+
+
 @pytest.mark.long
 def test_many_damaged_files(sanitized: Path) -> None:
     """10,000 of each kind."""

@@ -1,9 +1,7 @@
 // A real bundle through the C++ interface. Its folder is in SAVE_TEST_BUNDLE; without it: skipped.
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
-#include <thread>
 #include <vector>
 
 #include "check.hpp"
@@ -36,32 +34,6 @@ void test_damage(const fs::path& bundle) {
     fs::remove(copy / "manifest.json");
     check_refused(copy, SAVE_INPUT, "not a bundle");
     fs::remove_all(copy);
-}
-
-// Four threads of fifty calls share a runtime while another runtime works beside them.
-void test_threads(const char* bundle, save::Runtime& runtime, const save::Frame& frame,
-    const std::vector<float>& heard, const std::vector<std::uint8_t>& mask) {
-    constexpr int kThreads = 4, kCalls = 50;
-    std::atomic<int> wrong{0}, refused{0}, done{0};
-    const auto work = [&](save::Runtime& used, int calls) {
-        const std::vector<float> nothing(SAVE_EMBEDDING_SIZE - 1);
-        for (int i = 0; i < calls; ++i) {
-            wrong += used.mask(frame, heard) != mask;
-            try {
-                (void)used.mask(frame, nothing);  // an error belongs to its thread
-            } catch (const save::Error&) {
-                ++refused;
-            }
-            ++done;
-        }
-    };
-    std::vector<std::thread> threads;
-    for (int i = 0; i < kThreads; ++i) threads.emplace_back([&] { work(runtime, kCalls); });
-    save::Runtime second(bundle);
-    std::thread beside([&] { work(second, kCalls); });
-    for (std::thread& thread : threads) thread.join();
-    beside.join();
-    CHECK(wrong == 0 && done == (kThreads + 1) * kCalls && refused == done);
 }
 
 }  // namespace
@@ -123,7 +95,6 @@ int main() {
         CHECK(std::isfinite(wrong) || (status == SAVE_INPUT && none[0] == 0));
     }
 
-    test_threads(bundle, runtime, frame, heard, mask);
     try {
         (void)runtime.mask({rgb, 121, 90}, heard);
         CHECK(!"accepted");
