@@ -7,7 +7,7 @@ Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order, as the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
@@ -347,14 +347,13 @@ def _source(sound: Any, rate: int | None) -> Callable[[int], Waveform]:
         return _resampled(cast(Callable[[int], Waveform], sound), rate)
     if hasattr(sound, "__array__") or isinstance(sound, (str, PathLike)) or _is_flat(sound):
         return partial(_second_of, as_sound(sound, rate))
-    try:
-        return _resampled(_in_order(iter(sound)), rate)
-    except TypeError as error:
+    if not isinstance(sound, Iterable) or isinstance(sound, (Mapping, Set, bytes, bytearray)):
         raise DataError(
             "wrong sound",
             got=type(sound).__name__,
             expected="a waveform (n,), an iterable of seconds, or a function second -> waveform",
-        ) from error
+        )
+    return _resampled(_in_order(iter(sound)), rate)
 
 
 def _resampled(at: Callable[[int], Waveform], rate: int | None) -> Callable[[int], Waveform]:

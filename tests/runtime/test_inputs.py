@@ -300,7 +300,7 @@ def test_listeners_refuse_a_bad_second_until_it_is_over(segment: SavePipeline) -
     silent = segment(FRAME, np.zeros(9, np.float32))
     for source in (SOUND, [SOUND], [], SOUND[:0], lambda _: SOUND[:0]):
         np.testing.assert_array_equal(Listener(segment, source)(FRAME, 3.0), silent)  # type: ignore[arg-type]
-    for wrong in (None, 5, "sound.wav", object()):
+    for wrong in (None, 5, "sound.wav", object(), {}, {0: SOUND}, {1.0}, b"", b"12"):
         with pytest.raises(DataError, match=r"wrong sound|not found"):
             Listener(segment, wrong)(FRAME, 0.0)  # type: ignore[arg-type]
     for time_s in (None, "soon", 10**400, [1.0], complex(1, 0)):
