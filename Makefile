@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SHARED := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test thorough fuzz fast check dist cpp fmt clean
+.PHONY: demo test thorough fuzz fast check dist cpp sdk fmt clean
 
 # Install, then turn the built-in checkpoint into an FP16 bundle and print the comparison.
 demo: $(VENV)/.installed
@@ -40,15 +40,25 @@ dist: $(VENV)/.installed-test
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m build --outdir dist save_deploy/assets
 
-# Build and test the C++ runtime in build/cpp; BUNDLE=DIR also runs what wants a bundle. In CI (which
-# sets CI) warnings are errors: a compiler nobody tried must not fail a user's build.
-cpp: $(VENV)/.installed-test
-	@for tool in cmake c++; do command -v $$tool >/dev/null || \
-		{ echo "$$tool is missing: apt-get install cmake g++"; exit 3; }; done
-	cmake -S runtime/cpp --preset $(if $(CI),ci,release) \
-		-DOpenVINO_DIR=$$($(BIN)/python -c "import openvino.utils as u; print(u.get_cmake_path())")
+# Build and test the C++ runtime in build/cpp; BUNDLE=DIR also runs what wants a bundle. OpenVINO comes
+# from OpenVINO_DIR (the folder of OpenVINOConfig.cmake) or into .venv, which gets nothing else. In CI
+# (which sets CI) warnings are errors: a compiler nobody tried must not fail a user's build.
+cpp: build/cpp/CMakeCache.txt
 	cmake --build build/cpp -j 2
 	SAVE_TEST_BUNDLE=$(if $(BUNDLE),$(abspath $(BUNDLE))) ctest --test-dir build/cpp --output-on-failure
+
+# The C++ runtime for developers without this repository: dist/save_runtime-VERSION-SYSTEM.tar.gz.
+sdk: build/cpp/CMakeCache.txt
+	cmake --build build/cpp -j 2 --target save_runtime save_media save-infer
+	cpack --config build/cpp/CPackConfig.cmake -B dist
+	rm -rf dist/_CPack_Packages
+
+OPENVINO_CMAKE = $(or $(OpenVINO_DIR),$$($(BIN)/python -c "import openvino.utils as u; print(u.get_cmake_path())"))
+.PHONY: build/cpp/CMakeCache.txt
+build/cpp/CMakeCache.txt: $(if $(OpenVINO_DIR),,$(VENV)/.installed-openvino)
+	@for tool in cmake c++; do command -v $$tool >/dev/null || \
+		{ echo "$$tool is missing: apt-get install cmake g++"; exit 3; }; done
+	cmake -S runtime/cpp --preset $(if $(CI),ci,release) -DOpenVINO_DIR=$(OPENVINO_CMAKE)
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -66,4 +76,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 
 $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet -e ".[test]"
+	touch $@
+
+# in the range of the extra "openvino"
+$(VENV)/.installed-openvino: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/python -c "import openvino" 2>/dev/null || \
+		$(BIN)/pip install --quiet "$$(sed -n 's/^openvino = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	touch $@

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
-RELEASE = ("save_runtime", "save-infer", "refusals", "pixels")  # what Python's tests use
+# what Python's tests use
+RELEASE = ("save_runtime", "save_media", "save-infer", "refusals", "pixels")
 TESTS = ("test_core", "test_manifest", "mutate", "test_bundle", "test_threads", "test_header")
 INSTALL = (
     "apt-get install cmake g++ nlohmann-json3-dev libpng-dev libjpeg-dev libsndfile1-dev, and "

@@ -26,7 +26,7 @@ from save_deploy.data.transforms import read_frame, resize_frame
 from save_deploy.runtime.hub import PublishOptions, publish
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
-from tests.runtime.cpp import ROOT, SOURCE, Library, cmake, infer
+from tests.runtime.cpp import SOURCE, Library, infer
 
 
 def ctest(folder: Path, bundle: Path) -> None:
@@ -317,23 +317,3 @@ def test_threads_as_python_counts_them(build: Path, bundle: Path) -> None:
             assert json.loads(done.stdout)["threads"] == default_threads() <= len(cpus)
     finally:
         os.sched_setaffinity(0, allowed)
-
-
-@pytest.mark.slow
-def test_installed_for_others(build: Path, bundle: Path, tmp_path: Path) -> None:
-    """find_package(save_runtime) from somebody else's CMake project, without our source tree."""
-    assert cmake("--install", build, "--prefix", tmp_path / "prefix").returncode == 0
-    consumer = Path(shutil.copytree(SOURCE / "tests" / "consumer", tmp_path / "consumer"))
-    documented = (ROOT / "docs" / "cpp.md").read_text()
-    assert (consumer / "main.cpp").read_text() in documented
-    configured = cmake(
-        "-S", consumer, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}"
-    )
-    assert configured.returncode == 0, configured.stderr
-    built = cmake("--build", tmp_path / "b")
-    assert built.returncode == 0, built.stdout + built.stderr
-    done = subprocess.run(
-        [tmp_path / "b" / "consumer", bundle], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "3072 pixels on openvino\n"

@@ -1,5 +1,7 @@
-# What runs the graphs. Sets SAVE_BACKEND_LIBRARIES; each backend is one source and one definition.
+# What runs the graphs. Sets SAVE_BACKEND_LIBRARIES, and SAVE_BACKEND_FILES that a program ships; each
+# backend is one source and one definition.
 set(SAVE_BACKEND_LIBRARIES "")
+set(SAVE_BACKEND_FILES "")
 
 find_package(OpenVINO QUIET COMPONENTS Runtime)
 if(OpenVINO_FOUND)
@@ -7,6 +9,13 @@ if(OpenVINO_FOUND)
     target_compile_definitions(save_core PRIVATE SAVE_WITH_OPENVINO)
     target_link_libraries(save_core PRIVATE openvino::runtime)
     list(APPEND SAVE_BACKEND_LIBRARIES openvino::runtime)
+    list(APPEND SAVE_BACKEND_FILES $<TARGET_FILE:openvino::runtime>)
+    # its headers write their paths into what is compiled
+    get_target_property(folders openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
+    foreach(folder ${folders})
+        set_property(SOURCE src/session_openvino.cpp
+            APPEND PROPERTY COMPILE_OPTIONS -fmacro-prefix-map=${folder}=openvino)
+    endforeach()
     message(STATUS "backend openvino ${OpenVINO_VERSION}")
 else()
     message(STATUS "backend openvino: not found; pip install openvino and pass "
@@ -20,6 +29,7 @@ if(onnxruntime_FOUND)
     target_compile_definitions(save_core PRIVATE SAVE_WITH_ONNXRUNTIME)
     target_link_libraries(save_core PRIVATE onnxruntime::onnxruntime)
     list(APPEND SAVE_BACKEND_LIBRARIES onnxruntime::onnxruntime ${CMAKE_DL_LIBS})
+    list(APPEND SAVE_BACKEND_FILES $<TARGET_FILE:onnxruntime::onnxruntime>)
     message(STATUS "backends onnxruntime and onnxruntime_cuda ${onnxruntime_VERSION}")
 else()
     message(STATUS "backend onnxruntime: not found; pass -Donnxruntime_DIR= of a C++ release of it")

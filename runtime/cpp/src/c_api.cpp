@@ -1,10 +1,10 @@
 // The C interface: arguments checked, exceptions turned into a status and this thread's error text.
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <string>
 
 #include "error.hpp"
+#include "guard.hpp"
 #include "pipeline.hpp"
 #include "resize.hpp"
 #include "save_runtime.h"
@@ -17,42 +17,10 @@ struct save_runtime {
 namespace {
 
 using save_core::Error;
+using save_core::guarded;
+using save_core::require;
 
 constexpr int kMaxFrames = 1 << 20;
-thread_local std::string last_text;
-thread_local int last_detail = SAVE_DETAIL_NONE;
-
-int failed(int status, int detail, const char* text) noexcept {
-    last_detail = detail;
-    try {
-        last_text = text;
-    } catch (...) {
-        last_text.clear();  // no memory for the text: status and detail still tell
-    }
-    return status;
-}
-
-template <class F>
-int guarded(F&& call) noexcept {
-    try {
-        call();
-        return SAVE_OK;
-    } catch (const Error& error) {
-        return failed(error.status(), error.detail(), error.what());
-    } catch (const std::bad_alloc&) {
-        return failed(SAVE_INPUT, SAVE_DETAIL_INTERNAL, "out of memory");
-    } catch (const std::exception& error) {
-        return failed(SAVE_INPUT, SAVE_DETAIL_INTERNAL, error.what());
-    } catch (...) {
-        return failed(SAVE_INPUT, SAVE_DETAIL_INTERNAL, "unknown error");
-    }
-}
-
-template <class T>
-void require(const T* pointer, const char* name) {
-    if (pointer == nullptr)
-        throw Error(SAVE_DETAIL_ARGUMENT, std::string(name) + " is NULL", "NULL", "a pointer");
-}
 
 void require_range(int value, int low, int high, const char* name) {
     if (value < low || value > high)
@@ -64,8 +32,8 @@ void require_range(int value, int low, int high, const char* name) {
 
 extern "C" {
 
-const char* save_last_error(void) { return last_text.c_str(); }
-int save_last_detail(void) { return last_detail; }
+const char* save_last_error(void) { return save_core::last_text.c_str(); }
+int save_last_detail(void) { return save_core::last_detail; }
 const char* save_version(void) { return SAVE_VERSION; }
 
 const char* save_backends(void) {
