@@ -20,9 +20,6 @@ class LiveOptions:
         help="VIDEO is a live source: camera, rtsp:// or any address, v4l2:/dev/video0 or another "
         "FORMAT:DEVICE, - for a pipe, or a file played at its own speed. Ctrl-C ends it.",
     )  # fmt: skip
-    window: bool = option(
-        "--window", panel=LIVE, default=False, needs=("--live",), help="Show it in a window."
-    )
     microphone: str | None = option(
         "--microphone", panel=LIVE, default=None, needs=("--live",),
         default_text="the source's own sound", help="Sound from elsewhere, such as alsa:default.",

@@ -17,13 +17,14 @@ from save_deploy.runtime.live.options import LiveOptions
 from save_deploy.runtime.live.place import places_of
 from save_deploy.runtime.live.source import LiveFrame, LiveSource
 from save_deploy.runtime.live.stats import LiveResult, Stats
-from save_deploy.runtime.live.writer import TIME_BASE, LiveVideo, Window
+from save_deploy.runtime.live.writer import TIME_BASE, LiveVideo
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.video.formats import find_encoder, format_of
 from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, Sink
 from save_deploy.runtime.video.source import TimedFrame
+from save_deploy.runtime.video.window import Window, check_display
 
 HEAR_STEP_S = 0.05  # the last second is heard anew this often
 _WAIT_S = 0.05  # for a picture, before it is asked again whether to end
@@ -37,14 +38,17 @@ class LiveRun:
         """Raises DataError for a source or an option that cannot be used, OutputError for a file that
         may not be written, BackendError without a video encoder."""
         self.options, self.live, self.color = options, live, color_of(options.color)
-        if not (options.out or live.window):
-            raise DataError("nothing to show", expected="one of them", hint="add -o or --window")
-        if options.masks or options.record or options.section.start_s or options.section.fps:
+        if not (options.out or options.show):
+            raise DataError("nothing to show", expected="one of them", hint="add -o or --show")
+        section, files = options.section, {*options.files} - {options.out}
+        if files or section.start_s or section.fps:
             raise DataError(
                 "option that a live source does not take",
-                got="--masks, --json, --start or --fps",
-                expected="-o, --window, --seconds",
+                got="--masks, --matte, --json, --start or --fps",
+                expected="-o, --show, --seconds",
             )
+        if options.show:
+            check_display()
         if options.out is not None:
             find_encoder(format_of(options.out).encoders)
             check_file_target(options.out, force=options.force)
@@ -118,7 +122,7 @@ class LiveRun:
         if out is not None:
             path = outputs.enter_context(new_file(out, what=_WHAT, replace=self.options.force))
             sinks.append(LiveVideo(path, source, self.color))
-        if self.live.window:
+        if self.options.show:
             window = Window(self.places[0].name, self.color)
             sinks.append(window)
         for sink in sinks:

@@ -1,4 +1,4 @@
-"""What a live run gives: a video with the sound, or a window."""
+"""What a live run gives: a video with the sound."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ import numpy as np
 
 from save_deploy.data.film_sound import GAP_S
 from save_deploy.data.transforms import Frame
-from save_deploy.errors import BackendError
 from save_deploy.runtime.live.sound import Held, Samples
 from save_deploy.runtime.live.source import STEREO_HZ, LiveSource
 from save_deploy.runtime.pictures import Color
 from save_deploy.runtime.video.options import Section
-from save_deploy.runtime.video.overlay import outlined
-from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.writer import OverlayVideo
 
 TIME_BASE = Fraction(1, 90_000)
@@ -83,51 +80,3 @@ class _LiveTrack:
         frame = av.AudioFrame.from_ndarray(packed, "flt", "stereo")
         frame.rate, frame.pts, frame.time_base = STEREO_HZ, at, Fraction(1, STEREO_HZ)
         yield from self._stream.encode(frame)
-
-
-class Window:
-    """Shows frames with their masks. A user closes it, or presses Escape or q."""
-
-    def __init__(self, title: str, color: Color) -> None:
-        """Raises BackendError where Python has no tkinter or the machine no display."""
-        try:
-            import tkinter
-        except ImportError as error:
-            raise BackendError(
-                "a window needs tkinter",
-                got=str(error),
-                hint="apt-get install python3-tk, or -o FILE",
-            ) from error
-        try:
-            self._root = tkinter.Tk()
-        except tkinter.TclError as error:
-            raise BackendError(
-                "no display for a window", got=str(error), expected="a desktop", hint="-o FILE"
-            ) from error
-        self._root.title(title)
-        self._label = tkinter.Label(self._root, borderwidth=0)
-        self._label.pack()
-        self._open, self.color = True, color
-        self._root.protocol("WM_DELETE_WINDOW", self._shut)
-        for key in ("<Escape>", "q"):
-            self._root.bind(key, lambda _: self._shut())
-
-    def _shut(self) -> None:
-        self._open = False
-
-    def is_open(self) -> bool:
-        """Lets the window answer first, so it is to be asked often."""
-        self._root.update()
-        return self._open
-
-    def add(self, masked: MaskedFrame) -> None:
-        from PIL import Image, ImageTk
-
-        shown = outlined(masked.frame.picture, masked.mask, self.color)
-        self._picture = ImageTk.PhotoImage(Image.fromarray(shown), master=self._root)
-        self._label.configure(image=self._picture)
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None:
-        self._root.destroy()

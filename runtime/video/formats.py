@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,27 @@ FORMATS = {
     ".mkv": Format("matroska", _H264, "aac", (*_MP4, "vorbis", "flac", "dts", "pcm_s16le")),
     ".webm": Format("webm", ("libvpx-vp9", "libvpx"), "libopus", ("opus", "vorbis")),
 }
+
+
+@dataclass(frozen=True)
+class MatteFormat:
+    """A container with transparency: muxer, encoder and its options, pixel format."""
+
+    muxer: str
+    encoder: str
+    pixels: str
+    options: Mapping[str, str]
+
+
+MATTES = {
+    ".mov": MatteFormat(
+        "mov", "prores_ks", "yuva444p10le", {"profile": "4444", "alpha_bits": "16"}
+    ),
+    ".webm": MatteFormat(
+        "webm", "libvpx-vp9", "yuva420p",
+        {"crf": "12", "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "1"},
+    ),
+}  # fmt: skip
 _BITS_PER_PIXEL = 0.12  # for the encoder that has no constant quality
 OPTIONS = {
     "libx264": {"crf": "20", "preset": "veryfast"},
@@ -53,23 +75,52 @@ def find_encoder(names: tuple[str, ...]) -> str:
 
     Raises BackendError without one.
     """
-    import av
-
     for name in names:
-        try:
-            context: Any = av.CodecContext.create(name, "w")
-            context.width, context.height, context.pix_fmt = 128, 128, "yuv420p"
-            context.framerate, context.time_base = 25, Fraction(1, 25)
-            context.open()
-        except (av.FFmpegError, ValueError):  # not in this build, or its library is missing
-            continue
-        return name
+        if _opens(name, "yuv420p"):
+            return name
     raise BackendError(
         "no video encoder",
         got="this build of PyAV has none of them that works",
         expected=" or ".join(names),
         hint="pip install --upgrade av, or --masks DIR instead of a video",
     )
+
+
+def matte_format_of(path: Path) -> MatteFormat:
+    """Return the format of a matte by its suffix. Raises DataError for an unsupported suffix."""
+    if path.suffix.lower() not in MATTES:
+        raise DataError(
+            "this kind of video cannot be transparent",
+            got=path.name,
+            expected="a matte's name that ends in " + " or ".join(MATTES),
+        )
+    return MATTES[path.suffix.lower()]
+
+
+def find_matte_encoder(form: MatteFormat) -> None:
+    """Raise BackendError when this build of PyAV cannot open the encoder of a matte."""
+    if _opens(form.encoder, form.pixels):
+        return
+    others = [suffix for suffix, m in MATTES.items() if _opens(m.encoder, m.pixels)]
+    raise BackendError(
+        "no encoder for a video with transparency",
+        got=f"this build of PyAV (its FFmpeg) has no {form.encoder} with {form.pixels} that works",
+        expected=form.encoder,
+        hint=f"name it {others[0]}, which works here" if others else "pip install --upgrade av",
+    )
+
+
+def _opens(encoder: str, pixels: str) -> bool:
+    import av
+
+    try:
+        context: Any = av.CodecContext.create(encoder, "w")
+        context.width, context.height, context.pix_fmt = 128, 128, pixels
+        context.framerate, context.time_base = 25, Fraction(1, 25)
+        context.open()
+    except (av.FFmpegError, ValueError):  # not in this build, or its library is missing
+        return False
+    return True
 
 
 def bit_rate(width: int, height: int, rate: float) -> int:

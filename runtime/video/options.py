@@ -13,6 +13,7 @@ from save_deploy.options import option
 SECTION = "Section"
 KEYFRAMES: Literal["keyframes"] = "keyframes"
 NATIVE = "native"
+RECORD_MASKS = ("rle", "polygons")
 Fps = float | Literal["keyframes"] | None
 
 
@@ -84,8 +85,20 @@ class OutputOptions:
     masks: Path | None = option(
         "--masks", default=None, help="Folder for one PNG per frame: white = sounding."
     )
+    matte: Path | None = option(
+        "--matte", default=None,
+        help="Video for editors to lay over the original (.mov, .webm): transparent where nothing "
+        "sounds.",
+    )  # fmt: skip
     record: Path | None = option(
-        "--json", default=None, help="Loudness per second, masked share per frame."
+        "--json", default=None, help="Loudness per second, masked share per frame. - prints it."
+    )
+    record_masks: str | None = option(
+        "--json-masks", default=None, needs=("--json",), default_text="none",
+        help="Masks in it, too: rle (as COCO stores them) or polygons.",
+    )  # fmt: skip
+    show: bool = option(
+        "--show", "--window", default=False, help="Show it in a window while it is masked."
     )
     force: bool = option("--force", default=False, help="Replace outputs that exist.")
     section: Section = field(default_factory=Section)
@@ -93,6 +106,18 @@ class OutputOptions:
         "--color", default="", default_text="pink", help='Of the marks: a name, or "#ff3caa".'
     )
     silent: bool = option("--silent", default=False, help="Accept a video without sound.")
+
+    def __post_init__(self) -> None:
+        if self.record_masks is not None and self.record_masks not in RECORD_MASKS:
+            raise DataError(
+                "wrong --json-masks", got=self.record_masks, expected=" or ".join(RECORD_MASKS)
+            )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is asked for, beside a window."""
+        paths = (self.out, self.masks, self.matte, self.record)
+        return tuple(path for path in paths if path is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,14 @@ from save_deploy.files import new_file, new_folder
 from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.pipeline import Listener, SavePipeline
 from save_deploy.runtime.video.ahead import ahead
-from save_deploy.runtime.video.formats import find_encoder, format_of
+from save_deploy.runtime.video.formats import (
+    find_encoder,
+    find_matte_encoder,
+    format_of,
+    matte_format_of,
+)
 from save_deploy.runtime.video.masking import masked
+from save_deploy.runtime.video.matte import MatteVideo
 from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
@@ -30,6 +36,7 @@ from save_deploy.runtime.video.targets import (
     masks_only,
     one_at_a_time,
 )
+from save_deploy.runtime.video.window import Window, check_display
 from save_deploy.runtime.video.writer import OverlayVideo
 
 _AHEAD = 2  # frames held between two stages
@@ -57,10 +64,11 @@ class VideoRun:
     def __init__(self, options: RunOptions) -> None:
         """Raises DataError for files that cannot be used, BackendError without a video encoder."""
         self.options, self.color = options, color_of(options.color)
-        if not (options.out or options.masks or options.record):
+        if not (options.files or options.show):
             raise DataError(
-                "nothing to write", expected="one of them or more", hint="add -o, --masks or --json"
-            )
+                "nothing to write", expected="one of them or more",
+                hint="add -o, --masks, --matte, --json or --show",
+            )  # fmt: skip
         self.source = VideoSource(options.video, options.section)
         if not self.source.has_sound and not options.silent:
             raise DataError(
@@ -73,6 +81,10 @@ class VideoRun:
         self._check_targets()
         if options.out is not None:
             find_encoder(format_of(options.out).encoders)
+        if options.matte is not None:
+            find_matte_encoder(matte_format_of(options.matte))
+        if options.show:
+            check_display()
 
     def __call__(
         self,
@@ -108,13 +120,11 @@ class VideoRun:
         return result
 
     def _targets(self) -> list[Path]:
-        options = self.options
-        paths = (options.out, options.masks, options.record)
-        return [path for path in paths if path is not None]
+        return list(self.options.files)
 
     def _check_targets(self) -> None:
         options = self.options
-        for path in (options.out, options.record):
+        for path in (options.out, options.matte, options.record):
             if path is not None:
                 check_target(path, source=options.video, force=options.force)
         if options.masks is not None:
@@ -135,6 +145,9 @@ class VideoRun:
         if options.out is not None:
             path = outputs.enter_context(new_file(options.out, what=_WHAT, replace=options.force))
             keep(OverlayVideo(path, source, sound=source.has_sound, color=self.color))
+        if options.matte is not None:
+            path = outputs.enter_context(new_file(options.matte, what=_WHAT, replace=options.force))
+            keep(MatteVideo(path, source))
         if options.masks is not None:
             is_ours = masks_only if options.force else None
             made = new_folder(options.masks, what=_WHAT, is_ours=is_ours)
@@ -145,7 +158,9 @@ class VideoRun:
             )
             section = options.section
             about = {"video": str(options.video), "start_s": section.start_s, **head}
-            keep(Record(path, about))
+            keep(Record(path, about, options.record_masks))
+        if options.show:
+            keep(Window(str(options.video), self.color))
         return sinks
 
     def _notes(self, sinks: list[Sink], totals: _Totals) -> Iterator[str]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from save_deploy.data.audio import Waveform
 from save_deploy.data.transforms import Mask
+from save_deploy.runtime.result import polygons_of, rle_of
 from save_deploy.runtime.video.source import TimedFrame
 
 _SILENT = 1e-6  # root mean square below which a loudness says nothing
@@ -67,7 +68,9 @@ class MaskFolder:
 class Record:
     """JSON, written second by second: loudness, and the share of every frame that sounds."""
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], masks: str | None = None) -> None:
+        """masks: rle or polygons for a frame's mask as well."""
+        self._masks = masks
         self._file: TextIO = path.open("w")
         self._file.write(f'{{\n  "run": {json.dumps(head)},\n  "seconds": [')
         self._second: dict[str, Any] | None = None
@@ -82,8 +85,11 @@ class Record:
                 "mask_share": 0.0,
                 "frames": [],
             }
-        frame = {"time_s": round(masked.frame.time_s, 6), "mask_share": round(masked.share, 6)}
-        self._second["frames"].append(frame)
+        frame: dict[str, Any] = {
+            "time_s": round(masked.frame.time_s, 6),
+            "mask_share": round(masked.share, 6),
+        }
+        self._second["frames"].append(frame | mask_as_json(masked.mask, self._masks))
 
     def finish(self) -> None:
         self._write_second()
@@ -101,6 +107,15 @@ class Record:
         self._second["mask_share"] = round(float(np.mean(shares)), 6)
         self._file.write(("," if self._n else "") + "\n    " + json.dumps(self._second))
         self._n += 1
+
+
+def mask_as_json(mask: Mask, form: str | None) -> dict[str, Any]:
+    """{"rle": ...} or {"polygons": [...]} of a mask bool (H,W), nothing for form None."""
+    if form == "rle":
+        return {"rle": rle_of(np.asarray(mask))}
+    if form == "polygons":
+        return {"polygons": [ring.tolist() for ring in polygons_of(np.asarray(mask))]}
+    return {}
 
 
 def loudness_dbfs(waveform: Waveform) -> float | None:

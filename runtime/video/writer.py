@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from save_deploy.data.film import url_of
 from save_deploy.data.transforms import Frame
@@ -46,7 +47,7 @@ class OverlayVideo:
             self._start(shown)
         if self._sound is not None:
             self._container.mux(list(self._sound.until(masked.frame.time_s)))
-        frame = self._encodable(shown)
+        frame = encodable(shown, self._stream)
         frame.time_base = self._base
         frame.pts = round(masked.frame.pts * self.source.time_base / self._base)
         frame.duration = round(masked.frame.duration * self.source.time_base / self._base)
@@ -81,47 +82,68 @@ class OverlayVideo:
     def _start(self, shown: Frame) -> None:
         height, width = shown.shape[:2]
         self.padded = (height, width) if height % 2 or width % 2 else None
-        source, base = self.source, self.source.time_base
+        base = self.source.time_base
         if self.encoder == "mpeg4" and base.denominator > _FINEST_MPEG4:
             base = Fraction(1, _MPEG4_STEPS)
         self._base = base
-        rate = source.rate if source.section.most_fps is None else min(source.rate, _rate(source))
-        stream = self._container.add_stream(
-            self.encoder, rate=rate, options=OPTIONS.get(self.encoder, {})
-        )
-        stream.width, stream.height = width + width % 2, height + height % 2
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.time_base = base
+        stream = picture_stream(
+            self._container, self.source, self.encoder, (height, width),
+            base=base, options=OPTIONS.get(self.encoder, {}),
+        )  # fmt: skip
         if self.encoder not in OPTIONS:
-            context.bit_rate = bit_rate(width, height, float(rate))
-        if source.aspect:
-            turned = (height, width) == (source.width, source.height) != (width, height)
-            context.sample_aspect_ratio = 1 / source.aspect if turned else source.aspect
-        # the matrix pictures were decoded with, so that colors come back as they were
-        self._matrix = source.colorspace if source.colorspace in (_BT709, _UNSPECIFIED) else _BT601
-        if self.encoder == "mpeg4":  # which cannot say so
-            self._matrix = _BT601
-        context.colorspace = self._matrix
-        context.color_range = 1  # limited
+            stream.codec_context.bit_rate = bit_rate(width, height, float(stream.average_rate))
+        if self.encoder == "mpeg4":  # which cannot say another
+            stream.codec_context.colorspace = _BT601
         self._stream = stream
         if self._has_sound:
-            self._sound = SoundTrack(source, self._container, self.form)
-
-    def _encodable(self, shown: Frame) -> Any:
-        import av
-        from av.video.reformatter import Colorspace
-
-        height, width = shown.shape[:2]
-        if height % 2 or width % 2:
-            shown = np.pad(shown, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        return av.VideoFrame.from_ndarray(shown, "rgb24").reformat(
-            width=self._stream.width,  # other than the frame's where a file changes its size
-            height=self._stream.height,
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709 if self._matrix == _BT709 else Colorspace.ITU601,
-        )
+            self._sound = SoundTrack(self.source, self._container, self.form)
 
 
-def _rate(source: VideoSource) -> Fraction:
-    return Fraction(source.section.most_fps or 0).limit_denominator(1001)
+def picture_stream(
+    container: Any,
+    source: VideoSource,
+    encoder: str,
+    size: tuple[int, int],
+    *,
+    base: Fraction,
+    pixels: str = "yuv420p",
+    options: Mapping[str, str],
+) -> Any:
+    """Add a stream for pictures of size (H,W) to a container: rate, pixel aspect and color matrix of
+    the source, even sizes for yuv420p. base: what times are counted in."""
+    height, width = size
+    rate = source.rate
+    if source.section.most_fps is not None:
+        rate = min(rate, Fraction(source.section.most_fps).limit_denominator(1001))
+    stream = container.add_stream(encoder, rate=rate, options=dict(options))
+    even = pixels == "yuv420p"
+    stream.width, stream.height = width + even * (width % 2), height + even * (height % 2)
+    stream.pix_fmt = pixels
+    context = stream.codec_context
+    context.time_base = base
+    if source.aspect:
+        turned = (height, width) == (source.width, source.height) != (width, height)
+        context.sample_aspect_ratio = 1 / source.aspect if turned else source.aspect
+    # the matrix pictures were decoded with, so that colors come back as they were
+    context.colorspace = (
+        source.colorspace if source.colorspace in (_BT709, _UNSPECIFIED) else _BT601
+    )
+    context.color_range = 1  # limited
+    return stream
+
+
+def encodable(shown: NDArray[np.uint8], stream: Any) -> Any:
+    """uint8 (H,W,3) RGB or (H,W,4) RGBA -> a frame for the stream, of its size and colors."""
+    import av
+    from av.video.reformatter import Colorspace
+
+    rows, columns = (max(0, stream.height - shown.shape[0]), max(0, stream.width - shown.shape[1]))
+    if max(rows, columns) == 1:
+        shown = np.pad(shown, ((0, rows), (0, columns), (0, 0)), mode="edge")
+    bt709 = int(stream.codec_context.colorspace) == _BT709
+    return av.VideoFrame.from_ndarray(shown, "rgb24" if shown.shape[2] == 3 else "rgba").reformat(
+        width=stream.width,  # other than the frame's where a file changes its size
+        height=stream.height,
+        format=stream.pix_fmt,
+        dst_colorspace=Colorspace.ITU709 if bt709 else Colorspace.ITU601,
+    )
