@@ -104,8 +104,11 @@ def test_a_command_without_the_needed_option_does_not_ask_for_it() -> None:
             {"Model", "Data", "A row of the paper"},
         ),
         (
-            "run", ["bundle", "video"],
-            ["--out", "--masks", "--json", "--force", "--color", "--silent", "--threshold"],
+            "run", ["bundle", "sources"],
+            [
+                "--out", "--masks", "--matte", "--json", "--json-masks", "--show", "--force", "--color",
+                "--silent", "--threshold",
+            ],
             {"Section", "Backend", "Many videos", "Live"},
         ),
     ],

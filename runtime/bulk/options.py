@@ -38,7 +38,7 @@ class BulkOptions:
 
     manifest: str | None = option(
         "--manifest", panel=BULK, default=None,
-        help="CSV or parquet with id and uri, optionally start_s, seconds, fps: instead of VIDEO.",
+        help="CSV or parquet with id and uri, optionally start_s, seconds, fps: instead of SOURCE.",
     )  # fmt: skip
     format: str | None = option(
         "--format", panel=BULK, default=None, default_text="rle",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,8 +62,9 @@ class BulkRun:
     """Checked before a model is loaded; then run once."""
 
     @named_extras()
-    def __init__(self, place: str | None, bulk: BulkOptions, outputs: OutputOptions) -> None:
-        """place: folder, pattern or video, None with bulk.manifest. Raises DataError, OutputError."""
+    def __init__(self, places: Sequence[str], bulk: BulkOptions, outputs: OutputOptions) -> None:
+        """places: a folder or pattern, or videos; none with bulk.manifest. Raises DataError,
+        OutputError."""
         import pyarrow  # noqa: F401
         import pycocotools  # noqa: F401
 
@@ -73,16 +74,18 @@ class BulkRun:
         self.bulk, self.outputs = bulk, outputs
         self.place = Place(_out_of(outputs))
         color_of(outputs.color)
-        if (place is None) == (bulk.manifest is None):
+        if bool(places) == (bulk.manifest is not None):
             raise DataError(
                 "which videos?",
-                got="none" if place is None else f"{place} and --manifest {bulk.manifest}",
+                got=f"{places[0]} and --manifest {bulk.manifest}" if places else "none",
                 expected="a folder, a pattern or a video, or --manifest FILE",
             )
         if bulk.manifest is not None:
             self.videos = read_manifest(bulk.manifest, outputs.section)
         else:
-            self.videos = found_in(str(place), outputs.section, without=self.place.root)
+            self.videos = found_in(
+                places[0], outputs.section, without=self.place.root, more=places[1:]
+            )
 
     @named_extras()
     def __call__(self, task: Task) -> BulkResult:
@@ -199,10 +202,13 @@ def _same(row: dict[str, Any], video: Video) -> bool:
 
 
 def _out_of(outputs: OutputOptions) -> Path:
-    if outputs.masks is not None or outputs.record is not None:
+    of_one = {"--masks": outputs.masks, "--matte": outputs.matte, "--json": outputs.record}
+    given = [name for name, path in of_one.items() if path is not None]
+    given += ["--show"] if outputs.show else []
+    if given:
         raise DataError(
             "options of a single video",
-            got="--masks" if outputs.masks is not None else "--json",
+            got=", ".join(given),
             expected="-o OUT and --format rle, png or video",
         )
     if outputs.out is None:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ def is_many(place: str) -> bool:
     """Whether VIDEO names more than one local file: a folder, a pattern, or a place of fsspec."""
     if os.path.isfile(place):
         return False
-    return os.path.isdir(place) or is_remote(place) or any(sign in place for sign in _PATTERN)
+    return os.path.isdir(place) or is_remote(place) or is_pattern(place)
+
+
+def is_pattern(place: str) -> bool:
+    return any(sign in place for sign in _PATTERN)
 
 
 def is_remote(place: str) -> bool:
@@ -84,15 +88,24 @@ def id_hash(name: str) -> str:
 
 
 @named_extras()
-def found_in(place: str, section: Section, *, without: Path) -> list[Video]:
+def found_in(
+    place: str, section: Section, *, without: Path, more: Sequence[str] = ()
+) -> list[Video]:
     """Videos of a folder (with those below it) or of a pattern, ordered by id: the path below the
-    folder, without its suffix where that is enough. without: a folder that is passed over.
+    folder, without its suffix where that is enough. without: a folder that is passed over. more: of
+    several local files all but the first.
 
     Raises DataError for a place that cannot be read, holds no video, or gives two of them one id.
     """
     import fsspec
 
     try:
+        if more:
+            files = fsspec.filesystem("file")
+            paths = dict.fromkeys(os.path.abspath(each) for each in (place, *more))
+            listed = {path: files.info(path) for path in paths}
+            root = os.path.commonpath([os.path.dirname(path) for path in paths])
+            return _videos_of(listed, root, place, section, files, without)
         files, root = fsspec.core.url_to_fs(os.path.abspath(place) if _is_local(place) else place)
         if any(sign in root for sign in _PATTERN) and not files.isdir(root):
             listed, root = files.glob(root, detail=True), _fixed_part(root)
@@ -103,6 +116,12 @@ def found_in(place: str, section: Section, *, without: Path) -> list[Video]:
             root = posixpath.dirname(root)
     except Exception as error:  # every store raises its own
         raise unreadable(place, error) from error
+    return _videos_of(listed, root, place, section, files, without)
+
+
+def _videos_of(
+    listed: Mapping[str, Any], root: str, place: str, section: Section, files: Any, without: Path
+) -> list[Video]:
     videos = {
         name: entry for name, entry in listed.items()
         if entry["type"] == "file" and posixpath.splitext(name)[1].lower() in SUFFIXES

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.bundle import MANIFEST, Manifest, sha256_of
 from save_deploy.bundle_files import require_unchanged, stamps_of
 from save_deploy.errors import BundleError, DataError, ParityError, SaveDeployError
-from save_deploy.partials import unwritable
+from save_deploy.runtime.bulk.fetch import FetchError, local_copy
 from save_deploy.runtime.bulk.film import Film, FilmOptions, Stopped, Target
 from save_deploy.runtime.bulk.ledger import DONE, FAILED, STOPPED, Result
 from save_deploy.runtime.bulk.masks import frames_done
 from save_deploy.runtime.bulk.place import Place, relevant_versions
-from save_deploy.runtime.bulk.videos import Video, is_remote, unreadable
+from save_deploy.runtime.bulk.videos import Video
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.video.source import VideoSource
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 _PAUSE_S = 0.5  # before the second try of a fetch, twice as long before each next one
 
 
@@ -109,11 +104,11 @@ class Worker:
         began, host = time.perf_counter(), socket.gethostname()
         while True:
             try:
-                with _local(video) as path:
+                with local_copy(video.uri) as path:
                     film = Film(VideoSource(path, video.section), self.task.film, self.stop)
                     film(self.pipeline, target, before_end=self._require_bundle)
             except (DataError, ParityError) as error:
-                if isinstance(error, _Fetch) and attempts < self.task.retries:
+                if isinstance(error, FetchError) and attempts < self.task.retries:
                     if self.stop.wait(_PAUSE_S * 2 ** (attempts - 1)):
                         raise Stopped from None
                     attempts += 1
@@ -153,33 +148,6 @@ class Worker:
 def stopped_by(video: Video, error: SaveDeployError) -> Result:
     """For an engine that cannot raise across processes."""
     return Result(video, STOPPED, error=str(error), exit_code=error.exit_code)
-
-
-class _Fetch(DataError):
-    """A place that could not be read now and may be later."""
-
-
-@contextlib.contextmanager
-def _local(video: Video) -> Iterator[Path]:
-    """The video as a local file: itself, or a copy while the block runs. Raises DataError."""
-    if not is_remote(video.uri):
-        yield Path(video.uri)
-        return
-    import fsspec
-
-    with tempfile.TemporaryDirectory(prefix="save-deploy-") as folder:
-        path = Path(folder) / f"video{Path(video.uri).suffix[:8]}"
-        try:
-            files, name = fsspec.core.url_to_fs(video.uri)
-            files.get_file(name, str(path))
-        except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:
-            raise unreadable(video.uri, error) from error
-        except Exception as error:  # every store raises its own
-            if getattr(error, "errno", None) in FULL:
-                raise unwritable("the copy of a video", error) from error
-            said = unreadable(video.uri, error)
-            raise _Fetch(said.what, got=said.got, expected=said.expected) from error
-        yield path
 
 
 def _line(error: SaveDeployError) -> str:

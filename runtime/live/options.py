@@ -17,7 +17,7 @@ class LiveOptions:
 
     live: bool = option(
         "--live", panel=LIVE, default=False,
-        help="VIDEO is a live source: camera, rtsp:// or any address, v4l2:/dev/video0 or another "
+        help="SOURCE is a live source: camera, rtsp:// or any address, v4l2:/dev/video0 or another "
         "FORMAT:DEVICE, - for a pipe, or a file played at its own speed. Ctrl-C ends it.",
     )  # fmt: skip
     microphone: str | None = option(

@@ -1,9 +1,12 @@
-"""save-run: mask what sounds in a video, or in many."""
+"""save-run: mask what sounds in a video, in a picture with a sound, or in many videos."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,19 +18,23 @@ from save_deploy.runtime.bulk.options import BulkOptions
 from save_deploy.runtime.live.options import LiveOptions
 from save_deploy.runtime.video.options import OutputOptions, RunOptions
 
+if TYPE_CHECKING:
+    from save_deploy.runtime.pipeline import SavePipeline
+    from save_deploy.runtime.video.still import StillRun
+
 _LISTED = 20  # failed videos that are printed
 FAILED = 2  # exit code
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """A bundle, where it runs, and the videos."""
+    """A bundle, where it runs, and what is masked."""
 
     bundle: Path = option(help="Folder written by save-export.")
-    video: str | None = option(
-        default=None,
-        help="mp4, mkv, webm, mov, avi: what PyAV reads. Or many: a folder, a pattern in quotes, a "
-        "URL that fsspec opens, or none with --manifest. With --live a camera or an address.",
+    sources: tuple[str, ...] = option(
+        default=(),
+        help="A video, a picture and its sound, a folder, a pattern in quotes, several videos, a URL, "
+        "or - for standard input. With --live a camera or an address.",
     )
     outputs: OutputOptions = field(default_factory=OutputOptions)
     bulk: BulkOptions = field(default_factory=BulkOptions)
@@ -37,17 +44,24 @@ class RunRequest:
 
 @takes(RunRequest)
 def run(request: RunRequest) -> None:
-    """Mask what sounds in a video: overlay video, masks as PNG, a JSON record. Many videos: one file of
-    masks each (docs/scale.md)."""
-    from save_deploy.runtime.bulk.videos import is_many
+    """Mask what sounds: a video with the marks drawn in, masks as PNG, a matte for editors, a JSON
+    record. Without -o and the others into runs/NAME. Many videos: one file of masks each."""
+    from save_deploy.runtime.sources import Kind, kind_of
 
-    video, bulk = request.video, request.bulk
-    many = bulk.manifest or bulk.format or (video is not None and is_many(video))
-    if many and not request.live.live:
-        _run_many(request)
-        return
-    if video is None:
-        raise DataError("which video?", got="none", expected="VIDEO, a folder, or --manifest FILE")
+    outputs, bulk = request.outputs, request.bulk
+    if request.live.live:
+        return _run_live(request, _one(request))
+    if bulk.manifest or bulk.format:
+        return _run_many(request)
+    into_folder = outputs.out is not None and not outputs.out.suffix
+    kind = kind_of(request.sources, folder=into_folder)
+    if kind is Kind.MANY:
+        return _run_many(request)
+    if kind is Kind.LIVE:
+        raise DataError(
+            "a source that goes on while it is masked", got=request.sources[0], expected="--live",
+            hint=f"save-run {request.bundle} {request.sources[0]} --live --show",
+        )  # fmt: skip
     if bulk != BulkOptions():
         plain = BulkOptions()
         given = [f for f in fields(bulk) if getattr(bulk, f.name) != getattr(plain, f.name)]
@@ -56,47 +70,105 @@ def run(request: RunRequest) -> None:
             got=", ".join(f.metadata[KEY].names[0] for f in given),
             expected="many videos, or --format beside it",
         )
-    _run_one(request, Path(video))
+    if kind is Kind.STILL:
+        _run_still(request)
+    else:
+        _run_film(request)
 
 
-def _run_one(request: RunRequest, video: Path) -> None:
-    from save_deploy.files import check_not_of_bundle
+def _one(request: RunRequest) -> str:
+    if len(request.sources) != 1:
+        raise DataError("which live source?", got=str(len(request.sources)), expected="one SOURCE")
+    return request.sources[0]
+
+
+def _run_film(request: RunRequest) -> None:
     from save_deploy.progress import progress
+    from save_deploy.runtime.sources import local_film, name_of, run_folder
     from save_deploy.runtime.video.run import VideoRun
 
-    options = RunOptions(video=video, **vars(request.outputs))
-    for path in (options.out, options.masks, options.record):
-        if path is not None:
-            check_not_of_bundle(path, request.bundle)
-    if request.live.live:
-        return _run_live(request, options)
-    prepared = VideoRun(options)
-    with (
-        request.placement.load(request.bundle) as pipeline,
-        progress("frames", prepared.source.n_frames) as advance,
-    ):
-        head = {
-            "bundle": str(request.bundle),
-            "precision": pipeline.precision,
-            "backend": pipeline.backend,
-        }
-        result = prepared(pipeline, head=head, on_frame=advance)
+    (source,) = request.sources
+    with ExitStack() as stack:
+        film, outputs = stack.enter_context(local_film(source)), request.outputs
+        if not (outputs.files or outputs.show):
+            folder = stack.enter_context(run_folder(name_of(source)))
+            made = {"out": folder / "overlay.mp4", "record": folder / "record.json"}
+            outputs = replace(outputs, **made)
+        _check_not_of_bundle(outputs, request.bundle)
+        prepared = VideoRun(RunOptions(video=film, **vars(outputs)))
+        with (
+            request.placement.load(request.bundle) as pipeline,
+            progress("frames", prepared.source.n_frames) as advance,
+        ):
+            began = time.monotonic()
+            head = {"video": source, **_head(request.bundle, pipeline)}
+            result = prepared(pipeline, head=head, on_frame=advance)
+            rate = result.frames / max(1e-3, time.monotonic() - began)
     for note in result.notes:
         print(f"note: {note}")
-    outputs = (options.out, options.masks, options.record)
-    written = ", ".join(str(path) for path in outputs if path is not None)
     heard = f"{result.seconds} s heard"
     if result.silent_seconds:
         heard += f" ({result.silent_seconds} silent)"
     print(
-        f"{written}: {result.frames} frames, {heard}, {result.mask_share:.1%} of the picture sounds"
+        f"{_written(outputs)}: {result.frames} frames, {heard}, "
+        f"{result.mask_share:.1%} of the picture sounds"
     )
+    print(f"{pipeline.backend}, {pipeline.precision}: {rate:.1f} frames/s")
 
 
-def _run_live(request: RunRequest, options: RunOptions) -> None:
+def _run_still(request: RunRequest) -> None:
+    from save_deploy.runtime.sources import name_of, run_folder
+    from save_deploy.runtime.video.still import StillRun
+
+    picture, sound = request.sources
+    with ExitStack() as stack:
+        outputs, overlay = request.outputs, None
+        if not (outputs.files or outputs.show):
+            folder = stack.enter_context(run_folder(name_of(picture)))
+            made = {"out": folder / "mask.png", "record": folder / "record.json"}
+            outputs, overlay = replace(outputs, **made), folder / "overlay.png"
+        prepared = StillRun(Path(picture), Path(sound), outputs, overlay=overlay)
+        mask_still(prepared, request.bundle, request.placement)
+
+
+def mask_still(prepared: StillRun, bundle: Path, placement: Placement) -> None:
+    """What save-run and save-deploy mask do with a picture and a sound."""
+    outputs = prepared.outputs
+    _check_not_of_bundle(outputs, bundle)
+    with placement.load(bundle) as pipeline:
+        began = time.monotonic()
+        found = prepared(pipeline, head=_head(bundle, pipeline))
+        took = time.monotonic() - began
+    overlay = () if prepared.overlay is None else (prepared.overlay,)
+    print(f"{_written(outputs, *overlay)}: {found.share:.1%} of the picture sounds")
+    print(f"{pipeline.backend}, {pipeline.precision}: {1000 * took:.0f} ms")
+
+
+def _head(bundle: Path, pipeline: SavePipeline) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle),
+        "precision": pipeline.precision,
+        "backend": pipeline.backend,
+    }
+
+
+def _check_not_of_bundle(outputs: OutputOptions, bundle: Path) -> None:
+    from save_deploy.files import check_not_of_bundle
+
+    for path in outputs.files:
+        check_not_of_bundle(path, bundle)
+
+
+def _written(outputs: OutputOptions, *more: Path) -> str:
+    return ", ".join(map(str, (*outputs.files, *more))) or "shown"
+
+
+def _run_live(request: RunRequest, source: str) -> None:
     from save_deploy.progress import progress
     from save_deploy.runtime.live.run import LiveRun
 
+    options = RunOptions(video=Path(source), **vars(request.outputs))
+    _check_not_of_bundle(options, request.bundle)
     prepared = LiveRun(options, request.live)
     with request.placement.load(request.bundle) as pipeline, progress("masks", None) as advance:
         result = prepared(pipeline, on_mask=advance)
@@ -104,6 +176,7 @@ def _run_live(request: RunRequest, options: RunOptions) -> None:
         print(line)
     if options.out is not None:
         print(f"{options.out}: {result.masks} frames")
+    print(f"{pipeline.backend}, {pipeline.precision}: {result.frames_per_s:.1f} frames/s")
 
 
 def _run_many(request: RunRequest) -> None:
@@ -111,8 +184,10 @@ def _run_many(request: RunRequest) -> None:
     from save_deploy.runtime.bulk.run import BulkRun
     from save_deploy.runtime.bulk.worker import Task
 
-    placement = request.placement
-    prepared = BulkRun(request.video, request.bulk, request.outputs)
+    placement, outputs = request.placement, request.outputs
+    if outputs.out is None:
+        outputs = replace(outputs, out=_folder_of_many(request))
+    prepared = BulkRun(request.sources, request.bulk, outputs)
     task = Task(
         bundle=request.bundle.absolute(),
         out=prepared.place.root,
@@ -137,3 +212,12 @@ def _run_many(request: RunRequest) -> None:
     if result.failed:
         print(f"all of them: {prepared.place.failed}, which --manifest takes")
         raise typer.Exit(FAILED)
+
+
+def _folder_of_many(request: RunRequest) -> Path:
+    """runs/NAME, in which the same command goes on where it was ended."""
+    from save_deploy.runtime.sources import RUNS, name_of
+
+    named = request.bulk.manifest or next(iter(request.sources), "videos")
+    named = str(Path(named).absolute().parent) if len(request.sources) > 1 else named
+    return Path(RUNS) / name_of(named)

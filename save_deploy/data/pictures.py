@@ -55,6 +55,18 @@ _KINDS: tuple[tuple[bytes, type[PngImageFile | JpegImageFile], int], ...] = (
 _SMALL = 1 << 22  # pixels that are decoded for any file size
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a PNG or JPEG does. False for one that cannot be read."""
+    try:
+        if not os.path.isfile(path):  # nor a pipe, which would wait
+            return False
+        with path.open("rb") as file:
+            start = file.read(8)
+    except (OSError, ValueError):
+        return False
+    return any(start.startswith(kind[0]) for kind in _KINDS)
+
+
 def read_frame(path: Path) -> NDArray[np.uint8]:
     """Read a PNG or JPEG as uint8 (H,W,3) RGB. Alpha is dropped, 16-bit gray v becomes v >> 8.
 

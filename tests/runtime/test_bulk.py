@@ -300,7 +300,7 @@ def test_shards_share_out_the_videos(
 def test_options_without_effect_are_refused(films: Path, empty: Path, tmp_path: Path) -> None:
     for args, said in (
         ((films, "-o", tmp_path / "o", "--masks", tmp_path / "m"), "options of a single video"),
-        ((films,), "nothing to write"),
+        ((films, "--show"), "options of a single video"),
         ((films / "one.mp4", "-o", tmp_path / "o.mp4", "--retries", "2"), "--retries"),
         ((films, "--manifest", films / "x.csv", "-o", tmp_path / "o"), "which videos?"),
         ((films, "-o", films / "notes.txt"), "not a folder"),

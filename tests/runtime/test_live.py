@@ -315,7 +315,7 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     options = RunOptions(video=Path(CAMERA), out=tmp_path / "o.mp4", masks=tmp_path / "masks")
     with pytest.raises(DataError, match="does not take"):
         LiveRun(options, LiveOptions(live=True))
-    done = run("run", tmp_path, CAMERA, "--window")
+    done = run("run", tmp_path, CAMERA, "--window")  # --show under its older name
     assert done.returncode == 1 and "--live" in done.stderr
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from save_deploy.errors import BackendError, DataError
 from save_deploy.runtime.video import formats, window
 from tests.command import run as command
-from tests.runtime.films import Ears, frames_of, left_in, masks_in, run, tone, write_film
+from tests.runtime.films import frames_of, left_in, masks_in, run, tone, write_film
 
 DECODERS = {".mov": "prores", ".webm": "libvpx-vp9"}  # of which FFmpeg's own vp9 drops alpha
 
@@ -36,7 +36,9 @@ def rgba_of(path: Path) -> tuple[list[np.ndarray], list[float]]:
         decoder.width, decoder.height = stream.width, stream.height
         decoder.extradata = stream.codec_context.extradata
         found = [
-            frame for p in container.demux(stream) for frame in decoder.decode(p if p.size else None)
+            frame
+            for p in container.demux(stream)
+            for frame in decoder.decode(p if p.size else None)
         ]
         times = [float(frame.pts * stream.time_base) for frame in found]
         return [frame.to_ndarray(format="rgba") for frame in found], times
@@ -64,8 +66,12 @@ def test_an_encoder_that_is_missing(
 ) -> None:
     """Another one that works is named; without any, PyAV is."""
     there = formats._opens
-    monkeypatch.setattr(formats, "_opens", lambda name, kind: name != "prores_ks" and there(name, kind))
-    with pytest.raises(BackendError, match=r"no prores_ks(.|\n)*\.webm, which works here") as caught:
+    monkeypatch.setattr(
+        formats, "_opens", lambda name, kind: name != "prores_ks" and there(name, kind)
+    )
+    with pytest.raises(
+        BackendError, match=r"no prores_ks(.|\n)*\.webm, which works here"
+    ) as caught:
         run(film, matte=tmp_path / "m.mov")
     assert caught.value.exit_code == 3
     monkeypatch.setattr(formats, "_opens", lambda name, kind: False)

@@ -1,0 +1,146 @@
+"""What a user names as input -> a film, a picture with its sound, many videos, or a live source."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from save_deploy.data.pictures import is_picture
+from save_deploy.errors import DataError, OutputError
+from save_deploy.partials import unwritable
+from save_deploy.runtime.bulk.fetch import FULL, local_copy
+from save_deploy.runtime.bulk.videos import SUFFIXES, is_many, is_pattern, is_remote
+from save_deploy.runtime.live.place import DEVICES
+
+EXPECTED = "a video, a picture and a sound, a folder, a pattern, a URL, or - for standard input"
+RUNS = "runs"  # the folder of runs without -o
+STDIN = "-"
+_LIVE = re.compile(rf"camera(:\d+)?|(rtsps?|rtmps?|srt|udp|rtp):/.+|({'|'.join(DEVICES)}):.+")
+_LONGEST = 80  # characters of a name
+
+
+class Kind(Enum):
+    FILM = "film"
+    STILL = "still"
+    MANY = "many"
+    LIVE = "live"
+
+
+def kind_of(sources: Sequence[str], *, folder: bool = False) -> Kind:
+    """What the words on a command line name together. folder: a URL of one video is a run of many, as
+    it goes into a folder. Raises DataError for words that name nothing, or not together."""
+    if not sources:
+        raise DataError("which video?", got="none", expected=f"{EXPECTED}; or --manifest FILE")
+    if len(sources) == 2 and is_picture(Path(sources[0])):
+        return Kind.STILL
+    if len(sources) > 1:
+        for word in sources:
+            if word == STDIN or is_many(word) or is_picture(Path(word)):
+                raise DataError(
+                    "sources that do not go together",
+                    got=" ".join(sources)[:300],
+                    expected="a picture and then its sound, or several video files",
+                )
+        return Kind.MANY
+    (word,) = sources
+    if is_picture(Path(word)):
+        raise DataError(
+            "a picture without a sound",
+            got=word,
+            expected="a sound file or a film after it: what is masked is what is heard",
+        )
+    if word == STDIN:
+        return Kind.FILM
+    if not os.path.exists(word) and _LIVE.fullmatch(word):
+        return Kind.LIVE
+    if not folder and _is_film_url(word):
+        return Kind.FILM
+    return Kind.MANY if is_many(word) else Kind.FILM
+
+
+def _is_film_url(word: str) -> bool:
+    """Whether it names one video: of the web, where ? begins a query, or of a store."""
+    if not is_remote(word):
+        return False
+    url = urlsplit(word)
+    path = url.path if url.scheme in ("http", "https") else word
+    return not is_pattern(path) and path.lower().endswith(SUFFIXES)
+
+
+def name_of(source: str) -> str:
+    """The name of a run: that of the file without suffix, of the folder, or of a pattern's folder."""
+    if source == STDIN:
+        return "stdin"
+    place = urlsplit(source).path if is_remote(source) else os.path.abspath(source)
+    fixed = [part for part in re.split(r"[/\\]", place) if part and not is_pattern(part)]
+    name = fixed[-1] if fixed else ""
+    if not os.path.isdir(source) and fixed and place.endswith(name):
+        name = os.path.splitext(name)[0]
+    plain = re.sub(r"[^\w.+-]+", "-", name)[:_LONGEST].strip("-.")
+    return plain or "run"
+
+
+@contextlib.contextmanager
+def run_folder(name: str) -> Iterator[Path]:
+    """runs/NAME, or runs/NAME-2 and so on: a folder that was not there before. It goes again when the
+    block leaves nothing in it. Raises OutputError."""
+    folder = _made(Path(RUNS), name)
+    try:
+        yield folder
+    finally:
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _made(parent: Path, name: str) -> Path:
+    try:
+        parent.mkdir(exist_ok=True)
+        number = 1
+        while True:
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+            number += 1
+    except OSError as error:
+        raise OutputError(
+            "no folder for the outputs can be made here",
+            got=str(error),
+            expected=f"a current folder in which {RUNS}/ can be made",
+            hint="add -o FILE",
+        ) from error
+
+
+@contextlib.contextmanager
+def local_film(source: str) -> Iterator[Path]:
+    """The film as a local file: itself, or a copy of standard input or of a URL while the block runs.
+    Raises DataError for what cannot be read, OutputError where the copy has no room."""
+    if source != STDIN:
+        with local_copy(source) as path:
+            yield path
+        return
+    if sys.stdin is None or sys.stdin.isatty():
+        raise DataError(
+            "standard input is a terminal", got=STDIN, expected="a film: cat FILM | save-run ... -"
+        )
+    with tempfile.TemporaryDirectory(prefix="save-deploy-") as folder:
+        path = Path(folder) / "stdin"
+        try:
+            with path.open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
+        except OSError as error:
+            if error.errno in FULL:
+                raise unwritable("the copy of standard input", error) from error
+            raise DataError("standard input cannot be read", got=str(error)) from error
+        if not path.stat().st_size:
+            raise DataError("standard input is empty", got="0 bytes", expected="a film")
+        yield path
