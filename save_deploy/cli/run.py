@@ -92,8 +92,8 @@ def _run_film(request: RunRequest) -> None:
         film, outputs = stack.enter_context(local_film(source)), request.outputs
         if not (outputs.files or outputs.show):
             folder = stack.enter_context(run_folder(name_of(source)))
-            made = {"out": folder / "overlay.mp4", "record": folder / "record.json"}
-            outputs = replace(outputs, **made)
+            out, record = folder / "overlay.mp4", folder / "record.json"
+            outputs = replace(outputs, out=out, record=record)
         _check_not_of_bundle(outputs, request.bundle)
         prepared = VideoRun(RunOptions(video=film, **vars(outputs)))
         with (
@@ -125,8 +125,8 @@ def _run_still(request: RunRequest) -> None:
         outputs, overlay = request.outputs, None
         if not (outputs.files or outputs.show):
             folder = stack.enter_context(run_folder(name_of(picture)))
-            made = {"out": folder / "mask.png", "record": folder / "record.json"}
-            outputs, overlay = replace(outputs, **made), folder / "overlay.png"
+            out, record = folder / "mask.png", folder / "record.json"
+            outputs, overlay = replace(outputs, out=out, record=record), folder / "overlay.png"
         prepared = StillRun(Path(picture), Path(sound), outputs, overlay=overlay)
         mask_still(prepared, request.bundle, request.placement)
 
