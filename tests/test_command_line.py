@@ -115,4 +115,4 @@ def test_a_current_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     folder.rmdir()
     done = run("systems")
-    assert done.returncode == 1 and "the current folder does not exist any more" in done.stderr
+    assert done.returncode == 1 and "the current folder no longer exists" in done.stderr

@@ -73,8 +73,8 @@ def test_every_kind_of_field() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clips", "7"], "--clips\n  expected: --budget beside it"),
-        (["--budget", "1"], "--budget\n  expected: --fast beside it"),
+        (["--clips", "7"], "--clips\n  expected: --budget as well"),
+        (["--budget", "1"], "--budget\n  expected: --fast as well"),
         (["--rough", "--table", "t"], "exclude each other"),
         (["--smooth", "--table", "t"], "exclude each other"),  # its default, but said
     ],
@@ -128,4 +128,4 @@ def test_help_shows_few_options_first(
 @pytest.mark.parametrize("option", ["--test", "--root"])
 def test_options_of_a_recipe_need_one(verb: str, option: str) -> None:
     done = command_line(verb, option, "s4")
-    assert done.returncode == 1 and f"{option}\n  expected: --recipe beside it" in done.stderr
+    assert done.returncode == 1 and f"{option}\n  expected: --recipe as well" in done.stderr

@@ -1,6 +1,6 @@
 """The command line: save-export, save-compare, save-train, save-eval, and save-deploy VERB.
 
-Nothing heavy is imported before a verb runs, so --help answers at once.
+Large libraries are imported only when a verb runs, so --help is fast.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Write generated datasets, check released ones.",
+        "Generate datasets and check released ones.",
         {"scenes": data.scenes, "stamps": data.stamps, "check": data.check},
     ),
     "cache": (
-        "Built engines that are kept for the next time.",
+        "List and remove cached engines.",
         {"ls": cache.cache_ls, "rm": cache.cache_rm},
     ),
     "checkpoint": (
-        "Look into weight files and convert them.",
+        "Inspect and convert weight files.",
         {"inspect": checkpoint.inspect, "convert": checkpoint.convert},
     ),
 }
@@ -104,7 +104,7 @@ def _group() -> typer.Typer:
     )
 
     @app.callback(
-        help="SAVE, audio-visual segmentation on Segment Anything: from checkpoint to proven bundle."
+        help="Deploy SAVE, audio-visual segmentation on SAM: from checkpoint to verified bundle."
     )
     def _root(
         version: Annotated[
@@ -135,27 +135,28 @@ def _single(name: str) -> typer.Typer:
 
 
 def _run(app: typer.Typer) -> None:
-    """Run and turn every outcome into an exit code: 0, 1 usage or input, 2 budget, 3 not here."""
+    """Run the app and exit: 0 success, 1 usage or input error, 2 over budget, 3 backend unavailable,
+    130 interrupted."""
     listen_for_interrupts()
     given = list(itertools.takewhile(lambda word: word != "--", sys.argv[1:]))
-    if "--version" in given:  # of every command
+    if "--version" in given:  # also for save-export and the other single commands
         with contextlib.suppress(typer.Exit):
             _version(True)
         sys.exit(0)
     if given and not {"-h", "--help"} & set(
         given
-    ):  # typer's own help is colored, and shows no file
+    ):  # Typer's help uses color codes and contains no file names
         protect_terminal()
     command = typer.main.get_command(app)
     invoke = command.invoke
 
-    def invoke_or_stop(context: Any) -> Any:  # Typer would drop a KeyboardInterrupt's class
+    def invoke_or_stop(context: Any) -> Any:  # Typer replaces a KeyboardInterrupt by its own class
         try:
             return invoke(context)
         except KeyboardInterrupt as interrupt:
             raise _Stopped(isinstance(interrupt, Resumable)) from None
         except Exception:
-            if was_interrupted():  # inside a library that answered with an error of its own
+            if was_interrupted():  # a library converted the interrupt to its own error
                 raise _Stopped(False) from None
             raise
 
@@ -177,38 +178,38 @@ def _run(app: typer.Typer) -> None:
     except MemoryError:
         print(f"error: {SaveDeployError('not enough memory for this input')}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:  # of a place that no verb foresaw
+    except OSError as error:  # not handled by the verb
         said = SaveDeployError("a file cannot be read or written", got=str(error))
         print(f"error: {said}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        if isinstance(error, UnicodeEncodeError):  # a library that takes names as UTF-8 only
+        if isinstance(error, UnicodeEncodeError):  # some libraries accept only UTF-8 names
             print(f"error: {_not_utf8(error)}", file=sys.stderr)
             sys.exit(1)
-        if not hasattr(error, "format_message"):  # not a usage error of the command line: our bug
+        if not hasattr(error, "format_message"):  # not a usage error, so a bug of ours
             raise
         print(f"error: {error.format_message()}", file=sys.stderr)
         sys.exit(1)
-    if code == INTERRUPTED:  # typer's own answer to Ctrl-C
+    if code == INTERRUPTED:  # Typer handled Ctrl-C itself
         _say_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _require_folder() -> None:
-    """Raise SaveDeployError where the current folder was removed: libraries end the process there."""
+    """Raise SaveDeployError if the current folder was removed: some libraries would exit."""
     try:
         os.getcwd()
     except OSError as error:
         raise SaveDeployError(
-            "the current folder does not exist any more",
+            "the current folder no longer exists",
             got=str(error),
             expected="a folder",
-            hint="cd to one that does",
+            hint="cd to an existing folder",
         ) from None
 
 
 class _Stopped(Exception):
-    """Interrupted inside a verb."""
+    """A verb was interrupted. resumable: the same command continues the work."""
 
     def __init__(self, resumable: bool) -> None:
         self.resumable = resumable
@@ -222,7 +223,7 @@ def _not_utf8(error: UnicodeEncodeError) -> SaveDeployError:
 
 def _say_interrupted(*, resumable: bool = False) -> None:
     again = "; run the same command again to resume" if resumable else ""
-    print(f"\ninterrupted; nothing half written was left{again}", file=sys.stderr)
+    print(f"\ninterrupted; no partial output remains{again}", file=sys.stderr)
 
 
 def main() -> None:

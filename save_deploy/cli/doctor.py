@@ -1,4 +1,4 @@
-"""save-doctor: what this machine has, and what of a bundle can run on it."""
+"""save-doctor: report on this machine, and on the backends that can run a bundle here."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 def doctor(
     bundle: Annotated[
         Path | None,
-        typer.Argument(help="Folder written by save-export: what of it can run here?"),
+        typer.Argument(
+            help="Folder written by save-export: also list the backends that can run it."
+        ),
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Exit 3 unless the bundle can run on this one.", show_default=False),
+        typer.Option(help="Exit 3 unless this backend can run the bundle.", show_default=False),
     ] = None,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Write everything found to this file.", show_default=False),
+        typer.Option("--json", help="Also write the report to this file.", show_default=False),
     ] = None,
 ) -> None:
-    """Say what this machine has, what really loads, and what of a bundle could run on it."""
-
+    """List hardware, packages, backends that load, and the backends that can run a bundle."""
     from save_deploy.runtime.doctor import examine
     from save_deploy.runtime.session.open import known_backend
 
     if backend is not None and bundle is None:
         raise SaveDeployError(
-            "a backend is checked for a bundle", got=f"--backend {backend} alone",
-            expected="BUNDLE too", hint=f"save-deploy doctor BUNDLE --backend {backend}",
+            "--backend needs a bundle", got=f"--backend {backend} alone",
+            expected="BUNDLE as well", hint=f"save-deploy doctor BUNDLE --backend {backend}",
         )  # fmt: skip
     if backend is not None:
         named = known_backend(backend)
@@ -53,7 +54,7 @@ def doctor(
 
 
 def _judge(found: Examination, bundle: Path | None, backend: str | None) -> None:
-    """Raise BackendError when the asked backend, or every one, is refused."""
+    """Raise BackendError when the requested backend, or every backend, is refused."""
     asked = [a for a in found.answers if backend in (None, a.backend)]
     if bundle is None or any(answer.runs for answer in asked):
         return
@@ -73,14 +74,14 @@ def _lines(found: Examination) -> list[str]:
         f"CPU        {computer['cpu']}, {computer['cores']} cores, "
         f"{computer['threads_allowed']} threads allowed",
         f"memory     {gib(total)}, {gib(free)} available",
-        f"driver     {machine.driver or machine.problem or 'of unknown version'}"
+        f"driver     {machine.driver or machine.problem or 'unknown version'}"
         + (f", up to CUDA {machine.cuda}" if machine.cuda else ""),
     ]
     for i, gpu in enumerate(machine.gpus):
         room = gib(gpu.free_bytes) + " free" if gpu.free_bytes is not None else "free unknown"
         lines.append(
             f"GPU {i}      {gpu.name}, {gpu.target}, {gib(gpu.total_bytes)}, {room}"
-            + (" (the one engines are checked for)" if i == 0 and len(machine.gpus) > 1 else "")
+            + (" (engines are checked for this GPU)" if i == 0 and len(machine.gpus) > 1 else "")
         )
     lines += ["", "packages   " + ", ".join(f"{n} {v}" for n, v in found.packages.items())]
     lines += [f"imports    {name} {version}" for name, version in machine.libraries.items()]

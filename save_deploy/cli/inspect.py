@@ -1,4 +1,4 @@
-"""save-inspect: what a bundle holds, and what its engines were built of."""
+"""save-inspect: contents of a bundle and receipts of its engines."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ if TYPE_CHECKING:
 
 def inspect_bundle(
     bundle: Bundle,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the manifest's part as JSON.")
-    ] = False,
-    files: Annotated[bool, typer.Option("--files", help="Every file and its size.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same values as JSON.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="List every file and its size.")] = False,
     kernels: Annotated[
-        bool, typer.Option("--kernels", help="Every kernel of every engine, with its modules.")
+        bool, typer.Option("--kernels", help="List every engine's kernels and their modules.")
     ] = False,
 ) -> None:
-    """Show what a bundle is: system, checkpoint, form, budget, scores, engines and their GPUs."""
+    """Show a bundle's system, checkpoint, form, budget, scores, engines and their GPUs."""
     from save_deploy.bundle import Manifest
 
     manifest = Manifest.read(bundle)
@@ -63,7 +61,7 @@ def inspect_bundle(
 
 
 def _lines(bundle: Path, manifest: Manifest) -> dict[str, str]:
-    """What a user asks first, by name."""
+    """Return the summary as label -> text, without empty entries."""
     config, golden = manifest.config, manifest.golden
     batch = manifest.model.inputs[0].shape[0]
     calls = "" if batch == 1 else f", {batch} frames a call"
@@ -108,7 +106,7 @@ def _form(manifest: Manifest) -> str:
 
 
 def _golden(golden: Mapping[str, Any]) -> str:
-    """How many pairs, how much of their masks sounds, and what is asked of a backend on them."""
+    """Describe the golden pairs: their number, the backend's budget, the share that sounds."""
     from save_deploy.runtime.golden import one_sided
 
     if not golden:
@@ -123,7 +121,7 @@ def _golden(golden: Mapping[str, Any]) -> str:
 
 
 def _scores(bundle: Path, precision: str) -> str:
-    """Of the fastest backend in the export's report; "" where there is none that can be read."""
+    """Return the score of the fastest backend in the export's report; "" without a valid report."""
     try:
         rows = json.loads((bundle / "report.json").read_bytes())["rows"]
         own = [row for row in rows if row["precision"] == precision and row["parity"]]
@@ -145,16 +143,16 @@ def _engine_line(entry: Mapping[str, Any]) -> str:
 
 
 def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:
-    """One engine of a manifest. Raises BundleError when its receipt is of another version."""
+    """Print one engine of a manifest. Raises BundleError for a receipt of another version."""
     from save_deploy.export.engine.receipt import Receipt
 
     try:
         receipt = Receipt.from_dict(entry["receipt"])
         print_engine(entry, receipt)
         parts = receipt.by_module()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # any value of any type
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # values of any type
         raise BundleError(
-            "receipt of an engine cannot be read",
+            "engine receipt cannot be read",
             got=f"{entry.get('file')}: {error!r}",
             expected="a receipt of this version of save-deploy",
             hint="build the engine again: save-deploy build BUNDLE",

@@ -18,10 +18,10 @@ def mask(
     placement: Placement,
     bundle: Bundle,
     frame: Annotated[Path, typer.Argument(help="PNG or JPEG.")],
-    sound: Annotated[Path, typer.Argument(help="Sound file or film; its first second is heard.")],
+    sound: Annotated[Path, typer.Argument(help="Sound or video file; its first second is used.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write: white = sounding.")],
     any_sound: Annotated[
-        bool, typer.Option("--any-sound", help="Accept silence and less than a second.")
+        bool, typer.Option("--any-sound", help="Accept silence and sound shorter than a second.")
     ] = False,
 ) -> None:
     """Mask what sounds in one picture: save-run BUNDLE FRAME SOUND, which replaces OUT."""

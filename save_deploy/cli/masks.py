@@ -1,4 +1,4 @@
-"""save-deploy masks: what a run over many videos wrote, for other tools."""
+"""save-deploy masks: export the masks of a run over many videos for other tools."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 
 
 def masks(
-    run: Annotated[Path, typer.Argument(help="Folder of a run over many videos: save-run -o OUT.")],
+    run: Annotated[Path, typer.Argument(help="Folder OUT of a run over many videos (-o OUT).")],
     export: Annotated[
         str,
         typer.Option(
             "--export",
-            help="coco (one JSON that pycocotools loads), sav (SA-V's JSON, one a video) or png.",
+            help="coco (one JSON file for pycocotools), sav (SA-V JSON, one file per video) or png.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file of coco, else a folder.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a JSON that exists.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for coco, else a folder.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing JSON file.")] = False,
 ) -> None:
-    """Export the masks of a run over many videos."""
+    """Export the masks of a run over many videos to a common format."""
     from save_deploy.runtime.bulk.export import export_masks
 
     done = export_masks(run, export, out, force=force)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, beside those of save_deploy/options.py."""
+"""Options shared by several verbs, in addition to save_deploy/options.py."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ Threads = Annotated[int | None, typer_option(threads_option(), int)]
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a bundle runs. self_test False: not even on a GPU that is new to it. trust: engines that
-    were not built here run as well."""
+    """Where and how a bundle runs.
+
+    self_test: False skips the self-test on a GPU that is new to the bundle.
+    trust: also run engines that were not built on this machine.
+    """
 
     backend: str = option(
         "--backend", panel=BACKEND, default="auto",
         help="onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt, tensorrt-rtx, "
-        "or auto: the fastest that runs here.",
+        "or auto: the fastest that runs on this machine.",
     )  # fmt: skip
     self_test: bool = self_test_option(BACKEND)
     threads: int | None = threads_option(BACKEND)

@@ -1,4 +1,4 @@
-"""save-deploy publish: a folder for the Hugging Face Hub."""
+"""save-deploy publish: write a folder for the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from save_deploy.runtime.hub import PublishOptions
 
 @takes(PublishOptions)
 def publish(options: PublishOptions) -> None:
-    """Lay a bundle out for the Hugging Face Hub, with a model card. Nothing is uploaded."""
+    """Write a bundle and its model card as a Hugging Face Hub folder. Nothing is uploaded."""
     from save_deploy.runtime.hub import publish as lay_out
 
     for note in lay_out(options):
         print(f"note: {note}")
-    print(f"{options.out}: the bundle with its card, for: hf upload USER/NAME {options.out}")
+    print(f"{options.out}: bundle and model card; to upload: hf upload USER/NAME {options.out}")

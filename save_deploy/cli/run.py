@@ -68,7 +68,7 @@ def run(request: RunRequest) -> None:
         raise DataError(
             "an option that has no effect here",
             got=", ".join(f.metadata[KEY].names[0] for f in given),
-            expected="many videos, or --format beside it",
+            expected="many videos, or --format as well",
         )
     if kind is Kind.STILL:
         _run_still(request)

@@ -161,7 +161,7 @@ def _check(context: typer.Context, options: Mapping[str, Option]) -> None:
             raise SaveDeployError(
                 "an option that has no effect here",
                 got=", ".join(lacking),
-                expected=f"{' or '.join(needs)} beside it",
+                expected=f"{' or '.join(needs)} as well",
             )
     for how in used:
         if against := sorted(set(how.excludes) & given):

@@ -1,4 +1,4 @@
-"""save-deploy triton: a model repository for NVIDIA Triton."""
+"""save-deploy triton: write a model repository for NVIDIA Triton."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from save_deploy.runtime.triton.options import TritonOptions
 
 @takes(TritonOptions)
 def triton(options: TritonOptions) -> None:
-    """Write a Triton model repository from a bundle, with clients for it."""
+    """Write a Triton model repository and example clients from a bundle."""
     from save_deploy.runtime.triton.repository import write_repository
 
     written = write_repository(options)

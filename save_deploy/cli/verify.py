@@ -21,11 +21,11 @@ def verify(placement: Placement, bundle: Bundle) -> None:
         f"first mask after {result.first_mask_s:.2f} s"
     )
     for note in result.notes:
-        print(f"note: {note}; nothing that runs needs it")
+        print(f"note: {note}; running the bundle does not need it")
     if (pack := result.conformed) is None:
         print("conformance pack: not run (none in the bundle)")
     else:
         print(
-            f"conformance pack: {pack.n_cases} files as prepared by the exporter, logits within "
+            f"conformance pack: {pack.n_cases} files prepared as in the exporter, logits within "
             f"{pack.logits_err:.1e}, mask agreement {pack.mask_agreement:.5f}"
         )

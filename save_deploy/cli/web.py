@@ -1,4 +1,4 @@
-"""save-deploy web: a bundle as a static page."""
+"""save-deploy web: write a static web page that runs a bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from save_deploy.runtime.web.site import SiteOptions
 
 @dataclass(frozen=True, kw_only=True)
 class WebRequest:
-    """A bundle, and the page to write."""
+    """A bundle and the options of its page."""
 
     bundle: Path = option(help="Folder written by save-export.")
     options: SiteOptions = field(default_factory=SiteOptions)
@@ -20,7 +20,7 @@ class WebRequest:
 
 @takes(WebRequest)
 def web(request: WebRequest) -> None:
-    """Write a page that runs a bundle in the visitor's browser: films, camera and microphone."""
+    """Write a page that runs a bundle in the browser, on video files or camera and microphone."""
     from save_deploy.runtime.web import write_site
 
     out = request.options.out
@@ -29,4 +29,4 @@ def web(request: WebRequest) -> None:
     print(
         f"{out}: {site.size / 1e6:.0f} MB; a browser loads {gpu:.0f} MB with WebGPU, {cpu:.0f} without"
     )
-    print(f"look at it: python -m http.server --directory {out}, then http://localhost:8000")
+    print(f"to view it: python -m http.server --directory {out}, then http://localhost:8000")
