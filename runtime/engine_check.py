@@ -1,10 +1,12 @@
-"""May an engine of a bundle run on this machine? Five rules, applied before its library reads it.
+"""Check whether an engine of a bundle can run on this machine, before its library reads the file.
 
-os        the operating system it was built on
+Five rules:
+
+os        the engine was built on this operating system
 library   its library and cuda-bindings can be imported
-version   the library has the version that built it, or accepts the engine of another one
-GPU       there is one, with a compute capability the engine was built for
-hashes    the file is the one of the manifest, and was built from the graph of the bundle
+version   the library is the version that built the engine, or accepts engines of that version
+GPU       a GPU exists and has a compute capability the engine was built for
+hashes    the file matches the manifest and was built from the bundle's graph
 
 The C++ runtime applies the same rules with the same texts (cpp/src/engine_check.cpp).
 """
@@ -29,7 +31,7 @@ from save_deploy.machine import Gpu, read_nvidia
 GRAPH = "model.onnx"
 CUDA_BINDINGS = "cuda.bindings"
 LIBRARIES = ("tensorrt", "tensorrt_rtx", CUDA_BINDINGS)
-# importing the module is the proof; its package holds the version
+# the first module must import; its package has the version
 _PROOF = {CUDA_BINDINGS: "cuda.bindings.runtime"}
 _NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _INSTALL = {
@@ -53,10 +55,13 @@ RawEntry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Machine:
-    """What engines need of a machine.
+    """Properties of a machine that the rules use.
 
-    os: `linux-x86_64`. driver, cuda: versions, None where unknown. problem: why there is no usable
-    GPU. libraries: those that import -> version. broken: the others -> why they do not import.
+    os: for example `linux-x86_64`.
+    driver, cuda: versions; None if unknown.
+    problem: why no GPU is usable; "" if one is.
+    libraries: importable libraries -> version.
+    broken: other libraries -> import error.
     """
 
     os: str
@@ -72,7 +77,7 @@ class Machine:
 
 
 def probe_machine(libraries: Iterable[str] = LIBRARIES) -> Machine:
-    """Ask the driver and import the libraries: under a second, prints nothing, raises nothing."""
+    """Query the driver and import the libraries. Prints nothing and raises nothing."""
     found, broken = {}, {}
     for name in libraries:
         try:
@@ -93,7 +98,7 @@ def probe_machine(libraries: Iterable[str] = LIBRARIES) -> Machine:
 
 
 def system_name() -> str:
-    """linux-x86_64, linux-aarch64, windows-x86_64, darwin-aarch64."""
+    """Return linux-x86_64, linux-aarch64, windows-x86_64 or darwin-aarch64."""
     system = {"win32": "windows"}.get(sys.platform, sys.platform)
     machine = platform.machine().lower()
     return f"{system}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
@@ -101,7 +106,10 @@ def system_name() -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason against an engine. rule: its name, for programs; the rest as in error texts."""
+    """One reason why an engine cannot run here.
+
+    rule: name of the rule, for programs. The other fields are the parts of an error text.
+    """
 
     rule: str
     what: str
@@ -114,7 +122,7 @@ class Refusal:
 
 
 def refusal_error(where: str, refusals: Sequence[Refusal]) -> BackendError:
-    """The first reason as an error (exit 3) of `where`; every other one in a line below its cure."""
+    """Return the first refusal as an error of `where` (exit 3), the others as lines of its hint."""
     first, *rest = refusals
     more = "".join(f"\nalso: {r.what} ({r.got}); {r.cure}" for r in rest)
     return BackendError(
@@ -133,10 +141,11 @@ def engine_refusals(
     *,
     hashed: bool = False,
 ) -> list[Refusal]:
-    """Every reason why the engine of this manifest entry may not run here; [] = it may.
+    """Return every reason why the engine of a manifest entry cannot run here; [] if it can.
 
-    files: of the manifest. hashed: they were compared with their sha256 already. Raises BundleError
-    for an entry that cannot be read.
+    files: file records of the manifest.
+    hashed: the files were already compared with their sha256.
+    Raises BundleError for an entry that cannot be read.
     """
     entry = _Entry.of(values)
     found = machine_refusals(values, machine)
@@ -147,7 +156,7 @@ def engine_refusals(
 
 
 def machine_refusals(values: RawEntry, machine: Machine) -> list[Refusal]:
-    """The reasons that need no file: every rule but the hashes. Raises BundleError."""
+    """Apply every rule except the hashes; no file is read. Raises BundleError."""
     entry = _Entry.of(values)
     return [
         *_system(entry, machine),
@@ -158,10 +167,10 @@ def machine_refusals(values: RawEntry, machine: Machine) -> list[Refusal]:
 
 
 def estimated_bytes(values: RawEntry) -> int:
-    """GPU memory of weights and activations, without what CUDA itself needs.
+    """Estimate GPU memory of weights and activations, in bytes, without the CUDA context.
 
-    Where the builder did not tell (0), the file's size stands for the weights, and the weights' size
-    for the activations. Raises BundleError.
+    If the builder reported 0, the file size replaces the weights and the weights replace the
+    activations. Raises BundleError.
     """
     fields = _fields(values)
     size = {k: fields.integer(f"{k}_bytes", 0) for k in ("engine", "weights", "activation")}
@@ -170,10 +179,11 @@ def estimated_bytes(values: RawEntry) -> int:
 
 
 def engine_validity(library: str, path: Path) -> tuple[str | None, tuple[str, ...]]:
-    """The library's own look at an engine's header: VALID, SUBOPTIMAL or INVALID, and its diagnostics.
+    """Return the library's verdict on an engine's header and its diagnostics.
 
-    (None, ()) where the library has no such check (full TensorRT) or the file is missing. Not run on
-    a GPU yet; without one the answer is INVALID with no diagnostics.
+    The verdict is VALID, SUBOPTIMAL or INVALID; (None, ()) if the library has no such check (full
+    TensorRT) or the file is missing. Not run on a GPU yet; without one the verdict is INVALID
+    without diagnostics.
     """
     trt = importlib.import_module(library)
     if not hasattr(trt.Runtime, "get_engine_validity") or not path.is_file():
@@ -189,7 +199,7 @@ def engine_validity(library: str, path: Path) -> tuple[str | None, tuple[str, ..
 
 @functools.cache
 def last_error_logger(library: str) -> Any:
-    """The logger of this process (TensorRT allows one): prints nothing, keeps the `last` error line."""
+    """Return this process's logger (TensorRT allows one), which keeps the last error in `last`."""
     trt = importlib.import_module(library)
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -198,7 +208,7 @@ def last_error_logger(library: str) -> Any:
             self.last = ""
 
         def log(self, severity: Any, message: str) -> None:
-            # without a driver, a line of TensorRT's own error handling follows every error
+            # without a driver TensorRT logs a second line, from its own error handling
             if int(severity) <= int(trt.ILogger.Severity.ERROR) and "catchCudaError" not in message:
                 self.last = message.splitlines()[0] if message else self.last
 
@@ -207,7 +217,7 @@ def last_error_logger(library: str) -> Any:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The part of a manifest entry that the rules read."""
+    """Fields of a manifest entry that the rules read."""
 
     file: str
     library: str
@@ -222,7 +232,7 @@ class _Entry:
 
     @classmethod
     def of(cls, values: RawEntry) -> _Entry:
-        """Raises BundleError naming the key that cannot be read."""
+        """Read an entry. Raises BundleError with the name of the key that cannot be read."""
         fields = _fields(values)
         version = fields.string("library_version")
         if not _numbers(version):
@@ -242,7 +252,7 @@ class _Entry:
 
 
 def _fields(values: RawEntry) -> Fields:
-    """null in the file means the same as a missing key."""
+    """Return the entry's fields. null has the meaning of a missing key."""
     name = values.get("file", "an engine")
     return Fields(
         {key: value for key, value in values.items() if value is not None},
@@ -295,14 +305,16 @@ def _version(entry: _Entry, machine: Machine) -> Iterator[Refusal]:
 
 
 def runs_with(values: RawEntry, version: str) -> bool:
-    """Whether this version of its library reads the engine of a manifest entry. Raises BundleError for
-    an entry that cannot be read."""
+    """Return True if this version of the library can read the entry's engine.
+
+    Raises BundleError for an entry that cannot be read.
+    """
     return _runs_version(_Entry.of(values), version)
 
 
 def _runs_version(entry: _Entry, here: str) -> bool:
     built, found = _numbers(entry.library_version), _numbers(here)
-    n = min(len(built), len(found))  # some releases leave the build number out
+    n = min(len(built), len(found))  # some releases omit the build number
     if n >= 3 and built[:n] == found[:n]:
         return True
     return entry.library == "tensorrt" and entry.version_compatible and found >= built
@@ -386,6 +398,6 @@ def _short(graph: str, weights: str | None) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`10.13.0.35` -> (10, 13, 0, 35), `13.0.0rc1` -> (13, 0, 0), text -> ()."""
+    """Return the leading numbers: `10.13.0.35` -> (10, 13, 0, 35), `13.0.0rc1` -> (13, 0, 0)."""
     found = re.match(r"\d{1,9}(?:\.\d{1,9})*(?!\d)", version, re.ASCII)
     return tuple(int(part) for part in found[0].split(".")) if found else ()

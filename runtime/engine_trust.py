@@ -43,8 +43,8 @@ def trust_refusals(
             "trust",
             "an engine is code, and this one was not built on this machine",
             f"{entry['file']}, sha256 {record.sha256[:12]}...",
-            "an engine built here, or your word for its source",
-            "build it here: save-deploy build BUNDLE; or, if you trust where the bundle comes from: "
+            "an engine built here, or a trusted source",
+            "build it here: save-deploy build BUNDLE; or, if you trust the source of the bundle: "
             "--trust-engine, trust=True",
         )
     ]

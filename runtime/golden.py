@@ -1,8 +1,8 @@
-"""Golden samples of a bundle: pairs of frame and sound, and what the eager model makes of them.
+"""Golden samples and conformance pack: pairs of frame and sound with the eager model's outputs.
 
-golden/ starts at what the graphs take: do they compute the same here? conformance/ starts at files:
-does this client, in whatever language, also prepare frames and sounds the same? Written by
-export/golden.py, read by every client (runtime/cpp/tools/conformance.hpp).
+golden/ contains inputs of the graphs and checks the graphs. conformance/ contains files and also
+checks how a client, in any language, prepares frames and sounds. export/golden.py writes both; every
+client reads them (C++: runtime/cpp/tools/conformance.hpp).
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from save_deploy.errors import BundleError
 
 GOLDEN, CONFORMANCE = "golden", "conformance"  # folders of a bundle
 ANSWERS = ("waveform", "audio_embedding", "mask_logits")  # .npy files in both
-# Values of the expected masks: any answer is right where the logit is too near to 0 to tell.
+# Values of the expected masks. UNDECIDED: the logit is too close to 0, either mask is accepted.
 BACKGROUND, UNDECIDED, FOREGROUND = 0, 128, 255
 _HINT = "export again with this version of save-deploy"
-# Of all pixels of the golden masks: below it on either side, agreement says nothing of the other side.
+# Smallest share of sounding (and of silent) golden pixels for which agreement is meaningful.
 MIN_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Sounds as the audio graph takes them, float32 (N,16000), and eager's audio_embedding (N,128)
-    and mask_logits (N,S,S). The pack of files has every logits_step-th row and column of the logits."""
+    """Prepared sounds and the eager model's outputs for N samples.
+
+    waveform: float32 (N,16000), input of the audio graph.
+    audio_embedding: float32 (N,128).
+    mask_logits: float32 (N,S,S); in the conformance pack every logits_step-th row and column.
+    """
 
     waveform: NDArray[np.float32]
     audio_embedding: NDArray[np.float32]
@@ -48,7 +52,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Golden:
-    """Prepared samples: image uint8 (N,S,S,3) and the answers."""
+    """Golden samples: image uint8 (N,S,S,3) and the expected answers."""
 
     image: NDArray[np.uint8]
     answers: Answers
@@ -56,8 +60,12 @@ class Golden:
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Largest absolute errors; images are compared bit for bit. audio_embedding is times the largest
-    value where that is above 1; mask_logits None: any. min_agreement: IoU of decided pixels."""
+    """Largest absolute errors of the conformance pack; image tensors must be identical.
+
+    audio_embedding: multiplied by the largest expected value if that is above 1.
+    mask_logits: None for no limit.
+    min_agreement: smallest IoU of the decided pixels.
+    """
 
     waveform: float = 1e-5
     audio_embedding: float = 1e-4
@@ -72,8 +80,12 @@ class Tolerances:
 
 @dataclass(frozen=True)
 class FilePair:
-    """A picture and a sound of any kind that is read; the hash of the image tensor made of the picture,
-    and the expected mask at its size."""
+    """Files of one conformance case.
+
+    frame, sound: files in any supported format.
+    image_sha256: hash of the image tensor prepared from the frame.
+    mask: expected mask at frame size.
+    """
 
     name: str
     frame: Path
@@ -84,7 +96,7 @@ class FilePair:
 
 @dataclass(frozen=True)
 class Pack:
-    """The conformance pack: one FilePair per answer."""
+    """Conformance pack: one FilePair per answer."""
 
     pairs: tuple[FilePair, ...]
     answers: Answers
@@ -93,7 +105,7 @@ class Pack:
 
 
 def read_golden(bundle: Path, manifest: Manifest) -> Golden:
-    """Raises BundleError for a bundle without golden samples, and for arrays of another shape."""
+    """Read the golden samples. Raises BundleError if they are missing or have another shape."""
     if not manifest.golden:
         raise BundleError("bundle without golden samples", got=str(bundle), hint=_HINT)
     place, n, side = bundle / GOLDEN, manifest.golden["n"], manifest.config.res
@@ -102,7 +114,7 @@ def read_golden(bundle: Path, manifest: Manifest) -> Golden:
 
 
 def read_pack(bundle: Path, manifest: Manifest) -> Pack:
-    """Raises BundleError for a bundle without a conformance pack, and for one that cannot be read."""
+    """Read the conformance pack. Raises BundleError if it is missing or cannot be read."""
     entry = manifest.conformance
     if not entry or not entry["cases"]:
         raise BundleError(
@@ -129,12 +141,12 @@ def read_pack(bundle: Path, manifest: Manifest) -> Pack:
 
 
 def sounding_share(mask_logits: NDArray[np.float32]) -> float:
-    """Of all pixels of the golden masks (N,S,S) that sound, 0..1."""
+    """Return the share of sounding pixels in golden masks (N,S,S), 0 to 1."""
     return float(np.mean(mask_logits > 0))
 
 
 def one_sided(share: float) -> str:
-    """What is wrong with golden masks of which this share sounds; "" when they hold some of both."""
+    """Return a warning if golden masks with this sounding share are all empty or all full, else ""."""
     if MIN_SHARE <= share <= 1 - MIN_SHARE:
         return ""
     kind = "empty" if share < MIN_SHARE else "full"
@@ -142,7 +154,7 @@ def one_sided(share: float) -> str:
 
 
 def embedding_bound(expected: NDArray[np.float32], tolerance: float) -> float:
-    """Largest absolute error of an embedding: the tolerance, times its largest value above 1."""
+    """Return the error bound of an embedding: the tolerance, scaled by its largest value if above 1."""
     return tolerance * max(1.0, float(np.abs(expected).max()))
 
 
@@ -156,9 +168,9 @@ def _read_answers(paths: Mapping[str, Path], n: int, side: int) -> Answers:
 
 
 def _read_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """One finite array of a .npy, checked before memory is taken for it. Raises BundleError."""
+    """Read a finite array from .npy; its header is checked before allocation. Raises BundleError."""
     try:
-        with np.errstate(over="ignore"):  # of a shape that no memory holds
+        with np.errstate(over="ignore"):  # a header may contain a shape whose size overflows
             array = np.lib.format.open_memmap(path, mode="r")
         got = f"{array.dtype} {array.shape}"
         fits = array.dtype == dtype and array.shape == shape

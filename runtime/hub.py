@@ -1,6 +1,6 @@
-"""Bundle -> a folder for the Hugging Face Hub: the bundle as it is, with a model card.
+"""Write a folder for the Hugging Face Hub: the unchanged bundle and a model card.
 
-manifest.json stays at the top, so load() and the C++ tool take the folder, and a download of it.
+manifest.json stays at the top, so load() and the C++ tool accept the folder and its download.
 Nothing is uploaded.
 """
 
@@ -28,22 +28,26 @@ _UNKNOWN = "other"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishOptions:
-    """license: as the Hub writes it; repo: of the example, empty for the name of the folder."""
+    """Options of publish.
+
+    license: identifier used by the Hub.
+    repo: USER/NAME in the card's example; "" for USER and the folder's name.
+    """
 
     bundle: Path = option(help="Folder written by save-export.")
     out: Path = option("--out", "-o", help="Folder to write.")
-    force: bool = option("--force", default=False, help="Replace such a folder that exists.")
+    force: bool = option("--force", default=False, help="Replace an existing published folder.")
     license: str = option(
         "--license", default=_UNKNOWN, metavar="ID",
         help="License of the weights, such as apache-2.0 or cc-by-nc-4.0.",
     )  # fmt: skip
     repo: str = option(
         "--repo", default="", metavar="USER/NAME", default_text="",
-        help="Its name on the Hub, for the example in the card. Default: USER and the folder's name.",
+        help="Name on the Hub, for the example in the card. Default: USER and the folder's name.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Raises DataError for a license or a name that the Hub has not."""
+        """Raise DataError for a license or a name that the Hub does not accept."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", self.license):
             raise DataError(
                 "wrong license", got=self.license[:80], expected="an identifier such as apache-2.0"
@@ -53,8 +57,10 @@ class PublishOptions:
 
 
 def publish(options: PublishOptions) -> tuple[str, ...]:
-    """Write the folder, complete or not at all -> notes on it. Raises BundleError for a bundle that is
-    incomplete or altered, OutputError."""
+    """Write the folder atomically and return notes for the user.
+
+    Raises BundleError for an incomplete or altered bundle, OutputError for the target.
+    """
     manifest = Manifest.read(options.bundle)
     check_folder_target(options.out, force=options.force, is_ours=check_own_folder)
     manifest.verify(options.bundle)
@@ -80,11 +86,14 @@ def check_own_folder(folder: Path) -> None:
     """Raise BundleError for a folder that `save-deploy publish` did not write."""
     path = folder / CARD
     if not path.is_file() or _MARK not in path.read_text(errors="replace")[:2000]:
-        raise BundleError("it is no folder of save-deploy publish")
+        raise BundleError("the folder was not written by save-deploy publish")
 
 
 def card(options: PublishOptions, manifest: Manifest, report: str) -> str:
-    """The model card. report: report.md of the bundle, its table of backends."""
+    """Return the model card.
+
+    report: text of the bundle's report.md with its table of backends; "" without one.
+    """
     config, precision = manifest.config, manifest.precision["precision"]
     repo = options.repo or f"USER/{options.out.resolve().name}"
     title = f"{config.name} {config.res} px {precision}"
@@ -111,17 +120,17 @@ def card(options: PublishOptions, manifest: Manifest, report: str) -> str:
 
 
 def _sums(files: dict[str, FileRecord], manifest_sha256: str) -> str:
-    """As sha256sum -c reads them."""
+    """Return the hashes in the format of sha256sum -c."""
     sums = {MANIFEST: manifest_sha256} | {name: record.sha256 for name, record in files.items()}
     return "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(sums.items()))
 
 
 def _notes(options: PublishOptions, manifest: Manifest) -> Iterator[str]:
     if options.license == _UNKNOWN:
-        yield "the card says license: other; --license names the one of the weights"
+        yield "the card says license: other; set the license of the weights with --license"
     if manifest.engines:
         files = ", ".join(entry["file"] for entry in manifest.engines)
-        yield f"{files}: an engine is code, which load() runs elsewhere only with trust=True"
+        yield f"{files}: engines are code; on other machines load() runs them only with trust=True"
 
 
 _CARD = """---
@@ -134,9 +143,9 @@ tags:
 
 # {title}
 
-Masks what sounds in a picture: a frame and one second of sound in, a mask out. SAVE (`{system}`,
+Masks the sounding pixels of a frame, from the frame and one second of sound. This is SAVE (`{system}`,
 audio-visual segmentation on Segment Anything) as a bundle of save-deploy: two ONNX graphs at {res} px
-in {precision}{batch}, with what proves them.
+in {precision}{batch}, with golden samples to verify them.
 
 ## Use
 
@@ -163,7 +172,7 @@ The C++ runtime reads the same folder: `save-infer run {folder} frame.png sound.
 
 `model.onnx` (frame and embedding to mask), `audio.onnx` (a second of sound to its embedding),
 `manifest.json` (interface, preprocessing, sha256 of every file, checked on load), `golden/` and
-`conformance/` (what the exporter's eager model gave; `save-deploy verify {folder}` runs them).
+`conformance/` (outputs of the exporter's eager model; `save-deploy verify {folder}` checks them).
 `sha256sum -c SHA256SUMS` checks a download.
 
 | made of | sha256 |

@@ -1,7 +1,7 @@
-"""What users pass to a pipeline, checked once where it enters: frames, sounds, embeddings, times.
+"""Checks of user input to a pipeline: frames, sounds, embeddings, times.
 
-Anything numpy makes an array of is accepted (lists, tensors, pictures of Pillow), and paths; what
-would give a mask of something else (integers for sound, NaN, channels first) is a DataError.
+Paths are accepted, and everything that numpy converts to an array (lists, tensors, Pillow images).
+Values that would produce a wrong mask (integer sound, NaN, channels first) raise DataError.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from save_deploy.data.sound import read_sound
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import BundleError, DataError, ParityError
 
-# Floating-point files may go over 1; integers that nobody divided go over this within a whisper.
-# kMaxPeak in runtime/cpp/src/sound.hpp.
+# Float files may exceed 1. Even quiet integer samples exceed this if they were not divided by 32768.
+# Same value as kMaxPeak in runtime/cpp/src/sound.hpp.
 MAX_PEAK = 16.0
 MAX_THREADS = 4096
-# One second at usual rates: no whole seconds at 16 kHz, and (the last two) whole seconds there too.
+# Samples of one second at common rates. The doubtful ones are also whole seconds at 16 kHz.
 _OTHER_SECONDS = (11_025, 22_050, 44_100, 88_200)
 _DOUBTFUL_SECONDS = (48_000, 96_000)
 _SOUND = "float (n,), 16 kHz mono in [-1,1]"
 _RATED_SOUND = "float (n,) or (n,channels) in [-1,1]"
 _FRAME = "uint8 (H,W,3), RGB"
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # pictures that read_frame reads from files
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # modes that read_frame accepts in files
 
 
 def as_sound(sound: Any, rate: int | None = None) -> Waveform:
-    """One channel of floats, as array, list or tensor (n,), (n,1) or (1,n) -> float32 (n,) at 16 kHz;
-    or the path of a sound file or a film.
+    """Return a sound as float32 (n,), mono at 16 kHz.
 
-    With a rate in Hz the sound may have several channels, (n,channels) or (channels,n); they are mixed
-    as those of a file. Values are checked where they are heard, by check_heard. Raises DataError.
+    sound: floats (n,), (n,1) or (1,n) as array, list or tensor, or the path of a sound or video file.
+    rate: sample rate in Hz. With it the sound may have several channels, (n,channels) or
+    (channels,n), which are mixed like those of a file.
+    Sample values are checked later, by check_window. Raises DataError.
     """
     if isinstance(sound, (str, os.PathLike)) and rate is None:
         return read_sound(as_path(sound, "sound"))
@@ -54,15 +55,15 @@ def as_sound(sound: Any, rate: int | None = None) -> Waveform:
     flat = array.ndim == 1 or (array.ndim == 2 and rate is not None and array.size)
     if not flat or not np.issubdtype(array.dtype, np.floating):
         raise DataError("wrong sound", got=_got(array), expected=expected, hint=_sound_hint(array))
-    with np.errstate(over="ignore"):  # becomes infinite, which check_heard refuses
+    with np.errstate(over="ignore"):  # check_window refuses the resulting infinities
         array = array.astype(np.float32, copy=False)
     return array if rate is None else _at_16_khz(array, rate)
 
 
 def _at_16_khz(array: NDArray[np.float32], rate: Any) -> Waveform:
-    """Samples (n,), (n,channels) or (channels,n) at `rate` Hz -> (m,)."""
+    """Mix and resample (n,), (n,channels) or (channels,n) at `rate` Hz to (m,) at 16 kHz."""
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)):
-        raise DataError("wrong sample rate", got=repr(rate)[:80], expected="Hz, a whole number")
+        raise DataError("wrong sample rate", got=repr(rate)[:80], expected="an integer in Hz")
     check_rate(int(rate))
     if array.ndim == 2:
         frames = array if array.shape[0] >= array.shape[1] else array.T
@@ -73,35 +74,39 @@ def _at_16_khz(array: NDArray[np.float32], rate: Any) -> Waveform:
                 expected=f"1 to {MAX_CHANNELS}",
             )
         array = to_mono(frames)
-    # what is not finite is refused where it is heard; resampling would only spread it
+    # check_window refuses non-finite samples later; resampling would spread them to other seconds
     return resample(array, int(rate)) if np.isfinite(array).all() else array
 
 
 def check_second(sound: Waveform) -> None:
-    """Raise DataError for a sound (n,) without a rate that is one second long at another rate, and warn
-    of one that may be."""
+    """Raise DataError if a sound (n,) without a rate has the length of one second at another rate.
+
+    Warn if both another rate and 16 kHz are possible.
+    """
     n = sound.size
     if n in _OTHER_SECONDS:
         raise DataError(
             "sound of another rate",
             got=f"{n} samples, which are one second at {n / 1000:g} kHz",
-            expected=f"{_SOUND}, or the rate beside it",
+            expected=f"{_SOUND}, or the rate as well",
             hint=f"rate={n}, or rate={SAMPLE_RATE_HZ} if it is {n / SAMPLE_RATE_HZ:.3f} s at 16 kHz",
         )
     if n in _DOUBTFUL_SECONDS:
         warnings.warn(
-            f"{n} samples are taken for {n // SAMPLE_RATE_HZ} s at 16 kHz; rate={n} if they are one "
-            f"second at {n // 1000} kHz, rate={SAMPLE_RATE_HZ} if not",
+            f"{n} samples are read as {n // SAMPLE_RATE_HZ} s at 16 kHz; pass rate={n} if they are one "
+            f"second at {n // 1000} kHz, else rate={SAMPLE_RATE_HZ}",
             stacklevel=4,
         )
 
 
 def check_heard(window: Waveform) -> None:
-    """Raise DataError for a second of sound (n,) that is empty, not finite, far above 1, or of whole
-    numbers above 1."""
+    """Raise DataError for a second of sound (n,) that cannot be samples in [-1,1].
+
+    That is an empty or non-finite one, one far above 1, and one of integers above 1.
+    """
     if not window.size:
         raise DataError("sound without samples", got="0 samples", expected="at least one")
-    peak = float(np.abs(window).max())  # NaN where one sample is
+    peak = float(np.abs(window).max())  # NaN if any sample is NaN
     if not math.isfinite(peak):
         raise DataError("sound contains NaN or infinite samples", expected="finite samples")
     if peak > MAX_PEAK:
@@ -121,9 +126,10 @@ def check_heard(window: Waveform) -> None:
 
 
 def as_frame(frame: Any) -> Frame:
-    """Array, list, tensor uint8 (H,W,3) of any memory layout, a picture of Pillow, or the path of a PNG
-    or JPEG -> uint8 (H,W,3).
+    """Return a frame as uint8 (H,W,3).
 
+    frame: array, list or tensor uint8 (H,W,3) of any memory layout, a Pillow image, or the path of
+    a PNG or JPEG.
     Raises DataError.
     """
     if isinstance(frame, (str, os.PathLike)):
@@ -144,7 +150,7 @@ def as_frame(frame: Any) -> Frame:
 
 
 def as_images(images: Any, side: int) -> NDArray[np.uint8]:
-    """Frames at network size -> uint8 (F,S,S,3), F > 0. Raises DataError."""
+    """Return frames at network size as uint8 (F,S,S,3), F > 0. Raises DataError."""
     expected = f"uint8 (F,{side},{side},3), one frame or more"
     array = _array(images, "images", expected)
     if array.dtype != np.uint8 or array.shape[1:] != (side, side, 3) or not array.size:
@@ -153,7 +159,7 @@ def as_images(images: Any, side: int) -> NDArray[np.uint8]:
 
 
 def as_embeddings(embeddings: Any, n: int) -> NDArray[np.float32]:
-    """What embed() gave for n frames -> float32 (n,128), finite. Raises DataError."""
+    """Return the embeddings of n frames as finite float32 (n,128). Raises DataError."""
     expected = f"float32 ({n},{AUDIO_DIM}), from embed()"
     array = _array(embeddings, "audio embedding", expected)
     if array.shape != (n, AUDIO_DIM) or not np.issubdtype(array.dtype, np.floating):
@@ -166,7 +172,7 @@ def as_embeddings(embeddings: Any, n: int) -> NDArray[np.float32]:
 
 
 def as_time(time_s: Any) -> float:
-    """Seconds; NaN for what is no number."""
+    """Return seconds as float; NaN if it is not a number."""
     try:
         return float(time_s)
     except (TypeError, ValueError, OverflowError):
@@ -174,19 +180,18 @@ def as_time(time_s: Any) -> float:
 
 
 def as_threshold(threshold: Any) -> float:
-    """A probability in (0,1) -> float. Raises DataError."""
+    """Return a probability in (0,1) as float. Raises DataError."""
     value = as_time(threshold)
     if not 0 < value < 1:
         raise DataError(
             "wrong threshold", got=repr(threshold)[:80],
-            expected="a probability between 0 and 1, neither of them; 0.5 marks what sounds rather "
-            "than not",
+            expected="a probability above 0 and below 1; the default is 0.5",
         )  # fmt: skip
     return value
 
 
 def as_folder(bundle: Any) -> Path:
-    """A path -> Path. Raises BundleError for what is none."""
+    """Return the path of a bundle. Raises BundleError if it is not a path."""
     found = _path(bundle)
     if found is None:
         raise BundleError(
@@ -196,7 +201,7 @@ def as_folder(bundle: Any) -> Path:
 
 
 def as_path(given: Any, what: str) -> Path:
-    """A path -> Path. Raises DataError for what is none."""
+    """Return a path as Path. Raises DataError if it is not a path."""
     found = _path(given)
     if found is None:
         raise DataError(f"wrong {what}", got=repr(given)[:80], expected="a path, str or Path")
@@ -212,7 +217,7 @@ def _path(given: Any) -> Path | None:
 
 
 def require_finite(logits: NDArray[np.float32]) -> None:
-    """Raise ParityError for logits of which no mask can be made."""
+    """Raise ParityError for NaN or infinite logits."""
     if not np.isfinite(logits).all():
         raise ParityError(
             "the backend produced NaN or infinite logits",
@@ -237,11 +242,11 @@ def _array(value: Any, what: str, expected: str) -> NDArray[Any]:
             f"wrong {what}",
             got="a masked array",
             expected=expected,
-            hint="fill what is masked: array.filled(0)",
+            hint="fill the masked values: array.filled(0)",
         )
     try:
         array = np.asarray(value)
-    except Exception as error:  # whatever a list of unequal rows or a tensor on a GPU raises
+    except Exception as error:  # rows of unequal length and GPU tensors raise various types
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(f"wrong {what}", got=first[:300], expected=expected) from error
     if array.dtype == object:
@@ -254,10 +259,10 @@ def _got(array: NDArray[Any]) -> str:
 
 
 def _rgb(picture: Image.Image) -> Frame:
-    """The pixels as read_frame makes them of a file, but not turned."""
+    """Convert to RGB as read_frame does for a file, but without EXIF rotation."""
     if (
         picture.mode not in _MODES
-    ):  # Pillow cuts 32 bits off at 255, and print colors need a profile
+    ):  # Pillow clips 32-bit modes at 255, and CMYK needs a color profile
         raise DataError(
             "wrong frame",
             got=f"a picture of mode {picture.mode}",
@@ -267,7 +272,7 @@ def _rgb(picture: Image.Image) -> Frame:
         picture = picture.copy()
         picture.info.pop("transparency", None)
         return as_rgb(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # its file is read only now
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the file only here
         raise DataError("wrong frame", got=str(error), expected=_FRAME) from error
 
 
@@ -275,21 +280,21 @@ def _sound_hint(array: NDArray[Any]) -> str:
     if array.ndim == 2:
         axis = int(np.argmin(array.shape))
         return (
-            f"rate=16000, or that of the sound, mixes {array.shape[axis]} channels; "
+            f"rate=16000, or the sound's rate, mixes {array.shape[axis]} channels; "
             f"sound.mean(axis={axis}) averages them"
         )
     if array.dtype == np.int16:
-        return "sound / 32768 makes floats in [-1,1] of int16"
+        return "sound / 32768 converts int16 to floats in [-1,1]"
     return ""
 
 
 def _frame_hint(array: NDArray[Any]) -> str:
     if array.ndim == 2:
-        return "np.stack([frame] * 3, axis=-1) makes RGB of gray"
+        return "np.stack([frame] * 3, axis=-1) converts gray to RGB"
     if array.ndim == 3 and array.shape[2] == 4:
-        return "frame[..., :3] leaves the alpha out"
+        return "frame[..., :3] drops the alpha channel"
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        return "frame.transpose(1, 2, 0) makes (H,W,3) of (3,H,W)"
+        return "frame.transpose(1, 2, 0) converts (3,H,W) to (H,W,3)"
     if np.issubdtype(array.dtype, np.floating):
-        return "(255 * frame).round().astype(np.uint8) makes bytes of floats in [0,1]"
+        return "(255 * frame).round().astype(np.uint8) converts floats in [0,1]"
     return ""

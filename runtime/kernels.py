@@ -85,7 +85,7 @@ def _check(backend: str, matmuls: Sequence[str], executed: Iterable[_Executed]) 
     executed = tuple(executed)
     for name in matmuls:
         found = [kernel for kernel in executed if _belongs(kernel.name, name)]
-        found.sort(key=lambda kernel: kernel.int8)  # a float part decides
+        found.sort(key=lambda kernel: kernel.int8)  # a float kernel first: it decides
         kinds[found[0].kind if found else NOT_FOUND] += 1
         if not found or not found[0].int8:
             not_int8.append(f"{name}: {found[0].text if found else NOT_FOUND}")

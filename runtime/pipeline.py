@@ -1,7 +1,7 @@
-"""Frames and sound in, masks out.
+"""Masks from frames and sound.
 
-load("bundle/")(frame, sound) -> mask                  # arrays, pictures of Pillow, or paths
-Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order, as they come
+load("bundle/")(frame, sound) -> mask                  # arrays, Pillow images, or paths
+Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order of time
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from save_deploy.runtime.session.choose import choose, require_machine
 from save_deploy.runtime.session.open import Content, EngineOptions, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
-# A whole waveform (n,), its seconds in order, or second -> what is heard in it: 16 kHz mono, [-1,1], or
-# of a rate that is told; or the path of a file.
+# A whole waveform (n,), an iterable of its seconds, a function second -> waveform, or a file's path.
+# 16 kHz mono in [-1,1], unless a rate is passed as well.
 SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform] | str | PathLike[str]
-ROUNDING_S = 1e-6  # times are floats: 2.9999999 is the third second
+ROUNDING_S = 1e-6  # times are floats: 2.9999999 counts as 3
 _SILENCE: Waveform = np.zeros(0, np.float32)
 
 
 class SavePipeline:
-    """The two sessions of a model: the audio side runs once per second, the model once per frame."""
+    """A bundle's two sessions: `audio` runs once per second of sound, `model` once per frame."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class SavePipeline:
         model: Session,
         threshold: float = 0.5,
     ) -> None:
-        """threshold: probability in (0,1) above which a pixel sounds. Raises DataError for another."""
+        """threshold: probability in (0,1) above which a pixel sounds. Raises DataError."""
         self.config, self.precision, self.audio, self.model = config, precision, audio, model
         self.threshold = as_threshold(threshold)
 
@@ -82,16 +82,17 @@ class SavePipeline:
 
     @property
     def batch(self) -> int:
-        """Frames per call of the model graph: 1, or those of a clip."""
+        """Frames per call of the model graph; above 1 for clips."""
         return self.model.spec.inputs[0].shape[0]
 
     def embed(self, waveform: Any, rate: int | None = None) -> NDArray[np.float32]:
-        """One second of sound: float (n,) 16 kHz mono in [-1,1] -> audio_embedding (1,128).
+        """Return the audio_embedding float32 (1,128) of one second of sound.
 
-        With its rate in Hz a sound of another rate, (n,) or (n,channels), is resampled and mixed. A
-        shorter sound is completed with silence, a longer one is cut to its first second.
-        Raises DataError for one that is empty, of several channels or of one second at another rate
-        (without a rate), of integers, not finite, or with samples beyond MAX_PEAK.
+        waveform: float (n,) 16 kHz mono in [-1,1]. Shorter sounds are padded with silence, longer
+        ones are cut to the first second.
+        rate: sample rate in Hz; sounds (n,) or (n,channels) are then resampled and mixed.
+        Raises DataError for an empty sound, integers, non-finite samples and samples above MAX_PEAK;
+        without a rate also for several channels and for one second at another rate.
         """
         sound = as_sound(waveform, rate)
         if rate is None:
@@ -101,7 +102,7 @@ class SavePipeline:
         return self.audio.infer({"waveform": as_batch(second(window))})["audio_embedding"]
 
     def logits(self, frame: Any, audio_embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-        """frame uint8 (H,W,3) RGB -> mask_logits float32 (S,S) at network size."""
+        """Return mask_logits float32 (S,S) at network size, for a frame uint8 (H,W,3) RGB."""
         return self.run(as_batch(resize_frame(as_frame(frame), self.config.res)), audio_embedding)[
             0
         ]
@@ -109,9 +110,10 @@ class SavePipeline:
     def run(
         self, images: NDArray[np.uint8], audio_embedding: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """images uint8 (F,S,S,3) at network size, embeddings (F,128) -> mask_logits (F,S,S).
+        """Return mask_logits float32 (F,S,S) for images at network size.
 
-        Any F: frames go through in batches of the graph, the last one completed with its last frame.
+        images: uint8 (F,S,S,3); audio_embedding: float32 (F,128).
+        F may be any number: the last batch of the graph is padded with the last frame.
         """
         images = as_images(images, self.config.res)
         heard = as_embeddings(audio_embedding, len(images))
@@ -123,8 +125,10 @@ class SavePipeline:
         return np.concatenate(found)[: len(images)]
 
     def clip_logits(self, frames: Sequence[Frame], waveform: Waveform) -> NDArray[np.float32]:
-        """Frames one second apart and the sound under them (second k belongs to frame k), as in
-        AVSBench: F x uint8 (H,W,3), float (n,) -> mask_logits (F,S,S)."""
+        """Return mask_logits float32 (F,S,S) for frames one second apart, as in AVSBench.
+
+        frames: F x uint8 (H,W,3); waveform: float (n,), whose second k belongs to frame k.
+        """
         sound = as_sound(waveform)
         check_heard(sound[:WINDOW_SAMPLES])
         listed = frames if isinstance(frames, Iterable) else ()
@@ -135,10 +139,11 @@ class SavePipeline:
         return self.run(np.stack(images), np.concatenate(heard))
 
     def __call__(self, frame: Any, sound: Any, *, rate: int | None = None) -> Result:
-        """frame uint8 (H,W,3) RGB and its second of sound -> mask bool (H,W), True = sounding.
+        """Return the mask bool (H,W) of a frame and its second of sound; True = sounding.
 
-        Lists, tensors and pictures of Pillow are taken for the arrays they are, a path for the PNG or
-        JPEG and for the sound file or film it names. rate: of the sound in Hz, see embed.
+        frame: uint8 (H,W,3) RGB as array, list, tensor or Pillow image, or the path of a PNG or JPEG.
+        sound: as in embed(), or the path of a sound or video file.
+        rate: sample rate in Hz, as in embed().
 
         >>> mask = segment(frame, sound)
         >>> mask.shape == frame.shape[:2], mask.dtype.name
@@ -149,9 +154,9 @@ class SavePipeline:
         return self.mask(frame, self.embed(sound, rate))
 
     def mask(self, frame: Any, audio_embedding: NDArray[np.float32]) -> Result:
-        """frame uint8 (H,W,3) RGB and an embedding from embed() -> mask bool (H,W).
+        """Return the mask bool (H,W) of a frame uint8 (H,W,3) RGB and an embedding from embed().
 
-        Raises ParityError where the backend gives NaN or infinite logits: no mask can be made of them.
+        Raises ParityError if the backend returns NaN or infinite logits.
         """
         frame = as_frame(frame)
         logits = self.logits(frame, audio_embedding)
@@ -171,21 +176,21 @@ class SavePipeline:
 
 
 def at_frame_size(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """mask_logits (S,S) -> those of a frame of size (H,W): bilinear, smoothed where it shrinks."""
+    """Resize mask_logits (S,S) to (H,W): bilinear, with antialiasing when shrinking."""
     height, width = size
     resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 
 class Listener:
-    """Masks frames as they come; listens anew whenever a second begins.
+    """Masks frames in order of time and computes one audio embedding per second.
 
     sound: the whole waveform float (n,) 16 kHz mono, or the path of its file; an iterable of
-    one-second waveforms (n,), read as its second begins; or a function second -> waveform (n,), called
-    once in each second that has a frame, for live sound. rate: of all of them in Hz, then also
-    (n,channels); seconds are resampled one by one. After the end of the sound, and where it gives no
-    sample, silence. Sounds are refused as by embed(), when they are heard. One listener serves one
-    thread; listeners in several threads may share a pipeline.
+    one-second waveforms (n,), each read when its second begins; or, for live sound, a function
+    second -> waveform (n,), called once in each second that has a frame.
+    rate: sample rate in Hz. With it sounds may be (n,channels); seconds are resampled one by one.
+    Missing sound is silence. Invalid sound raises the errors of embed() when its second begins. Use
+    one listener per thread; listeners may share a pipeline.
     """
 
     def __init__(
@@ -193,22 +198,23 @@ class Listener:
     ) -> None:
         self.pipeline = pipeline
         self.rate = rate
-        self.second = -1  # the one heard now
-        self.waveform: Waveform = _SILENCE  # its sound, (n,)
+        self.second = -1  # the current second
+        self.waveform: Waveform = _SILENCE  # sound of the current second, (n,)
         self._at = _source(sound, rate)
         self._embedding: NDArray[np.float32] | None = None
 
     def __call__(self, frame: Any, time_s: float) -> Result:
-        """frame uint8 (H,W,3) RGB, shown at time_s >= 0 on the clock of the sound -> bool (H,W).
+        """Return the mask bool (H,W) of a frame uint8 (H,W,3) RGB.
 
-        Raises DataError as hear() does.
+        time_s: time of the frame on the sound's clock, >= 0.
+        Raises the errors of hear().
         """
         return self.pipeline.mask(frame, self.hear(time_s))
 
     def hear(self, time_s: float) -> NDArray[np.float32]:
-        """The embedding (1,128) of the second that a frame at time_s hears.
+        """Return the embedding float32 (1,128) of the second that contains time_s.
 
-        Raises DataError for a time that is no number or in an earlier second than the last one's.
+        Raises DataError if time_s is not a number or lies in an earlier second than the last call.
         """
         at_s = as_time(time_s)
         if not math.isfinite(at_s) or int(at_s + ROUNDING_S) < self.second or at_s < 0:
@@ -220,7 +226,7 @@ class Listener:
         wanted = int(at_s + ROUNDING_S)
         if wanted > self.second:
             self.waveform, self.second = self._at(wanted), wanted
-            self._embedding = None  # an error in this second stays one until it is over
+            self._embedding = None  # every frame of a second with invalid sound raises
         if self._embedding is None:
             sound = as_sound(self.waveform)
             heard = sound if sound.size else np.zeros(WINDOW_SAMPLES, np.float32)
@@ -238,10 +244,10 @@ def stream(
 ) -> Iterator[Result]:
     """Yield a mask bool (H,W) for every frame.
 
-    frames: uint8 (H,W,3) at frames_per_s, or without a rate pairs (frame, time in s), as a camera
-    gives them. sound as in Listener: frame i hears second floor(i / frames_per_s), a pair the second
-    of its time. rate: of the sound in Hz, as in Listener. Memory does not grow with the length of the
-    video.
+    frames: uint8 (H,W,3) at frames_per_s, or without it pairs (frame, time in s), as from a camera.
+    sound, rate: as in Listener. Frame i uses second floor(i / frames_per_s) of the sound, a pair the
+    second that contains its time.
+    Memory does not grow with the length of the video.
 
     >>> masks = list(stream(segment, [frame, frame], sound, frames_per_s=25))
     >>> len(masks), masks[0].shape == frame.shape[:2]
@@ -274,22 +280,25 @@ def load(
     cuda: CudaOptions = CudaOptions(),
     threshold: float = 0.5,
 ) -> SavePipeline:
-    """Open a bundle. backend: onnxruntime, openvino, tensorrt, tensorrt-rtx (engines of the bundle),
-    onnxruntime-cuda, onnxruntime-tensorrt, or auto: an engine that may run here, else a GPU, else the
-    CPU with OpenVINO where it is installed. The audio side, once a second, is always on the CPU.
+    """Open a bundle.
 
-    verify compares every file with its sha256 first, and refuses one that changes before it is opened.
-    self_test: run the golden samples before anything else; by default GPU backends do, once per GPU,
-    driver, library and file. trust: an engine is code, so only those built on this machine run; True
-    runs others as well (docs/security.md). cuda: of backend onnxruntime-cuda (docs/gpu.md). threshold:
-    probability in (0,1) above which a pixel sounds.
+    backend: onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt or tensorrt-rtx
+    (the last two run the bundle's engines), or auto: an engine that can run here, else a GPU, else
+    the CPU with OpenVINO if installed. The audio graph always runs on the CPU.
+    threads: CPU threads; None for all cores.
+    verify: compare every file with its sha256, and refuse files that change before they are opened.
+    self_test: run the golden samples first. None: GPU backends run them once per GPU, driver,
+    library and file.
+    trust: also run engines that were not built on this machine; engines are code (docs/security.md).
+    cuda: settings of backend onnxruntime-cuda (docs/gpu.md).
+    threshold: probability in (0,1) above which a pixel sounds.
 
     >>> segment = load(bundle)
     >>> segment
     <SAVE vit_t at 224 px, fp32 on ..., threshold 0.5>
 
-    Raises BundleError (incomplete, altered, a graph that is not the manifest's), BackendError (cannot
-    run here), ParityError (self-test).
+    Raises BundleError (incomplete or altered bundle, or a graph that differs from the manifest),
+    BackendError (cannot run here), ParityError (self-test).
     """
     folder, backend = as_folder(bundle), known_backend(backend)
     check_threads(threads)
@@ -299,13 +308,13 @@ def load(
     if verify:
         require_machine(
             backend, manifest, trust=trust
-        )  # to hash gigabytes first would take seconds
+        )  # before hashing, which takes seconds for gigabytes
         manifest.verify(folder)
     weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
     choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
     precision, entry = manifest.precision["precision"], choice.engine or {}
     engine = EngineOptions(
-        host_code=bool(entry.get("version_compatible")),  # one that was chosen is trusted
+        host_code=bool(entry.get("version_compatible")),  # choose() returns only trusted engines
         refit_from=folder / GRAPH if entry.get("options", {}).get("strip_weights") else None,
     )
 
@@ -322,7 +331,7 @@ def load(
             cuda=cuda,
         )
 
-    with ExitStack() as stack:  # nothing stays open behind an error
+    with ExitStack() as stack:  # closes the sessions after an error
         model = stack.enter_context(opened(choice.backend, choice.file, manifest.model))
         audio_backend = "auto" if choice.backend in GPU_BACKENDS else choice.backend
         audio = stack.enter_context(opened(audio_backend, "audio.onnx", manifest.audio))
@@ -342,7 +351,7 @@ def load(
 
 
 def _source(sound: Any, rate: int | None) -> Callable[[int], Waveform]:
-    """second -> its waveform (n,), for ascending seconds. Raises DataError for what is no sound."""
+    """Return a function second -> waveform (n,), for ascending seconds. Raises DataError."""
     if callable(sound):
         return _resampled(cast(Callable[[int], Waveform], sound), rate)
     if hasattr(sound, "__array__") or isinstance(sound, (str, PathLike)) or _is_flat(sound):
@@ -357,7 +366,7 @@ def _source(sound: Any, rate: int | None) -> Callable[[int], Waveform]:
 
 
 def _resampled(at: Callable[[int], Waveform], rate: int | None) -> Callable[[int], Waveform]:
-    """The same at 16 kHz; a second without samples stays one."""
+    """Resample each second to 16 kHz. A second without samples remains empty."""
     if rate is None:
         return at
 
@@ -369,7 +378,7 @@ def _resampled(at: Callable[[int], Waveform], rate: int | None) -> Callable[[int
 
 
 def _is_flat(sound: Any) -> bool:
-    """Samples, and no waveforms of seconds."""
+    """Return True for a list of samples, False for a list of waveforms."""
     return isinstance(sound, (list, tuple)) and all(np.ndim(x) == 0 for x in sound[:1])
 
 
@@ -378,7 +387,7 @@ def _second_of(waveform: Waveform, second: int) -> Waveform:
 
 
 def _in_order(seconds: Iterator[Waveform]) -> Callable[[int], Waveform]:
-    """Those between the seconds asked for are skipped unheard."""
+    """Read an iterable of seconds. Seconds that are not requested are read and dropped."""
     done, ended = -1, False
 
     def at(second: int) -> Waveform:

@@ -86,7 +86,7 @@ def run_self_test(
     cure = f"--backend onnxruntime, or build {choice.file} again on this machine"
     if choice.engine is None:
         cure = "another backend, or export again on this machine, or with --fp32"
-    cure += "; --no-self-test uses it all the same"
+    cure += "; --no-self-test skips this test"
     try:
         result = golden_parity(pipeline, folder, manifest, hint=cure)
     except ParityError:
@@ -140,7 +140,7 @@ def _keep(place: Path, verdict: dict[str, Any]) -> None:
     """Store a result. When that fails, the next start tests again."""
     text = json.dumps(verdict, indent=2) + "\n"
     if not keep_in_cache(place, lambda path: path.write_text(text)):
-        _log.warning("the verdict of the self-test was not kept: %s cannot be written", place)
+        _log.warning("the result of the self-test was not stored: %s cannot be written", place)
 
 
 def _check_finite(found: NDArray[np.float32], i: int, manifest: Manifest, hint: str) -> None:

@@ -1,4 +1,4 @@
-"""Hashes, golden samples, conformance pack: does this bundle give here what the eager model gave?"""
+"""Verify a bundle on this machine: hashes, golden samples and conformance pack."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from save_deploy.runtime.self_test import golden_parity
 
 @dataclass(frozen=True)
 class Conformed:
-    """How many pairs of files were compared, and the largest differences found."""
+    """Result of the conformance pack: number of cases and the largest differences."""
 
     n_cases: int
     waveform_err: float
@@ -46,8 +46,14 @@ class Conformed:
 
 @dataclass(frozen=True)
 class Verified:
-    """Parity on the golden samples, the backend that ran, seconds from opening to first mask, and how
-    frames and sounds are prepared here (None: no pack). notes: on reports that differ."""
+    """Result of verify_bundle.
+
+    parity: on the golden samples.
+    backend: the backend that ran.
+    first_mask_s: seconds from opening the bundle to the first mask.
+    conformed: result of the conformance pack; None without one.
+    notes: reports that differ from the manifest, and golden masks that prove nothing.
+    """
 
     parity: ParityResult
     backend: str
@@ -59,8 +65,10 @@ class Verified:
 def verify_bundle(
     folder: Path, *, backend: str = "auto", threads: int | None = None, trust: bool = False
 ) -> Verified:
-    """Hashes, then golden samples and conformance pack through both graphs. Raises BundleError, or
-    ParityError when a result is outside the budget the bundle was exported with."""
+    """Check the hashes, then run the golden samples and the conformance pack.
+
+    Raises BundleError, or ParityError for a result over the budget stored at export.
+    """
     started, first = time.perf_counter(), list[float]()
     manifest = Manifest.read(folder)
     notes = notes_on_reports(folder, manifest.files)
@@ -82,10 +90,10 @@ def verify_bundle(
 
 
 def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
-    """Every pair of the pack: files -> tensors -> mask.
+    """Run every case of the pack from its files to the mask.
 
-    Raises ParityError naming the first pair and stage that differs, BundleError for a mask of another
-    size.
+    Raises ParityError with the first case and stage that differ, BundleError for an expected mask
+    of another size than its frame.
     """
     worst, masks = dict.fromkeys(ANSWERS, 0.0), Masks(pack)
     for i, pair in enumerate(pack.pairs):
@@ -107,7 +115,7 @@ def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
 
 
 class Masks:
-    """Masks of the frames of a pack, against the expected ones where these are decided."""
+    """Compare masks with the expected masks of a pack, on the decided pixels."""
 
     def __init__(self, pack: Pack) -> None:
         self._least = pack.tolerances.min_agreement
@@ -115,7 +123,7 @@ class Masks:
         self._expected = list[NDArray[np.bool_]]()
 
     def add(self, pair: FilePair, mask: Mask) -> None:
-        """mask bool (H,W). Raises BundleError for one of another size than the expected."""
+        """Add a mask bool (H,W). Raises BundleError if the expected mask has another size."""
         marks = read_gray(pair.mask)
         if marks.shape != mask.shape:
             raise BundleError(
@@ -127,7 +135,7 @@ class Masks:
         self._expected.append(marks[decided] == FOREGROUND)
 
     def agreement(self) -> float:
-        """IoU over all of them. Raises ParityError for one below the pack's."""
+        """Return the IoU over all cases. Raises ParityError if it is below the pack's limit."""
         agreement = mask_agreement(np.concatenate(self._found), np.concatenate(self._expected))
         if agreement < self._least:
             raise ParityError(
@@ -146,8 +154,11 @@ def _check_image(name: str, frame: Frame, expected: str, res: int) -> None:
 
 
 def check_answer(pack: Pack, i: int, kind: str, found: NDArray[np.float32]) -> float:
-    """Largest absolute difference to answer i of a kind: waveform (16000,), audio_embedding (128,) or
-    mask_logits (S,S). Raises ParityError above the pack's tolerance."""
+    """Return the largest absolute difference from expected answer i.
+
+    kind: waveform (16000,), audio_embedding (128,) or mask_logits (S,S).
+    Raises ParityError above the pack's tolerance.
+    """
     expected = getattr(pack.answers, kind)[i]
     if kind == "mask_logits":
         found = found[:: pack.logits_step, :: pack.logits_step]

@@ -142,8 +142,8 @@ void check_source(Found& found, const EngineEntry& entry, const Manifest& manife
     if (record == manifest.files.end() || built_here(record->second.sha256)) return;
     found.push_back({"trust", "an engine is code, and this one was not built on this machine",
         entry.file + ", sha256 " + record->second.sha256.substr(0, 12) + "...",
-        "an engine built here, or your word for its source",
-        "build it here: save-deploy build BUNDLE; or, if you trust where the bundle comes from: "
+        "an engine built here, or a trusted source",
+        "build it here: save-deploy build BUNDLE; or, if you trust the source of the bundle: "
         "save_params.trust_engine = 1, save-infer --trust-engine"});
 }
 
