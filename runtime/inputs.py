@@ -99,7 +99,7 @@ def check_second(sound: Waveform) -> None:
         )
 
 
-def check_heard(window: Waveform) -> None:
+def check_window(window: Waveform) -> None:
     """Raise DataError for a second of sound (n,) that cannot be samples in [-1,1].
 
     That is an empty or non-finite one, one far above 1, and one of integers above 1.

@@ -35,9 +35,9 @@ from save_deploy.runtime.inputs import (
     as_sound,
     as_threshold,
     as_time,
-    check_heard,
     check_second,
     check_threads,
+    check_window,
     require_finite,
 )
 from save_deploy.runtime.result import Result, logit_of
@@ -98,7 +98,7 @@ class SavePipeline:
         if rate is None:
             check_second(sound)
         window = sound[:WINDOW_SAMPLES]
-        check_heard(window)
+        check_window(window)
         return self.audio.infer({"waveform": as_batch(second(window))})["audio_embedding"]
 
     def logits(self, frame: Any, audio_embedding: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -116,11 +116,11 @@ class SavePipeline:
         F may be any number: the last batch of the graph is padded with the last frame.
         """
         images = as_images(images, self.config.res)
-        heard = as_embeddings(audio_embedding, len(images))
+        embeddings = as_embeddings(audio_embedding, len(images))
         found, batch = [], self.batch
         for start in range(0, len(images), batch):
             chosen = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            inputs: Arrays = {"image": images[chosen], "audio_embedding": heard[chosen]}
+            inputs: Arrays = {"image": images[chosen], "audio_embedding": embeddings[chosen]}
             found.append(self.model.infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
         return np.concatenate(found)[: len(images)]
 
@@ -130,13 +130,13 @@ class SavePipeline:
         frames: F x uint8 (H,W,3); waveform: float (n,), whose second k belongs to frame k.
         """
         sound = as_sound(waveform)
-        check_heard(sound[:WINDOW_SAMPLES])
+        check_window(sound[:WINDOW_SAMPLES])
         listed = frames if isinstance(frames, Iterable) else ()
         images = [resize_frame(as_frame(frame), self.config.res) for frame in listed]
         if not images:
             raise DataError("no frames", got=type(frames).__name__, expected="one frame or more")
-        heard = [self.embed(second(sound, k)) for k in range(len(images))]
-        return self.run(np.stack(images), np.concatenate(heard))
+        embeddings = [self.embed(second(sound, k)) for k in range(len(images))]
+        return self.run(np.stack(images), np.concatenate(embeddings))
 
     def __call__(self, frame: Any, sound: Any, *, rate: int | None = None) -> Result:
         """Return the mask bool (H,W) of a frame and its second of sound; True = sounding.
@@ -229,8 +229,8 @@ class Listener:
             self._embedding = None  # every frame of a second with invalid sound raises
         if self._embedding is None:
             sound = as_sound(self.waveform)
-            heard = sound if sound.size else np.zeros(WINDOW_SAMPLES, np.float32)
-            self._embedding = self.pipeline.embed(heard)
+            window = sound if sound.size else np.zeros(WINDOW_SAMPLES, np.float32)
+            self._embedding = self.pipeline.embed(window)
         return self._embedding
 
 

@@ -56,9 +56,9 @@ def golden_parity(
     golden = read_golden(folder, manifest)
     meter = ParityMeter()
     for i in range(len(golden.answers)):
-        heard = pipeline.embed(golden.answers.waveform[i])
-        _check_embedding(heard[0], golden.answers.audio_embedding[i], i, manifest, hint)
-        found = pipeline.run(golden.image[i : i + 1], heard)
+        embedding = pipeline.embed(golden.answers.waveform[i])
+        _check_embedding(embedding[0], golden.answers.audio_embedding[i], i, manifest, hint)
+        found = pipeline.run(golden.image[i : i + 1], embedding)
         if i == 0 and on_first is not None:
             on_first()
         _check_finite(found, i, manifest, hint)
@@ -159,9 +159,9 @@ def _check_finite(found: NDArray[np.float32], i: int, manifest: Manifest, hint: 
 
 
 def _check_embedding(
-    heard: NDArray[np.float32], expected: NDArray[np.float32], i: int, manifest: Manifest, hint: str
+    found: NDArray[np.float32], expected: NDArray[np.float32], i: int, manifest: Manifest, hint: str
 ) -> None:
-    error = float(np.abs(heard - expected).max())
+    error = float(np.abs(found - expected).max())
     tolerance = embedding_bound(expected, manifest.golden["audio_embedding_tolerance"])
     if not error <= tolerance:
         raise ParityError(

@@ -99,9 +99,9 @@ def check_conformance(pack: Pack, pipeline: SavePipeline) -> Conformed:
     for i, pair in enumerate(pack.pairs):
         frame, sound = read_frame(pair.frame), read_waveform(pair.sound)
         _check_image(pair.name, frame, pair.image_sha256, pipeline.config.res)
-        heard = pipeline.embed(sound)
-        logits = pipeline.logits(frame, heard)
-        found = {"waveform": second(sound), "audio_embedding": heard[0], "mask_logits": logits}
+        embedding = pipeline.embed(sound)
+        logits = pipeline.logits(frame, embedding)
+        found = {"waveform": second(sound), "audio_embedding": embedding[0], "mask_logits": logits}
         for kind, array in found.items():
             worst[kind] = max(worst[kind], check_answer(pack, i, kind, array))
         masks.add(pair, at_frame_size(logits, frame.shape[:2]) > 0)

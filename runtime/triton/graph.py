@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from save_deploy.bundle import Arrays
 from save_deploy.onnx_files import weight_files
-from save_deploy.runtime.inputs import check_heard
+from save_deploy.runtime.inputs import check_window
 from save_deploy.runtime.session import open_session
 from save_deploy.runtime.session.open import Content
 from save_deploy.runtime.triton.python_model import OneAnswer, Request
@@ -35,7 +35,7 @@ class GraphModel(OneAnswer):
         names = [tensor.name for tensor in self.session.spec.inputs]
         inputs = {name: self.array(request, name) for name in names}
         if self.is_audio:
-            check_heard(inputs["waveform"])
+            check_window(inputs["waveform"])
         return self.session.infer(inputs)
 
     def finalize(self) -> None:

@@ -17,7 +17,7 @@ from save_deploy.bundle import WINDOW_SAMPLES, Arrays, GraphSpec, TensorSpec
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.pictures import decode_frame
 from save_deploy.errors import DataError
-from save_deploy.runtime.inputs import as_sound, check_heard
+from save_deploy.runtime.inputs import as_sound, check_window
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.triton.frame import MASKS, PICTURE, encoded
 from save_deploy.runtime.triton.python_model import OneAnswer, Request
@@ -60,7 +60,7 @@ class Hearing:
                 got=f"{piece.size} samples",
                 expected=f"at most {WINDOW_SAMPLES}: a second of it",
             )
-        check_heard(piece)
+        check_window(piece)
         self.pieces.append(piece)
         self.n_samples += piece.size
         if self.n_samples >= WINDOW_SAMPLES:

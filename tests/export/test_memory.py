@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from save_deploy.checkpoints import load_model
-from save_deploy.export.memory import free_weights, page_out
+from save_deploy.config import SaveConfig
+from save_deploy.export import memory
+from save_deploy.export.memory import free_weights, is_large, page_out
 
 
 def mapped_kib() -> int:
@@ -50,3 +52,27 @@ def test_free_weights() -> None:
     free_weights(model)
     assert kept.numel() == 0
     assert all(tensor.numel() == 0 for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_large_is_over_2_gb_with_the_scores_of_a_global_block() -> None:
+    """Scores of vit_b at 1024 px: 12 heads x (64 x 64)^2 x 4 bytes."""
+    config, scores = SaveConfig.preset("vit_b", res=1024), 12 * 4096**2 * 4
+    assert not is_large(config, 2_000_000_000 - scores)
+    assert is_large(config, 2_000_000_001 - scores)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_only_large_models_are_paged_out_and_freed(
+    monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """Once per stage, not once per call."""
+    model, paged = nn.Linear(2, 2), list[nn.Module]()
+    monkeypatch.setattr(memory, "page_out", paged.append)
+    monkeypatch.setattr(memory, "is_large", lambda config, n_bytes: large)
+    weights = memory.WeightMemory(model, SaveConfig.preset("vit_t"))
+    announce = weights.between_stages(lambda stage, detail: None)
+    for stage in ("export", "export", "parity"):
+        announce(stage, "")
+    assert len(paged) == (2 if large else 0)
+    weights.free(model)
+    assert model.weight.numel() == (0 if large else 4)

@@ -179,7 +179,7 @@ def test_a_full_disk_keeps_nobody_from_loading(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
         assert bench.tested() == N_GOLDEN
-    assert "was not kept" in caplog.text and bench.kept() == []
+    assert "was not stored" in caplog.text and bench.kept() == []
     assert bench.tested() == N_GOLDEN and bench.tested() == 0
 
 

@@ -127,7 +127,7 @@ save_info Pipeline::info() const {
 }
 
 void Pipeline::embed(const float* waveform, float* embedding) {
-    check_heard(waveform);
+    check_window(waveform);
     const std::lock_guard<std::mutex> lock(mutex_);
     audio_->run({waveform}, embedding);
 }

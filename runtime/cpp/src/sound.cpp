@@ -78,7 +78,7 @@ void check_sound(const save_sound& sound) {
     check_format(sound.n_channels, sound.rate_hz);
 }
 
-void check_heard(const float* window) {
+void check_window(const float* window) {
     float peak = 0.0F;
     bool finite = true, whole = true;
     for (std::size_t i = 0; i < SAVE_WINDOW_SAMPLES; ++i) {

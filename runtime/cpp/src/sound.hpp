@@ -23,7 +23,7 @@ void check_sound(const save_sound& sound);
 
 // Throw Error for a second of SAVE_WINDOW_SAMPLES that is not finite or far above 1, and for n
 // embeddings that are not finite: a mask of them would say nothing.
-void check_heard(const float* window);
+void check_window(const float* window);
 void check_embeddings(const float* embeddings, std::size_t n);
 
 // The channels of samples begin .. end as one (downmix.hpp), at the rate of the sound. Throws Error

@@ -165,18 +165,18 @@ void test_downmix() {
 
 void test_what_is_heard() {
     std::vector<float> window(SAVE_WINDOW_SAMPLES, -15.5F);
-    check_heard(window.data());
+    check_window(window.data());
     std::fill(window.begin(), window.end(), 1.0F);
-    check_heard(window.data());
+    check_window(window.data());
     window[9] = 3.0F;  // a whisper of integers
-    CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "whole numbers");
+    CHECK_THROWS(check_window(window.data()), SAVE_DETAIL_DATA, "whole numbers");
     for (const float wrong : {NAN, -INFINITY}) {
         window[9] = wrong;
-        CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "NaN or infinite");
+        CHECK_THROWS(check_window(window.data()), SAVE_DETAIL_DATA, "NaN or infinite");
     }
     for (const float wrong : {-17.0F, 20'000.0F, 1e38F}) {  // integers of 16 bits, and worse
         window[9] = wrong;
-        CHECK_THROWS(check_heard(window.data()), SAVE_DETAIL_DATA, "divide samples of 16 bits");
+        CHECK_THROWS(check_window(window.data()), SAVE_DETAIL_DATA, "divide samples of 16 bits");
     }
     std::vector<float> embeddings(2 * SAVE_EMBEDDING_SIZE, 1.0F);
     check_embeddings(embeddings.data(), 2);
