@@ -1,4 +1,4 @@
-"""Accuracy of every entry on one dataset, clip by clip: scores, parity, margin, the worst frames."""
+"""Measure accuracy, parity, margin and worst frames of every entry on one dataset."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from save_deploy.runtime.compare.worst import WorstFrames
 from save_deploy.runtime.html.data import ReportFrame
 from save_deploy.runtime.pipeline import SavePipeline
 
-# Clips and logits of the reference that are held while one model after the other runs on them.
+# Size of a chunk of clips and reference logits, kept in memory while each model runs on it.
 CHUNK_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The reference has neither parity nor margin."""
+    """Accuracy of one entry. parity and margin: None for the reference."""
 
     score: Score
     parity: ParityResult | None = None
@@ -35,7 +35,7 @@ class Accuracy:
 
 
 def predict_clip(pipeline: SavePipeline, clip: Clip) -> NDArray[np.float32]:
-    """Logits of every frame at network size, each frame with its own second: (F,S,S)."""
+    """Return mask_logits float32 (F,S,S) of a clip; each frame uses its own second of sound."""
     return pipeline.clip_logits(list(clip.frames), clip.heard())
 
 
@@ -50,11 +50,13 @@ def measure_accuracy(
     protocol: Protocol = AVSBENCH,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Accuracy], list[ReportFrame]]:
-    """The first entry is the reference. -> accuracy by name, the worst frames, the worst first.
+    """Return accuracy by entry name, and the worst frames in descending order.
 
-    Memory is bounded whatever the dataset's size: one clip when all entries are open, else a chunk
-    of clips. protocol: its threshold also cuts the masks that are compared with each other. on_step:
-    after each clip of each entry.
+    entries: the first one is the reference.
+    protocol: its threshold is also used for the masks that are compared with each other.
+    on_step: called after each clip of each entry.
+    Memory does not depend on the dataset's size: one clip if all entries are open, else one chunk of
+    clips.
     """
     reference, *others = entries
     cut = protocol.logit_threshold
@@ -104,7 +106,7 @@ def measure_accuracy(
 
 
 def _chunks(clips: Iterable[Clip], n_bytes: int, res: int) -> Iterator[list[Clip]]:
-    """Clips in order, so many at a time that they and their logits take about n_bytes; at least 1."""
+    """Yield successive lists of clips; each list and its logits take about n_bytes, or 1 clip."""
     chunk: list[Clip] = []
     held = 0
     for clip in clips:
@@ -128,7 +130,7 @@ def _frame(
     return ReportFrame(
         name=f"{clip.name}_{index + 1}",
         dataset=dataset,
-        frame=clip.frames[index].copy(),  # not the whole clip behind a view
+        frame=clip.frames[index].copy(),  # a view would keep the whole clip in memory
         reference=logits.copy(),
         masks={name: mask.copy() for name, mask in masks.items()},
         truth=truth.copy(),

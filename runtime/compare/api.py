@@ -24,12 +24,14 @@ def compare(
     options: CompareOptions | None = None,
     on_stage: Callable[[str, str], None] = lambda *_: None,
 ) -> Comparison:
-    """Compare bundles with the eager model, as `save-compare` does -> rows, worst frames, checks.
+    """Compare bundles with the eager model, as `save-compare` does.
 
-    data: scenes (the default), or a dataset; backend: auto (the default), all, or a name; checkpoint:
-    what the bundles were made of, by default the built-in one; report: a folder for report.html.
-    options: all other options of the verb, whose fields the named arguments replace. A budget that is
-    not kept is in `checks`, and no error. Raises SaveDeployError.
+    data: scenes (default) or a dataset.
+    backend: auto (default), all, or a name.
+    checkpoint: source checkpoint of the bundles; None for the built-in one.
+    report: folder for report.html; None writes nothing.
+    options: all other options; the arguments above replace its fields.
+    A result over budget is in `checks` and raises nothing. Raises SaveDeployError.
 
     >>> options = CompareOptions(bundles=(), rounds=3, frames=0)
     >>> found = compare(bundle, checkpoint=checkpoint, clips=1, backend="openvino", options=options)

@@ -1,4 +1,4 @@
-"""What is compared, and what is asked of it."""
+"""Options and budget of a comparison."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ DATA, MEASUREMENT = "Data", "Measurement"
 
 @dataclass(frozen=True)
 class Budget:
-    """None: not asked. max_drop in M_J points and min_agreement (IoU) hold for every row; min_speedup
-    (times the reference) for the fastest backend of each bundle."""
+    """Limits of a comparison; None for no limit.
+
+    max_drop: largest loss of M_J of any row, in points.
+    min_agreement: smallest mask agreement (IoU) of any row.
+    min_speedup: smallest speed-up over the reference of each bundle's fastest backend.
+    """
 
     max_drop: float | None = option(
         "--max-drop", default=None, help="Exit 2 if M_J of a row falls by more points than this."
@@ -40,18 +44,24 @@ class Budget:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Bundles x backends x data. checkpoints, sams: files the references may be made of, found by
-    their hash. eager False: the first bundle on its first backend is the reference. clips: of each
-    dataset, None = all. frames: worst ones kept of each dataset. memory: one process more per row.
-    self_test: of GPU backends that are new here. trust: engines that were not built here run as well.
-    threshold: of masks and of M_J, a probability."""
+    """Options of a comparison: bundles x backends x data.
+
+    checkpoints, sams: weight files of the references; matched to bundles by their hash.
+    eager: False makes the first bundle on its first backend the reference.
+    clips: number of clips per dataset; None for all.
+    frames: number of worst frames kept per dataset.
+    memory: measure each row's peak memory in a process of its own.
+    self_test: run the golden samples on GPU backends that are new to this machine.
+    trust: also run engines that were not built on this machine.
+    threshold: probability for masks and M_J.
+    """
 
     bundles: tuple[Path, ...] = option(metavar="BUNDLE...", help="Folders written by save-export.")
     backends: tuple[str, ...] = option(
         "--backend", default=("auto",), default_text="auto",
-        help="Of every bundle (repeatable): onnxruntime, openvino, onnxruntime-cuda, "
-        "onnxruntime-tensorrt, tensorrt, tensorrt-rtx: exit 3 where one cannot run a bundle. all: "
-        "those that can. auto: the best of them.",
+        help="Backend for every bundle (repeatable): onnxruntime, openvino, onnxruntime-cuda, "
+        "onnxruntime-tensorrt, tensorrt, tensorrt-rtx (exit 3 if it cannot run a bundle); all: "
+        "every backend that can; auto: the fastest.",
     )  # fmt: skip
     data: tuple[str, ...] = option(
         "--data", default=("scenes",), default_text="scenes",
@@ -62,42 +72,42 @@ class CompareOptions:
     clips: int | None = clips_option()
     checkpoints: tuple[Path, ...] = option(
         "--checkpoint", default=(),
-        help="What a bundle was made of, found by its hash (repeatable). Default: the built-in one.",
+        help="Source checkpoint of a bundle, matched by its hash (repeatable). Default: the built-in.",
     )  # fmt: skip
     sams: tuple[Path, ...] = option(
         "--sam", panel=DATA, default=(),
-        help="SAM's official .pth, for a checkpoint that holds only the trained parts (repeatable).",
+        help="SAM's official .pth, for a checkpoint with only the trained parts (repeatable).",
     )  # fmt: skip
     eager: bool = option(
         "--eager/--no-eager", panel=MEASUREMENT, default=True,
-        help="--no-eager needs neither checkpoint nor torch: the first bundle on its first backend is "
-        "then the reference.",
+        help="With --no-eager, the first bundle on its first backend is the reference; neither a "
+        "checkpoint nor torch is needed.",
     )  # fmt: skip
     eager_device: str | None = option(
         "--eager-device", panel=MEASUREMENT, default=None,
-        default_text="of the fastest backend compared",
-        help="Where the eager model runs: cpu or cuda. A GPU backend counts as faster than any other.",
+        default_text="device of the fastest backend compared",
+        help="Device of the eager model: cpu or cuda. GPU backends count as faster than CPU backends.",
     )  # fmt: skip
     eager_tf32: bool = option(
         "--eager-tf32/--no-eager-tf32", panel=MEASUREMENT, default=False,
-        help="On CUDA: a further row of the eager model with TF32. Bundles take it from --cuda.",
+        help="On CUDA, add a row of the eager model with TF32. For bundles use --cuda tf32=on.",
     )  # fmt: skip
     cuda: str = option(
         "--cuda", panel=MEASUREMENT, default="",
-        help="Of onnxruntime-cuda: graph=on|off, tf32=on|off, nhwc=on|off, memory=MIB, "
-        "arena=grow|power2, comma-separated. Default: graph=on,tf32=off,nhwc=off,arena=grow.",
+        help="Settings of onnxruntime-cuda, comma-separated: graph=on|off, tf32=on|off, nhwc=on|off, "
+        "memory=MIB, arena=grow|power2. Default: graph=on,tf32=off,nhwc=off,arena=grow.",
     )  # fmt: skip
     eager_rows: bool = option(
         "--eager-rows/--no-eager-rows", panel=MEASUREMENT, default=True,
-        help="On CUDA: further rows of torch.compile and of FP16 and BF16 by autocast.",
+        help="On CUDA, add eager rows with torch.compile and with FP16 and BF16 autocast.",
     )  # fmt: skip
     rounds: int = option(
         "--rounds", panel=MEASUREMENT, default=20, low=3,
-        help="Timing rounds; up to three times as many while not steady.",
+        help="Timing rounds; up to three times as many if the timing is not steady.",
     )  # fmt: skip
     frames: int = option(
         "--frames", panel=MEASUREMENT, default=8, low=0,
-        help="Worst frames of each dataset kept for the report.",
+        help="Number of worst frames per dataset in the report.",
     )  # fmt: skip
     memory: bool | None = option(
         "--memory/--no-memory", panel=MEASUREMENT, default=None, default_text="with --report",

@@ -1,4 +1,4 @@
-"""What a comparison will run: bundles grouped by the reference they share, every entry tried once."""
+"""Plan a comparison: try every bundle on every backend, and group entries by their reference."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.open import BACKENDS, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
-# further rows of the eager model on CUDA
+# optional rows of the eager model on CUDA
 FURTHER = ("compile", "eager-fp16", "eager-bf16", "compile-fp16")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Entries of one checkpoint at one resolution and batch; the first is the reference. words: what
-    tells it from the other groups, empty when it is the only one."""
+    """Entries of one checkpoint at one resolution and batch; the first one is the reference.
+
+    words: text that distinguishes this group from the others; "" for a single group.
+    """
 
     config: SaveConfig
     entries: tuple[Entry, ...]
@@ -36,8 +38,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """bundles: label -> folder and manifest; left_out: backends of `all` that do not run, in
-    words."""
+    """Groups to run.
+
+    bundles: label -> folder and manifest.
+    left_out: one text per backend of `all` that cannot run.
+    """
 
     groups: tuple[Group, ...]
     bundles: dict[str, tuple[Path, Manifest]]
@@ -45,10 +50,10 @@ class Plan:
 
 
 def make_plan(options: CompareOptions) -> Plan:
-    """Every bundle is opened once on every backend, and closed.
+    """Open every bundle once on every backend, and return the plan.
 
-    A backend asked for by name must run every bundle; `all` takes those that do, one at least.
-    Raises BackendError, BundleError, CheckpointError, ParityError (an engine's self-test).
+    A backend given by name must run every bundle; `all` uses the backends that run, at least one.
+    Raises BackendError, BundleError, CheckpointError, ParityError (self-test of an engine).
     """
     backends = tuple(known_backend(name, also=(ALL,)) for name in options.backends)
     options = replace(options, backends=backends)
@@ -56,7 +61,7 @@ def make_plan(options: CompareOptions) -> Plan:
     if options.eager and options.eager_device is not None:
         from save_deploy.runtime.eager import require_device
 
-        require_device(EagerMode(options.eager_device).device)  # before anything is opened
+        require_device(EagerMode(options.eager_device).device)  # before any bundle is opened
     bundles = {
         label: (folder, Manifest.read(folder)) for label, folder in labels(options.bundles).items()
     }
@@ -92,7 +97,8 @@ def _for_some(which: Sequence[str], n_bundles: int) -> str:
 
 
 def labels(folders: Sequence[Path]) -> dict[str, Path]:
-    """Bundles by their folder's name, by the whole path where names meet; each folder once."""
+    """Return label -> folder without duplicates; the label is the folder's name, or its path if two
+    folders have the same name."""
     first: dict[Path, Path] = {}
     for folder in folders:
         first.setdefault(folder.resolve(), folder)
@@ -144,15 +150,17 @@ def _eager(
 
 
 def try_eager(entry: Entry) -> str:
-    """Why a further row of the eager model is left out: torch cannot compile it here, or it overflows.
-    Empty when it runs."""
+    """Run an optional eager row once and return why it is left out; "" if it runs.
+
+    Reasons are that torch cannot compile it here, or that its logits overflow.
+    """
     try:
         with entry.open() as pipeline:
             rng = np.random.default_rng(0)
             shape = pipeline.model.spec.inputs[0].shape
             heard = pipeline.embed(rng.uniform(-0.5, 0.5, WINDOW_SAMPLES).astype(np.float32))
             logits = pipeline.run(rng.integers(0, 256, shape, dtype=np.uint8), heard)
-    except Exception as error:  # compilers and CUDA raise what they like
+    except Exception as error:  # compilers and CUDA raise many types
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "" if np.isfinite(logits).all() else "its logits are not finite"
 
@@ -201,21 +209,21 @@ def _entries(
 
 
 def _named(error: BackendError, label: str) -> BackendError:
-    """The same error, saying which bundle it is about."""
+    """Return the error with the bundle's label in its text."""
     return BackendError(
         f"{label}: {error.what}", got=error.got, expected=error.expected, hint=error.hint
     )
 
 
 def _key(manifest: Manifest) -> tuple[Any, ...]:
-    """What bundles must share to be compared mask by mask, the most telling part first."""
+    """Return what bundles must share to be compared mask by mask."""
     files = manifest.source["files"]
     hashes = tuple(file["sha256"] for file in files)
     return manifest.config.res, manifest.model.inputs[0].shape[0], hashes
 
 
 def _words(key: tuple[Any, ...], keys: list[tuple[Any, ...]], manifest: Manifest) -> str:
-    """What tells a group from the others: 256 px, 5 frames a call, a checkpoint."""
+    """Return the parts of a group's key that differ between groups: 256 px, 5 frames a call, ..."""
     res, batch, hashes = key
     names = [Path(file["name"]).stem for file in manifest.source["files"]]
     words = (f"{res} px", f"{batch} frames a call", f"{' + '.join(names)} {hashes[0][:6]}")
@@ -224,5 +232,5 @@ def _words(key: tuple[Any, ...], keys: list[tuple[Any, ...]], manifest: Manifest
 
 
 def with_dataset(group: Group, name: str) -> str:
-    """A dataset as the page names it."""
+    """Return the dataset's name for the report, with the group's words."""
     return f"{name}, {group.words}" if group.words else name

@@ -1,4 +1,4 @@
-"""save-compare as a value: options in, rows, worst frames, checks and words out."""
+"""Run a comparison: options -> rows, worst frames, sections, checks and notes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ from save_deploy.runtime.inputs import as_threshold
 from save_deploy.runtime.session import default_threads
 
 STAGES = ("open", "accuracy", "time", "memory")
-SPLIT_CLIPS = 2  # whose frames the split of the time is taken on
+SPLIT_CLIPS = 2  # clips on whose frames the time split is measured
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """notes: lines on how it was taken; frames: the worst first; skipped: clips, by name, and why."""
+    """Result of a comparison.
+
+    frames: worst frames in descending order.
+    notes: how it was measured, line by line.
+    skipped: clip name -> reason.
+    """
 
     title: str
     rows: tuple[Row, ...]
@@ -58,10 +63,10 @@ class Comparison:
 def run_comparison(
     options: CompareOptions, *, on_stage: Callable[[str, str], None] = lambda *_: None
 ) -> Comparison:
-    """Everything that can be refused is refused before anything long begins. on_stage(stage, detail)
-    reports progress, stages of STAGES.
+    """Run a comparison. Invalid options are refused before the first measurement.
 
-    Raises SaveDeployError; what is over budget is in `checks`, see budget.require.
+    on_stage: called with a stage of STAGES and a detail, for progress.
+    Raises SaveDeployError. A result over budget does not raise; it is in `checks` (budget.require).
     """
     as_threshold(options.threshold)
     datasets = {name: _open(name, options) for name in dict.fromkeys(options.data)}
@@ -135,7 +140,7 @@ def _run_group(
         timing = time_entries(pool, group.entries, inputs, rounds=options.rounds)
         splits = _splits(pool, group.entries, first)
     memory = {}
-    if options.memory:  # after the pool is closed: one model at a time
+    if options.memory:  # after the pool is closed, so that only one model is in memory
         on_stage("memory", "one process each")
         sample = next(first[0].samples())
         memory = {e.name: measure_memory(e, sample.frame, sample.heard()) for e in group.entries}
@@ -201,7 +206,7 @@ def _notes(
     rounds = max(len(r.samples_ms) for timing in timings for r in timing.latency.values())
     how = "in turn"
     if not all(timing.resident for timing in timings):
-        how = "opened anew in every round (too large to hold together)"
+        how = "opened again in every round (together too large for memory)"
     steady = f"noise {noise:.0%}"
     if noise > STEADY:
         steady = f"NOT steady, noise {noise:.0%}: trust ratios, not milliseconds"
@@ -215,7 +220,7 @@ def _notes(
     else:
         lines.append(
             f"GPU: {'; '.join(read_nvidia().lines()) or 'unknown'}. Milliseconds are from host memory "
-            "to host memory; on device ms lie between CUDA events, without the copies"
+            "to host memory; on device ms are between CUDA events, without the copies"
         )
     if not options.eager:
         first = ", ".join(dict.fromkeys(group.entries[0].name for group in plan.groups))

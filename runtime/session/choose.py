@@ -1,4 +1,4 @@
-"""Choice of a backend and of the bundle's file for it: an engine, a GPU provider, or the CPU."""
+"""Choose a backend and the bundle's file for it: an engine, a GPU provider, or the CPU."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ BUILD = {
 
 @dataclass(frozen=True)
 class Choice:
-    """backend of open_session and the file for it. engine: its entry, else None; machine: of a GPU
-    backend, with the version of what runs there among its libraries; settings: other than the files,
-    what its numbers depend on."""
+    """Backend and file for open_session.
+
+    engine: manifest entry of the chosen engine, else None.
+    machine: set for GPU backends; its libraries include the version of the backend.
+    settings: provider settings that change numerical results; part of the self-test's key.
+    """
 
     backend: str
     file: str = GRAPH
@@ -47,18 +50,20 @@ class Choice:
     settings: str = ""
 
     def with_settings(self, cuda: CudaOptions) -> Choice:
-        """What the CUDA provider is told changes its numbers: a verdict belongs to it."""
+        """Add the CUDA provider's settings, which change its numerical results."""
         return replace(self, settings=str(cuda)) if self.backend == PROVIDERS[CUDA] else self
 
 
 def choose(
     backend: str, folder: Path, manifest: Manifest, *, hashed: bool = False, trust: bool = False
 ) -> Choice:
-    """auto: the first engine that may run here, else ONNX Runtime on a GPU, else the CPU.
+    """Choose the file for a backend.
 
-    hashed: the files were compared with their hashes already. trust: engines that were not built on
-    this machine may run, too. Raises BackendError for an unknown backend, and for an engine that is
-    asked for and missing or refused.
+    backend: a name, or auto for the first engine that can run here, else ONNX Runtime on a GPU, else
+    the CPU.
+    hashed: the files were already compared with their hashes.
+    trust: also accept engines that were not built on this machine.
+    Raises BackendError for an unknown backend and for a requested engine that is missing or refused.
     """
     backend = known_backend(backend)
     if backend in ENGINE_BACKENDS:
@@ -69,9 +74,9 @@ def choose(
 
 
 def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) -> None:
-    """The part of `choose` that needs no file: it answers before files are hashed, which takes seconds.
+    """Check the part of `choose` that needs no file, before hashing, which takes seconds.
 
-    Raises BackendError when no engine asked for may run here, or a provider cannot load.
+    Raises BackendError if no requested engine can run here or the provider cannot load.
     """
     backend = known_backend(backend)
     provider = next((p for p, name in PROVIDERS.items() if name == backend), None)
@@ -84,7 +89,7 @@ def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) ->
             *trust_refusals(entry, manifest.files, trust=trust),
         ]
         found = [(entry["file"], against(entry)) for entry in entries]
-        # of a version alone the library has the last word, by the file's header
+        # for a version mismatch alone, the library's check of the file header decides later
         if all(refusals and [r.rule for r in refusals] != ["version"] for _, refusals in found):
             raise _nearest(found)
 
@@ -103,7 +108,7 @@ def _entries(library: str, manifest: Manifest) -> list[RawEntry]:
 
 
 def _nearest(refused: Sequence[tuple[str, list[Refusal]]]) -> BackendError:
-    """The error of the engine with the fewest reasons against it."""
+    """Return the error of the engine with the fewest refusals."""
     name, refusals = min(refused, key=lambda item: len(item[1]))
     return refusal_error(f"{name} cannot run here", refusals)
 
@@ -120,7 +125,7 @@ def _engine(library: str, folder: Path, manifest: Manifest, hashed: bool, trust:
 
 
 def _provider_machine(backend: str) -> Machine:
-    """GPU and driver, and ONNX Runtime's version, with TensorRT's where it is used."""
+    """Return GPU, driver and version of ONNX Runtime, and of TensorRT if the provider uses it."""
     version = str(import_onnxruntime().__version__)
     if backend == PROVIDERS[TENSORRT]:
         with contextlib.suppress(metadata.PackageNotFoundError):  # installed system-wide
@@ -137,10 +142,10 @@ def _auto(folder: Path, manifest: Manifest, hashed: bool, trust: bool) -> Choice
         found += trust_refusals(entry, manifest.files, trust=trust)
         if not found:
             return Choice(entry["library"], entry["file"], entry, machine)
-        _log.info("%s is passed over: %s", entry["file"], found[0].what)
+        _log.info("%s is skipped: %s", entry["file"], found[0].what)
     try:
         require_provider(CUDA)
     except BackendError as error:
-        _log.info("ONNX Runtime's CUDA provider is passed over: %s", error.what)
+        _log.info("ONNX Runtime's CUDA provider is skipped: %s", error.what)
         return Choice("auto")
     return Choice(PROVIDERS[CUDA], machine=_provider_machine(PROVIDERS[CUDA]))

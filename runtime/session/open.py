@@ -1,4 +1,4 @@
-"""Open a graph on the backend asked for, or on the best one of the CPU."""
+"""Open a graph as a session on a given backend, or on the preferred CPU backend."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 GPU_BACKENDS = (*PROVIDERS.values(), *ENGINE_BACKENDS)
 BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
-# As they are written for users: `tensorrt-rtx`, like `onnxruntime-tensorrt`.
+# Names shown to users, with hyphens: `tensorrt-rtx`, `onnxruntime-tensorrt`.
 SHOWN_BACKENDS = tuple(name.replace("_", "-") for name in BACKENDS)
-# Larger compiled models are not cached: that would write gigabytes to save seconds.
+# Larger compiled models are not cached: the cache would take gigabytes and save only seconds.
 _CACHED_BYTES = 1_500_000_000
-# Peak of loading over the size of the file: FP16 weights become FP32, FP32 ones are packed.
+# Peak memory of loading / file size: FP16 weights become FP32, FP32 weights are packed.
 PACKED_FACTOR = 2.5
 
 
 @dataclass(frozen=True)
 class Content:
-    """What belongs to a file of a bundle. sha256: of an engine, or of a graph and its weights together:
-    the key of what is kept in the cache, None: nothing is. weights: files of a graph, beside it."""
+    """Identity of a bundle's file.
+
+    sha256: hash of an engine, or of a graph with its weights; key of the cache. None disables it.
+    weights: names of a graph's external weight files in the same folder.
+    """
 
     sha256: str | None = None
     weights: tuple[str, ...] = ()
@@ -41,16 +44,22 @@ class Content:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """host_code: a version-compatible engine of a trusted source may run the code it carries.
-    refit_from: the ONNX file of an engine without weights."""
+    """Options of an engine.
+
+    host_code: allow the host code in a version-compatible engine from a trusted source.
+    refit_from: ONNX file with the weights of an engine built without weights.
+    """
 
     host_code: bool = False
     refit_from: Path | None = None
 
 
 def known_backend(name: str, *, also: tuple[str, ...] = ()) -> str:
-    """The backend of this name, its words joined by - or _. also: other names that are taken. Raises
-    UnknownBackend with the nearest ones."""
+    """Return the backend of a name, whose words may be joined by - or _.
+
+    also: other accepted names.
+    Raises UnknownBackend with the closest name.
+    """
     spelled = dict(zip(SHOWN_BACKENDS, BACKENDS, strict=True)) | {word: word for word in also}
     found = spelled.get(str(name).lower().replace("_", "-"))
     if found is None:
@@ -65,7 +74,7 @@ def known_backend(name: str, *, also: tuple[str, ...] = ()) -> str:
 
 
 def available_backends() -> tuple[str, ...]:
-    """CPU backends whose package is installed, the preferred first."""
+    """Return the CPU backends whose package is installed, preferred first."""
     packages = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
     return tuple(b for b, package in packages.items() if importlib.util.find_spec(package))
 
@@ -82,15 +91,18 @@ def open_session(
     engine: EngineOptions = EngineOptions(),
     cuda: CudaOptions = CudaOptions(),
 ) -> Session:
-    """auto is OpenVINO where it is installed and its copies of the weights fit; load() also considers
-    engines and GPUs. path: the engine for tensorrt and tensorrt_rtx (checked by engine_check, and
-    trusted: an engine is code), else an ONNX file.
+    """Open one graph or engine as a session.
 
-    low_memory (ONNX Runtime): weights stay mapped from the file, which is slower; default: where packed
-    FP32 copies would not fit into free memory. precision: of the graph, for ONNX Runtime's TensorRT;
-    cuda: for its CUDA provider.
+    backend: auto is OpenVINO if installed and its weight copies fit into memory, else ONNX Runtime;
+    only load() also considers engines and GPUs.
+    path: an ONNX file; for tensorrt and tensorrt_rtx an engine that engine_check and engine_trust
+    have accepted.
+    low_memory: ONNX Runtime keeps the weights mapped from the file, which is slower. None: if packed
+    FP32 copies do not fit into free memory.
+    precision: precision of the graph, for ONNX Runtime's TensorRT provider.
+    cuda: settings of ONNX Runtime's CUDA provider.
     Raises BackendError for an unknown, missing or failing backend, BundleError for a graph or engine
-    with other inputs or outputs than the spec.
+    whose inputs or outputs differ from the spec.
     """
     backend = known_backend(backend)
     if backend in ENGINE_BACKENDS:
@@ -120,7 +132,7 @@ def open_session(
 
 
 def _cpu_backend(low_memory: bool) -> str:
-    """CPU backend of `auto`. low_memory: ONNX Runtime where installed, which keeps weights mapped."""
+    """Return the CPU backend of `auto`; with low_memory ONNX Runtime, which can map weights."""
     found = available_backends()
     if not found:
         raise BackendError(
@@ -150,17 +162,17 @@ def _open_gpu(
 
 
 def cpu_bytes(path: Path) -> int:
-    """Memory of the fast way to run an ONNX file on the CPU, estimated from its size."""
+    """Estimate the memory in bytes for an ONNX file on the CPU with packed weights."""
     return int(PACKED_FACTOR * graph_bytes(path))
 
 
 def fits(path: Path) -> bool:
-    """True if free memory is enough for the fast way to run an ONNX file."""
+    """Return True if free memory is enough for packed weights (see cpu_bytes)."""
     return cpu_bytes(path) <= available_bytes()
 
 
 def graph_bytes(path: Path) -> int:
-    """Size of an ONNX file with its external data."""
+    """Return the size in bytes of an ONNX file with its external data."""
     data = path.with_name(path.name + ".data")
     return sum(p.stat().st_size for p in (path, data) if p.is_file())
 

@@ -1,1 +1,1 @@
-"""Masking of video files: an overlay video, PNGs, a JSON record. Imports av when it is used."""
+"""Masking of video files: overlay video, PNG masks, JSON record. av is imported on use."""

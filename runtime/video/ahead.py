@@ -29,7 +29,7 @@ def ahead(items: Generator[T, None, None], n: int) -> Iterator[Iterator[T]]:
                 ready.put((item, None))
                 if stopped.is_set():
                     break
-        except BaseException as error:  # carried to the reader
+        except BaseException as error:  # raised in the reader's thread
             last = (_END, error)
         finally:
             items.close()
@@ -41,7 +41,7 @@ def ahead(items: Generator[T, None, None], n: int) -> Iterator[Iterator[T]]:
         yield _taken(ready)
     finally:
         stopped.set()
-        while thread.is_alive():  # a full queue would hold the thread
+        while thread.is_alive():  # the thread blocks on a full queue
             with contextlib.suppress(queue.Empty):
                 ready.get(timeout=0.05)
         thread.join()

@@ -63,9 +63,9 @@ def format_of(path: Path) -> Format:
     """Return the format of a file suffix. Raises DataError for an unsupported suffix."""
     if path.suffix.lower() not in FORMATS:
         raise DataError(
-            "this kind of video is not written",
+            "unsupported output format",
             got=path.name,
-            expected="a name that ends in " + ", ".join(FORMATS),
+            expected="a file name that ends in " + ", ".join(FORMATS),
         )
     return FORMATS[path.suffix.lower()]
 
@@ -80,7 +80,7 @@ def find_encoder(names: tuple[str, ...]) -> str:
             return name
     raise BackendError(
         "no video encoder",
-        got="this build of PyAV has none of them that works",
+        got="no working encoder in this build of PyAV",
         expected=" or ".join(names),
         hint="pip install --upgrade av, or --masks DIR instead of a video",
     )

@@ -1,4 +1,4 @@
-"""Frames through a bundle as many at a time as it takes, each with the second of sound it hears."""
+"""Mask frames in batches of the bundle, each with its second of sound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def masked(
     pipeline: SavePipeline, listener: Listener, frames: Iterable[TimedFrame]
 ) -> Generator[MaskedFrame, None, None]:
-    """Every frame with its mask; listener belongs to the pipeline."""
+    """Yield every frame with its mask. listener: a Listener of this pipeline."""
     side = pipeline.config.res
     for group in in_groups(frames, pipeline.batch):
         heard, seconds = [], []
@@ -43,14 +43,17 @@ def masked(
 def finite_logits(
     pipeline: SavePipeline, images: NDArray[np.uint8], heard: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """images uint8 (F,S,S,3), embeddings (F,128) -> mask_logits (F,S,S). Raises ParityError."""
+    """Return mask_logits float32 (F,S,S). Raises ParityError for NaN or infinite values.
+
+    images: uint8 (F,S,S,3); embeddings: float32 (F,128).
+    """
     logits = pipeline.run(images, heard)
     require_finite(logits)
     return logits
 
 
 def in_groups(items: Iterable[T], n: int) -> Iterator[list[T]]:
-    """Lists of n successive items, the last one shorter."""
+    """Yield lists of n successive items; the last one may be shorter."""
     group: list[T] = []
     for item in items:
         group.append(item)

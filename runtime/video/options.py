@@ -1,4 +1,4 @@
-"""What of a video is masked, and what is written."""
+"""Options of a run over a video: section and outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Fps = float | Literal["keyframes"] | None
 
 
 def parse_fps(text: str) -> Fps:
-    """ "2.5" -> 2.5, "keyframes" as it is, "native" -> None. Raises DataError."""
+    """Parse a frame rate: "2.5" -> 2.5, "keyframes" -> "keyframes", "native" -> None.
+
+    Raises DataError.
+    """
     if text == KEYFRAMES:
         return KEYFRAMES
     if text == NATIVE:
@@ -33,18 +36,23 @@ def parse_fps(text: str) -> Fps:
 
 @dataclass(frozen=True)
 class Section:
-    """From start_s on, `seconds` long (None: to the end), at most `fps` frames per second."""
+    """Section of a video.
+
+    start_s: start in seconds.
+    seconds: length; None for the rest of the video.
+    fps: upper limit of frames per second; "keyframes" for key frames only, None for all frames.
+    """
 
     start_s: float = option(
-        "--start", panel=SECTION, default=0.0, help="Seconds into the video to begin at."
+        "--start", panel=SECTION, default=0.0, help="Start of the section in seconds."
     )
     seconds: float | None = option(
         "--seconds", panel=SECTION, default=None, default_text="to the end",
-        help="Length of the section.",
+        help="Length of the section in seconds.",
     )  # fmt: skip
     fps: Fps = option(
         "--fps", panel=SECTION, default=None, parse=parse_fps, text="native", metavar="RATE",
-        help="Upper limit of frames per second, or keyframes (those alone are decoded), or native.",
+        help="Upper limit of frames per second, or keyframes (only these are decoded), or native.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -69,18 +77,18 @@ class Section:
 
     @property
     def end_s(self) -> float:
-        """On the section's own clock."""
+        """End in seconds from the start of the section."""
         return math.inf if self.seconds is None else self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What to write. color: empty for pink; silent: accept a file without sound."""
+    """Outputs of a run. color: "" for pink. silent: accept a video without sound."""
 
     out: Path | None = option(
         "--out", "-o", default=None,
-        help="Video to write (.mp4, .mov, .mkv, .webm): what sounds is marked, the sound kept. Of many "
-        "videos: a folder.",
+        help="Video to write (.mp4, .mov, .mkv, .webm) with sounding pixels marked and the original "
+        "sound. For many videos a folder.",
     )  # fmt: skip
     masks: Path | None = option(
         "--masks", default=None, help="Folder for one PNG per frame: white = sounding."
@@ -100,10 +108,10 @@ class OutputOptions:
     show: bool = option(
         "--show", "--window", default=False, help="Show it in a window while it is masked."
     )
-    force: bool = option("--force", default=False, help="Replace outputs that exist.")
+    force: bool = option("--force", default=False, help="Replace existing outputs.")
     section: Section = field(default_factory=Section)
     color: str = option(
-        "--color", default="", default_text="pink", help='Of the marks: a name, or "#ff3caa".'
+        "--color", default="", default_text="pink", help='Color of the marks: a name or "#ff3caa".'
     )
     silent: bool = option("--silent", default=False, help="Accept a video without sound.")
 
@@ -122,6 +130,6 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(OutputOptions):
-    """One video, and what to write of it."""
+    """Options of a run over one video."""
 
     video: Path

@@ -1,6 +1,6 @@
-"""A video through a bundle, in memory that does not grow with its length.
+"""Mask one video. Memory does not grow with its length.
 
-decode | listen and mask | draw and write: three stages, each in its thread, a few frames apart.
+Three stages run in three threads, a few frames apart: decode | embed and mask | draw and write.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ from save_deploy.runtime.video.targets import (
 from save_deploy.runtime.video.window import Window, check_display
 from save_deploy.runtime.video.writer import OverlayVideo
 
-_AHEAD = 2  # frames held between two stages
+_AHEAD = 2  # frames queued between two stages
 _WHAT = "the output"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """frames masked, their mean share of sounding picture, seconds heard, those of them silent, and
-    what a user should know of this file."""
+    """Result of a run.
+
+    frames: number of masked frames.
+    mask_share: mean share of sounding pixels, 0 to 1.
+    seconds, silent_seconds: number of seconds of sound used, and of those that are silent.
+    notes: remarks on the file for the user.
+    """
 
     frames: int
     mask_share: float
@@ -59,10 +64,10 @@ class RunResult:
 
 
 class VideoRun:
-    """Checked before a model is loaded; then run once."""
+    """One run. Create it before loading a model: the constructor checks inputs and outputs."""
 
     def __init__(self, options: RunOptions) -> None:
-        """Raises DataError for files that cannot be used, BackendError without a video encoder."""
+        """Raise DataError for files that cannot be used, BackendError without a video encoder."""
         self.options, self.color = options, color_of(options.color)
         if not (options.files or options.show):
             raise DataError(
@@ -74,7 +79,7 @@ class VideoRun:
             raise DataError(
                 "no sound in the video",
                 got=str(options.video),
-                expected="an audio stream: the model masks what it hears",
+                expected="an audio stream, which the model needs",
                 hint="add --silent to mask with silence",
             )
         _check_distinct(self._targets())
@@ -93,8 +98,12 @@ class VideoRun:
         head: dict[str, Any] | None = None,
         on_frame: Callable[[], None] = lambda: None,
     ) -> RunResult:
-        """head: what the JSON record says of the run. Raises DataError for a video that is too corrupt,
-        OutputError for what cannot be written; then, and after Ctrl-C, nothing is left."""
+        """Mask the video and write the outputs.
+
+        head: entries about the run for the JSON record.
+        Raises DataError for a video with too many corrupt packets, OutputError for outputs that
+        cannot be written. After an error or Ctrl-C no output remains.
+        """
         totals, listener = _Totals(), Listener(pipeline, self._seconds())
         with _writing(), ExitStack() as turn, ExitStack() as outputs:
             sinks = self._open(outputs, head or {})
@@ -115,8 +124,8 @@ class VideoRun:
                     sink.total = result.to_dict()
                 sink.finish()
             raise_if_interrupted()
-            turn.enter_context(one_at_a_time(self._targets()))  # until all of them are renamed
-            self._check_targets()  # so that another run's output is refused before any is renamed
+            turn.enter_context(one_at_a_time(self._targets()))  # until all outputs are renamed
+            self._check_targets()  # again: another run may have written there meanwhile
         return result
 
     def _targets(self) -> list[Path]:
@@ -134,8 +143,11 @@ class VideoRun:
         return self.source.sound_seconds() if self.source.has_sound else iter(())
 
     def _open(self, outputs: ExitStack, head: dict[str, Any]) -> list[Sink]:
-        """Sinks that write to temporary paths. Leaving `outputs` closes them, then renames the paths to
-        their targets, or removes them after an error."""
+        """Open the sinks on temporary paths.
+
+        Leaving `outputs` closes the sinks, then renames the paths to their targets, or removes them
+        after an error.
+        """
         options, source, sinks = self.options, self.source, list[Sink]()
 
         def keep(sink: Sink) -> None:
@@ -166,9 +178,9 @@ class VideoRun:
     def _notes(self, sinks: list[Sink], totals: _Totals) -> Iterator[str]:
         source, end_s = self.source, totals.end_s
         if not source.has_sound:
-            yield "the file has no sound: masks are those of silence"
+            yield "the file has no sound: masks are computed with silence"
         elif source.sound_s < end_s - 1:
-            yield f"the sound ends after {source.sound_s:.1f} s: silence from there on"
+            yield f"the sound ends after {source.sound_s:.1f} s: later frames use silence"
         whole_s = min((source.length_s or 0) - source.section.start_s, source.section.end_s)
         last_s = 1 / min(float(source.rate), source.section.most_fps or float(source.rate))
         ended = end_s + last_s < whole_s - 1 and not source.section.keyframes
@@ -176,10 +188,10 @@ class VideoRun:
             yield f"the pictures end after {end_s:.1f} of {whole_s:.1f} s"
         for track in source.damage.values():
             if track.bad:
-                yield f"{track.what}: {track.bad} of {track.read} packets are corrupt and left out"
+                yield f"{track.what}: {track.bad} of {track.read} packets are corrupt and skipped"
         if source.out_of_order:
             n = source.out_of_order
-            yield f"the clock of the file goes back: {n} pictures are left out"
+            yield f"the file's time stamps go back: {n} frames are skipped"
         for sink in sinks:
             if isinstance(sink, OverlayVideo):
                 yield from sink.notes()
@@ -187,7 +199,7 @@ class VideoRun:
 
 @dataclass
 class _Totals:
-    """Counted while frames pass."""
+    """Sums over the frames of a run."""
 
     frames: int = 0
     share: float = 0.0
@@ -216,7 +228,7 @@ def _check_distinct(paths: list[Path]) -> None:
 
 @contextmanager
 def _writing() -> Iterator[None]:
-    """What the system says about files that cannot be written, as an error for the user."""
+    """Convert errors of the system and of FFmpeg about output files to OutputError."""
     import av
 
     try:
@@ -227,5 +239,5 @@ def _writing() -> Iterator[None]:
             f"{_WHAT} cannot be written",
             got=str(error),
             expected="room for it" if full else "a folder that can be written",
-            hint="free some space; nothing was left behind" if full else "",
+            hint="free some space; no partial output remains" if full else "",
         ) from error

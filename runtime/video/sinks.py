@@ -1,7 +1,7 @@
-"""What a run writes: an overlay video, a folder of masks, a JSON record.
+"""Outputs of a run: protocol, folder of masks and JSON record (the overlay video is in writer.py).
 
-Each writes to a temporary path (files.new_file, files.new_folder) that the run renames once all of
-them are complete.
+A sink writes to a temporary path (files.new_file, files.new_folder). The run renames the paths when
+all outputs are complete.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from save_deploy.data.transforms import Mask
 from save_deploy.runtime.result import polygons_of, rle_of
 from save_deploy.runtime.video.source import TimedFrame
 
-_SILENT = 1e-6  # root mean square below which a loudness says nothing
+_SILENT = 1e-6  # root mean square below which the loudness is None
 
 
 @dataclass(frozen=True)
 class MaskedFrame:
-    """A frame, its mask bool (H,W), the second of sound it hears and that second's waveform (n,)."""
+    """A frame, its mask bool (H,W), and the index and waveform (n,) of its second of sound."""
 
     frame: TimedFrame
     mask: Mask
@@ -35,12 +35,12 @@ class MaskedFrame:
 
     @property
     def share(self) -> float:
-        """Of the picture that sounds, 0..1."""
+        """Share of sounding pixels, 0 to 1."""
         return float(self.mask.mean())
 
 
 class Sink(Protocol):
-    """add every frame, then finish; close also after an error, any number of times."""
+    """An output: call add for every frame, then finish. close may follow at any time, repeatedly."""
 
     def add(self, masked: MaskedFrame) -> None: ...
 
@@ -50,10 +50,10 @@ class Sink(Protocol):
 
 
 class MaskFolder:
-    """000000.png, 000001.png, ...: one mask per frame, its size, one bit a pixel, white = sounding."""
+    """Folder of masks 000000.png, ...: one 1-bit PNG per frame at frame size, white = sounding."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: exists and is empty."""
+        """folder: an existing, empty folder."""
         self.folder, self._n = folder, 0
 
     def add(self, masked: MaskedFrame) -> None:
@@ -66,7 +66,7 @@ class MaskFolder:
 
 
 class Record:
-    """JSON, written second by second: loudness, and the share of every frame that sounds."""
+    """JSON record, written second by second: loudness, and the mask share of every frame."""
 
     def __init__(self, path: Path, head: dict[str, Any], masks: str | None = None) -> None:
         """masks: rle or polygons for a frame's mask as well."""
@@ -74,7 +74,7 @@ class Record:
         self._file: TextIO = path.open("w")
         self._file.write(f'{{\n  "run": {json.dumps(head)},\n  "seconds": [')
         self._second: dict[str, Any] | None = None
-        self._n, self.total = 0, dict[str, Any]()  # total: what is known only at the end
+        self._n, self.total = 0, dict[str, Any]()  # total: set before finish()
 
     def add(self, masked: MaskedFrame) -> None:
         if self._second is None or masked.second != self._second["second"]:
@@ -119,6 +119,6 @@ def mask_as_json(mask: Mask, form: str | None) -> dict[str, Any]:
 
 
 def loudness_dbfs(waveform: Waveform) -> float | None:
-    """Root mean square of samples (n,) in dB, 0 = full scale; None for silence."""
+    """Return the root mean square of samples (n,) in dBFS (0 = full scale); None for silence."""
     rms = math.sqrt(np.mean(np.square(waveform, dtype=np.float64))) if waveform.size else 0.0
     return round(20 * math.log10(rms), 2) if rms > _SILENT else None

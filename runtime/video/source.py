@@ -1,7 +1,7 @@
-"""A video file as it is played: frames with their times, and the seconds of its sound.
+"""Read a video file: frames with their times, and the seconds of its sound.
 
-Pictures and sound are read side by side through the same file, each at its own place in it, so that
-neither is held for the other, however they are interleaved.
+Frames and sound are read through separate handles of the file, so neither is buffered for the other,
+however they are interleaved.
 """
 
 from __future__ import annotations
@@ -40,8 +40,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimedFrame:
-    """picture uint8 (H,W,3) RGB, upright. pts and duration count in the source's time_base from the
-    start of the section; duration 0: not known."""
+    """A frame with its time.
+
+    picture: uint8 (H,W,3) RGB, upright.
+    pts, duration: in units of the source's time_base, from the start of the section; duration 0 if
+    unknown.
+    time_s: seconds from the start of the section.
+    """
 
     picture: Frame
     pts: int
@@ -50,7 +55,7 @@ class TimedFrame:
 
 
 class Shown(NamedTuple):
-    """The same before it is a picture: frame as decoded, in its own format, and how it is turned."""
+    """A TimedFrame before conversion: decoded frame in its own pixel format, and its orientation."""
 
     frame: Any
     turn: Orientation
@@ -60,12 +65,12 @@ class Shown(NamedTuple):
 
 
 class VideoSource:
-    """What is known of a file before decoding. Raises DataError for a file that cannot be played."""
+    """A video file and its properties. Raises DataError for a file that cannot be played."""
 
     def __init__(self, path: Path, section: Section = Section()) -> None:
         self.path, self.section = path, section
-        self.sound_s = 0.0  # of the sound given so far
-        self.out_of_order = 0  # pictures left out, their times not after the one before
+        self.sound_s = 0.0  # seconds of sound read so far
+        self.out_of_order = 0  # frames skipped because their time is not after the previous one
         self.damage = {what: Damage(what) for what in ("video", "sound")}
         with opened(path) as container:
             stream = picture_track(container, path)
@@ -87,8 +92,7 @@ class VideoSource:
 
     @property
     def n_frames(self) -> int | None:
-        """How many frames to expect, a guess; None for a file that does not say its length, and
-        for key frames."""
+        """Expected number of frames, an estimate; None for an unknown length and for key frames."""
         if self.length_s is None or self.section.keyframes:
             return None
         length = min(self.length_s - self.section.start_s, self.section.end_s)
@@ -96,13 +100,16 @@ class VideoSource:
         return max(1, round(length * rate))
 
     def frames(self) -> Generator[TimedFrame, None, None]:
-        """shown() as pictures."""
+        """Yield the frames of shown(), converted to RGB."""
         for frame, turn, pts, duration, time_s in self.shown():
             yield TimedFrame(pixels(frame, turn), pts, duration, time_s)
 
     def shown(self) -> Generator[Shown, None, None]:
-        """Frames of the section in order, their times as in the file. Packets that cannot be decoded
-        are skipped and counted; raises DataError when they are too many or no frame is left."""
+        """Yield the frames of the section in order.
+
+        Packets that cannot be decoded are skipped and counted. Raises DataError if too many of them
+        are corrupt or no frame can be decoded.
+        """
         section, last_pts, last_kept = self.section, -1, -1
         self.out_of_order = 0
         turn: Orientation | None = None
@@ -138,8 +145,11 @@ class VideoSource:
         self.damage["video"].judge()
 
     def sound_seconds(self) -> Iterator[Waveform]:
-        """The sound of the section second by second, (16000,), the last shorter: 16 kHz mono in [-1,1],
-        as every reader of films hears it. Lost stretches are silent."""
+        """Yield the sound of the section second by second.
+
+        Each second is float32 (16000,), 16 kHz mono in [-1,1]; the last one may be shorter. Corrupt
+        parts are silent.
+        """
         held, self.sound_s, section = np.zeros(0, np.float32), 0.0, self.section
         with opened(self.path) as container:
             track, damage = sound_track(container), self.damage["sound"]

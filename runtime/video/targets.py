@@ -1,4 +1,4 @@
-"""Where a run may write, checked before any work."""
+"""Checks of a run's output paths, before any work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from save_deploy.files import check_file_target, check_not_input
 
 
 def check_target(path: Path, *, source: Path, force: bool) -> None:
-    """Raise OutputError when a file cannot or should not be written there."""
+    """Raise OutputError if the file cannot be written or must not be replaced."""
     check_not_input(path, source)
     if path.is_dir():
         raise OutputError("the output is a folder", got=str(path), expected="a file")
@@ -22,7 +22,7 @@ def check_target(path: Path, *, source: Path, force: bool) -> None:
 
 
 def check_masks(folder: Path, *, force: bool) -> None:
-    """Raise OutputError unless the folder is new or empty, or with force one of masks only."""
+    """Raise OutputError unless the folder is new or empty; with force it may contain masks."""
     _check_parent(folder)
     if os.path.ismount(folder):
         raise OutputError(
@@ -42,8 +42,10 @@ def check_masks(folder: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(targets: Iterable[Path]) -> Iterator[None]:
-    """For the moment in which several targets are put in their places: other runs that write into the
-    same folders wait, so that no two sets mix. Without effect on a file system without locks."""
+    """Lock the targets' folders while outputs are renamed, so that outputs of two runs do not mix.
+
+    No effect on file systems without locks.
+    """
     with contextlib.ExitStack() as locks:
         if sys.platform != "win32":
             import fcntl
@@ -59,13 +61,13 @@ def one_at_a_time(targets: Iterable[Path]) -> Iterator[None]:
 
 
 def masks_only(folder: Path) -> None:
-    """Raise OutputError for a folder that holds something else than masks of a run."""
+    """Raise OutputError for a folder that contains other files than masks of a run."""
     if others := _others(folder):
-        raise OutputError(f"it holds {others[0]}, which is no mask")
+        raise OutputError(f"it contains {others[0]}, which is not a mask")
 
 
 def _others(folder: Path) -> list[str]:
-    """Names in a folder that are not those of masks."""
+    """Return the names in a folder that are not names of masks."""
     return sorted(
         path.name
         for path in folder.iterdir()

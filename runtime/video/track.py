@@ -1,4 +1,4 @@
-"""The original sound of a video for the one written beside it: copied, or encoded anew."""
+"""Sound track of an overlay video: the source's packets copied, or encoded again."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from save_deploy.runtime.video.source import VideoSource
 if TYPE_CHECKING:
     from av.container import OutputContainer
 
-_LAYOUTS = {1: "mono", 6: "5.1"}  # by channels, which every encoder here takes; others: stereo
-_MOST_MIXED = 8  # channels; FFmpeg mixes only some layouts of more to stereo, those become mono
+_LAYOUTS = {1: "mono", 6: "5.1"}  # channels -> layout that all encoders here accept; else stereo
+_MOST_MIXED = 8  # channels; FFmpeg mixes only some larger layouts to stereo, so they become mono
 _RATES = (44_100, 48_000)
 _OPUS_RATE = 48_000
 
 
 class SoundTrack:
-    """Reads the source's sound a third time, at its own place, and gives packets as they are due."""
+    """Reads the source's sound through a third handle and returns packets by their time."""
 
     def __init__(self, source: VideoSource, container: OutputContainer, form: Format) -> None:
         self.source = source
@@ -43,7 +43,7 @@ class SoundTrack:
         self._next: Any = None
 
     def until(self, time_s: float) -> Iterator[Any]:
-        """The packets that are due by a time of the section, ready to be muxed."""
+        """Yield the packets up to a time of the section, ready to be muxed."""
         while True:
             self._next = self._next or next(self._packets, None)
             if self._next is None or self._next.pts * self._next.time_base > time_s:
@@ -74,7 +74,7 @@ class SoundTrack:
                 yield packet
 
     def _encoded(self) -> Iterator[Any]:
-        """Frames follow each other sample by sample, whatever their times round to, but for gaps."""
+        """Yield encoded packets. Frames are contiguous despite rounded times; only gaps stay."""
         import av
 
         section, encoder, ends_at = self.source.section, self._stream, None
@@ -99,7 +99,7 @@ class SoundTrack:
 
 
 def as_mono(frame: Any, packed: Any) -> Any:
-    """Its channels as one, at the same rate. packed: a resampler to format flt."""
+    """Return an audio frame mixed to mono, at the same rate. packed: a resampler to format flt."""
     import av
 
     samples = np.concatenate([mono_of(part) for part in packed.resample(frame)])

@@ -1,4 +1,4 @@
-"""The overlay video: the source's frames, times and sound, with the masks drawn in."""
+"""Overlay video: the source's frames, times and sound, with the masks drawn on the frames."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.source import VideoSource
 from save_deploy.runtime.video.track import SoundTrack
 
-_FINEST_MPEG4 = 65_535  # steps per second that MPEG-4 part 2 can count
-_MPEG4_STEPS = 60_000  # of which every usual rate is a part
-# matrices as FFmpeg numbers them
+_FINEST_MPEG4 = 65_535  # largest time base of MPEG-4 part 2, in steps per second
+_MPEG4_STEPS = 60_000  # steps per second; a multiple of all common rates
+# FFmpeg's numbers of color matrices
 _BT709, _UNSPECIFIED, _BT601 = 1, 2, 6
 
 
 class OverlayVideo:
-    """A sink. Frames keep their times; odd sizes get one more row or column, as 4:2:0 needs."""
+    """Sink for a video. Frames keep their times; odd sizes are padded, because 4:2:0 needs even."""
 
     def __init__(self, path: Path, source: VideoSource, *, sound: bool, color: Color) -> None:
         import av
@@ -35,7 +35,7 @@ class OverlayVideo:
         self.path, self.source, self.color = path, source, color
         self.form = format_of(path)
         self.encoder = find_encoder(self.form.encoders)
-        self.padded: tuple[int, int] | None = None  # (H,W) of frames that were
+        self.padded: tuple[int, int] | None = None  # original (H,W) of padded frames
         self._container: Any = av.open(url_of(path), "w", format=self.form.muxer)
         self._stream: Any = None
         self._has_sound = sound
@@ -63,13 +63,11 @@ class OverlayVideo:
     def close(self) -> None:
         if self._sound is not None:
             self._sound.close()
-        with contextlib.suppress(
-            Exception
-        ):  # closing a broken file writes its end, and fails again
+        with contextlib.suppress(Exception):  # closing writes the file's end, which fails again
             self._container.close()
 
     def notes(self) -> Iterator[str]:
-        """What is not as in the source."""
+        """Yield the differences from the source, for the user."""
         if self.padded is not None:
             height, width = self.padded
             yield f"{width}x{height} became {self._stream.width}x{self._stream.height}: even sizes"
@@ -77,7 +75,7 @@ class OverlayVideo:
             yield f"encoded with {self.encoder}: this build of PyAV has no {self.form.encoders[0]}"
         if self._sound is not None and not self._sound.copied:
             kind = self.source.sound_codec
-            yield f"the sound was encoded anew: {kind} is not copied into {self.path.suffix}"
+            yield f"the sound was encoded again: {kind} is not stored in {self.path.suffix}"
 
     def _start(self, shown: Frame) -> None:
         height, width = shown.shape[:2]

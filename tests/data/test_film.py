@@ -193,7 +193,7 @@ def test_packets_with_nan_are_left_out(tmp_path: Path) -> None:
     sound[15 * PACKET + 100] = np.nan
     path = write_film(tmp_path / "f.mkv", [Track(sound, "pcm_f32le")], seconds=3)
     result = films.run(path, masks=tmp_path / "m")
-    assert "sound: 1 of 60 packets are corrupt and left out" in result.notes
+    assert "sound: 1 of 60 packets are corrupt and skipped" in result.notes
     heard = heard_by_run(path)
     assert np.isfinite(heard).all() and begins_s(heard) == pytest.approx(2, abs=0.002)
     assert heard.size == 3 * RATE and not heard[15 * PACKET : 16 * PACKET].any()
@@ -366,7 +366,7 @@ def test_a_clock_that_goes_back(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() * 2)
     result = films.run(path, masks=tmp_path / "m")
     assert result.frames == 30
-    assert "the clock of the file goes back: 30 pictures are left out" in result.notes
+    assert "the file's time stamps go back: 30 frames are skipped" in result.notes
 
 
 def test_a_sound_that_is_not_read_whole(tmp_path: Path) -> None:

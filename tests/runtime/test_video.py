@@ -209,7 +209,7 @@ def test_sound_in_other_containers(
 ) -> None:
     path = write_film(tmp_path / "s.mkv", sound=tone(3, (1,)), sound_codec=sound_codec)
     result = run(path, out=tmp_path / f"o{ending}")
-    assert any("encoded anew" in note for note in result.notes) != copied
+    assert any("encoded again" in note for note in result.notes) != copied
     assert (sound_of(tmp_path / f"o{ending}") == sound_of(path)) == copied
     before, after = read_video_sound(path), read_video_sound(tmp_path / f"o{ending}")
     assert abs(before.size - after.size) < 1600
