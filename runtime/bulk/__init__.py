@@ -1,4 +1,4 @@
-"""Many videos in one run: one mask file a video, resumed where it ended, on one machine or many.
+"""Masking of many videos in one resumable run, on one machine or a cluster; one mask file per video.
 
-Needs the extra `bulk` (pyarrow, fsspec, pycocotools), the engine ray also `ray`.
+Needs the extra `bulk` (pyarrow, fsspec, pycocotools); engine ray also needs the extra `ray`.
 """

@@ -1,6 +1,6 @@
-"""Masks of a run in forms that other tools read: COCO's JSON, SA-V's JSON, pictures.
+"""Export the masks of a run as COCO JSON, SA-V JSON or PNG.
 
-Masks are those of the mask files, at the size they have there; none is computed anew.
+Masks are copied from the mask files at their stored size; nothing is computed again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from save_deploy.runtime.bulk.videos import COLUMNS, Video
 KINDS = ("coco", "sav", "png")
 _CATEGORY = {"id": 1, "name": "sounding"}
 _WHAT = "the export"
-# SA-V's sizes of masklets in pixels
+# SA-V's limits of masklet sizes in pixels
 _SMALL, _MEDIUM = 32**2, 96**2
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Videos and frames written; missing: videos of the run without masks."""
+    """Number of exported videos and frames. missing: videos of the run without masks."""
 
     videos: int
     frames: int
@@ -40,8 +40,12 @@ class Exported:
 
 @named_extras()
 def export_masks(out: Path, kind: str, target: Path, *, force: bool = False) -> Exported:
-    """Masks of the run in `out` -> one file (coco), a folder of a JSON a video (sav) or of a folder of
-    PNGs a video (png). Raises DataError for a folder without a run, OutputError."""
+    """Export the masks of the run in folder `out`.
+
+    kind: coco writes one file; sav a folder with one JSON per video; png a folder with one folder of
+    PNGs per video.
+    Raises DataError for a folder without a run, OutputError for the target.
+    """
     if kind not in KINDS:
         raise DataError("wrong --export", got=kind, expected=", ".join(KINDS))
     place = Place(out)
@@ -62,10 +66,10 @@ Done = list[tuple[Video, Path]]
 
 
 def _done_in(place: Place) -> tuple[str, Done, int]:
-    """Hash of the run, its videos with their mask files, and how many have none."""
+    """Return the hash of the run, its videos with mask files, and the number of videos without."""
     if not place.run.is_file():
         raise DataError(
-            "no run in this folder", got=str(place.root), expected="what save-run -o OUT wrote"
+            "no run in this folder", got=str(place.root), expected="a folder OUT of save-run -o OUT"
         )
     run = place.hash
     videos = [Video(**{k: row[k] for k in COLUMNS}) for row in read_table(place.manifest)]
@@ -73,7 +77,7 @@ def _done_in(place: Place) -> tuple[str, Done, int]:
     done = [(v, p) for v, p in found if frames_done(p, run=run, video=v.hash) is not None]
     if not done:
         raise DataError(
-            "no masks in this run", got=str(place.root), expected="a video that is done"
+            "no masks in this run", got=str(place.root), expected="at least one finished video"
         )
     return run, done, len(videos) - len(done)
 
@@ -87,9 +91,12 @@ def _each(done: Done) -> Iterator[tuple[Video, Path]]:
 
 
 def _write_coco(file: TextIO, done: Done, run: str) -> int:
-    """An image a frame, and an annotation where something sounds. Annotations stand first: images are
-    kept for the end in their short form, so memory grows with frames but not with masks."""
-    info = {"description": "masks of what sounds, made by save-deploy", "run": run}
+    """Write one image per frame and one annotation per non-empty mask; return the number of frames.
+
+    Annotations come first and are streamed. Image entries, which are small, are collected for the
+    end, so memory grows with frames but not with masks.
+    """
+    info = {"description": "masks of sounding pixels, made by save-deploy", "run": run}
     file.write(f'{{"info": {json.dumps(info)}, "categories": [{json.dumps(_CATEGORY)}],')
     file.write('\n"annotations": [')
     images, n = list[str](), 0
@@ -123,9 +130,9 @@ def _annotation(number: int, image: int, row: Row) -> dict[str, object]:
 
 
 def _write_sav(folder: Path, video: Video, path: Path) -> int:
-    """ID_auto.json: one masklet, what sounds. Keys as in SA-V; those nobody measured are empty."""
+    """Write ID_auto.json with one masklet, with the keys of SA-V; unmeasured values are empty."""
     if not (rows := list(read_rows(path))):
-        return 0  # a section in which no frame lies has no masklet
+        return 0  # a section without frames has no masklet
     areas = [round(row.share * row.height * row.width) for row in rows]
     seen = [bool(area) for area in areas]
     shown = [area for area in areas if area]
@@ -161,7 +168,7 @@ def _write_sav(folder: Path, video: Video, path: Path) -> int:
 
 
 def _write_pngs(folder: Path, video: Video, path: Path) -> int:
-    """ID/000000.png, ...: one bit a pixel, white = sounding."""
+    """Write ID/000000.png, ... as 1-bit PNG, white = sounding."""
     (folder / video.id).mkdir()
     n = 0
     for n, row in enumerate(read_rows(path), 1):
@@ -170,4 +177,4 @@ def _write_pngs(folder: Path, video: Video, path: Path) -> int:
 
 
 def _no_folder_is_ours(folder: Path) -> None:
-    raise OutputError("it is not empty")
+    raise OutputError("the folder is not empty")

@@ -1,4 +1,4 @@
-"""One video through a bundle into its mask file: decode | model | write, a few frames apart."""
+"""Mask one video into its mask file, in three pipelined stages: decode | model | write."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from save_deploy.runtime.video.targets import masks_only
 from save_deploy.runtime.video.writer import OverlayVideo
 
 STAGES = ("decode", "resize", "model", "enlarge", "encode", "write")
-_AHEAD = 8  # frames held between two stages, at most a group more
+_AHEAD = 8  # frames queued between two stages, plus at most one batch
 _WHAT = "the masks"
 
 
 class Stopped(Exception):
-    """Another film of this process met what ends the whole run."""
+    """The run ends because of an error in another video of this process."""
 
 
 @dataclass(frozen=True)
 class FilmOptions:
-    """form: rle, png, video. masks_at, resize: as in BulkOptions. color, silent: as in RunOptions."""
+    """Options per video. form: rle, png or video; the others as in BulkOptions and RunOptions."""
 
     form: str = "rle"
     masks_at: str = "frame"
@@ -52,7 +52,7 @@ class FilmOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """Where masks go, and what the footer of the file says."""
+    """Path of the mask file and the entries of its footer: run hash, video hash, video id."""
 
     path: Path
     run: str
@@ -62,7 +62,12 @@ class Target:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A frame at network size (S,S,3), the size (H,W) it is shown at, and itself where it is drawn."""
+    """A prepared frame.
+
+    image: uint8 (S,S,3) at network size.
+    size: displayed size (H,W).
+    shown: the frame with its times; its picture is at full size only if an overlay is drawn.
+    """
 
     image: Frame
     size: tuple[int, int]
@@ -70,7 +75,7 @@ class _Ready:
 
 
 class Clock:
-    """Seconds by stage. Stages run beside each other: their sum is more than what passed."""
+    """Seconds by stage. Stages run in parallel, so the sum exceeds the elapsed time."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = defaultdict(float)
@@ -85,16 +90,16 @@ class Clock:
 
 
 class Film:
-    """Checked when it is made, masked when it is called."""
+    """One video. The constructor checks it; the call masks it."""
 
     def __init__(self, source: VideoSource, options: FilmOptions, stop: threading.Event) -> None:
-        """stop: set when the whole run ends. Raises DataError for a video without sound."""
+        """stop: event that ends the whole run. Raises DataError for a video without sound."""
         self.source, self.options, self.stop = source, options, stop
         if not source.has_sound and not options.silent:
             raise DataError(
                 "no sound in the video",
                 got=source.path.name,
-                expected="an audio stream: the model masks what it hears",
+                expected="an audio stream, which the model needs",
                 hint="add --silent to mask with silence",
             )
         self.clock, self.frames, self.limit = Clock(), 0, 0.0
@@ -102,9 +107,12 @@ class Film:
     def __call__(
         self, pipeline: SavePipeline, target: Target, *, before_end: Callable[[], None]
     ) -> None:
-        """before_end: called once the masks are complete, before they are put in their place; what it
-        raises leaves nothing. Raises DataError, ParityError, OutputError, Stopped, and
-        KeyboardInterrupt."""
+        """Mask the video and write its files.
+
+        before_end: called when the masks are complete, before they are renamed to their target; if it
+        raises, nothing is written.
+        Raises DataError, ParityError, OutputError, Stopped and KeyboardInterrupt.
+        """
         sound = self.source.sound_seconds() if self.source.has_sound else iter(())
         listener, self.limit = Listener(pipeline, sound), logit_of(pipeline.threshold)
         with contextlib.ExitStack() as outputs:
@@ -127,7 +135,7 @@ class Film:
             raise_if_interrupted()
 
     def _sinks(self, outputs: contextlib.ExitStack, target: Target) -> list[Sink]:
-        """What lies beside the mask file, which comes last: it says that all is there."""
+        """Open the additional outputs. The mask file is renamed last: it marks the video as done."""
         sink: Sink
         if self.options.form == "png":
             made = new_folder(target.path.with_suffix(""), what=_WHAT, is_ours=masks_only)
@@ -211,8 +219,10 @@ class Film:
 
 
 def mask_at(logits: NDArray[np.float32], size: tuple[int, int], limit: float = 0.0) -> Mask:
-    """logits (S,S) -> bool (H,W), True above the limit, as a pipeline makes it. Where none is above 0
-    nothing is computed: no mean of such numbers is."""
+    """Return the mask bool (H,W) of logits (S,S): True above the limit, as in SavePipeline.
+
+    If no logit is above 0, no interpolated one is, so the resize is skipped.
+    """
     if limit == 0 and not (logits > 0).any():
         return np.zeros(size, bool)
     return at_frame_size(logits, size) > limit

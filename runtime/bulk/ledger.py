@@ -1,8 +1,8 @@
-"""What became of each video: results/ with one row a video, and failed.csv, the next run's manifest.
+"""Results per video: results/videos.parquet and failed.csv, which a next run accepts as manifest.
 
-Every driver appends to a journal of its own, results/.NAME.jsonl, locked while it lives. At its end
-(unless it is interrupted) and at the start of the next, journals of ended drivers go into
-results/videos.parquet.
+Every driver appends to its own journal results/.NAME.jsonl, which it locks while it runs. Journals of
+ended drivers are merged into results/videos.parquet at the end of a run (unless it is interrupted)
+and at the start of the next one.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ _WHAT = "the results"
 
 @dataclass(frozen=True)
 class Result:
-    """Of one video. frames of its mask file, wall_s of the try that made it, sha256 of that file;
-    error: its first line. fresh: made now, not by an earlier run; times: seconds by stage."""
+    """Result of one video.
+
+    frames, sha256: of its mask file.
+    wall_s: seconds of the successful attempt.
+    error: first line of the error.
+    fresh: False if an earlier run made the masks.
+    times: seconds by stage.
+    """
 
     video: Video
     status: str
@@ -46,27 +52,27 @@ class Result:
     attempts: int = 0
     fresh: bool = True
     times: dict[str, float] = field(default_factory=dict)
-    exit_code: int = 1  # of what stopped the run
+    exit_code: int = 1  # of the error that stopped the run
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """What to_json gave."""
+        """Inverse of to_json."""
         values = json.loads(text)
         return cls(**{**values, "video": Video(**values["video"])})
 
     @property
     def row(self) -> dict[str, Any]:
-        """As results/ holds it."""
+        """Row of results/videos.parquet."""
         about = {key: getattr(self.video, key) for key in COLUMNS}
         own = ("status", "frames", "wall_s", "host", "sha256", "error", "attempts")
         return about | {key: getattr(self, key) for key in own}
 
 
 class Ledger:
-    """A block. Rows of the table when it began are known; what is added is on disk at once."""
+    """Context manager for the results of a run. Every added row is written to disk immediately."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -89,11 +95,11 @@ class Ledger:
     ) -> None:
         if self._journal is not None:
             self._journal.close()
-        if not was_interrupted():  # then nothing more is put in its place: the next run merges it
+        if not was_interrupted():  # after an interrupt the next run merges the journal
             self._merge()
 
     def add(self, result: Result) -> None:
-        """Raises OutputError where it cannot be written."""
+        """Append a result to the journal. Raises OutputError if it cannot be written."""
         assert self._journal is not None
         self.rows[result.video.id] = result.row
         try:
@@ -107,7 +113,7 @@ class Ledger:
         return [row for row in self.rows.values() if row["status"] == FAILED]
 
     def _merge(self) -> list[dict[str, Any]]:
-        """The table with the journals of all drivers that ended."""
+        """Merge the journals of ended drivers into the table and return its rows."""
         place = self.place
         with place.locked():
             before = read_table(place.results / TABLE)
@@ -131,10 +137,10 @@ _ALIVE: list[dict[str, Any]] = []
 
 @contextlib.contextmanager
 def _ended(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a journal whose driver ended; _ALIVE for that of one that lives."""
+    """Yield the rows of an ended driver's journal; _ALIVE for a driver that still runs."""
     try:
         file = path.open("r+")
-    except OSError:  # another driver merged it
+    except OSError:  # already merged by another driver
         yield _ALIVE
         return
     with file:
@@ -144,13 +150,13 @@ def _ended(path: Path) -> Iterator[list[dict[str, Any]]]:
         file.seek(0)
         rows = []
         for line in file:
-            with contextlib.suppress(ValueError):  # the last line of one that was killed
+            with contextlib.suppress(ValueError):  # a killed driver leaves an incomplete last line
                 rows.append(json.loads(line))
         yield rows
 
 
 def _lock(descriptor: int) -> bool:
-    """False where another process holds it."""
+    """Lock a file; return False if another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

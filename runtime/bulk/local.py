@@ -1,5 +1,8 @@
-"""Engine local: threads of this process. Each model has one video in hand, and one more video is read
-ahead, so that no model waits for the next one to be opened."""
+"""Engine local: models in threads of this process.
+
+Each model processes one video, and one additional video is read ahead, so that no model waits while
+the next video is opened.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,15 @@ from save_deploy.runtime.bulk.worker import Model, Task, Worker
 from save_deploy.runtime.session import GPU_BACKENDS
 from save_deploy.runtime.session.open import cpu_bytes
 
-_MEASURED_S = 1.0  # of each way to share out the cores
+_MEASURED_S = 1.0  # duration of the measurement of each division of the cores
 _MOST_MEASURED = 8  # models
 
 
 class LocalEngine:
-    """A block, in which results come as videos are done."""
+    """Engine that runs models in threads of this process."""
 
     def __init__(self, task: Task, actors: int | None, threads_per_actor: int | None) -> None:
-        """task.threads: of all models together. Raises what load() raises."""
+        """task.threads: threads of all models together. Raises the errors of load()."""
         self.task, self.stop = task, threading.Event()
         self.total = task.threads or allowed_cores()
         self.fixed = actors is not None or threads_per_actor is not None
@@ -41,8 +44,10 @@ class LocalEngine:
         return self.workers[0].model
 
     def run(self, videos: list[Video], run: str) -> Generator[Result, None, None]:
-        """Every video once, in the order they are done. Raises what Worker.mask raises; then, and after
-        an interrupt, nothing of the others is left half done."""
+        """Mask every video once and yield the results in order of completion.
+
+        Raises the errors of Worker.mask. After an error or an interrupt no partial output remains.
+        """
         tried = self.workers[0].place.tried()
         suspects = [video for video in videos if video.id in tried]
         calm = [video for video in videos if video.id not in tried]
@@ -52,7 +57,7 @@ class LocalEngine:
         yield from self._run(calm, run, in_hand)
         yield from self._run(
             suspects, run, 1
-        )  # one of them may end the process: no other is in hand
+        )  # one at a time, because each of them may crash the process
 
     def _run(self, videos: list[Video], run: str, in_hand: int) -> Generator[Result, None, None]:
         waiting, running = iter(videos), dict[Future[Result], Worker]()
@@ -75,7 +80,7 @@ class LocalEngine:
                 self.stop.set() if running else None
 
     def _choose(self) -> None:
-        """Several models with one thread each, where that computes more frames than one with all."""
+        """Measure one model with all threads and several with one each; keep the faster choice."""
         n = min(self.total, _MOST_MEASURED)
         if n < 2 or self.model.backend in GPU_BACKENDS or not self._has_room(n):
             return
@@ -106,7 +111,7 @@ class LocalEngine:
 
 
 def _frames_per_s(workers: list[Worker]) -> float:
-    """Of the models alone, all at once."""
+    """Measure the frames/s of the models alone, all running in parallel."""
     side, batch = workers[0].pipeline.config.res, workers[0].model.batch
     images = np.zeros((batch, side, side, 3), np.uint8)
     heard = np.zeros((batch, AUDIO_DIM), np.float32)

@@ -1,7 +1,8 @@
-"""The masks of one video as one parquet file: a row a frame, and in its footer whose masks they are.
+"""Mask file of one video: parquet with one row per frame; the footer names the run and the video.
 
-Columns: t_s (seconds from the start of the section), second (of sound that was heard), height, width,
-counts (COCO's compressed run lengths, as pycocotools writes them), share (of the picture, 0..1).
+Columns: t_s (seconds from the start of the section), second (index of the second of sound), height,
+width, counts (COCO's compressed run lengths, as written by pycocotools), share (of sounding pixels,
+0 to 1).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from save_deploy.data.transforms import Mask
 from save_deploy.errors import DataError
 
 RUN_KEY, VIDEO_KEY, ID_KEY = b"save-deploy.run", b"save-deploy.video", b"save-deploy.id"
-_ROWS = 512  # written at a time
-_MAX_PIXELS = 2**28  # of a mask that is read: no video has as many
+_ROWS = 512  # rows per write
+_MAX_PIXELS = 2**28  # largest mask that is read; no video is larger
 
 
 @dataclass(frozen=True)
 class Row:
-    """One frame; its mask as run lengths."""
+    """One frame with its mask as run lengths."""
 
     t_s: float
     second: int
@@ -37,34 +38,35 @@ class Row:
 
     @classmethod
     def of(cls, t_s: float, second: int, mask: Mask) -> Row:
-        """mask: bool (H,W)."""
+        """Encode a mask bool (H,W)."""
         from pycocotools import mask as coco
 
-        columns = np.asfortranarray(mask.view(np.uint8))  # COCO counts down the columns
+        columns = np.asfortranarray(mask.view(np.uint8))  # COCO's run lengths are column-major
         counts = coco.encode(columns)["counts"].decode()
         height, width = mask.shape
         return cls(t_s, second, height, width, counts, float(np.count_nonzero(mask) / mask.size))
 
     @property
     def rle(self) -> dict[str, Any]:
-        """As COCO's JSON holds it."""
+        """Mask as in COCO's JSON."""
         return {"size": [self.height, self.width], "counts": self.counts}
 
     def mask(self) -> Mask:
-        """bool (H,W). Raises DataError for run lengths that do not make a picture of this size."""
+        """Decode the mask to bool (H,W). Raises DataError for run lengths of another size."""
         from pycocotools import mask as coco
 
         if not 0 < self.height * self.width <= _MAX_PIXELS:
-            raise DataError("a mask of a strange size", got=f"{self.height} x {self.width}")
+            raise DataError("wrong mask size", got=f"{self.height} x {self.width}")
         try:
             pixels: NDArray[np.uint8] = coco.decode(self.rle)
         except ValueError as error:
-            raise DataError("a mask that cannot be read", got=str(error)) from None
+            raise DataError("mask cannot be read", got=str(error)) from None
         return pixels.astype(bool)
 
 
 class MaskFile:
-    """Rows as they come, into a file that is whole once the block ends without an error."""
+    """Context manager that writes rows to a mask file; the file is complete after an exit without
+    error."""
 
     def __init__(self, path: Path, *, run: str, video: str, name: str) -> None:
         import pyarrow as pa
@@ -111,7 +113,7 @@ class MaskFile:
 
 
 def frames_done(path: Path, *, run: str, video: str) -> int | None:
-    """How many frames a mask file of this run and video holds; None where there is no such file."""
+    """Return the number of frames in the mask file of this run and video; None without such a file."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -126,7 +128,7 @@ def frames_done(path: Path, *, run: str, video: str) -> int | None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a mask file in order. Raises DataError for another file."""
+    """Yield the rows of a mask file in order. Raises DataError for other files."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""Which videos are masked, in which form the masks are kept, and what runs them."""
+"""Options of a run over many videos."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RESIZE = ("exact", "area")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` of `count`: a video belongs to one by the hash of its id."""
+    """Part `index` of `count` of the videos, selected by the hash of their ids."""
 
     index: int = 0
     count: int = 1
 
 
 def parse_shard(text: str) -> Shard:
-    """ "3/8" -> the fourth of eight. Raises DataError."""
+    """Parse a shard: "3/8" is the fourth of eight. Raises DataError."""
     index, slash, count = text.partition("/")
     fine = slash and index.isdecimal() and count.isdecimal() and len(text) < 20
     if not fine or int(index) >= int(count):
@@ -33,8 +33,13 @@ def parse_shard(text: str) -> Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class BulkOptions:
-    """manifest: instead of a folder or pattern. masks_at: height and width of the masks. resize: how
-    frames get to network size. actors: models that run beside each other, None: measured."""
+    """Options of a run over many videos.
+
+    manifest: file that lists the videos, instead of a folder or pattern.
+    masks_at: size of the masks, frame or network.
+    resize: method for resizing frames to network size, exact or area.
+    actors: number of models that run in parallel; None to measure the best number.
+    """
 
     manifest: str | None = option(
         "--manifest", panel=BULK, default=None,
@@ -42,39 +47,39 @@ class BulkOptions:
     )  # fmt: skip
     format: str | None = option(
         "--format", panel=BULK, default=None, default_text="rle",
-        help="Masks of many videos: rle (one parquet file a video), with png or video beside it.",
+        help="Format for many videos: rle (one parquet file per video); png or video in addition.",
     )  # fmt: skip
     engine: str = option(
         "--engine", panel=BULK, default="local",
         help="local (this process) or ray (Ray Data, on this machine or a cluster).",
     )  # fmt: skip
     address: str | None = option(
-        "--address", panel=BULK, default=None, default_text="a Ray of its own",
+        "--address", panel=BULK, default=None, default_text="start a local Ray",
         needs=("--engine",), help="Ray cluster to join, such as auto or ray://head:10001.",
     )  # fmt: skip
     actors: int | None = option(
         "--actors", panel=BULK, default=None, low=1, default_text="measured",
-        help="Models that run beside each other.",
+        help="Number of models that run in parallel.",
     )  # fmt: skip
     threads_per_actor: int | None = option(
         "--threads-per-actor", panel=BULK, default=None, low=1,
-        default_text="the cores, shared out; 1 with ray", help="CPU threads of each.",
+        default_text="cores divided by models; 1 with ray", help="CPU threads per model.",
     )  # fmt: skip
     shard: Shard = option(
         "--shard", panel=BULK, default=Shard(), parse=parse_shard, text="0/1", metavar="I/N",
-        help="Only this part of the videos: of a Slurm array, a Kubernetes Indexed Job.",
+        help="Process only this part of the videos, as in a Slurm array or Kubernetes Indexed Job.",
     )  # fmt: skip
     retries: int = option(
         "--retries", panel=BULK, default=3, low=1, high=100,
-        help="Tries of a video that ends its worker or cannot be fetched, before it counts as failed.",
+        help="Attempts for a video that crashes its worker or cannot be fetched.",
     )  # fmt: skip
     masks_at: str = option(
         "--masks-at", panel=BULK, default="frame",
-        help="Size of the masks: frame, or network (less work, coarser).",
+        help="Size of the masks: frame, or network (faster, coarser).",
     )  # fmt: skip
     resize: str = option(
         "--resize", panel=BULK, default="exact",
-        help="Frames to network size: exact, or area (swscale: faster, other masks at their rims).",
+        help="Resizing of frames to network size: exact, or area (swscale: faster; mask edges differ).",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -88,7 +93,7 @@ class BulkOptions:
                 raise DataError(f"wrong {name}", got=value, expected=", ".join(known))
         if self.masks_at == "network" and self.form != "rle":
             raise DataError(
-                "masks at network size are kept as rle only", got=f"--format {self.form}",
+                "masks at network size are stored as rle only", got=f"--format {self.form}",
                 expected="--format rle, or --masks-at frame",
             )  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""The folder of a run: what lies where, whose it is, and what of it belongs to one video.
+"""Folder of a run over many videos: its files and their owners.
 
-run.json               what the masks depend on; a run with other things is refused
+run.json               everything the masks depend on; a run with other values is refused
 manifest.parquet       the videos
-masks/ab/ID.parquet    see masks.py; ab: of the hash of the id
+masks/ab/ID.parquet    see masks.py; ab: first two digits of the hash of the id
 failed.csv, results/   see ledger.py
-attempts/ID            a line for each try that has not ended; gone with the last
+attempts/ID            one line per unfinished attempt; removed after the last one
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from save_deploy.runtime.bulk.videos import COLUMNS, Video, id_hash
 RUN = "run.json"
 FORMAT_VERSION = 1
 _WHAT = "the folder of the run"
-_PACKAGES = ("save-deploy", "numpy", "pillow", "av")  # whose versions change pixels
+_PACKAGES = ("save-deploy", "numpy", "pillow", "av")  # their versions may change pixels
 _OF_BACKEND = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the masks of a run depend on, beside its videos. bundle: sha256 of its manifest, which has
-    the hashes of all its files. fps, start_s, seconds: of videos that say nothing else."""
+    """Everything the masks of a run depend on, except its videos.
+
+    bundle: sha256 of the bundle's manifest, which contains the hashes of all its files.
+    fps, start_s, seconds: defaults for videos without their own.
+    """
 
     bundle: str
     precision: str
@@ -60,7 +63,7 @@ class RunFacts:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def flat(self) -> dict[str, str]:
-        """Each fact by its name, versions by that of the package."""
+        """Return name -> value of all facts; versions by name of the package."""
         values = asdict(self)
         packages = values.pop("versions")
         found = {name: json.dumps(value) for name, value in values.items()}
@@ -68,14 +71,14 @@ class RunFacts:
 
 
 def relevant_versions(backend: str) -> dict[str, str]:
-    """Of the installed packages that the pixels of a mask depend on."""
+    """Return the versions of the installed packages that may change pixels of a mask."""
     of_backend = _OF_BACKEND.get(backend.partition("-")[0], ("tensorrt", "tensorrt-rtx-cu12"))
     found = {name: version(name) for name in (*_PACKAGES, *of_backend)}
     return {name: v for name, v in found.items() if v}
 
 
 class Place:
-    """Paths below OUT. Nothing is written by making one."""
+    """Paths in the folder of a run. The constructor writes nothing."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
@@ -88,26 +91,29 @@ class Place:
 
     @property
     def hash(self) -> str:
-        """Of the run in the folder. Raises OutputError for a run.json that cannot be read."""
+        """Hash of the run in the folder. Raises OutputError if run.json cannot be read."""
         return _read_facts(self.run)[0]
 
     def open(self, facts: RunFacts, *, force: bool) -> None:
-        """Make the folder, or go on in it. Raises OutputError for one that is not of a run, and for a
-        run with other facts unless force: then its masks are made anew, one by one."""
+        """Create the folder, or resume the run in it.
+
+        force: also accept a run with other facts; its masks are then replaced one by one.
+        Raises OutputError for a folder of something else, and for a run with other facts.
+        """
         if self.root.exists() and not self.run.exists() and any(self.root.iterdir()):
             raise OutputError(
-                "refusing to write among what save-run did not write", got=str(self.root),
+                "refusing to write to a folder with other files", got=str(self.root),
                 expected=f"a new folder, an empty one, or one with {RUN}",
             )  # fmt: skip
         text = json.dumps(
             {"format_version": FORMAT_VERSION, "hash": facts.hash, "run": asdict(facts)}, indent=2
         )
         with contextlib.suppress(OutputError):
-            if not self.run.exists():  # of several shards the first one writes it
+            if not self.run.exists():  # the first of several shards writes it
                 with new_file(self.run, what=_WHAT, replace=False) as partial:
                     partial.write_text(text + "\n")
                 return
-        if not self.run.exists():  # not another's that came first: say why
+        if not self.run.exists():  # no other shard wrote it: raise the reason
             write_text(self.run, text + "\n", what=_WHAT)
         elif force:
             if self.hash != facts.hash:
@@ -123,15 +129,15 @@ class Place:
         if differing:
             shown = lambda values: ", ".join(f"{n} {_short(values.get(n))}" for n in differing)
             raise OutputError(
-                "the folder holds a run of another kind",
+                "the folder contains a run with other settings",
                 got=f"{self.root}: {shown(there)}",
                 expected=shown(known),
-                hint="choose another -o, go on as that run, or --force to make its masks anew",
+                hint="choose another -o, use the settings of that run, or --force to replace its masks",
             )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The files that all shards share, for this process alone."""
+        """Lock the files that all shards share."""
         with contextlib.ExitStack() as stack:
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -143,7 +149,7 @@ class Place:
             yield
 
     def add_to_manifest(self, videos: list[Video]) -> None:
-        """Write the videos into manifest.parquet, among those of earlier runs. Raises OutputError."""
+        """Add the videos to manifest.parquet. Raises OutputError."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -163,19 +169,19 @@ class Place:
                     parquet.write_table(pa.Table.from_pylist(after, schema), partial)
 
     def sweep(self) -> None:
-        """Remove what ended processes left half written; what living ones write stays."""
+        """Remove partial files of dead processes; those of running processes stay."""
         for folder in self.folders():
             for partial, _, _ in dead_partials(folder):
                 remove(partial)
 
     def folders(self) -> list[Path]:
-        """In which files are written."""
+        """Return the folders in which a run writes files."""
         folders = [self.root, self.results]
         with contextlib.suppress(OSError):
             folders += [path for path in self.masks.iterdir() if path.is_dir()]
         return folders
 
-    # Tries that have not ended: a process that is killed cannot say so, but its line stays.
+    # Unfinished attempts: a killed process cannot report, but its line in attempts/ID remains.
 
     def tries(self, name: str) -> int:
         try:
@@ -184,14 +190,14 @@ class Place:
             return 0
 
     def tried(self) -> set[str]:
-        """Ids of all videos with such tries."""
+        """Return the ids of all videos with unfinished attempts."""
         try:
             return {path.name for path in self.attempts.iterdir()}
         except OSError:
             return set()
 
     def begin_try(self, name: str) -> None:
-        """Raises OutputError."""
+        """Record the start of an attempt. Raises OutputError."""
         try:
             self.attempts.mkdir(parents=True, exist_ok=True)
             with (self.attempts / name).open("ab") as file:
@@ -202,11 +208,11 @@ class Place:
     def end_tries(self, name: str) -> None:
         with contextlib.suppress(OSError):
             (self.attempts / name).unlink()
-            self.attempts.rmdir()  # of the last one
+            self.attempts.rmdir()  # succeeds after the last attempt
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a parquet file of ours, none where there is none. Raises OutputError for another file."""
+    """Return the rows of a parquet file of a run; [] without a file. Raises OutputError."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -220,7 +226,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_facts(path: Path) -> tuple[str, dict[str, str]]:
-    """(hash, facts by name) of a run.json."""
+    """Return the hash and the facts by name of a run.json."""
     fields = read_json(path, what="run", error=OutputError, hint="choose another -o")
     version_there = fields.integer("format_version", low=1)
     if version_there != FORMAT_VERSION:

@@ -1,7 +1,7 @@
-"""Engine ray: Ray Data hands videos to actors, each with a model of its own, here or on a cluster.
+"""Engine ray: Ray Data distributes videos to actors with one model each, locally or on a cluster.
 
-Only names go through Ray: a worker reads the video and writes the masks itself, so OUT and local
-videos have to be on a file system that all nodes share.
+Only paths pass through Ray. Workers read videos and write masks themselves, so OUT and local videos
+must be on a file system that all nodes share.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from save_deploy.runtime.bulk.videos import Video
 from save_deploy.runtime.bulk.worker import Model, Task, Worker, stopped_by
 from save_deploy.runtime.session import GPU_BACKENDS
 
-_TASKS = 10_000  # of one dataset: Ray Data keeps something for every block
-_STORE_BYTES = 128 * 2**20  # of a Ray of our own: names need little
-_ENDING_S = 10.0  # for killed workers to let their locks go
+_TASKS = 10_000  # videos per dataset: Ray Data keeps metadata of every block
+_STORE_BYTES = 128 * 2**20  # object store of a local Ray; paths need little
+_ENDING_S = 10.0  # time for killed workers to release their locks
 
 
 class RayEngine:
-    """A block, in which results come as videos are done."""
+    """Engine that runs models in Ray actors."""
 
     def __init__(
         self,
@@ -38,9 +38,12 @@ class RayEngine:
         threads_per_actor: int | None,
         address: str | None,
     ) -> None:
-        """address: of a cluster, None for a Ray of this process's own. Raises what load() raises, and
-        BackendError where the cluster cannot be joined or has no room for one actor."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of ours reports its users
+        """address: address of a cluster; None starts a local Ray.
+
+        Raises the errors of load(), and BackendError if the cluster cannot be joined or has too few
+        CPUs for one actor.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
         import ray.data
@@ -52,14 +55,14 @@ class RayEngine:
             cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
             on_gpu = gpus > 0 and task.backend in ("auto", *GPU_BACKENDS)
             threads = threads_per_actor or task.threads or 1
-            room = gpus if on_gpu else max(1, (cpus - 1) // threads)  # one is left for reading
+            room = gpus if on_gpu else max(1, (cpus - 1) // threads)  # one CPU stays for reading
             self.actors = actors or room
             self.least = min(self.actors, gpus if on_gpu else max(1, cpus // threads))
             self.task = replace(task, threads=threads)
             self._needs: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(on_gpu)}
             if cpus < threads:
                 raise BackendError(
-                    "no room for an actor", got=f"{cpus} CPUs in the cluster",
+                    "too few CPUs for an actor", got=f"{cpus} CPUs in the cluster",
                     expected=f"{threads} for its threads", hint="--threads-per-actor 1",
                 )  # fmt: skip
             self.model = self._probed()
@@ -69,7 +72,7 @@ class RayEngine:
         self.how = f"Ray, up to {self.actors} actors, {threads} CPUs each"
 
     def _probed(self) -> Model:
-        """What a worker of the cluster runs: the driver may have other hardware, or no backend."""
+        """Load the model in a worker and return it; the driver may have other hardware or backends."""
         found = self._ray.get(
             self._ray.remote(max_retries=0, **self._needs)(_probe).remote(self.task)
         )
@@ -81,8 +84,10 @@ class RayEngine:
         raise error
 
     def run(self, videos: list[Video], run: str) -> Generator[Result, None, None]:
-        """Every video once, in the order they are done; a last one with status STOPPED where what a
-        worker met ends the run."""
+        """Mask every video once and yield the results in order of completion.
+
+        If an error of a worker ends the run, the last result has status STOPPED.
+        """
         self._unfinished = {video.id: video for video in videos}
         for start in range(0, len(videos), _TASKS):
             for result in self._run(videos[start : start + _TASKS], run):
@@ -104,7 +109,7 @@ class RayEngine:
             yield Result.from_json(row["result"])
 
     def close(self) -> None:
-        """Ends the actors. Tries that this cut short do not count."""
+        """End the actors. Attempts that are interrupted by this do not count."""
         if not self._ray.is_initialized():
             return
         self._ray.shutdown()
@@ -118,14 +123,14 @@ class RayEngine:
 
 
 def _join(ray: Any, address: str | None) -> None:
-    listening = listens_for_interrupts()  # Ray puts handlers of its own in the place of ours
+    listening = listens_for_interrupts()  # ray.init replaces our signal handlers
     own: dict[str, Any] = {
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
     }
     try:
-        # workers look for modules where the driver stands: not in a folder of a stranger
+        # workers import from the driver's current folder, which may contain untrusted modules
         with contextlib.chdir(os.sep):
             ray.init(
                 address=address or "local",
@@ -137,11 +142,11 @@ def _join(ray: Any, address: str | None) -> None:
         raise BackendError(
             "Ray cannot be started" if address is None else "the Ray cluster cannot be joined",
             got=" ".join(str(error).split())[:300],
-            expected="a cluster of this version of Ray" if address else "a Ray of our own",
+            expected="a cluster of this version of Ray" if address else "a local Ray",
             hint="--engine local" if address is None else "ray status --address ADDRESS",
         ) from error
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the other one writes Ray's own file
+        if isinstance(handler, logging.StreamHandler):  # Ray's file handler is kept
             handler.setLevel(logging.CRITICAL)
     if listening:
         listen_for_interrupts()
@@ -150,7 +155,7 @@ def _join(ray: Any, address: str | None) -> None:
 
 
 def _probe(task: Task) -> Model | tuple[str, int]:
-    """In a worker: the model that it runs, or the error and its exit code."""
+    """Run in a worker: return its model, or the text and exit code of its error."""
     try:
         worker = Worker(task)
     except SaveDeployError as error:
@@ -160,7 +165,7 @@ def _probe(task: Task) -> Model | tuple[str, int]:
 
 
 class _Actor:
-    """Loads its model with the first video, so that an error comes back as a row."""
+    """Actor that loads its model with the first video, so that an error is returned as a row."""
 
     def __init__(self, task: Task, model: Model, run: str) -> None:
         self.task, self.model, self.hash = task, model, run
@@ -181,17 +186,17 @@ class _Actor:
 
 
 def _require_same(found: Model, wanted: Model) -> None:
-    """Raise where this worker would make other masks than the first one."""
+    """Raise if this worker would produce other masks than the first one."""
     if found.bundle != wanted.bundle:
         raise BundleError(
             "the bundle changed during the run",
             got=f"manifest {found.bundle[:12]}...",
             expected=f"{wanted.bundle[:12]}...",
-            hint="put it back and run the same command again, or choose another -o",
+            hint="restore it and run the same command again, or choose another -o",
         )
     if found != wanted:
         raise BackendError(
-            "nodes of the cluster run different things",
+            "nodes of the cluster have different backends or versions",
             got=f"{found.backend} with {found.versions}",
             expected=f"{wanted.backend} with {wanted.versions}",
             hint="--backend onnxruntime, and the same packages on every node",

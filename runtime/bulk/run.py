@@ -1,4 +1,4 @@
-"""Many videos in one run: what is asked for, checked; the engine; what is told while it runs."""
+"""A run over many videos: checks, choice of the engine, results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from save_deploy.runtime.video.overlay import color_of
 
 
 class Engine(Protocol):
-    """What runs the models. how: in words, which of them and how many."""
+    """Engine that runs the models. how: description of models and threads for the user."""
 
     how: str
 
@@ -40,8 +40,14 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class BulkResult:
-    """Videos of this run (its shard): done (before: by an earlier run), failed with their rows. frames
-    and seconds of what was made now; times: seconds by stage, of stages that run beside each other."""
+    """Result of a run, for the videos of its shard.
+
+    done: number of videos with masks; before: those of them made by an earlier run.
+    failed: rows of the failed videos.
+    frames, seconds: frames masked by this run and its duration.
+    times: seconds by stage; stages run in parallel.
+    how: the engine's description.
+    """
 
     done: int
     before: int
@@ -53,13 +59,13 @@ class BulkResult:
 
     @property
     def split(self) -> str:
-        """The time of a frame by stage: `decode 3.1 ms | model 41.0 ms | ...`."""
+        """Time per frame by stage: `decode 3.1 ms | model 41.0 ms | ...`."""
         per_frame = {stage: 1000 * self.times.get(stage, 0) / self.frames for stage in STAGES}
         return " | ".join(f"{stage} {ms:.1f} ms" for stage, ms in per_frame.items())
 
 
 class BulkRun:
-    """Checked before a model is loaded; then run once."""
+    """One run. Create it before loading a model: the constructor checks videos and options."""
 
     @named_extras()
     def __init__(self, places: Sequence[str], bulk: BulkOptions, outputs: OutputOptions) -> None:
@@ -89,8 +95,11 @@ class BulkRun:
 
     @named_extras()
     def __call__(self, task: Task) -> BulkResult:
-        """task: bundle and where it runs. Raises OutputError for a folder of another run, and what ends
-        a run. What is done stays: the same call goes on there."""
+        """Mask the videos. task: bundle and its placement.
+
+        Raises OutputError for a folder of another run, and every error that ends a run. Finished
+        videos remain, and the same call resumes the run.
+        """
         task = replace(task, out=self.place.root, film=self._film(), retries=self.bulk.retries)
         engine = self._engine(task)
         with contextlib.closing(engine):
@@ -157,7 +166,7 @@ class BulkRun:
         )  # fmt: skip
 
     def _record(self, result: Result, ledger: Ledger) -> None:
-        """A row for what was made now, and for what an earlier run made without coming to its row."""
+        """Add the row of a new result, or the missing row of a mask file from a killed run."""
         video = result.video
         known = ledger.rows.get(video.id)
         if result.status == DONE and not result.fresh:
@@ -170,7 +179,7 @@ class BulkRun:
 
 
 class _Ended(SaveDeployError):
-    """What a worker in another process met."""
+    """Error of a worker in another process."""
 
     def __init__(self, result: Result) -> None:
         super().__init__(result.error)
@@ -179,7 +188,7 @@ class _Ended(SaveDeployError):
 
 @dataclass
 class _Count:
-    """While results come."""
+    """Counts over the results of a run."""
 
     done: int = 0
     before: int = 0

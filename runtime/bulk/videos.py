@@ -1,6 +1,6 @@
-"""Which videos a run masks: those of a folder, of a pattern, or the rows of a manifest.
+"""Videos of a run: the files of a folder or a pattern, or the rows of a manifest.
 
-Places are local paths or what fsspec opens. Nothing is decoded here.
+Places are local paths or URLs that fsspec opens. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ SUFFIXES = (
     ".wmv", ".flv", ".ogv", ".3gp",
 )  # fmt: skip
 COLUMNS = ("id", "uri", "size", "start_s", "seconds", "fps")
-MAX_ID_BYTES = 180  # a file is named after it
+MAX_ID_BYTES = 180  # ids are used as file names
 MAX_MANIFEST_BYTES = 2 * 2**30
 _PATTERN = "*?["
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video, or a section of one. size in bytes, None where it was not asked for; fps: as --fps
-    takes it."""
+    """One video, or a section of a video.
+
+    size: bytes; None if unknown.
+    fps: text as for --fps.
+    """
 
     id: str
     uri: str
@@ -51,7 +54,7 @@ class Video:
 
     @property
     def hash(self) -> str:
-        """Of all of it: a mask file that says another one belongs to another video."""
+        """Hash of all fields. A mask file with another hash belongs to another video."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -59,12 +62,12 @@ class Video:
 
     @classmethod
     def from_json(cls, text: str) -> Video:
-        """What to_json gave."""
+        """Inverse of to_json."""
         return cls(**json.loads(text))
 
 
 def is_many(place: str) -> bool:
-    """Whether VIDEO names more than one local file: a folder, a pattern, or a place of fsspec."""
+    """Return True unless VIDEO is one local file: for a folder, a pattern, or a URL of fsspec."""
     if os.path.isfile(place):
         return False
     return os.path.isdir(place) or is_remote(place) or is_pattern(place)
@@ -79,7 +82,7 @@ def is_remote(place: str) -> bool:
 
 
 def in_shard(videos: Iterable[Video], shard: Shard) -> list[Video]:
-    """Those of one part. The split depends on ids alone, so every part finds the same one."""
+    """Return the videos of a shard. The split depends only on ids, so all shards agree on it."""
     return [v for v in videos if int(id_hash(v.id)[:12], 16) % shard.count == shard.index]
 
 
@@ -95,7 +98,10 @@ def found_in(
     folder, without its suffix where that is enough. without: a folder that is passed over. more: of
     several local files all but the first.
 
-    Raises DataError for a place that cannot be read, holds no video, or gives two of them one id.
+    An id is the path relative to the folder; it has the suffix only if two files differ by it alone.
+    without: a folder that is skipped.
+    Raises DataError for a place that cannot be read, contains no video, or has two videos with one
+    id.
     """
     import fsspec
 
@@ -114,7 +120,7 @@ def found_in(
         else:
             listed = {root: files.info(root)}
             root = posixpath.dirname(root)
-    except Exception as error:  # every store raises its own
+    except Exception as error:  # every file system raises its own types
         raise unreadable(place, error) from error
     return _videos_of(listed, root, place, section, files, without)
 
@@ -130,7 +136,7 @@ def _videos_of(
     }  # fmt: skip
     if not videos:
         raise DataError(
-            "no video in this place", got=place, expected=f"files that end in {', '.join(SUFFIXES)}"
+            "no video in this place", got=place, expected=f"files with suffix {', '.join(SUFFIXES)}"
         )
     about = _about(section)
     ids = _ids_of([_below(name, root) for name in videos])
@@ -143,11 +149,12 @@ def _videos_of(
 
 @named_extras()
 def read_manifest(place: str, section: Section) -> list[Video]:
-    """Rows of a CSV or parquet file, ordered by id. start_s, seconds and fps of a row go before those
-    of `section`. A uri that is no URL and no absolute path is one below the manifest's folder.
+    """Return the videos of a CSV or parquet file, ordered by id.
 
-    Raises DataError for a file that cannot be read, without the columns id and uri, with an empty or
-    strange id, two equal ones, a value out of range, or a uri that leads out of the folder.
+    section: default of start_s, seconds and fps for rows without them.
+    A uri that is neither a URL nor an absolute path is relative to the manifest's folder.
+    Raises DataError for a file that cannot be read or lacks the columns id and uri, for an id that is
+    empty, invalid or used twice, for a value out of range, and for a uri outside the folder.
     """
     import fsspec
 
@@ -162,24 +169,24 @@ def read_manifest(place: str, section: Section) -> list[Video]:
         content = files.cat_file(path)
     except DataError:
         raise
-    except Exception as error:  # every store raises its own
+    except Exception as error:  # every file system raises its own types
         raise unreadable(place, error) from error
     rows = _parquet(content, place) if path.lower().endswith(".parquet") else _csv(content, place)
     folder = posixpath.dirname(path)
     folder = folder if _is_local(place) else files.unstrip_protocol(folder)
     videos = [_of_row(row, f"{place} row {n}", folder, section) for n, row in enumerate(rows, 1)]
     if not videos:
-        raise DataError("the manifest has no rows", got=place, expected="a row a video")
+        raise DataError("the manifest has no rows", got=place, expected="one row per video")
     return _checked(videos, place)
 
 
 def unreadable(place: str, error: Exception) -> DataError:
-    """What a file system or a store said, in the user's words."""
+    """Return the DataError for an error of a file system or store."""
     text = " ".join(str(error).split())[:300]
     return DataError(
         "this place cannot be read",
         got=f"{place}: {type(error).__name__}: {text}".rstrip(": "),
-        expected="a file, a folder or a pattern; of a bucket, its fsspec package and the right to read",
+        expected="a file, a folder or a pattern; for a bucket its fsspec package and read permission",
     )
 
 
@@ -213,34 +220,34 @@ def _place(uri: str, folder: str, origin: str) -> str:
     inside = posixpath.normpath(uri)
     if inside.startswith("../") or inside in ("..", "."):
         raise DataError(
-            f"{origin}: the uri leads out of the manifest's folder", got=uri[:200],
-            expected="a path below it, an absolute path or a URL",
+            f"{origin}: the uri is outside the manifest's folder", got=uri[:200],
+            expected="a path inside it, an absolute path or a URL",
         )  # fmt: skip
     return posixpath.join(folder, inside)
 
 
 def _checked(videos: list[Video], place: str) -> list[Video]:
-    """Ordered by id, which are all different and can be names of files."""
+    """Return the videos ordered by id. Raises DataError for invalid and for equal ids."""
     videos = sorted(videos, key=lambda video: video.id)
     for video in videos:
         name = video.id
         strange = not name.isprintable() or name.startswith(".") or set(name) & set('/\\:*?"<>|')
         if not name.strip() or strange or len(name.encode()) > MAX_ID_BYTES:
             raise DataError(
-                "an id that cannot name a file", got=f"{name[:200]!r} in {place}",
-                expected=f'1 to {MAX_ID_BYTES} bytes, printable, none of /\\:*?"<>|, no dot first',
+                "id is not a valid file name", got=f"{name[:200]!r} in {place}",
+                expected=f'1 to {MAX_ID_BYTES} bytes, printable, none of /\\:*?"<>|, no leading dot',
             )  # fmt: skip
     for one, next_one in itertools.pairwise(videos):
         if one.id == next_one.id:
             raise DataError(
                 "two videos with one id", got=f"{one.id}: {one.uri} and {next_one.uri}",
-                expected="an id of its own for each", hint="name them in a --manifest",
+                expected="different ids", hint="set ids in a --manifest",
             )  # fmt: skip
     return videos
 
 
 def _ids_of(names: list[str]) -> list[str]:
-    """Of paths below one folder: folders joined by __, the suffix only where two differ by it alone."""
+    """Return ids of relative paths: folders joined by __, with suffix only where ids would be equal."""
     stems = [posixpath.splitext(name)[0].replace("/", "__") for name in names]
     seen = {stem: stems.count(stem) for stem in stems} if len(set(stems)) < len(stems) else {}
     return [
@@ -286,7 +293,7 @@ def _csv(content: bytes, place: str) -> Iterator[dict[str, Any]]:
         _require_columns(reader.fieldnames or (), place)
         yield from reader
     except csv.Error as error:
-        raise DataError("the manifest is no CSV", got=f"{place}: {error}") from None
+        raise DataError("the manifest is not a CSV file", got=f"{place}: {error}") from None
 
 
 def _parquet(content: bytes, place: str) -> Iterator[dict[str, Any]]:
@@ -300,7 +307,7 @@ def _parquet(content: bytes, place: str) -> Iterator[dict[str, Any]]:
         for batch in file.iter_batches(columns=wanted):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError("the manifest is no parquet file", got=f"{place}: {error}") from None
+        raise DataError("the manifest is not a parquet file", got=f"{place}: {error}") from None
 
 
 def _require_columns(names: Iterable[str], place: str) -> None:
@@ -322,7 +329,7 @@ def _below(name: str, root: str) -> str:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder that all names of a pattern are below."""
+    """Return the folder that contains all matches of a pattern."""
     first = min(pattern.index(sign) for sign in _PATTERN if sign in pattern)
     return posixpath.dirname(pattern[:first])
 

@@ -1,4 +1,4 @@
-"""One model, and videos through it one after the other: what every engine runs."""
+"""Worker of every engine: one model that masks videos one by one."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ _PAUSE_S = 0.5  # before the second try of a fetch, twice as long before each ne
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know, the same for all. backend: as load() takes it; threads: of each
-    worker; self_test, trust, threshold: as load() takes them; retries: tries of a video."""
+    """Task of all workers of a run.
+
+    backend, self_test, trust, threshold: as in load().
+    threads: CPU threads per worker.
+    retries: attempts per video.
+    """
 
     bundle: Path
     out: Path
@@ -42,7 +46,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Model:
-    """What a worker runs, as far as masks depend on it. bundle: sha256 of its manifest."""
+    """Properties of a worker's model that masks depend on. bundle: sha256 of the manifest."""
 
     bundle: str
     precision: str
@@ -52,10 +56,10 @@ class Model:
 
 
 class Worker:
-    """Loads when it is made. mask() may be called by several threads."""
+    """Loads the model on construction. mask() may be called from several threads."""
 
     def __init__(self, task: Task, stop: threading.Event | None = None) -> None:
-        """Raises what load() raises."""
+        """stop: event that ends the whole run. Raises the errors of load()."""
         self.task, self.stop = task, stop or threading.Event()
         manifest = (task.bundle / MANIFEST).read_bytes() if task.bundle.is_dir() else b""
         files = Manifest.read(task.bundle).files
@@ -79,11 +83,12 @@ class Worker:
         self.place = Place(task.out)
 
     def mask(self, video: Video, run: str) -> Result:
-        """Make the mask file of a video for the run of this hash, unless it is there.
+        """Write the mask file of a video, unless it exists already.
 
-        What is wrong with the video, or ended its worker as often as it may be tried, comes back as a
-        failed result; what would be wrong with every other one is raised: OutputError, BundleError,
-        BackendError. Stopped and KeyboardInterrupt leave nothing.
+        run: hash of the run.
+        An error of the video, or a crash in every allowed attempt, is returned as a failed result.
+        Errors that concern every video are raised: OutputError, BundleError, BackendError. Stopped
+        and KeyboardInterrupt leave no partial file.
         """
         path, place = self.place.mask_file(video.id), self.place
         done = frames_done(path, run=run, video=video.hash)
@@ -91,12 +96,12 @@ class Worker:
             return Result(video, DONE, frames=done, fresh=False)
         before = place.tries(video.id)
         if before >= self.task.retries:
-            error = f"the process ended without a word {before} times while it was at this video"
+            error = f"the process crashed {before} times while it processed this video"
             return Result(video, FAILED, error=error, attempts=before, host=socket.gethostname())
         place.begin_try(video.id)
         try:
             result = self._tried(video, Target(path, run, video.hash, video.id), before + 1)
-        finally:  # not after kill -9, which is what the line is for
+        finally:  # after kill -9 the line remains and counts as an attempt
             place.end_tries(video.id)
         return result
 
@@ -119,7 +124,7 @@ class Worker:
                 )  # fmt: skip
             except (SaveDeployError, Stopped):
                 raise
-            except Exception as error:  # of a library, for a file that nobody foresaw
+            except Exception as error:  # unexpected error of a library
                 text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 return Result(
                     video, FAILED, error=text, attempts=attempts, host=host, wall_s=_since(began)
@@ -130,15 +135,15 @@ class Worker:
             )  # fmt: skip
 
     def _require_bundle(self) -> None:
-        """Raise BundleError when the bundle on disk is no longer the one that was loaded."""
+        """Raise BundleError if the bundle on disk changed after it was loaded."""
         try:
             require_unchanged(self.task.bundle, self._stamps)
         except BundleError as error:
             raise BundleError(
                 "the bundle changed during the run",
                 got=error.got,
-                expected="the bundle that the run began with",
-                hint="put it back and run the same command again, or choose another -o",
+                expected="the bundle at the start of the run",
+                hint="restore it and run the same command again, or choose another -o",
             ) from None
 
     def close(self) -> None:
@@ -146,12 +151,12 @@ class Worker:
 
 
 def stopped_by(video: Video, error: SaveDeployError) -> Result:
-    """For an engine that cannot raise across processes."""
+    """Return an error that ends the run as a result, for engines with several processes."""
     return Result(video, STOPPED, error=str(error), exit_code=error.exit_code)
 
 
 def _line(error: SaveDeployError) -> str:
-    """In one line: what, and what was got."""
+    """Return what and got of an error in one line."""
     text = f"{error.what}: {error.got}" if error.got else error.what
     return " ".join(text.split())[:500]
 

@@ -302,7 +302,10 @@ def test_options_without_effect_are_refused(films: Path, empty: Path, tmp_path: 
         ((films, "-o", tmp_path / "o", "--masks", tmp_path / "m"), "options of a single video"),
         ((films, "--show"), "options of a single video"),
         ((films / "one.mp4", "-o", tmp_path / "o.mp4", "--retries", "2"), "--retries"),
-        ((films, "--manifest", films / "x.csv", "-o", tmp_path / "o"), "which videos?"),
+        (
+            (films, "--manifest", films / "x.csv", "-o", tmp_path / "o"),
+            "give either VIDEO or --manifest",
+        ),
         ((films, "-o", films / "notes.txt"), "not a folder"),
         ((films, "-o", tmp_path / "o", "--format", "gif"), "wrong --format"),
     ):

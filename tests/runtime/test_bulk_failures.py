@@ -67,7 +67,7 @@ def test_a_video_that_ends_its_process_fails_in_the_end(
     for _ in range(3):
         place.begin_try("one")
     done = bulk.run(empty, films / "one.mp4", "-o", out, "--format", "rle")
-    assert done.returncode == 2 and "ended without a word 3 times" in done.stdout
+    assert done.returncode == 2 and "crashed 3 times" in done.stdout
     assert bulk.failed(out)["one"]["attempts"] == "3" and not bulk.left_over(out)
     assert bulk.run(empty, films / "one.mp4", "-o", out, "--format", "rle").returncode == 0
     assert bulk.table(out)["one"]["status"] == "done" and bulk.failed(out) == {}
@@ -158,5 +158,5 @@ def test_two_writers_of_one_run_json(tmp_path: Path) -> None:
     Place(tmp_path / "out").open(facts, force=False)
     from dataclasses import replace
 
-    with pytest.raises(OutputError, match="another kind"):
+    with pytest.raises(OutputError, match="other settings"):
         Place(tmp_path / "out").open(replace(facts, bundle="c"), force=False)

@@ -24,6 +24,7 @@ from save_deploy.runtime.html.frames import (
     runs,
     worst_first,
 )
+from save_deploy.runtime.html.summary import signed
 from save_deploy.runtime.html.svg import Scale, linear_ticks, number
 from tests.runtime.html_samples import sample_report, tone, unpack
 
@@ -107,6 +108,13 @@ def test_scale() -> None:
         "6.4",
         "0.064",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.124, "+0.12"), (-0.126, "\N{MINUS SIGN}0.13"), (-0.004, "0.00")]
+)
+def test_sign_of_a_difference(value: float, text: str) -> None:
+    assert signed(value) == text
 
 
 def test_dots_of_many_samples_keep_both_ends() -> None:

@@ -123,7 +123,7 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
         ({"out": tmp_path / "link.mp4", "force": True}, "same file"),
         ({"out": tmp_path / "there.mp4"}, r"exists(.|\n)*--force"),
         ({"out": tmp_path / "no" / "o.mp4"}, r"does not exist(.|\n)*mkdir"),
-        ({"out": tmp_path / "o.gif"}, r"not written(.|\n)*\.mp4"),
+        ({"out": tmp_path / "o.gif"}, r"unsupported output(.|\n)*\.mp4"),
         ({"out": tmp_path / "full"}, "is a folder"),
         ({"masks": tmp_path / "full"}, "not empty"),
         ({"masks": tmp_path / "full", "force": True}, "not empty"),
