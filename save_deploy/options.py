@@ -118,5 +118,5 @@ def self_test_option(panel: str = "") -> Any:
 def trust_option(panel: str = "") -> Any:
     return option(
         "--trust-engine", panel=panel, default=False,
-        help="Run an engine that was not built on this machine, too: it is code (docs/security.md).",
+        help="Also run engines not built on this machine. They are code (docs/security.md).",
     )  # fmt: skip

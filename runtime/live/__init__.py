@@ -1,1 +1,1 @@
-"""Live sources through a bundle: camera and microphone, streams, pipes."""
+"""Masking of live sources: camera and microphone, streams, pipes."""

@@ -1,4 +1,4 @@
-"""Times of inputs that start, stop and jump -> one clock of the session, and the moment of capture."""
+"""Convert time stamps of an input, which may start anywhere and jump, to the session's clock."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_JUMP_S = 3.0  # between packets, pictures and sound interleaved: more is a clock that was set anew
-_WALL_S = 10.0  # stamps this near to the time of day are it
+_JUMP_S = 3.0  # larger steps between packets mean that the input's clock was reset
+_WALL_S = 10.0  # stamps this close to the time of day are the time of day
 
 
 @dataclass(frozen=True)
 class Now:
-    """What the machine's clocks say; tests give their own."""
+    """Clocks of the machine; tests replace them."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -20,22 +20,22 @@ class Now:
 
 @dataclass
 class Clock:
-    """One input. started: time.monotonic() at which the session's clock is 0.
+    """Clock of one input, shared by its frames and its sound so that they stay synchronized.
 
-    Pictures and sound of an input share it, so that they stay in step as they were recorded. The
-    session's time runs with the input's own, from where it arrived first; after a jump, as a
-    reconnection is, from where it arrives again. Stamps that are the time of day, which devices give,
-    need no such guess.
+    started: time.monotonic() at time 0 of the session.
+    Session time is the stamp plus an offset, which is set at the arrival of the first packet and
+    again after a jump, for example a reconnection. Stamps that are the time of day (devices) give
+    the offset exactly.
     """
 
     started: float
     now: Now = field(default_factory=Now)
     _shift: float | None = None  # session time - stamp
     _last: float = 0.0  # stamp
-    _offset: float = 0.0  # monotonic time of capture - stamp: the least delay seen
+    _offset: float = 0.0  # monotonic time of capture - stamp, for the smallest delay observed
 
     def __call__(self, stamp_s: float) -> tuple[float, float]:
-        """-> (time in the session, moment of capture on the monotonic clock)."""
+        """Return the session time of a stamp and its capture time on the monotonic clock."""
         arrived = self.now.monotonic()
         if self._shift is None or abs(stamp_s - self._last) > _JUMP_S:
             offset = arrived - stamp_s
@@ -47,5 +47,5 @@ class Clock:
         return stamp_s + self._shift, stamp_s + self._offset
 
     def forget(self) -> None:
-        """The input was lost: its next stamp begins anew."""
+        """Reset after a lost input: the next stamp sets the offset again."""
         self._shift = None

@@ -1,4 +1,4 @@
-"""How a live source is read and shown."""
+"""Options of a live source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIVE = "Live"
 
 @dataclass(frozen=True, kw_only=True)
 class LiveOptions:
-    """live: the video is a source that goes on while it is masked."""
+    """Options of a live source. patience_s: how long a lost source is retried, in seconds."""
 
     live: bool = option(
         "--live", panel=LIVE, default=False,
@@ -22,11 +22,11 @@ class LiveOptions:
     )  # fmt: skip
     microphone: str | None = option(
         "--microphone", panel=LIVE, default=None, needs=("--live",),
-        default_text="the source's own sound", help="Sound from elsewhere, such as alsa:default.",
+        default_text="the source's own sound", help="Separate sound source, such as alsa:default.",
     )  # fmt: skip
     patience_s: float = option(
         "--patience", panel=LIVE, default=60.0, needs=("--live",),
-        help="Seconds to try a lost source again.",
+        help="Seconds for which a lost source is retried.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

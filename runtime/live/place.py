@@ -1,4 +1,4 @@
-"""What a user names as a live source -> what FFmpeg opens."""
+"""Convert the name of a live source to the arguments of FFmpeg."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from save_deploy.errors import DataError
 EXPECTED = (
     "camera, rtsp:// or another address, FORMAT:DEVICE such as v4l2:/dev/video0, a file, or -"
 )
-# devices that FFmpeg knows by a format and a name
+# FFmpeg formats whose inputs are named FORMAT:DEVICE
 DEVICES = ("v4l2", "alsa", "avfoundation", "dshow", "lavfi", "x11grab", "gdigrab", "pulse", "jack")
-# A stream is looked at for a second, then read from what arrives now; over TCP where it may choose, for
-# lost packets of UDP are gray pictures.
+# Streams are probed for one second and read without buffering. RTSP uses TCP, because lost UDP packets
+# give gray frames.
 _QUICK = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": "1000000"}
 _OF = {"rtsp": {"rtsp_transport": "tcp"}, "v4l2": {"timestamps": "abs"}}
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.+)", re.IGNORECASE)
@@ -26,8 +26,12 @@ _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.+)", re.IGNORE
 
 @dataclass(frozen=True)
 class Place:
-    """url and format as av.open takes them. paced: a file, played at its own speed as a camera would
-    give it; ends: at its end it is over, where others are lost and tried again."""
+    """One input.
+
+    url, format, options: arguments of av.open.
+    paced: a file, which is read at its own speed.
+    ends: the input is finished at its end; other inputs count as lost and are retried.
+    """
 
     name: str
     url: str
@@ -38,9 +42,9 @@ class Place:
 
 
 def places_of(source: str, microphone: str | None = None) -> tuple[Place, ...]:
-    """The input of the pictures, and that of the sound where it is another one.
+    """Return the input of the frames, and the input of the sound if it is separate.
 
-    Raises DataError for a file that is missing and for a camera that has no common name here.
+    Raises DataError for a missing file, and for `camera` on systems without a common camera name.
     """
     if re.fullmatch(r"camera(:\d+)?", source):
         pictures, sound = _camera(int(source.partition(":")[2] or 0))
@@ -51,13 +55,13 @@ def places_of(source: str, microphone: str | None = None) -> tuple[Place, ...]:
 
 
 def _camera(number: int) -> tuple[Place, str | None]:
-    """And its microphone, where that is another device."""
+    """Return a camera, and the microphone if it is a separate device."""
     if sys.platform == "linux":
         return _device("v4l2", f"/dev/video{number}"), "alsa:default"
     if sys.platform == "darwin":
         return _device("avfoundation", f"{number}:default"), None
     raise DataError(
-        "a camera has no common name on this system",
+        "cameras have no common name on this system",
         got=sys.platform,
         expected="its name",
         hint='"dshow:video=NAME:audio=NAME"; ffmpeg -list_devices true -f dshow -i dummy lists them',
@@ -71,7 +75,7 @@ def _place(text: str) -> Place:
     if kind in DEVICES and rest:
         return _device(kind, rest)
     if not Path(text).exists() and (found := _ADDRESS.fullmatch(text)):
-        # where the address went through a Path, its slashes are one
+        # Path reduces the two slashes of an address to one
         scheme = found["scheme"].lower()
         url = f"{scheme}://{found['rest']}"
         return Place(_without_password(url), url, options={**_QUICK, **_OF.get(scheme, {})})

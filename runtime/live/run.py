@@ -1,4 +1,4 @@
-"""A live source through a bundle: the newest picture, the second of sound before it, its mask."""
+"""Mask a live source: always the newest frame, with the second of sound before it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from save_deploy.runtime.video.sinks import MaskedFrame, Sink
 from save_deploy.runtime.video.source import TimedFrame
 from save_deploy.runtime.video.window import Window, check_display
 
-HEAR_STEP_S = 0.05  # the last second is heard anew this often
-_WAIT_S = 0.05  # for a picture, before it is asked again whether to end
+HEAR_STEP_S = 0.05  # interval at which the embedding of the last second is computed again
+_WAIT_S = 0.05  # timeout for a frame, between checks whether to end
 _WHAT = "the output"
 
 
 class LiveRun:
-    """Checked and opened before a model is loaded; then run once."""
+    """One run. Create it before loading a model: the constructor checks source and options."""
 
     def __init__(self, options: RunOptions, live: LiveOptions) -> None:
-        """Raises DataError for a source or an option that cannot be used, OutputError for a file that
-        may not be written, BackendError without a video encoder."""
+        """Raise DataError for an invalid source or option, OutputError for the output file,
+        BackendError without a video encoder."""
         self.options, self.live, self.color = options, live, color_of(options.color)
         if not (options.out or options.show):
             raise DataError("nothing to show", expected="one of them", hint="add -o or --show")
@@ -57,8 +57,10 @@ class LiveRun:
     def __call__(
         self, pipeline: SavePipeline, *, on_mask: Callable[[str], None] = lambda _: None
     ) -> LiveResult:
-        """Until the source ends, --seconds are over, the window is closed or Ctrl-C: what was written
-        until then stays. Raises DataError for a source that cannot be opened."""
+        """Mask until the source ends, --seconds are over, the window is closed, or Ctrl-C.
+
+        The output written until then remains. Raises DataError for a source that cannot be opened.
+        """
         stats = Stats()
         source = LiveSource(
             self.places, patience_s=self.live.patience_s, hold_sound=self.options.out is not None
@@ -81,10 +83,10 @@ class LiveRun:
                             sink.add(masked)
                         on_mask(stats.now_text())
                 except DataError as error:
-                    gone = error  # after what was written is complete
+                    gone = error  # raised after the output is complete
             if not stats.masks:
                 raise gone or DataError(
-                    "no picture came", got=self.places[0].name, expected="at least one"
+                    "the source gave no frame", got=self.places[0].name, expected="at least one"
                 )
             for sink in sinks:
                 sink.finish()
@@ -131,7 +133,7 @@ class LiveRun:
 
 
 class _Hearing:
-    """The embedding of the second before a picture, computed anew every HEAR_STEP_S."""
+    """Embedding of the second before a frame, computed again every HEAR_STEP_S."""
 
     def __init__(self, pipeline: SavePipeline, source: LiveSource) -> None:
         self.pipeline, self.source = pipeline, source
@@ -139,7 +141,7 @@ class _Hearing:
         self._kept: tuple[NDArray[np.float32], Waveform, float] | None = None
 
     def at(self, time_s: float) -> tuple[NDArray[np.float32], Waveform, float]:
-        """-> embedding (1,128), its waveform (16000,), the time at which that ends."""
+        """Return the embedding (1,128), its waveform (16000,) and the end time of the waveform."""
         if self._kept is None or time_s - self._at_s >= HEAR_STEP_S:
             waveform, end_s = self.source.ears.window(time_s)
             self._kept, self._at_s = (self.pipeline.embed(waveform), waveform, end_s), time_s

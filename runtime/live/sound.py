@@ -1,4 +1,4 @@
-"""The sound of a live source on the clock of its pictures: the last seconds of it."""
+"""The last seconds of sound of a live source, on the session's clock."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from save_deploy.data.audio import Waveform
 from save_deploy.data.film_sound import GAP_S, mono_of
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 
-KEPT_S = 4.0  # of sound heard; masks never ask for what is older
-_HELD_S = 20.0  # of sound for a file, where its writer is slower than the source
+KEPT_S = 4.0  # sound kept for masks, which never need older sound
+_HELD_S = 20.0  # sound kept for an output file whose writer is slower than the source
 _MOST_HELD = 10_000  # pieces
 Samples = NDArray[np.float32]
 
 
 class Ears:
-    """A ring of 16 kHz mono sound, each sample at its time. One thread adds, another hears."""
+    """Ring buffer of 16 kHz mono sound, indexed by time. One thread writes, another reads."""
 
     def __init__(self) -> None:
         self._kept = round(KEPT_S * SAMPLE_RATE_HZ)
@@ -30,8 +30,11 @@ class Ears:
         self._lock = threading.Lock()
 
     def add(self, samples: Waveform, time_s: float) -> None:
-        """samples (n,) whose first is heard at time_s. Gaps are silent; of what overlaps the first
-        is heard, and a step back in time that is no overlap starts anew."""
+        """Add samples (n,) that start at time_s.
+
+        Gaps become silence. Samples that overlap earlier ones are dropped. A step of more than the
+        buffer's length clears the buffer.
+        """
         with self._lock:
             at = round(time_s * SAMPLE_RATE_HZ)
             if self._end is None or abs(at - self._end) > self._kept:
@@ -43,8 +46,11 @@ class Ears:
             self._put(samples[max(0, self._end - at) :])
 
     def window(self, end_s: float) -> tuple[Waveform, float]:
-        """The second that ends at end_s, or at the last sample where the sound lags -> (16000,), silent
-        where nothing was heard, and its end on the clock (end_s where there is no sound at all)."""
+        """Return the second (16000,) of sound that ends at end_s, and its actual end time.
+
+        If the sound is late, the second ends at the last sample. Missing sound is silence; without
+        any sound the end time is end_s.
+        """
         with self._lock:
             if self._end is None:
                 return np.zeros(WINDOW_SAMPLES, np.float32), end_s
@@ -61,8 +67,7 @@ class Ears:
 
 
 class Resampled:
-    """Decoded frames of any format -> float32 at a rate, frame by frame: (n,) mixed to one channel, or
-    (n,2) where stereo is asked for."""
+    """Resampler of decoded audio frames of any format to float32: mono (n,), or stereo (n,2)."""
 
     def __init__(self, rate_hz: int, *, stereo: bool = False) -> None:
         self.rate_hz, self.stereo = rate_hz, stereo
@@ -77,7 +82,9 @@ class Resampled:
             self._kind = kind
             layout = "stereo" if self.stereo else None
             self._resampler = av.AudioResampler("flt", layout, self.rate_hz)
-        frame.pts = None  # its time is kept beside it: a jump of the clock is no error here
+        frame.pts = (
+            None  # the caller keeps the time; the resampler would fail at a jump of the clock
+        )
         parts = self._resampler.resample(frame)
         if self.stereo:
             found = [part.to_ndarray().reshape(-1, 2) for part in parts]
@@ -87,7 +94,7 @@ class Resampled:
 
 
 class Held:
-    """Pieces of sound (n,channels) with their times, for a writer in another thread; bounded."""
+    """Bounded queue of pieces of sound (n,channels) with their times, for a writer's thread."""
 
     def __init__(self) -> None:
         self._pieces: deque[tuple[float, Samples]] = deque(maxlen=_MOST_HELD)
@@ -100,7 +107,7 @@ class Held:
                 self._pieces.popleft()
 
     def until(self, time_s: float) -> list[tuple[float, Samples]]:
-        """Take those that begin before a time."""
+        """Remove and return the pieces that start before a time."""
         with self._lock:
             found = []
             while self._pieces and self._pieces[0][0] < time_s:

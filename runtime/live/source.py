@@ -1,7 +1,7 @@
-"""Camera, microphone, stream or pipe: the newest picture, the sound before it, a new try when it dies.
+"""Live source (camera, microphone, stream or pipe): newest frame, last sound, reconnection.
 
-A thread reads each input as fast as it gives, and keeps of the pictures only the newest: a slow model
-sees what is in front of the camera now, and memory does not grow.
+One thread per input reads as fast as the input delivers and keeps only the newest frame. A slow model
+therefore gets current frames, and memory does not grow.
 """
 
 from __future__ import annotations
@@ -23,17 +23,22 @@ from save_deploy.runtime.live.clock import Clock
 from save_deploy.runtime.live.place import EXPECTED, Place, places_of
 from save_deploy.runtime.live.sound import Ears, Held, Resampled
 
-STEREO_HZ = 48_000  # of the sound for a file
-_TIMEOUT_S = (10.0, 5.0)  # to open an input, and to read on: then it counts as lost
-_WAITS_S = (0.25, 0.5, 1.0, 2.0, 4.0)  # between tries to reach a lost one, the last repeated
-_LOOK_S = 0.1  # so that Ctrl-C is heard between two pictures
-_JOIN_S = 2.0  # a read that no signal ends is left to the end of the program
+STEREO_HZ = 48_000  # sample rate of the sound for an output file
+_TIMEOUT_S = (10.0, 5.0)  # for opening an input, and for a read; then the input counts as lost
+_WAITS_S = (0.25, 0.5, 1.0, 2.0, 4.0)  # between attempts to reopen a lost input; the last repeats
+_LOOK_S = 0.1  # timeout for a frame, so that Ctrl-C is handled in between
+_JOIN_S = 2.0  # a read that does not return ends with the program
 
 
 @dataclass(frozen=True)
 class LiveFrame:
-    """picture uint8 (H,W,3) RGB, upright; time_s in the session; captured: that moment of
-    time.monotonic(); skipped: pictures since the last one taken that nobody saw."""
+    """A frame of a live source.
+
+    picture: uint8 (H,W,3) RGB, upright.
+    time_s: time in the session.
+    captured: time.monotonic() at capture.
+    skipped: frames that were replaced by newer ones since the last call.
+    """
 
     picture: Frame
     time_s: float
@@ -42,18 +47,18 @@ class LiveFrame:
 
 
 class LiveSource:
-    """Opened with the block. frame() gives the newest picture, ears and held what was heard."""
+    """Context manager. frame() returns the newest frame; ears and held contain the sound."""
 
     def __init__(self, places: Sequence[Place], *, patience_s: float, hold_sound: bool) -> None:
-        """patience_s: how long a lost input is tried again; hold_sound: keep it for a file, too."""
+        """patience_s: how long a lost input is retried. hold_sound: also keep sound for a file."""
         self.places, self.patience_s = places, patience_s
         self.ears, self.held = Ears(), Held() if hold_sound else None
         self.started = time.monotonic()
         self.has_sound = False
-        self.losses = 0  # times that an input was lost and found again
+        self.losses = 0  # number of reconnections
         self.decoded = 0
-        self.rate = 0.0  # pictures per second that the source states, 0: not known
-        self.colorspace = 2  # as FFmpeg numbers them; 2: not stated
+        self.rate = 0.0  # frames per second stated by the source; 0 if unknown
+        self.colorspace = 2  # FFmpeg's number of the color matrix; 2 if unknown
         self._changed = threading.Condition()
         self._newest: tuple[Any, float, float] | None = None
         self._skipped = 0
@@ -67,7 +72,7 @@ class LiveSource:
         ]
 
     def __enter__(self) -> Self:
-        """Waits until every input was opened once. Raises DataError for one that cannot be."""
+        """Wait until every input was opened once. Raises DataError for one that cannot be opened."""
         self._opened = threading.Barrier(len(self.places) + 1)
         for thread in self._threads:
             thread.start()
@@ -84,8 +89,10 @@ class LiveSource:
             thread.join(_JOIN_S)
 
     def frame(self, timeout_s: float) -> LiveFrame | None:
-        """The newest picture that was not given yet, None where none comes in time. Raises what a
-        thread died of; at the end, and where a lost input does not come back, EOFError."""
+        """Return the newest frame not returned before; None after timeout_s without one.
+
+        Raises EOFError at the end of the source, and the error that ended an input's thread.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._newest or self._over or self._error, timeout_s)
             if self._error is not None:
@@ -100,7 +107,7 @@ class LiveSource:
             self._turn = orientation_of(frame)
         return LiveFrame(pixels(frame, self._turn), time_s, captured, skipped)
 
-    # ---- one thread for each input
+    # ---- one thread per input
 
     def _work(self, place: Place, has_pictures: bool) -> None:
         import av
@@ -134,7 +141,7 @@ class LiveSource:
                     raise _gone(place, self.patience_s)
                 self._stop.wait(_WAITS_S[min(tries, len(_WAITS_S) - 1)])
                 tries += 1
-        except BaseException as error:  # carried to the reader
+        except BaseException as error:  # raised in the reader's thread
             self._end(error)
         else:
             self._end(None)
@@ -149,9 +156,9 @@ class LiveSource:
         streams = []
         if has_pictures:
             if not container.streams.video:
-                raise DataError("no pictures in the live source", got=place.name, expected=EXPECTED)
+                raise DataError("no frames in the live source", got=place.name, expected=EXPECTED)
             video = container.streams.video[0]
-            video.thread_type = "SLICE"  # threads over frames would hold some back
+            video.thread_type = "SLICE"  # frame threading would delay frames
             self.rate = float(video.average_rate or video.guessed_rate or 0)
             self.colorspace = int(video.codec_context.colorspace)
             streams.append(video)
@@ -175,7 +182,7 @@ class LiveSource:
                 return
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:  # damaged on its way
+            except av.error.InvalidDataError:  # damaged packet
                 continue
             for frame in frames:
                 if frame.time is None:
@@ -205,10 +212,10 @@ class LiveSource:
 def watch(
     source: str, *, microphone: str | None = None, patience_s: float = 60.0
 ) -> Iterator[tuple[LiveFrame, Waveform]]:
-    """Yield the newest picture and the second of sound before it, float32 (16000,), until the end.
+    """Yield the newest frame and the second of sound before it, float32 (16000,), until the end.
 
-    source, microphone: as `save-run --live` takes them. Raises DataError for a source that cannot be
-    opened, or is lost for more than patience_s.
+    source, microphone: as for `save-run --live`.
+    Raises DataError for a source that cannot be opened, or is lost for more than patience_s.
     """
     opened = LiveSource(places_of(source, microphone), patience_s=patience_s, hold_sound=False)
     with opened:
@@ -232,8 +239,8 @@ def _opened(place: Place) -> Iterator[Any]:
 
 def _gone(place: Place, patience_s: float) -> DataError:
     return DataError(
-        "the live source does not come back",
+        "the live source is lost",
         got=f"{place.name}: nothing for {patience_s:g} s",
-        expected="pictures",
+        expected="frames",
         hint="--patience SECONDS waits longer",
     )

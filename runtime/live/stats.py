@@ -1,4 +1,4 @@
-"""Counts and delays of a live run, in memory that does not grow with it."""
+"""Counts and delays of a live run. Memory does not grow with its length."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 IN_STEP_MS = 100
-_BINS = 60_000  # of a millisecond; the last holds what is above
+_BINS = 60_000  # bins of 1 ms; the last one also counts larger delays
 
 
 class Delays:
-    """Counted by the millisecond."""
+    """Histogram of delays with bins of 1 ms."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BINS + 1, np.int64)
@@ -23,15 +23,21 @@ class Delays:
         self._counts[min(max(round(1000 * seconds), 0), _BINS)] += 1
 
     def percentile_ms(self, q: float) -> int:
-        """Nearest rank; 0 where nothing was counted."""
+        """Return the nearest-rank percentile in ms; 0 without delays."""
         ranks = np.cumsum(self._counts)
         return int(np.searchsorted(ranks, max(1, np.ceil(ranks[-1] * q / 100)))) if ranks[-1] else 0
 
 
 @dataclass(frozen=True)
 class LiveResult:
-    """masks made and pictures skipped; frames per second and delays in ms from capture to mask; how far
-    the end of the sound heard was from its picture (None without sound); losses of the source."""
+    """Result of a live run.
+
+    masks, skipped: number of masked and of skipped frames.
+    frames_per_s, source_frames_per_s: masked, and stated by the source (0 if unknown).
+    p50_ms, p99_ms: delay from capture to mask.
+    apart_p99_ms: distance of the end of the sound from its frame; None without sound.
+    losses: number of reconnections.
+    """
 
     masks: int
     skipped: int
@@ -43,23 +49,23 @@ class LiveResult:
     losses: int
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Yield the result as lines for the user."""
         of = f" of {self.source_frames_per_s:g}" if self.source_frames_per_s else ""
         delay = f"{self.p50_ms} ms from capture to mask (p99 {self.p99_ms} ms)"
         yield f"{self.frames_per_s:g}{of} frames/s, {delay}"
         if self.skipped:
             share = self.skipped / (self.masks + self.skipped)
-            yield f"{self.skipped} pictures skipped ({share:.0%}): the newest is masked"
+            yield f"{self.skipped} frames skipped ({share:.0%}): only the newest is masked"
         if self.apart_p99_ms is None:
-            yield "note: no sound: masks are those of silence"
+            yield "note: no sound: masks are computed with silence"
         elif self.apart_p99_ms > IN_STEP_MS:
-            yield f"note: the sound comes {self.apart_p99_ms} ms after its picture (p99)"
+            yield f"note: the sound is {self.apart_p99_ms} ms behind its frame (p99)"
         if self.losses:
-            yield f"note: the source was lost and found again {self.losses} times"
+            yield f"note: the source was lost and reconnected {self.losses} times"
 
 
 class Stats:
-    """Of one run; now_text tells the last seconds."""
+    """Statistics of one run; now_text describes the last seconds."""
 
     def __init__(self) -> None:
         self.masks = self.skipped = 0
@@ -84,7 +90,7 @@ class Stats:
         return (self.masks - 1) / span if self.masks > 1 and span else 0.0
 
     def now_text(self) -> str:
-        """Of the last 30 masks: rate and mean delay; and how many pictures were skipped so far."""
+        """Return rate and mean delay of the last 30 masks, and the number of skipped frames."""
         span = self._recent[-1][0] - self._recent[0][0]
         rate = (len(self._recent) - 1) / span if span else 0.0
         delay = np.mean([delay for _, delay in self._recent])

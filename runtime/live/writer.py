@@ -20,11 +20,11 @@ from save_deploy.runtime.video.options import Section
 from save_deploy.runtime.video.writer import OverlayVideo
 
 TIME_BASE = Fraction(1, 90_000)
-_USUAL_RATE = 30  # where a source does not state its own
+_USUAL_RATE = 30  # for sources with unknown rate
 
 
 class LiveVideo(OverlayVideo):
-    """The overlay video of a source whose sound comes while it is written."""
+    """Overlay video of a live source, whose sound arrives while the video is written."""
 
     def __init__(self, path: Path, source: LiveSource, color: Color) -> None:
         shape: Any = SimpleNamespace(
@@ -46,12 +46,12 @@ class LiveVideo(OverlayVideo):
 
 @dataclass
 class _LiveTrack:
-    """In place of a SoundTrack: packets of the sound held so far."""
+    """Counterpart of SoundTrack for live sound: packets of the sound received so far."""
 
     container: Any
     encoder: str
     held: Held
-    copied: bool = True  # nothing to say about it
+    copied: bool = True  # suppresses the note on encoding
 
     def __post_init__(self) -> None:
         self._stream = self.container.add_stream(self.encoder, rate=STEREO_HZ, layout="stereo")
@@ -66,7 +66,7 @@ class _LiveTrack:
     def close(self) -> None: ...
 
     def _encoded(self, at: int, samples: Samples) -> Iterator[Any]:
-        """Sample by sample, whatever the times round to, but for gaps; of overlaps the first."""
+        """Yield packets of contiguous samples despite rounded times; overlaps are dropped."""
         import av
 
         if self._end is not None and abs(at - self._end) <= GAP_S * STEREO_HZ:

@@ -1,6 +1,6 @@
-"""A bundle on NVIDIA Triton: its model repository, the models in it that are Python, and a client.
+"""Deployment on NVIDIA Triton: model repository, its Python models, and a client.
 
-options, limits -> repository: what `save-deploy triton` writes
-model, frame, stream, film, graph: what the written model.py files import, inside the server
-remote, verify: what the written verify_client.py imports
+options, limits, config, templates, repository: used by `save-deploy triton`
+python_model, frame, stream, film, graph: imported by the written model.py files, inside the server
+remote, verify: imported by the written verify_client.py
 """

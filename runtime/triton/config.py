@@ -1,4 +1,4 @@
-"""config.pbtxt of each model, as text of Triton's ModelConfig message."""
+"""config.pbtxt of a model: text form of Triton's ModelConfig message."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TYPES = {
     "uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
     "bytes": "TYPE_STRING",
 }  # fmt: skip
-ANY = -1  # a side that a request chooses
+ANY = -1  # dimension of variable size
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Raw files of warmup/, one for each input: a request that runs before the model is ready."""
+    """Warm-up request that runs before the model is ready. files: input -> raw file in warmup/."""
 
     name: str
     files: Mapping[str, str]
@@ -25,8 +25,14 @@ class Warmup:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model. backend: onnxruntime, ...; parameters: of the backend; gpus empty: the CPU;
-    optional: inputs that a request may leave out; more: further fields as text."""
+    """Configuration of one model.
+
+    backend: onnxruntime, openvino, tensorrt or python.
+    gpus: () for the CPU.
+    parameters: parameters of the backend.
+    optional: inputs that a request may omit.
+    more: further fields as text.
+    """
 
     name: str
     spec: GraphSpec
@@ -40,7 +46,7 @@ class ModelConfig:
     more: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Fixed graphs: max_batch_size 0, so dims are whole shapes."""
+        """Return config.pbtxt. max_batch_size is 0, so dims contain the batch dimension."""
         lines = [
             f'name: "{self.name}"',
             f'backend: "{self.backend}"',
@@ -64,7 +70,7 @@ class ModelConfig:
 
 
 def ports(kind: str, tensors: Iterable[TensorSpec], optional: Iterable[str] = ()) -> list[str]:
-    """A line for each input or output, what it holds in a comment."""
+    """Return one line per input or output, with its meaning as a comment."""
     may_lack = set(optional)
     return [
         f'{kind} {{ name: "{t.name}" data_type: {_TYPES[t.dtype]} dims: {list(t.shape)}'
@@ -74,7 +80,7 @@ def ports(kind: str, tensors: Iterable[TensorSpec], optional: Iterable[str] = ()
 
 
 def ensemble(name: str, spec: GraphSpec, steps: Iterable[tuple[str, GraphSpec]]) -> str:
-    """Models one after the other: a tensor goes by its name from one to the next."""
+    """Return config.pbtxt of an ensemble; tensors are passed between its steps by name."""
     lines = [
         f'name: "{name}"',
         'platform: "ensemble"',

@@ -1,4 +1,4 @@
-"""save_video: the bytes of a film -> a response for each of its frames."""
+"""Model save_video: bytes of a video file -> one response per frame."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from save_deploy.runtime.triton.python_model import PythonModel, Request
 from save_deploy.runtime.video.options import Section
 from save_deploy.runtime.video.source import VideoSource
 
-FILM = TensorSpec("film", "bytes", (1,), "bytes of a film, or a data: URI of them in base64")
-FPS = TensorSpec("fps", "float32", (1,), "upper limit of frames per second; left out: all")
-TIME = TensorSpec("time_s", "float64", (1,), "when the frame is shown")
+FILM = TensorSpec("film", "bytes", (1,), "bytes of a video file, or a base64 data: URI")
+FPS = TensorSpec("fps", "float32", (1,), "upper limit of frames per second; omitted: all frames")
+TIME = TensorSpec("time_s", "float64", (1,), "time of the frame in seconds")
 SPEC = GraphSpec((FILM, FPS), (TIME, MASKS[1]))
 DECOUPLED = ("model_transaction_policy { decoupled: true }",)
 _DATA = b"data:"
 
 
 class FilmModel(PythonModel):
-    """One film at a time; a client that goes away ends it."""
+    """Masks one video at a time; stops when the client disconnects."""
 
     def start(self, arguments: Mapping[str, str]) -> None:
         self.graphs = self.pipeline()
 
     def execute(self, requests: list[Request]) -> None:
-        """Responses go out as they are made: the model is decoupled."""
+        """Send each response when it is ready (decoupled model)."""
         final = self.server.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         for request in requests:
             sender = request.get_response_sender()
@@ -45,15 +45,17 @@ class FilmModel(PythonModel):
                     if sender.is_cancelled():
                         break
                     sender.send(self.response(outputs))
-            except Exception as error:  # of one film
+            except Exception as error:  # one bad video must not end the model
                 failed = self.server.InferenceResponse(error=self.error_of(error))
                 sender.send(failed, flags=final)
             else:
                 sender.send(flags=final)
 
     def answers(self, request: Request) -> Iterator[Arrays]:
-        """Outputs of each frame. Raises DataError for what is no film, and after the last frame for one
-        that was cut off."""
+        """Yield the outputs of each frame.
+
+        Raises DataError for bytes that are not a video, and after the last frame of a truncated one.
+        """
         wanted = request.requested_output_names()
         with _stored(film_of(self.content(request, "film"))) as path:
             source = VideoSource(path, Section(fps=self._fps(request)))
@@ -77,7 +79,7 @@ class FilmModel(PythonModel):
 
 @contextmanager
 def _stored(content: bytes) -> Iterator[Path]:
-    """A file while the block runs; errors do not name it."""
+    """Yield a temporary file with this content. Errors do not contain its path."""
     with tempfile.TemporaryDirectory(prefix="save-deploy-film-") as folder:
         path = Path(folder) / "film"
         path.write_bytes(content)
@@ -91,7 +93,7 @@ def _stored(content: bytes) -> Iterator[Path]:
 
 
 def film_of(content: bytes) -> bytes:
-    """A film, or what its data: URI holds, for clients whose requests are text. Raises DataError."""
+    """Return the video, decoded if it is a data: URI (for text requests). Raises DataError."""
     if not content.startswith(_DATA):
         return content
     try:
@@ -103,12 +105,12 @@ def film_of(content: bytes) -> bytes:
 
 
 def check_whole(source: VideoSource, end_s: float) -> None:
-    """Raise DataError where the pictures end a second or more before the film says it does."""
+    """Raise DataError if the frames end at least a second before the stated length of the video."""
     length = source.length_s or 0.0
     last_s = 1 / min(float(source.rate), source.section.most_fps or math.inf)
     if source.damage["video"].broken_off or end_s + last_s < length - 1:
         raise DataError(
-            "the film is cut off",
-            got=f"pictures for {end_s:.1f} s",
-            expected=f"{length:.1f} s" if length else "a whole file",
+            "the film is truncated",
+            got=f"frames for {end_s:.1f} s",
+            expected=f"{length:.1f} s" if length else "a complete file",
         )

@@ -1,4 +1,4 @@
-"""save_frame: the bytes of a picture and its sound -> its mask, as a PNG or as run lengths."""
+"""Model save_frame: bytes of a picture, and its sound -> mask as PNG or run lengths."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from save_deploy.runtime.triton.python_model import OneAnswer, Request
 
 PICTURE = TensorSpec("picture", "bytes", (1,), "bytes of a PNG or JPEG file")
 MASKS = (
-    TensorSpec("mask_png", "bytes", (1,), "a PNG of the size of the picture, white = sounding"),
-    TensorSpec("mask_rle", "bytes", (1,), "JSON of run lengths as COCO's, uncompressed"),
+    TensorSpec("mask_png", "bytes", (1,), "PNG of the size of the picture, white = sounding"),
+    TensorSpec("mask_rle", "bytes", (1,), "JSON of COCO run lengths, uncompressed"),
 )
-SOUND = TensorSpec("waveform", "float32", (-1,), "16 kHz mono, -1..1; its first second is heard")
+SOUND = TensorSpec("waveform", "float32", (-1,), "16 kHz mono, -1..1; its first second is used")
 SPEC = GraphSpec((PICTURE, SOUND), MASKS)
 
 
 class FrameModel(OneAnswer):
-    """One picture a request; of the outputs only those that are asked for are made."""
+    """Masks one picture per request and computes only the requested outputs."""
 
     def start(self, arguments: Mapping[str, str]) -> None:
         self.graphs = self.pipeline()
@@ -37,20 +37,20 @@ class FrameModel(OneAnswer):
 
 
 def encoded(mask: Mask, wanted: Collection[str]) -> Arrays:
-    """mask bool (H,W) -> outputs of MASKS that are wanted."""
+    """Encode a mask bool (H,W) as the wanted outputs of MASKS."""
     makers = {"mask_png": png_of, "mask_rle": lambda m: json.dumps(rle_of(m)).encode()}
     return {name: np.array([make(mask)], object) for name, make in makers.items() if name in wanted}
 
 
 def png_of(mask: Mask) -> bytes:
-    """mask bool (H,W) -> a PNG of one bit a pixel, white = sounding."""
+    """Encode a mask bool (H,W) as 1-bit PNG, white = sounding."""
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).convert("1").save(file, "PNG")
     return file.getvalue()
 
 
 def mask_of(rle: Mapping[str, list[int]]) -> Mask:
-    """What rle_of of runtime/result.py made -> bool (H,W)."""
+    """Decode run lengths of rle_of (runtime/result.py) to bool (H,W)."""
     runs = np.asarray(rle["counts"])
     flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
     return flat.reshape(rle["size"], order="F")

@@ -1,4 +1,4 @@
-"""save_audio and save_model on the python engine: a graph in a session of this package."""
+"""Models save_audio and save_model on the python engine: a graph in a session of this package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ FILE = "model.onnx"
 
 
 class GraphModel(OneAnswer):
-    """model.onnx beside model.py: OpenVINO where Triton's Python has it, else ONNX Runtime."""
+    """Runs the model.onnx next to model.py, on OpenVINO if Triton's Python has it, else on ONNX
+    Runtime."""
 
     def start(self, arguments: Mapping[str, str]) -> None:
         manifest, config = self.manifest, json.loads(arguments["model_config"])

@@ -1,7 +1,7 @@
-"""Will a repository work where it goes? Told from the manifest and this machine before it is written.
+"""Check whether a repository will work on its server, from the manifest and this machine.
 
-Triton's own backends take fewer settings than a session of this package: what cannot be set there and
-would change the masks without a word is refused.
+Triton's own backends have fewer settings than a session of this package. A bundle is refused if a
+missing setting would change the masks silently.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class Share:
 
 
 def share_cores(options: TritonOptions) -> Share:
-    """Raises SaveDeployError where instances of so many threads are more than the cores."""
+    """Divide the cores by the instances. Raises SaveDeployError for more threads than cores."""
     cores, instances = options.cores or allowed_cores(), options.instances
     threads = options.threads or max(1, cores // instances)
     if not options.gpus and instances * threads > cores:
         raise SaveDeployError(
             "more threads than cores",
             got=f"{instances} instances of {threads} threads on {cores} cores",
-            expected="instances x threads up to the cores: those above it make every answer later",
-            hint="--cores N names the cores of another machine",
+            expected="instances x threads up to the cores; more threads slow every response",
+            hint="--cores N sets the cores of another machine",
         )
     return Share(cores, threads)
 
 
 def check_bundle(options: TritonOptions, manifest: Manifest) -> None:
-    """Raise an error for what Triton would not run, or would run to other masks."""
+    """Raise an error if Triton cannot run the bundle, or would produce other masks."""
     if (batch := manifest.model.inputs[0].shape[0]) != 1:
         raise BundleError(
             "this bundle computes several frames per call",
@@ -57,7 +57,7 @@ def check_bundle(options: TritonOptions, manifest: Manifest) -> None:
         raise BundleError(
             "bundle without golden samples",
             got=str(options.bundle),
-            expected="samples that warm the models up",
+            expected="samples for the warm-up of the models",
             hint="export again with this version of save-deploy",
         )
     checks = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}
@@ -73,17 +73,17 @@ def check_bundle(options: TritonOptions, manifest: Manifest) -> None:
 
 
 def notes(options: TritonOptions, manifest: Manifest) -> Iterator[str]:
-    """What a user should know of this repository."""
+    """Yield notes on the repository for the user."""
     quantized = Precision.parse(manifest.precision["precision"]).quantized
     if options.engine == "onnxruntime" and quantized == "int8" and not options.gpus:
         yield (
-            "INT8 on Triton's ONNX Runtime needs a CPU with VNNI, as this one has: on others its "
-            "sums saturate, and masks differ"
+            "INT8 on Triton's ONNX Runtime needs a CPU with VNNI, as this one has: on other CPUs "
+            "sums saturate and masks differ"
         )
     if options.engine == "openvino":
         yield (
-            "Triton's OpenVINO backend cannot be told to compute in f32: on a CPU with bf16 "
-            "instructions masks differ"
+            "Triton's OpenVINO backend has no setting for f32: on a CPU with bf16 instructions "
+            "masks differ"
         )
     if options.engine == "tensorrt":
         engine = plan_of(manifest)
@@ -96,7 +96,7 @@ def _onnxruntime(options: TritonOptions, manifest: Manifest) -> None:
     quantized = Precision.parse(manifest.precision["precision"]).quantized
     if quantized == "int8" and not options.gpus and not has_int8_dot_product():
         raise BackendError(
-            "INT8 would give other masks on Triton's ONNX Runtime",
+            "INT8 would produce other masks on Triton's ONNX Runtime",
             got="a CPU without VNNI, where sums of 8-bit products saturate",
             expected="session.x64quantprecision, which Triton's backend cannot set",
             hint=_PYTHON,
@@ -118,13 +118,13 @@ def _openvino(options: TritonOptions, manifest: Manifest) -> None:
 
 
 def plan_of(manifest: Manifest) -> dict[str, Any]:
-    """The bundle's engine for TensorRT. Raises BundleError where it has none."""
+    """Return the bundle's engine entry for TensorRT. Raises BundleError without one."""
     for engine in manifest.engines:
         if engine.get("library") == "tensorrt" and engine["file"] in manifest.files:
             return engine
     others = ", ".join(str(engine.get("library")) for engine in manifest.engines)
     raise BundleError(
-        "no plan of TensorRT in this bundle",
+        "no TensorRT plan in this bundle",
         got=others or "no engine",
         expected=PLAN,
         hint="save-build BUNDLE --library tensorrt, with the TensorRT of the server's container",
@@ -136,14 +136,14 @@ def _tensorrt(options: TritonOptions, manifest: Manifest) -> None:
     built, server = engine["library_version"], options.tensorrt
     if engine.get("options", {}).get("strip_weights"):
         raise BundleError(
-            "Triton cannot run a plan without weights", got=engine["file"], expected="one with them",
+            "Triton cannot run a plan without weights", got=engine["file"], expected="weights in it",
             hint="save-build BUNDLE without --strip-weights",
         )  # fmt: skip
     if server and not runs_with(engine, server):
         raise BundleError(
-            "the plan is of another TensorRT than the server's",
+            "the plan was built with another TensorRT than the server's",
             got=f"built with {built}",
-            expected=f"{server[:40]}: a plan is read by the version that built it, such as 10.13.3",
+            expected=f"{server[:40]}: only the version that built a plan can read it, such as 10.13.3",
             hint="save-build BUNDLE in that container, or --engine onnxruntime",
         )
 

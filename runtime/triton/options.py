@@ -1,4 +1,4 @@
-"""What a Triton model repository is made of."""
+"""Options of a Triton model repository."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SERVER = "Server"
 
 
 def _gpus(text: str) -> tuple[int, ...]:
-    """Raises SaveDeployError for what is no list of numbers."""
+    """Parse "0,1". Raises SaveDeployError for other text."""
     try:
         found = tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
@@ -25,28 +25,33 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class TritonOptions:
-    """threads None: the cores shared out over the instances; gpus empty: the CPU; cores None: as many
-    as this machine has; tensorrt: version in the server's container, empty for not known."""
+    """Options of a model repository.
+
+    threads: CPU threads per instance; None divides the cores by the instances.
+    gpus: () for the CPU.
+    cores: cores of the server; None for those of this machine.
+    tensorrt: TensorRT version of the server's container; "" if unknown.
+    """
 
     bundle: Path = option(help="Folder written by save-export.")
     out: Path = option("--out", "-o", help="Folder of the model repository.")
-    force: bool = option("--force", default=False, help="Replace a repository that exists.")
+    force: bool = option("--force", default=False, help="Replace an existing repository.")
     engine: str = option(
         "--engine", panel=SERVER, default="onnxruntime",
-        help="What runs the graphs: onnxruntime, openvino or tensorrt (Triton's own backends), or "
-        "python (save-deploy inside Triton's Python backend).",
+        help="Backend of the graphs: onnxruntime, openvino or tensorrt (Triton's own backends), or "
+        "python (save-deploy in Triton's Python backend).",
     )  # fmt: skip
     instances: int = option(
         "--instances", panel=SERVER, default=1, low=1, high=256,
-        help="Frames computed at a time, on each GPU.",
+        help="Model instances: frames computed in parallel, per GPU.",
     )  # fmt: skip
     threads: int | None = option(
         "--threads", panel=SERVER, default=None, low=1, high=4096,
-        help="CPU threads of an instance. Default: the cores shared out.",
+        help="CPU threads per instance. Default: cores divided by instances.",
     )  # fmt: skip
     gpus: tuple[int, ...] = option(
         "--gpus", panel=SERVER, default=(), parse=_gpus, metavar="0,1",
-        help="GPUs that run the model. Default: the CPU; for tensorrt GPU 0.",
+        help="GPUs for the model. Default: the CPU; for tensorrt GPU 0.",
     )  # fmt: skip
     cores: int | None = option(
         "--cores", panel=SERVER, default=None, low=1,
@@ -54,7 +59,7 @@ class TritonOptions:
     )  # fmt: skip
     tensorrt: str = option(
         "--server-tensorrt", panel=SERVER, default="", metavar="VERSION", default_text="",
-        help="TensorRT of the server's container: a plan of another one is refused.",
+        help="TensorRT version of the server's container. A plan of another version is refused.",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

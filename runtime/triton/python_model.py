@@ -1,8 +1,8 @@
-"""What the Python models of a repository share: requests in, responses or errors with our text out.
+"""Base of the repository's Python models: requests -> responses, or errors with our text.
 
-Triton's Python backend makes one object of a model per instance, calls initialize once and execute with
-lists of requests. Its module triton_python_backend_utils exists only inside the server; a model gets it
-as `server`.
+Triton's Python backend creates one object per instance, calls initialize once, then execute with
+lists of requests. Its module triton_python_backend_utils exists only inside the server; a model
+accesses it as `server`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ Response = Any
 
 
 class PythonModel(ABC):
-    """One instance of a model. arguments: what Triton says of it."""
+    """One instance of a model. `arguments`: Triton's description of the instance."""
 
     server: Any  # the module triton_python_backend_utils
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
-        """Reads manifest.json beside model.py. Raises errors that Triton prints, and then it does not
-        serve the model."""
+        """Read the manifest.json next to model.py and start.
+
+        Triton prints an error raised here and does not serve the model.
+        """
         self.folder = Path(arguments["model_repository"]) / arguments["model_version"]
         self.manifest = Manifest.read(self.folder)
         self.start(arguments)
 
     @abstractmethod
     def start(self, arguments: Mapping[str, str]) -> None:
-        """Open what answers need."""
+        """Open the sessions."""
 
     @abstractmethod
     def execute(self, requests: list[Request]) -> list[Response] | None:
-        """Return the responses, or None where they were sent already. Raises nothing."""
+        """Return the responses, or None if they were already sent. Raises nothing."""
 
     def response(self, outputs: Arrays) -> Response:
         tensors = [self.server.Tensor(name, array) for name, array in outputs.items()]
         return self.server.InferenceResponse(tensors)
 
     def error_of(self, error: Exception) -> Any:
-        """What a client gets: INVALID_ARG and our text for its input, INTERNAL for all else."""
+        """Return Triton's error: INVALID_ARG with our text for bad input, INTERNAL for the rest."""
         kinds = self.server.TritonError
         if isinstance(error, DataError):
             return kinds(str(error), kinds.INVALID_ARG)
@@ -61,23 +63,23 @@ class PythonModel(ABC):
         return kinds(f"a bug in save-deploy: {type(error).__name__}: {error}", kinds.INTERNAL)
 
     def array(self, request: Request, name: str) -> NDArray[Any]:
-        """An input. Raises DataError where the request lacks it."""
+        """Return an input of the request. Raises DataError if it is missing."""
         tensor = self.server.get_input_tensor_by_name(request, name)
         if tensor is None:
             raise DataError(f"no input {name}", expected=name)
         return tensor.as_numpy()  # type: ignore[no-any-return]
 
     def content(self, request: Request, name: str) -> bytes:
-        """The one element of an input of bytes, as in a file. Raises DataError."""
+        """Return the single element of a bytes input. Raises DataError for another number."""
         array = self.array(request, name)
         if array.size != 1:
             raise DataError(
-                f"wrong {name}", got=f"{array.size} elements", expected="the bytes of one"
+                f"wrong {name}", got=f"{array.size} elements", expected="one element with the bytes"
             )
         return bytes(array.reshape(-1)[0])
 
     def pipeline(self) -> SavePipeline:
-        """The two graphs where the server runs them."""
+        """Return a pipeline over the server's own models save_audio and save_model."""
         audio = ServedGraph(self.server, "save_audio", self.manifest.audio)
         model = ServedGraph(self.server, "save_model", self.manifest.model)
         precision = self.manifest.precision["precision"]
@@ -87,11 +89,11 @@ class PythonModel(ABC):
 
 
 class OneAnswer(PythonModel):
-    """A model that answers each request once."""
+    """A model with one response per request."""
 
     @abstractmethod
     def answer(self, request: Request) -> Arrays:
-        """Outputs by name. Raises SaveDeployError for what cannot be answered."""
+        """Return outputs by name. Raises SaveDeployError."""
 
     def execute(self, requests: list[Request]) -> list[Response]:
         return [self._respond(request) for request in requests]
@@ -99,13 +101,15 @@ class OneAnswer(PythonModel):
     def _respond(self, request: Request) -> Response:
         try:
             return self.response(self.answer(request))
-        except Exception as error:  # an error of one request is no reason to end the model
+        except Exception as error:  # an error of one request must not end the model
             return self.server.InferenceResponse(error=self.error_of(error))
 
 
 class ServedGraph:
-    """A model of the same server as a session: its weights are in memory once, and the server's cache
-    serves it."""
+    """Session that calls another model of the same server.
+
+    The weights are in memory once, and the server's response cache applies.
+    """
 
     backend = "triton"
 
@@ -113,7 +117,7 @@ class ServedGraph:
         self.server, self.name, self.spec = server, name, spec
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Raises DataError for inputs that are not the spec's, BackendError for what the model says."""
+        """Run the model. Raises DataError for inputs that differ from the spec, BackendError."""
         self.spec.check_inputs(inputs)
         server, names = self.server, [output.name for output in self.spec.outputs]
         response = server.InferenceRequest(
@@ -125,7 +129,9 @@ class ServedGraph:
         if response.has_error():
             raise BackendError(f"{self.name} failed", got=response.error().message()[:500])
         found = {n: server.get_output_tensor_by_name(response, n).as_numpy() for n in names}
-        return {name: np.array(array) for name, array in found.items()}  # not the server's memory
+        return {
+            name: np.array(array) for name, array in found.items()
+        }  # copies: the server reuses it
 
     def close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Models of a Triton server, called over HTTP or gRPC."""
+"""Client for the models of a Triton server, over HTTP or gRPC."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TYPES = {
 
 
 class Remote:
-    """A server over one protocol. Context manager; serves one thread."""
+    """Connection to a server over one protocol. Context manager; for one thread."""
 
     @named_extras()
     def __init__(self, protocol: str, url: str) -> None:
@@ -43,8 +43,11 @@ class Remote:
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], **more: Any
     ) -> Arrays:
-        """One request. more: sequence_id, sequence_start, sequence_end. Raises BackendError with what
-        the server says, and for a server that does not answer."""
+        """Send one request and return the outputs.
+
+        more: sequence_id, sequence_start, sequence_end.
+        Raises BackendError for an error of the server and for a server that does not respond.
+        """
         library = self.library
         wanted = [library.InferRequestedOutput(name) for name in outputs]
         with answered(self):
@@ -54,8 +57,10 @@ class Remote:
     def responses(
         self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """One request to a decoupled model -> its answers as they come. Raises BackendError as infer
-        does, after the answers before the error."""
+        """Send one request to a decoupled model and yield its responses.
+
+        Raises BackendError as infer does, after the responses before the error.
+        """
         ask = self._http_responses if self.protocol == "http" else self._grpc_responses
         with answered(self):
             yield from ask(model, inputs, outputs)
@@ -87,7 +92,7 @@ class Remote:
     def _http_responses(
         self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> Iterator[Arrays]:
-        """Triton's generate extension: text in, server-sent events out, so bytes go as a data: URI."""
+        """Use Triton's generate extension. Requests are text, so bytes are sent as a data: URI."""
         body = json.dumps({name: _as_text(array) for name, array in inputs.items()}).encode()
         url = f"http://{self.url}/v2/models/{model}/generate_stream"
         request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -115,7 +120,7 @@ class Remote:
 
 
 def _as_text(array: NDArray[Any]) -> Any:
-    """The one element of an input, for JSON."""
+    """Return the single element of an input, for JSON."""
     value = array.reshape(-1)[0]
     if isinstance(value, bytes):
         return f"data:;base64,{base64.b64encode(value).decode()}"
@@ -132,7 +137,7 @@ def _raise_error(answer: dict[str, Any]) -> None:
 
 
 class RemoteGraph:
-    """A model of the server as a session."""
+    """Session that calls a model of the server."""
 
     def __init__(self, remote: Remote, name: str, spec: GraphSpec) -> None:
         self.remote, self.name, self.spec = remote, name, spec
@@ -151,7 +156,7 @@ class RemoteGraph:
 
 
 def tensors(library: Any, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
-    """Arrays as inputs of a request; elements of bytes as Triton's BYTES."""
+    """Convert arrays to inputs of a request; bytes become Triton's BYTES."""
     made = []
     for name, array in inputs.items():
         tensor = library.InferInput(name, list(array.shape), _TYPES[array.dtype.name])
@@ -161,7 +166,7 @@ def tensors(library: Any, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 class answered:
-    """What goes wrong in a call becomes a BackendError with the text of the server."""
+    """Context manager that converts errors of a call to BackendError with the server's text."""
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
@@ -175,10 +180,10 @@ class answered:
             raise BackendError(
                 SAID,
                 got=error.message() or str(error),
-                expected=f"an answer of {self.remote.url}",
+                expected=f"a response of {self.remote.url}",
             ) from error
         if isinstance(error, OSError):
             raise BackendError(
-                "no Triton server answers", got=f"{self.remote.url}: {error}",
+                "no Triton server responds", got=f"{self.remote.url}: {error}",
                 hint="tritonserver --model-repository=DIR",
             ) from error  # fmt: skip

@@ -1,7 +1,7 @@
-"""Bundle -> Triton model repository.
+"""Write a Triton model repository from a bundle.
 
-Each model of the repository is whole: its own copy of the files it reads, and of the manifest where it
-is one of save-deploy's Python models.
+Each model of the repository is complete: it has its own copy of its files, and save-deploy's Python
+models also of the manifest.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ AUDIO, MODEL, WHOLE = "save_audio", "save_model", "save"
 VERSION = "1"  # of every model
 _MARK = "written by save-deploy triton"
 _WARMUP = "golden"
-_PYTHON_BYTES = 300_000_000  # a process of the Python backend, and the server itself
+_PYTHON_BYTES = 300_000_000  # memory of one Python backend process, and of the server itself
 
 
 @dataclass(frozen=True)
 class Written:
-    """What stands in a repository, and what a user should know of it."""
+    """Models of a written repository, threads per instance, and notes for the user."""
 
     models: tuple[str, ...]
     threads: int
@@ -48,8 +48,11 @@ class Written:
 
 
 def write_repository(options: TritonOptions) -> Written:
-    """The folder appears complete or not at all. Raises BundleError for a bundle that is altered or
-    cannot be served so, BackendError for one that would give other masks, OutputError."""
+    """Write the repository atomically.
+
+    Raises BundleError for a bundle that is altered or cannot be served with these options,
+    BackendError if masks would differ, OutputError for the target.
+    """
     manifest = Manifest.read(options.bundle)
     share = share_cores(options)
     check_bundle(options, manifest)
@@ -68,7 +71,7 @@ def check_own_repository(folder: Path) -> None:
     """Raise BundleError for a folder that `save-deploy triton` did not write."""
     config = folder / WHOLE / "config.pbtxt"
     if not config.is_file() or _MARK not in config.read_text(errors="replace"):
-        raise BundleError("it is no model repository of save-deploy")
+        raise BundleError("the folder is not a model repository of save-deploy")
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,17 @@ class _Writer:
     folder: Path
 
     def models(self) -> Iterator[str]:
-        """Write one after the other, and yield their names."""
+        """Write the models one by one and yield their names."""
         audio, model = self.manifest.audio, self.manifest.model
         yield self._graph(AUDIO, GRAPHS[1], audio)
         yield self._graph(MODEL, GRAPHS[0], model)
         whole = GraphSpec((model.inputs[0], audio.inputs[0]), model.outputs)
         self._config(WHOLE, ensemble(WHOLE, whole, [(AUDIO, audio), (MODEL, model)]))
-        place = self.folder / WHOLE / VERSION  # Triton wants a version of every model
+        place = self.folder / WHOLE / VERSION  # Triton requires a version folder
         place.mkdir()
         (place / "steps").write_text(
             "in ../config.pbtxt\n"
-        )  # stores of objects keep no empty folder
+        )  # object stores do not keep empty folders
         yield WHOLE
         n = self.options.instances
         yield self._python(ModelConfig("save_frame", frame.SPEC, "python", n), "FrameModel")
@@ -112,7 +115,7 @@ class _Writer:
         (self.folder / name / "config.pbtxt").write_text(f"# {name}: {_MARK}\n{text}")
 
     def _graph(self, name: str, graph: str, spec: GraphSpec) -> str:
-        """save_audio or save_model: the audio side, once a second, is always on the CPU."""
+        """Write save_audio or save_model. The audio graph always runs on the CPU."""
         options, threads = self.options, self.share.threads
         is_audio = name == AUDIO
         engine = "onnxruntime" if is_audio and options.engine == "tensorrt" else options.engine
@@ -122,7 +125,7 @@ class _Writer:
         target = "model.onnx"
         if engine == "tensorrt":
             files, target = [plan_of(self.manifest)["file"]], PLAN
-        for file in files:  # weights keep the name that the graph has for them
+        for file in files:  # weights keep the name that is stored in the graph
             copy = place / (target if file == files[0] else file)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(options.bundle / file, copy)
@@ -157,7 +160,7 @@ class _Writer:
         return {}
 
     def _python(self, config: ModelConfig, kind: str) -> str:
-        """A model that runs save-deploy itself, with the manifest beside it."""
+        """Write a model that runs save-deploy, with a copy of the manifest."""
         place = self.folder / config.name / VERSION
         place.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.options.bundle / MANIFEST, place / MANIFEST)
@@ -166,7 +169,7 @@ class _Writer:
         return config.name
 
     def _warmup(self, name: str, spec: GraphSpec) -> Warmup:
-        """The first golden sample, as raw files."""
+        """Write the first golden sample as raw files."""
         golden = read_golden(self.options.bundle, self.manifest)
         arrays = {
             "image": golden.image[:1],

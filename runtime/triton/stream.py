@@ -1,6 +1,6 @@
-"""save_stream: a live source, a request for each frame with the sound since the last one.
+"""Model save_stream: a live source, with one request per frame and the sound since the last frame.
 
-Requests of one source are a sequence of Triton, which sends all of them to one instance of the model.
+Requests of one source form a Triton sequence, which the server sends to one instance of the model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.triton.frame import MASKS, PICTURE, encoded
 from save_deploy.runtime.triton.python_model import OneAnswer, Request
 
-MAX_SEQUENCES = 1024  # of an instance
-IDLE_S = 60  # after which Triton ends a sequence without a word to its model
+MAX_SEQUENCES = 1024  # per instance
+IDLE_S = 60  # Triton ends an idle sequence after this time without a message to the model
 SOUND = TensorSpec(
     "waveform", "float32", (-1,), "16 kHz mono, -1..1: the sound since the last frame"
 )
@@ -39,26 +39,29 @@ BATCHING = (
 
 @dataclass
 class Hearing:
-    """The sound of one source as it comes. Once a second it is listened to: whenever a second is whole;
-    before the first is, the first piece, completed with silence."""
+    """Sound of one source, received in pieces.
+
+    An embedding is computed whenever a second of sound is complete. Before that, the first piece is
+    padded with silence.
+    """
 
     pieces: list[Waveform] = field(default_factory=list)
     n_samples: int = 0
     seconds: int = 0
     embedding: NDArray[np.float32] | None = None
-    used_s: float = 0.0  # when, on the clock of this process
+    used_s: float = 0.0  # time.monotonic() of the last request
 
     def hear(self, pipeline: SavePipeline, samples: Waveform) -> NDArray[np.float32]:
-        """samples (n,) after those before -> the embedding that the frame beside them is masked with.
+        """Add samples (n,) and return the embedding (1,128) for the frame of the same request.
 
-        Raises DataError for no sound, and for more than a second of it.
+        Raises DataError for no sound and for more than a second of it.
         """
         piece = as_sound(samples)
         if piece.size > WINDOW_SAMPLES:
             raise DataError(
-                "too much sound beside one frame",
+                "too much sound for one frame",
                 got=f"{piece.size} samples",
-                expected=f"at most {WINDOW_SAMPLES}: a second of it",
+                expected=f"at most {WINDOW_SAMPLES}, which is one second",
             )
         check_window(piece)
         self.pieces.append(piece)
@@ -74,14 +77,14 @@ class Hearing:
 
 
 class StreamModel(OneAnswer):
-    """Sequences of one instance, the one that was used longest ago first."""
+    """Sequences of one instance, ordered by their last use."""
 
     def start(self, arguments: Mapping[str, str]) -> None:
         self.graphs = self.pipeline()
         self.sequences: OrderedDict[object, Hearing] = OrderedDict()
 
     def answer(self, request: Request) -> Arrays:
-        """Raises DataError for a frame or a sound that cannot be used; the sequence goes on."""
+        """Mask a frame. Raises DataError for an invalid frame or sound; the sequence continues."""
         flags, key = request.flags(), request.correlation_id()
         if flags & self.server.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
             self.sequences[key] = Hearing()
@@ -98,7 +101,7 @@ class StreamModel(OneAnswer):
         return outputs
 
     def _keep(self, key: object, hearing: Hearing) -> None:
-        """As the one used last; those that Triton has ended for idleness go."""
+        """Store a sequence as the last used one, and remove those that Triton ended as idle."""
         hearing.used_s = time.monotonic()
         self.sequences[key] = hearing
         while len(self.sequences) > 1:

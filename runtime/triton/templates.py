@@ -1,14 +1,14 @@
-"""Files of a repository that are the same for every bundle, but for names and numbers."""
+"""Templates of a repository's files that differ between bundles only in names and numbers."""
 
 from __future__ import annotations
 
-_MODEL = '''"""{name}: written by save-deploy triton, runs the save-deploy that Triton finds."""
+_MODEL = '''"""{name}: written by save-deploy triton; runs the save-deploy of Triton's Python."""
 
 import os
 import site
 import sys
 
-found = list(sys.path)  # Triton's Python leaves PYTHONPATH out: its folders come first
+found = list(sys.path)  # Triton's Python ignores PYTHONPATH; add its folders in front
 for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
     site.addsitedir(folder)
 sys.path[:] = [place for place in sys.path if place not in found] + found
@@ -24,7 +24,7 @@ class TritonPythonModel({kind}):
 _MODULES = {
     "GraphModel": "graph", "FrameModel": "frame", "StreamModel": "stream", "FilmModel": "film",
 }  # fmt: skip
-_VERIFY = '''"""The bundle's conformance pack through this server: does it give what the exporter gave?
+_VERIFY = '''"""Run the bundle's conformance pack on this server and compare with its expected outputs.
 
 pip install "save-deploy[triton]"
 python verify_client.py BUNDLE [--http HOST:PORT] [--grpc HOST:PORT]
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 '''
 
 
-_CLIENT = '''"""The mask of a picture and a sound. pip install tritonclient[http] soundfile"""
+_CLIENT = '''"""Request the mask of a picture and a sound. pip install tritonclient[http] soundfile"""
 
 import sys
 
@@ -78,12 +78,12 @@ spec:
 
 
 def model_py(name: str, kind: str) -> str:
-    """model.py of one of save-deploy's Python models."""
+    """Return model.py of one of save-deploy's Python models."""
     return _MODEL.format(name=name, kind=kind, module=_MODULES[kind])
 
 
 def beside(*, cores: int, memory_gib: int, n_gpus: int) -> dict[str, str]:
-    """File name -> text, of what stands beside the models. cores, memory: of the server."""
+    """Return file name -> text of the files next to the models. cores, memory_gib: of the server."""
     gpus = f', nvidia.com/gpu: "{n_gpus}"' if n_gpus else ""
     kserve = _KSERVE.format(cores=cores, memory=f"{memory_gib}Gi", gpus=gpus)
     return {"client.py": _CLIENT, "verify_client.py": _VERIFY, "kserve.yaml": kserve}

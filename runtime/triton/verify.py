@@ -1,4 +1,4 @@
-"""The conformance pack of a bundle through a server: does it give what the eager model gave?"""
+"""Run a bundle's conformance pack on a Triton server and compare with the eager model's outputs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PORTS = {"http": 8000, "grpc": 8001}
 
 
 def main() -> None:
-    """What verify_client.py runs: exit codes as those of save-deploy verify."""
+    """Entry point of verify_client.py. Exit codes are those of save-deploy verify."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path, help="the folder that the repository was made of")
+    parser.add_argument("bundle", type=Path, help="source bundle of the repository")
     for protocol, port in PORTS.items():
         parser.add_argument(f"--{protocol}", default=f"localhost:{port}", metavar="HOST:PORT")
     given = parser.parse_args()
@@ -47,8 +47,10 @@ def main() -> None:
 
 
 def verify_server(bundle: Path, remote: Remote) -> Iterator[str]:
-    """A line for each model that conforms. Raises ParityError for one that does not, BackendError for
-    one that does not answer."""
+    """Yield one line per model that conforms.
+
+    Raises ParityError for a model that does not, BackendError for a model that does not respond.
+    """
     manifest = Manifest.read(bundle)
     pack = read_pack(bundle, manifest)
     parts = SavePipeline(
@@ -72,7 +74,7 @@ def verify_server(bundle: Path, remote: Remote) -> Iterator[str]:
 def _ways(
     manifest: Manifest, pack: Pack, remote: Remote
 ) -> Iterator[tuple[str, Callable[[int, FilePair], Mask]]]:
-    """Models that give masks, and how each is asked for that of a pair of files."""
+    """Yield each model that returns masks, with a function that requests the mask of a case."""
 
     def whole(i: int, pair: FilePair) -> Mask:
         frame = read_frame(pair.frame)
@@ -87,7 +89,7 @@ def _ways(
         return _mask_of_png(remote.infer("save_frame", inputs, ["mask_png"])["mask_png"][0])
 
     def stream(i: int, pair: FilePair) -> Mask:
-        """A second of one picture, as from a camera of 20 frames/s: its last frame hears all of it."""
+        """Send one picture for a second at 20 frames/s; the last frame uses the whole second."""
         picture, pieces, found = _bytes(pair.frame.read_bytes()), np.split(_sound(pair), 20), b""
         for k, piece in enumerate(pieces):
             inputs = {"picture": picture, "waveform": piece}
@@ -120,7 +122,7 @@ def _mask_of_png(content: bytes) -> Mask:
 
 
 def film_of(frame: Frame, waveform: Waveform) -> bytes:
-    """A Matroska film of one frame uint8 (H,W,3) and its sound (n,) at 16 kHz, without loss."""
+    """Return a lossless Matroska file of one frame uint8 (H,W,3) and its sound (n,) at 16 kHz."""
     import av
 
     file = io.BytesIO()

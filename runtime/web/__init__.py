@@ -1,4 +1,4 @@
-"""A bundle as a static page: both graphs in ONNX Runtime Web, in the visitor's browser."""
+"""Static web page that runs both graphs of a bundle in the browser, with ONNX Runtime Web."""
 
 from save_deploy.runtime.web.site import Site, write_site
 

@@ -1,7 +1,7 @@
-"""ONNX Runtime Web: one pinned archive of the npm registry, checked, and what a page needs of it.
+"""ONNX Runtime Web: a pinned and hashed archive of the npm registry, and the files a page needs.
 
-It is no dependency of save-deploy: 33 MB that only this page wants are downloaded when asked for, once,
-into the cache.
+It is not a dependency of save-deploy, because only this page needs its 33 MB. It is downloaded once,
+on request, into the cache.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from save_deploy.progress import progress
 VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SIZE = 33_106_585  # bytes of the archive
-ENV_REGISTRY = "npm_config_registry"  # as npm reads it; any will do, for the hash is ours
+ENV_REGISTRY = "npm_config_registry"  # npm's variable; any registry is safe, as the hash is checked
 REGISTRY = "https://registry.npmjs.org/"
 ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"
-# Of its files, what a page needs: a script, its loader, its WebAssembly. A browser loads one set.
+# Files a page needs: script, loader, WebAssembly. A browser loads one of the two sets.
 FOR_GPU = (
     "ort.webgpu.min.mjs",
     "ort-wasm-simd-threaded.asyncify.mjs",
@@ -41,7 +41,7 @@ FILES = FOR_GPU + FOR_CPU
 _TIMEOUT_S = 30
 _PIECE = 1 << 20
 _ELSEWHERE = (
-    f"npm pack onnxruntime-web@{VERSION} where there is a network, then --runtime {ARCHIVE}"
+    f"npm pack onnxruntime-web@{VERSION} on a machine with a network, then --runtime {ARCHIVE}"
 )
 
 
@@ -50,8 +50,11 @@ def cached_archive() -> Path:
 
 
 def archive(path: Path | None = None, *, fetch: bool = False) -> bytes:
-    """The archive: the file at `path`, else the one in the cache, else with `fetch` from the registry,
-    which is kept. Raises DataError for a file that is not it, BackendError where there is none."""
+    """Return the archive: the file at `path`, else the cached one, else a download.
+
+    fetch: allow the download, which is then cached.
+    Raises DataError for another file, BackendError if there is none.
+    """
     if path is not None:
         return _read(path)
     kept = cached_archive()
@@ -61,8 +64,8 @@ def archive(path: Path | None = None, *, fetch: bool = False) -> bytes:
         raise BackendError(
             f"ONNX Runtime Web {VERSION} is not on this machine",
             got=f"no {kept}",
-            expected="the page's runtime, which is no part of save-deploy",
-            hint=f"add --fetch: downloads {SIZE / 1e6:.0f} MB from the npm registry, once",
+            expected="the page's runtime, which is not part of save-deploy",
+            hint=f"add --fetch to download {SIZE / 1e6:.0f} MB from the npm registry once",
         )
     content = _download()
     keep_in_cache(kept, lambda partial: partial.write_bytes(content))
@@ -70,7 +73,7 @@ def archive(path: Path | None = None, *, fetch: bool = False) -> bytes:
 
 
 def members(content: bytes) -> dict[str, bytes]:
-    """Of an archive: FILES by their names."""
+    """Return name -> content of FILES in an archive."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
         wanted = {f"package/dist/{name}": name for name in FILES}
         return {
@@ -86,11 +89,11 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes() if size == SIZE else b""
     except OSError as error:
         raise DataError(
-            "runtime of the page cannot be read", got=str(error), expected=ARCHIVE, hint=_ELSEWHERE
+            "the page's runtime cannot be read", got=str(error), expected=ARCHIVE, hint=_ELSEWHERE
         ) from error
     if not _is_it(content):
         raise DataError(
-            "not the runtime that this page was tested with",
+            "not the tested runtime of the page",
             got=f"{path} ({size} bytes)",
             expected=f"{ARCHIVE} of the npm registry, {SIZE} bytes, sha512 {SHA512[:12]}...",
             hint=_ELSEWHERE if path != cached_archive() else f"remove {path}, then add --fetch",
@@ -103,7 +106,7 @@ def _is_it(content: bytes) -> bool:
 
 
 def _download() -> bytes:
-    """Raises BackendError for a registry that does not answer or gives something else."""
+    """Download the archive. Raises BackendError for a failed download or another file."""
     registry = os.environ.get(ENV_REGISTRY) or REGISTRY
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
     if not url.startswith(("https://", "http://")):
@@ -125,7 +128,7 @@ def _download() -> bytes:
         ) from error
     if not _is_it(bytes(content)):
         raise BackendError(
-            "the npm registry gave another file",
+            "the npm registry returned another file",
             got=f"{url}: {len(content)} bytes or more",
             expected=f"{SIZE} bytes, sha512 {SHA512[:12]}...",
             hint=_ELSEWHERE,

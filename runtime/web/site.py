@@ -1,4 +1,4 @@
-"""bundle/ -> site/: a page that masks what sounds, for any server of files."""
+"""Write site/ from bundle/: a page that masks sounding pixels, for any static file server."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from save_deploy.runtime.web.library import FOR_CPU, FOR_GPU, VERSION, archive, 
 
 ABOUT, BUNDLE, RUNTIME = "site.json", "bundle", "ort"  # names in the site
 FORMAT = "save-deploy-web"
-MAX_WEIGHTS = 2_000_000_000  # bytes of both graphs: WebAssembly has 4 GB, and holds them twice
+MAX_WEIGHTS = 2_000_000_000  # bytes of both graphs; WebAssembly has 4 GB and keeps two copies
 _PAGE = Path(__file__).parent / "page"
-_AT_ROOT = ("index.html", "sw.js")  # filled in; the others are copied
+_AT_ROOT = ("index.html", "sw.js")  # templates; the other files are copied
 _RUNS_NOT = ("fp8", "bf16")  # precisions that ONNX Runtime Web has no kernels for
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteOptions:
-    """runtime: the archive of ONNX Runtime Web, instead of the one in the cache."""
+    """Options of a page. runtime: archive of ONNX Runtime Web; None for the cached one."""
 
     out: Path = option("--out", "-o", default=Path("site"), help="Folder to write.")
     fetch: bool = option(
         "--fetch", default=False,
-        help=f"Download ONNX Runtime Web {VERSION} (33 MB, npm registry) if it is not in the cache.",
+        help=f"Download ONNX Runtime Web {VERSION} (33 MB, npm registry) if it is not cached.",
     )  # fmt: skip
     runtime: Path | None = option(
-        "--runtime", default=None, help=f"File of `npm pack onnxruntime-web@{VERSION}`."
+        "--runtime", default=None, help=f"Archive written by `npm pack onnxruntime-web@{VERSION}`."
     )
-    force: bool = option("--force", default=False, help="Replace such a folder.")
+    force: bool = option("--force", default=False, help="Replace an existing page.")
 
 
 @dataclass(frozen=True)
 class Site:
-    """Size in bytes of the folder, and of what a browser loads of it: (with WebGPU, without)."""
+    """Size of a page in bytes. loaded: bytes that a browser loads, (with WebGPU, without)."""
 
     size: int
     loaded: tuple[int, int]
@@ -53,8 +53,8 @@ class Site:
 def write_site(bundle: Path, options: SiteOptions = SiteOptions()) -> Site:
     """Write the page into the new folder options.out.
 
-    Raises BundleError for a bundle that is incomplete, altered or that no browser can run, BackendError
-    where the runtime of the page is missing, OutputError for a folder that may not be written.
+    Raises BundleError for a bundle that is incomplete, altered or cannot run in a browser,
+    BackendError if the page's runtime is missing, OutputError for the target.
     """
     manifest = Manifest.read(bundle)
     _check_runs(manifest)
@@ -91,7 +91,7 @@ def _check_runs(manifest: Manifest) -> None:
         )
     if batch != 1:
         raise BundleError(
-            "a page masks one frame at a time",
+            "a page masks one frame per call",
             got=f"a bundle of {batch} frames per call",
             expected="one frame per call",
             hint="save-export --batch 1 -o DIR",
@@ -106,14 +106,14 @@ def _check_runs(manifest: Manifest) -> None:
 
 
 def _graphs(bundle: Path, manifest: Manifest) -> dict[str, list[str]]:
-    """model and audio -> the graph and the files of its weights."""
+    """Return model and audio -> names of the graph and its weight files."""
     return {
         Path(name).stem: [name, *weight_files(bundle / name, manifest.files)] for name in GRAPHS
     }
 
 
 def _names(bundle: Path, manifest: Manifest) -> list[str]:
-    """The bundle's files that the page reads."""
+    """Return the names of the bundle's files that the page reads."""
     names = [name for files in _graphs(bundle, manifest).values() for name in files]
     if manifest.golden:
         names += [f"{GOLDEN}/{name}.npy" for name in ("image", "waveform", "mask_logits")]
@@ -126,7 +126,7 @@ def _names(bundle: Path, manifest: Manifest) -> list[str]:
 def _about(
     manifest: Manifest, graphs: dict[str, list[str]], names: Iterable[str]
 ) -> dict[str, Any]:
-    """What the page knows of the bundle: no more than it uses, so nothing of where it was made."""
+    """Return site.json: only what the page uses, so nothing about the exporting machine."""
     golden = {key: manifest.golden[key] for key in ("n", "budget")} if manifest.golden else None
     return {
         "format": FORMAT,
@@ -142,7 +142,7 @@ def _about(
 
 
 def _write_page(folder: Path) -> None:
-    """The page's own files, in a folder named by their content: a browser may keep it for good."""
+    """Write the page's files to a folder named by their hash, so that browsers may cache it forever."""
     files = {path.name: path.read_text() for path in sorted(_PAGE.iterdir()) if path.is_file()}
     about = (folder / ABOUT).read_text()
     version = hashlib.sha256("".join([*files.values(), about]).encode()).hexdigest()[:16]
@@ -162,8 +162,10 @@ def _write_page(folder: Path) -> None:
 
 
 def _loaded(folder: Path, size: int) -> tuple[int, int]:
-    """Of a page of `size` bytes, what a browser loads before the first mask: (with WebGPU, without).
-    Not the other runtime, and not the files that only a check reads."""
+    """Return the bytes loaded before the first mask, (with WebGPU, without).
+
+    size: bytes of the whole page. The other runtime and the files of the check are not loaded.
+    """
     place = folder / BUNDLE / CONFORMANCE
     size -= sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     gpu, cpu = (
@@ -174,10 +176,10 @@ def _loaded(folder: Path, size: int) -> tuple[int, int]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise OutputError unless the folder is such a site."""
+    """Raise OutputError unless the folder contains a page written by write_site."""
     try:
         found = json.loads((folder / ABOUT).read_text()).get("format")
     except (OSError, ValueError, AttributeError):
         found = None
     if found != FORMAT:
-        raise OutputError(f"no {ABOUT} of a page in it")
+        raise OutputError(f"the folder has no {ABOUT} of a page")

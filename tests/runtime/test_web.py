@@ -171,7 +171,7 @@ def test_another_file_is_not_the_runtime(registry: dict[str, Any], tmp_path: Pat
         library.archive(fetch=True)
     assert not library.cached_archive().exists()
     (tmp_path / "other.tgz").write_bytes(b"other")
-    with pytest.raises(DataError, match="not the runtime"):
+    with pytest.raises(DataError, match="not the tested runtime"):
         library.archive(tmp_path / "other.tgz")
     with pytest.raises(DataError, match="cannot be read"):
         library.archive(tmp_path / "missing.tgz")

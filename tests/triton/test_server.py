@@ -293,7 +293,7 @@ def films(folder: Path) -> dict[str, tuple[bytes, str]]:
     silent = write_film(folder / "silent.mp4", sound=None).read_bytes()
     return {
         "cut mp4": (whole[: len(whole) // 2], "cannot be read"),
-        "cut mkv": (mkv[: len(mkv) // 2], "the film is cut off"),
+        "cut mkv": (mkv[: len(mkv) // 2], "the film is truncated"),
         "text": (b"hello", "video cannot be read"),
         "playlist": (b"#EXTM3U\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "video cannot be read"),
         "nothing": (b"", "video cannot be read"),
