@@ -1,4 +1,4 @@
-// The page: a film or the camera, its mask over it, and what is measured meanwhile.
+// The page: shows a video file or the camera with its mask, and the measured figures.
 
 import { LiveEars, soundOf } from "./ears.js";
 
@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const film = $("film"), stage = $("stage"), mask = $("mask");
 const PLAY = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5v14l11-7z"/></svg>';
 const PAUSE = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h4v14H7zM13 5h4v14h-4z"/></svg>';
-const AVERAGED = 20; // masks that the figures are of
+const AVERAGED = 20; // number of masks for the average figures
 
 // ---- the model, in a worker
 
@@ -74,10 +74,10 @@ function fail(error) {
   $("error").textContent = error ? `${error.message[0].toUpperCase()}${error.message.slice(1)}` : "";
 }
 
-// ---- what is watched
+// ---- sources
 
-let turn = 0; // counts sources, so that what belongs to an earlier one is dropped
-let ears, stream, filmEars; // filmEars: kept, as a video stays bound to what it once played through
+let turn = 0; // number of the current source; results of earlier sources are dropped
+let ears, stream, filmEars; // filmEars is kept: a <video> can be connected to only one audio node
 
 async function watchFilm(file) {
   const mine = await clear();
@@ -93,13 +93,13 @@ async function watchFilm(file) {
     if (mine !== turn) return;
     if (sound === null) ears = filmEars ??= await LiveEars.of(film);
     else await ask("hear", sound);
-    $("status").textContent = sound?.channels === null ? "This film has no sound that the browser reads: masks are those of silence." : "";
+    $("status").textContent = sound?.channels === null ? "This film has no sound that the browser can read: masks are computed with silence." : "";
   } catch (error) {
     if (mine === turn) { await clear(); fail(error); }
     return;
   }
   show(true);
-  film.play().catch(() => {}); // where a browser wants a click first
+  film.play().catch(() => {}); // some browsers require a click first
 }
 
 async function watchCamera() {
@@ -153,9 +153,9 @@ async function clear() {
 
 // ---- masks
 
-let busy = false, samples = [], shown = null; // shown: time of the frame in sight, where a browser tells it
+let busy = false, samples = [], shown = null; // shown: time of the displayed frame, if the browser reports it
 
-// One frame at a time; those that come meanwhile are left out.
+// Masks one frame at a time; frames that arrive meanwhile are skipped.
 function watch(mine) {
   const next = () => {
     if (mine !== turn) return;
@@ -173,7 +173,7 @@ async function maskNow() {
   busy = true;
   const mine = turn, started = performance.now(), time = shown ?? film.currentTime;
   try {
-    const bitmap = await createImageBitmap(film).catch(() => null); // no picture is decoded yet
+    const bitmap = await createImageBitmap(film).catch(() => null); // fails before the first decoded frame
     if (bitmap === null) return;
     const found = await ask("frame", { bitmap, time, live: ears?.heard() }, [bitmap]);
     if (mine === turn) draw(found, started, time);
@@ -182,7 +182,7 @@ async function maskNow() {
   } finally {
     busy = false;
   }
-  // the frame that a paused film shows came while another was computed
+  // a paused video changed its frame while another one was computed
   if (mine === turn && film.paused && (shown ?? film.currentTime) !== time) maskNow();
 }
 
@@ -271,7 +271,7 @@ function shownRow({ name, value, limit, least, ok }) {
 
 // ---- start
 
-// Threads and use without a network come with the service worker, after one reload.
+// The service worker enables threads and offline use, after one reload.
 async function isolate() {
   const workers = navigator.serviceWorker;
   if (!workers) return;
@@ -283,8 +283,8 @@ async function isolate() {
   await new Promise(() => {});
 }
 
-globalThis.save = { ask };  // for tests and for the curious
-await isolate().catch(() => {}); // a browser that keeps nothing: one thread, and only online
+globalThis.save = { ask };  // for tests
+await isolate().catch(() => {}); // without a service worker: one thread, online only
 try {
   about = await (await fetch(new URL("../site.json", import.meta.url), { cache: "no-cache" })).json();
   await open("auto");

@@ -1,5 +1,5 @@
-// The golden samples and the conformance pack of a bundle: does this browser prepare frames and sounds,
-// and compute masks, as the model that was exported?
+// Run the golden samples and the conformance pack: compares prepared frames, sounds and masks of this
+// browser with those of the exported model.
 
 import { imageOf, maskOf } from "./frames.js";
 import { readPicture, readWav, row, sha256 } from "./files.js";
@@ -8,7 +8,7 @@ import { compared } from "./model.js";
 
 const UNDECIDED = 128;
 
-// -> rows [{name, what, value, limit, ok}]; says(done, total) after each sample.
+// Returns rows [{name, value, limit or least, ok}]; calls says(done, total) after each sample.
 export async function check(model, says = () => {}) {
   const { about } = model.bundle;
   const steps = (about.golden?.n ?? 0) + (about.conformance?.cases.length ?? 0);

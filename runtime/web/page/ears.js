@@ -1,12 +1,12 @@
-// What is heard: the whole sound of a film, or the last second of a live one.
+// Sound sources: the whole sound of a video file, or the last second of a live source.
 
 import { RATE_HZ } from "./sound.js";
 
-const LARGEST = 1 << 29; // bytes of a film that is read whole for its sound; larger ones are heard as they play
-const LIVE_STEP_S = 0.5; // how often the last second is heard anew
+const LARGEST = 1 << 29; // bytes; the sound of larger files is recorded during playback
+const LIVE_STEP_S = 0.5; // interval at which the last second is embedded again
 
-// The sound of a film at 16 kHz: {channels, rate}, channels null where it has none; null where the film
-// is too large to be read whole.
+// Returns the sound of a video file as {channels, rate}; channels is null without sound. Returns null if
+// the file is too large to be read at once.
 export async function soundOf(file) {
   if (file.size > LARGEST) return null;
   try {
@@ -22,7 +22,7 @@ export class LiveEars {
   #pieces = [];
   #n = 0;
 
-  // source: a MediaStream, or a <video> that then plays through here.
+  // source: a MediaStream, or a <video>, whose sound is then routed through this object.
   static async of(source) {
     const ears = new LiveEars();
     ears.context = new AudioContext();
@@ -41,15 +41,15 @@ export class LiveEars {
   #add(pieces) {
     this.#pieces.push(...pieces);
     for (const piece of pieces) this.#n += piece[0].length;
-    const most = 1.1 * this.context.sampleRate; // a second and what resampling reaches
+    const most = 1.1 * this.context.sampleRate; // one second, and a margin for resampling
     while (this.#n - this.#pieces[0][0].length > most) this.#n -= this.#pieces.shift()[0].length;
   }
 
-  // The last second, for the worker.
+  // Returns the last second of sound, for the worker.
   heard() {
     const rate = this.context.sampleRate, key = `live ${Math.floor(performance.now() / 1000 / LIVE_STEP_S)}`;
     if (!this.#n) return { channels: null, rate, key };
-    const n = Math.min(...this.#pieces.map((piece) => piece.length)); // devices may change while it runs
+    const n = Math.min(...this.#pieces.map((piece) => piece.length)); // the number of channels may change
     const channels = Array.from({ length: n }, (_, c) => {
       const whole = new Float32Array(this.#n);
       let at = 0;

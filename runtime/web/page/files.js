@@ -1,6 +1,6 @@
-// Files of a bundle -> arrays: .npy, .wav, pictures; and their sha256.
+// Reads files of a bundle (.npy, .wav, pictures) to arrays, and computes their sha256.
 
-// A .npy of float32, uint8 or bool, C order -> {shape, values}.
+// Returns {shape, values} of a .npy file with float32, uint8 or bool in C order.
 export function readNpy(buffer) {
   const bytes = new Uint8Array(buffer), view = new DataView(buffer);
   if (String.fromCharCode(...bytes.subarray(1, 6)) !== "NUMPY") throw new Error("not a .npy file");
@@ -14,13 +14,13 @@ export function readNpy(buffer) {
   return { shape, values: new kind(buffer.slice(start, start + size * kind.BYTES_PER_ELEMENT)) };
 }
 
-// Row i of an array along its first axis.
+// Returns row i of an array along its first axis.
 export function row({ shape, values }, i) {
   const size = values.length / shape[0];
   return values.subarray(i * size, (i + 1) * size);
 }
 
-// PCM of 16, 24 or 32 bits, or floats -> {channels, rate}.
+// Returns {channels, rate} of a WAV file with 16, 24 or 32-bit PCM or 32-bit floats.
 export function readWav(buffer) {
   const view = new DataView(buffer);
   const text = (at) => String.fromCharCode(...new Uint8Array(buffer, at, 4));
@@ -33,7 +33,7 @@ export function readWav(buffer) {
       n = view.getUint16(body + 2, true);
       rate = view.getUint32(body + 4, true);
       bits = view.getUint16(body + 14, true);
-      if (format === 0xfffe) format = view.getUint16(body + 24, true); // extensible: its sub-format
+      if (format === 0xfffe) format = view.getUint16(body + 24, true); // sub-format of WAVE_FORMAT_EXTENSIBLE
     }
     if (text(at) === "data") {
       const read = sampleReader(view, format, bits), width = bits / 8;
@@ -57,8 +57,8 @@ function sampleReader(view, format, bits) {
   throw new Error(`a WAV file of format ${format} with ${bits} bits`);
 }
 
-// A picture -> {width, height, rgba}, its colors as stored. Through WebGL: a 2D canvas multiplies colors
-// by their alpha, and what is transparent would be black.
+// Returns {width, height, rgba} of a picture with unchanged colors. Uses WebGL, because a 2D canvas
+// multiplies colors by alpha, so transparent pixels would become black.
 export async function readPicture(blob) {
   const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
   const bitmap = await createImageBitmap(blob, options);
@@ -79,7 +79,7 @@ export async function readPicture(blob) {
   return { width, height, rgba };
 }
 
-// Hex digits, or null where a page may not compute it: over plain http from another machine.
+// Returns hex digits; null on pages over plain http from another machine, which may not compute it.
 export async function sha256(bytes) {
   if (!globalThis.crypto?.subtle) return null;
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));

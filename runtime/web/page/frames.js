@@ -1,9 +1,9 @@
-// Frames to what the network sees, logits to masks: the arithmetic of Pillow, to the pixel.
-// The same as resize.cpp of the C++ runtime.
+// Resizes frames to network size and logits to masks, with the exact arithmetic of Pillow.
+// Same as resize.cpp of the C++ runtime.
 
-const BITS = 22; // of a weight's fraction: 8 of the pixel, a sign and a carry complete 32
+const BITS = 22; // fraction bits of a weight; pixel (8), sign and carry bits complete 32
 
-// The triangle filter of one axis: output x is the sum of count[x] inputs from first[x] on.
+// Triangle filter of one axis: output x is the weighted sum of count[x] inputs starting at first[x].
 function triangle(size, out) {
   const scale = size / out, reach = Math.max(scale, 1);
   const stride = 2 * Math.ceil(reach) + 1;
@@ -34,7 +34,8 @@ function rounded(sum) {
   return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
-// Pixels {width, height, values} with `step` values each, of which three are kept -> RGB.
+// Resizes the width of a picture {width, height, values}. Pixels have `step` values, of which the first
+// three (RGB) are kept.
 function bytesToWidth({ width, height, values }, step, out) {
   const { first, count, weights, stride } = whole(triangle(width, out));
   const found = new Uint8Array(out * height * 3);
@@ -75,19 +76,19 @@ function bytesToHeight({ width, height, values }, step, out) {
   return { width, height: out, values: found };
 }
 
-// Values are rounded between the passes, so their order shows: Pillow begins with the height when it
-// shrinks by more than twice what the width shrinks.
+// Values are rounded between the passes, so their order matters. Pillow resizes the height first if it
+// shrinks by more than twice the amount of the width.
 function heightFirst(width, height, outWidth, outHeight) {
   const less = height - outHeight;
   return less > 0 && less > 2 * (width - outWidth);
 }
 
-// RGBA bytes (height, width, 4) -> RGB bytes (side, side, 3), bilinear with antialias.
+// Resizes RGBA bytes (height, width, 4) to RGB bytes (side, side, 3), bilinear with antialiasing.
 export function imageOf(rgba, width, height, side) {
   let picture = { width, height, values: rgba };
   let step = 4;
   const toWidth = () => {
-    if (picture.width === side) return; // a pass would round
+    if (picture.width === side) return; // Pillow skips the pass as well
     picture = bytesToWidth(picture, step, side);
     step = 3;
   };
@@ -140,7 +141,7 @@ function floatsToHeight({ width, height, values }, out) {
   return { width, height: out, values: found };
 }
 
-// logits (side, side) -> those of a frame: float32 (height, width).
+// Resizes logits (side, side) to float32 (height, width).
 export function logitsAt(logits, side, width, height) {
   const picture = { width: side, height: side, values: logits };
   return heightFirst(side, side, width, height)
@@ -148,7 +149,7 @@ export function logitsAt(logits, side, width, height) {
     : floatsToHeight(floatsToWidth(picture, width), height).values;
 }
 
-// logits (side, side) -> mask (height, width): 255 = sounding, 0 = not.
+// Returns the mask (height, width) of logits (side, side): 255 = sounding, 0 = not.
 export function maskOf(logits, side, width, height) {
   if (!logits.every(Number.isFinite)) throw new Error("the model gives NaN or infinite logits");
   return Uint8Array.from(logitsAt(logits, side, width, height), (logit) => (logit > 0 ? 255 : 0));

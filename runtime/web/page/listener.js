@@ -1,4 +1,4 @@
-// The sound of a microphone or a film as it plays, handed on in pieces of 2048 samples.
+// Audio worklet: sends the sound of a microphone or of a playing video in pieces of 2048 samples.
 registerProcessor("listener", class extends AudioWorkletProcessor {
   #pieces = [];
   #n = 0;

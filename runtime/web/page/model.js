@@ -1,10 +1,10 @@
-// The two graphs of a bundle in ONNX Runtime Web: sound once a second, the model once a frame.
+// The two graphs of a bundle in ONNX Runtime Web: audio runs once per second, model once per frame.
 
 import { sha256, readNpy, row } from "./files.js";
 
 const site = new URL("..", import.meta.url);
 
-// The bundle's files, each read once.
+// The bundle's files; arrays are read once.
 export class Bundle {
   #kept = new Map();
 
@@ -13,7 +13,7 @@ export class Bundle {
     this.side = about.side;
   }
 
-  // The bytes of a file, compared with its sha256. loaded: called with bytes read so far.
+  // Returns the bytes of a file after comparing its sha256. Calls loaded(number of bytes read so far).
   async bytes(name, loaded = () => {}) {
     const { sha256: expected, size } = this.about.files[name];
     const path = name.split("/").map(encodeURIComponent).join("/");
@@ -40,7 +40,7 @@ export class Bundle {
   }
 }
 
-// Opens both graphs. backend: "webgpu" or "wasm"; says(text, share) is told how far it is.
+// Opens both graphs. backend: "webgpu" or "wasm". Calls says(text, share) with the progress.
 export async function openModel(bundle, backend, threads, says) {
   const { about } = bundle;
   const runtime = new URL(`ort/${about.runtime}/`, site);
@@ -62,7 +62,7 @@ export async function openModel(bundle, backend, threads, says) {
     const externalData = [];
     for (const name of weights) externalData.push({ path: name, data: await read(name) });
     says(kind === "model" ? "Starting" : "Loading the model", before / total);
-    // once a second, and exact: the sound stays on the CPU, as in the other runtimes
+    // the audio graph runs on the CPU, as in the other runtimes: once per second, and exact
     const executionProviders = [kind === "model" ? backend : "wasm"];
     graphs[kind] = await ort.InferenceSession.create(content, { executionProviders, externalData, logSeverityLevel: 3 });
   }
@@ -76,7 +76,7 @@ class Model {
     Object.assign(this, { ort, bundle, graphs, backend, threads, side: bundle.side });
   }
 
-  // One after the other: sessions of one module do not run at the same time.
+  // Runs one call at a time: sessions of one module cannot run in parallel.
   #run(graph, feeds, name) {
     const found = this.#queue.then(async () => {
       const outputs = await this.graphs[graph].run(feeds);
@@ -88,13 +88,13 @@ class Model {
     return found;
   }
 
-  // waveform (16000,) -> embedding (128,).
+  // Returns the embedding (128,) of a waveform (16000,).
   embed(waveform) {
     const tensor = new this.ort.Tensor("float32", waveform.slice(), [1, waveform.length]);
     return this.#run("audio", { waveform: tensor }, "audio_embedding");
   }
 
-  // image RGB bytes (side, side, 3), embedding (128,) -> logits (side, side).
+  // Returns logits (side, side) for RGB bytes (side, side, 3) and an embedding (128,).
   logits(image, embedding) {
     const { ort, side } = this;
     const feeds = {
@@ -104,7 +104,7 @@ class Model {
     return this.#run("model", feeds, "mask_logits");
   }
 
-  // The first golden sample through both graphs, as other runtimes do on a GPU that is new to them.
+  // Runs the first golden sample, like the self-test of the other runtimes on a new GPU.
   async selfTest() {
     const { golden } = this.bundle.about;
     if (!golden) return;
@@ -114,7 +114,7 @@ class Model {
     const found = await this.logits(row(image, 0).slice(), await this.embed(row(waveform, 0)));
     const { error, agreement } = compared(found, row(wanted, 0));
     const { max_abs_err: limit, min_agreement: least } = golden.budget;
-    // of one sample: what the budget of all of them allows is a few pixels more
+    // one sample may differ by a few pixels more than the budget of all samples allows
     if (!(agreement >= least - 0.001) || (limit != null && !(error <= 2 * limit)))
       throw new Error(`masks differ on ${this.backend}: IoU ${agreement.toFixed(5)}, logits by ${error.toExponential(1)}`);
   }
@@ -124,12 +124,12 @@ class Model {
   }
 }
 
-// Largest difference of logits, and IoU of the masks (1 when both are empty).
+// Returns the largest difference of logits and the IoU of the masks (1 if both are empty).
 export function compared(found, wanted) {
   let error = 0, both = 0, either = 0;
   for (let i = 0; i < wanted.length; i++) {
     const difference = Math.abs(found[i] - wanted[i]);
-    error = difference <= error ? error : difference; // NaN stays
+    error = difference <= error ? error : difference; // keeps NaN
     both += found[i] > 0 && wanted[i] > 0;
     either += found[i] > 0 || wanted[i] > 0;
   }

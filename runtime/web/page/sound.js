@@ -1,14 +1,14 @@
-// Sounds to the second that the network hears: 16 kHz, one channel, [-1,1].
-// The same as sound.cpp of the C++ runtime, and as torchaudio.functional.resample with its defaults.
+// Prepares a second of sound for the network: 16 kHz, mono, [-1,1].
+// Same as sound.cpp of the C++ runtime, and as torchaudio.functional.resample with its defaults.
 
 export const RATE_HZ = 16000;
 export const WINDOW = 16000; // samples of one second
-const STEP = 15360; // from one example of VGGish to the next, 0.96 s
+const STEP = 15360; // samples between two examples of VGGish, 0.96 s
 const CROSSINGS = 6; // zero crossings of the sinc on each side
 const ROLLOFF = 0.99; // share of the lower Nyquist frequency that passes
-const MAX_PEAK = 16; // above it samples are integers that nobody divided
+const MAX_PEAK = 16; // larger samples are integers that were not divided
 const f = Math.fround;
-// Weights of channels in one, by their number, as FFmpeg mixes them; other numbers are averaged.
+// FFmpeg's weights for mixing to mono, by number of channels; other numbers are averaged.
 const SIDE = Math.SQRT1_2;
 const MIXED = {
   4: [SIDE, SIDE, 1, 0.5],
@@ -24,8 +24,8 @@ function reduced(rate) {
   return { from: rate / a, to: RATE_HZ / a };
 }
 
-// Output `phase` of a period reads inputs first .. first + weights.length, counted from the period's
-// first. All in float32 and in the reference's order: an exact kernel gives another sound.
+// Output `phase` of a period is the weighted sum of inputs first .. first + weights.length - 1, relative
+// to the period's start. Computed in float32 and in the reference's order to reproduce its rounding.
 function kernelOf(phase, { from, to }) {
   const exact = Math.min(from, to) * ROLLOFF;
   const base = f(exact), scale = f(exact / from), pi = f(Math.PI);
@@ -44,12 +44,12 @@ function kernelOf(phase, { from, to }) {
   return { first, weights };
 }
 
-// The reference rounds to float32 before it rounds up, and has whole periods only.
+// The reference rounds to float32 before it rounds up, and computes whole periods only.
 function resampledSize(n, { from, to }) {
   return Math.min(Math.ceil(f((to * n) / from)), to * (Math.floor(n / from) + 1));
 }
 
-// A sound: channels (Float32Array each, of equal length) at a rate.
+// A sound: channels (Float32Array of equal length) at a sample rate in Hz.
 export class Sound {
   #kernels = new Map();
 
@@ -75,12 +75,12 @@ export class Sound {
     return f(sum / this.channels.length);
   }
 
-  // `count` samples at 16 kHz from sample `begin` on, silent after the end.
+  // Returns `count` samples at 16 kHz from sample `begin`, silent after the end.
   samples(begin, count) {
     const { from, to } = this.rates, found = new Float32Array(count);
     const end = Math.min(begin + count, this.size);
     if (begin >= end) return found;
-    // what the kernels of these outputs reach
+    // range of inputs that the kernels of these outputs need
     const margin = 8 * Math.ceil(from / to) + 8;
     const low = Math.floor(begin / to) * from - margin;
     const periods = Math.floor((end - 1) / to) - Math.floor(begin / to) + 1;
@@ -99,12 +99,12 @@ export class Sound {
     return found;
   }
 
-  // What a frame of a film hears: the second from start on.
+  // Returns the second of sound from `start` (in seconds), for a frame of a video.
   from(start) {
     return checked(this.samples(Math.round(start * RATE_HZ), WINDOW));
   }
 
-  // What frame `index` of AVSBench hears; past the end the last full second.
+  // Returns the second of sound of AVSBench's frame `index`; past the end the last full second.
   second(index) {
     return checked(this.samples(Math.min(STEP * index, Math.max(0, this.size - WINDOW)), WINDOW));
   }
@@ -120,7 +120,7 @@ function checked(window) {
   return window;
 }
 
-// Root mean square in dB, -90 for silence.
+// Returns the root mean square in dB, -90 for silence.
 export function loudness(window) {
   let sum = 0;
   for (const sample of window) sum += sample * sample;

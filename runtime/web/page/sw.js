@@ -1,8 +1,8 @@
-// Keeps the page for use without a network, and lets the model use several threads: browsers give them
-// only to pages with these two headers, which simple servers do not send.
+// Service worker: caches the page for offline use, and adds the two headers that browsers require for
+// threads and that simple servers do not send.
 
 const VERSION = "save-deploy {{version}}", PAGE = {{urls}};
-const LASTING = /\/(bundle\/.*\?|ort\/|page-)/; // named by content or version
+const LASTING = /\/(bundle\/.*\?|ort\/|page-)/; // names contain a hash or version, so they never change
 
 self.addEventListener("install", (event) => {
   self.skipWaiting();
@@ -37,7 +37,7 @@ async function answer(request) {
 
 async function loaded(cache, request, mode) {
   const found = request.mode === "navigate" ? await fetch(request.url, { cache: mode }) : await fetch(request, { cache: mode });
-  if (found.status === 200) await cache.put(request, found.clone()).catch(() => {}); // a full disk
+  if (found.status === 200) await cache.put(request, found.clone()).catch(() => {}); // the disk may be full
   return found;
 }
 

@@ -1,20 +1,20 @@
-// The model beside the page, which stays quick while it computes: one call after the other, each
-// answered with its result or an error.
+// Web worker that runs the model, so that the page stays responsive. Every call is answered with its
+// result or an error.
 
 import { check } from "./check.js";
 import { imageOf, logitsAt } from "./frames.js";
 import { Bundle, openModel } from "./model.js";
 import { RATE_HZ, Sound, loudness } from "./sound.js";
 
-const LONGEST = 1280; // pixels of a mask's longer side; it is drawn over the film at any size
+const LONGEST = 1280; // largest longer side of a mask in pixels; the browser scales it to the video
 const TINT = [255, 60, 170], OPACITY = 0.45, RIM = 0.95;
 
-let bundle, model, sound, heard; // heard: {key, embedding, loudness} of the second heard last
+let bundle, model, sound, heard; // heard: {key, embedding, loudness} of the last embedded second
 const canvas = new OffscreenCanvas(1, 1);
 const pencil = canvas.getContext("2d", { willReadFrequently: true });
 
 const calls = {
-  // -> {backend, threads, gpu: whether there is WebGPU, note}. Falls back to the CPU where WebGPU is asked for and gives other masks.
+  // Returns {backend, threads, gpu: WebGPU is available, note}. Falls back to the CPU if masks differ on WebGPU.
   async open({ about, backend, threads }) {
     bundle = new Bundle(about);
     await model?.close();
@@ -32,13 +32,13 @@ const calls = {
     return { backend: model.backend, threads: model.threads, gpu, note };
   },
 
-  // The sound of a film; channels null: silence.
+  // Sets the sound of a video; channels null for silence.
   hear({ channels, rate }) {
     heard = undefined;
     sound = channels ? new Sound(channels, rate) : null;
   },
 
-  // A frame shown at `time` of the film, or with the last second of a live sound {channels, rate, key}.
+  // Masks a frame at `time` of the video, or with the last second of live sound {channels, rate, key}.
   async frame({ bitmap, time, live }) {
     const started = performance.now();
     await listen(time, live);
@@ -82,7 +82,7 @@ function pixels(bitmap) {
   return pencil.getImageData(0, 0, canvas.width, canvas.height).data;
 }
 
-// The mask as a picture to lay over the frame: tinted, with a rim. -> {rgba, width, height, share}.
+// Returns the mask as an overlay picture, tinted and with a rim: {rgba, width, height, share}.
 function tinted(logits, width, height) {
   const scale = Math.min(1, LONGEST / Math.max(width, height));
   const w = Math.max(1, Math.round(width * scale)), h = Math.max(1, Math.round(height * scale));
