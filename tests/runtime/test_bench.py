@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -127,6 +129,17 @@ def _scaled(path: Path, out: Path) -> Path:
     weight.CopyFrom(onnx.numpy_helper.from_array(1.2 * values, weight.name))
     onnx.save(model, out)
     return out
+
+
+@pytest.mark.parametrize(("n", "fits"), [(4, True), (5, False)])
+def test_entries_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch, n: int, fits: bool) -> None:
+    """1.6 x 1 GB of weights + 0.4 GB of activations + 0.6 GB of libraries, of 3/4 of 14 GB."""
+    subject: Any = SimpleNamespace(
+        source=SimpleNamespace(n_bytes=1_000_000_000), activation_bytes=400_000_000
+    )
+    memory = SimpleNamespace(total=14_000_000_000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert bench_run._fits(subject, n) == fits
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
