@@ -138,7 +138,7 @@ def test_a_folder_of_something_else_is_refused(
     bulk.see(monkeypatch)
     (tmp_path / "thesis.tex").touch()
     refused = bulk.run(empty, films, "-o", tmp_path)
-    assert refused.returncode == 1 and "did not write" in refused.stderr
+    assert refused.returncode == 1 and "with other files" in refused.stderr
     assert (tmp_path / "thesis.tex").exists() and not (tmp_path / "run.json").exists()
 
 

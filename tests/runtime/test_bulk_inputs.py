@@ -24,13 +24,13 @@ from save_deploy.runtime.video.options import Section
         ("id,uri\na,x.mp4\n,y.mp4\n", "row 2: id"),
         ("id,uri\na,\n", "row 1: uri"),
         ("id,uri\na\n", "row 1: uri"),
-        ("id,uri\na,../x.mp4\n", "leads out of the manifest's folder"),
-        ("id,uri\na,b/../../x.mp4\n", "leads out of the manifest's folder"),
-        ("id,uri\na/../../b,x.mp4\n", "cannot name a file"),
-        ("id,uri\n..,x.mp4\n", "cannot name a file"),
-        ("id,uri\n.a,x.mp4\n", "cannot name a file"),
-        (f"id,uri\n{'a' * 300},x.mp4\n", "cannot name a file"),
-        ("id,uri\na\x1b[31m,x.mp4\n", "cannot name a file"),
+        ("id,uri\na,../x.mp4\n", "is outside the manifest's folder"),
+        ("id,uri\na,b/../../x.mp4\n", "is outside the manifest's folder"),
+        ("id,uri\na/../../b,x.mp4\n", "not a valid file name"),
+        ("id,uri\n..,x.mp4\n", "not a valid file name"),
+        ("id,uri\n.a,x.mp4\n", "not a valid file name"),
+        (f"id,uri\n{'a' * 300},x.mp4\n", "not a valid file name"),
+        ("id,uri\na\x1b[31m,x.mp4\n", "not a valid file name"),
         ("id,uri,start_s\na,x.mp4,soon\n", "row 1: start_s"),
         ("id,uri,start_s\na,x.mp4,-1\n", "row 1: start_s"),
         ("id,uri,seconds\na,x.mp4,0\n", "row 1: wrong section"),
@@ -51,7 +51,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     (tmp_path / "b.csv").write_bytes(b"id,uri\n\xff\xfe,a.mp4\n")
     (tmp_path / "c.csv").write_text('id,uri\na,"' + "x" * 200_000 + "\n")
-    for name, said in (("a.parquet", "no parquet"), ("b.csv", "not UTF-8"), ("c.csv", "no CSV")):
+    for name, said in (("a.parquet", "not a parquet"), ("b.csv", "not UTF-8"), ("c.csv", "not a CSV")):
         with pytest.raises(DataError, match=said):
             read_manifest(str(tmp_path / name), Section())
 
