@@ -199,7 +199,7 @@ def engine_validity(library: str, path: Path) -> tuple[str | None, tuple[str, ..
 
 @functools.cache
 def last_error_logger(library: str) -> Any:
-    """Return this process's logger (TensorRT allows one), which keeps the last error in `last`."""
+    """Return this process's logger (TensorRT allows only one). It keeps the last error in `last`."""
     trt = importlib.import_module(library)
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -305,10 +305,7 @@ def _version(entry: _Entry, machine: Machine) -> Iterator[Refusal]:
 
 
 def runs_with(values: RawEntry, version: str) -> bool:
-    """Return True if this version of the library can read the entry's engine.
-
-    Raises BundleError for an entry that cannot be read.
-    """
+    """Return True if this version of the library can read the entry's engine. Raises BundleError."""
     return _runs_version(_Entry.of(values), version)
 
 

@@ -93,14 +93,14 @@ def plan_engine(bundle: Path, options: BuildOptions) -> EnginePlan:
 def _notes(
     manifest: Manifest, options: BuildOptions, facts: GraphFacts, *, rtx: bool
 ) -> Iterator[str]:
-    """What a user should know before a build."""
+    """Yield notes for the user before a build."""
     if rtx and options.optimization_level is not None:
         yield "TensorRT-RTX was found to ignore the optimization level"
     form = manifest.merge.get("target")
     if form in ("portable", "onnxruntime", "openvino") or (form is None and facts.splits_windows):
         yield (
-            f"this bundle has the {form or 'portable'} form of the graph, of which TensorRT makes more "
-            f"kernels than of its own: {EXPORT_AGAIN}"
+            f"this bundle has the {form or 'portable'} form of the graph, for which TensorRT builds "
+            f"more kernels than for its own form: {EXPORT_AGAIN}"
         )
 
 
@@ -111,8 +111,10 @@ def engine_file(
     compatibility: str = "none",
     gpu: str | None = None,
 ) -> str:
-    """Name of the file of an engine: one per set of targets, so that engines of other GPUs stay. gpu:
-    the model that an engine without hardware compatibility is bound to."""
+    """Return the file name of an engine: one per set of targets, so engines of other GPUs remain.
+
+    gpu: GPU model to which an engine without hardware compatibility is bound.
+    """
     bound = gpu if compatibility == "none" else None
     for entry in manifest.engines:
         same = (module, list(targets), compatibility) == tuple(
