@@ -7,12 +7,10 @@ Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order of time
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
-from os import PathLike
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +39,14 @@ from save_deploy.runtime.inputs import (
     require_finite,
 )
 from save_deploy.runtime.result import Result, logit_of
+from save_deploy.runtime.seconds import SILENCE, SoundSource, seconds_of
 from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
 from save_deploy.runtime.session.choose import choose, require_machine
 from save_deploy.runtime.session.open import Content, EngineOptions, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
-# A whole waveform (n,), an iterable of its seconds, a function second -> waveform, or a file's path.
-# 16 kHz mono in [-1,1], unless a rate is passed as well.
-SoundSource = Waveform | Iterable[Waveform] | Callable[[int], Waveform] | str | PathLike[str]
 ROUNDING_S = 1e-6  # times are floats: 2.9999999 counts as 3
-_SILENCE: Waveform = np.zeros(0, np.float32)
 
 
 class SavePipeline:
@@ -199,8 +194,8 @@ class Listener:
         self.pipeline = pipeline
         self.rate = rate
         self.second = -1  # the current second
-        self.waveform: Waveform = _SILENCE  # sound of the current second, (n,)
-        self._at = _source(sound, rate)
+        self.waveform: Waveform = SILENCE  # sound of the current second, (n,)
+        self._at = seconds_of(sound, rate)
         self._embedding: NDArray[np.float32] | None = None
 
     def __call__(self, frame: Any, time_s: float) -> Result:
@@ -348,57 +343,3 @@ def load(
             run_self_test(pipeline, folder, manifest, choice, again=bool(self_test))
         stack.pop_all()
     return pipeline
-
-
-def _source(sound: Any, rate: int | None) -> Callable[[int], Waveform]:
-    """Return a function second -> waveform (n,), for ascending seconds. Raises DataError."""
-    if callable(sound):
-        return _resampled(cast(Callable[[int], Waveform], sound), rate)
-    if hasattr(sound, "__array__") or isinstance(sound, (str, PathLike)) or _is_flat(sound):
-        return partial(_second_of, as_sound(sound, rate))
-    if not isinstance(sound, Iterable) or isinstance(sound, (Mapping, Set, bytes, bytearray)):
-        raise DataError(
-            "wrong sound",
-            got=type(sound).__name__,
-            expected="a waveform (n,), an iterable of seconds, or a function second -> waveform",
-        )
-    return _resampled(_in_order(iter(sound)), rate)
-
-
-def _resampled(at: Callable[[int], Waveform], rate: int | None) -> Callable[[int], Waveform]:
-    """Resample each second to 16 kHz. A second without samples remains empty."""
-    if rate is None:
-        return at
-
-    def resampled(second: int) -> Waveform:
-        given = at(second)
-        return as_sound(given, rate) if np.size(given) else _SILENCE
-
-    return resampled
-
-
-def _is_flat(sound: Any) -> bool:
-    """Return True for a list of samples, False for a list of waveforms."""
-    return isinstance(sound, (list, tuple)) and all(np.ndim(x) == 0 for x in sound[:1])
-
-
-def _second_of(waveform: Waveform, second: int) -> Waveform:
-    return waveform[WINDOW_SAMPLES * second : WINDOW_SAMPLES * (second + 1)]
-
-
-def _in_order(seconds: Iterator[Waveform]) -> Callable[[int], Waveform]:
-    """Read an iterable of seconds. Seconds that are not requested are read and dropped."""
-    done, ended = -1, False
-
-    def at(second: int) -> Waveform:
-        nonlocal done, ended
-        window = _SILENCE
-        while done < second and not ended:
-            try:
-                window, done = next(seconds), done + 1
-            except StopIteration:
-                window, ended = _SILENCE, True
-        done = second
-        return window
-
-    return at

@@ -51,7 +51,11 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     (tmp_path / "b.csv").write_bytes(b"id,uri\n\xff\xfe,a.mp4\n")
     (tmp_path / "c.csv").write_text('id,uri\na,"' + "x" * 200_000 + "\n")
-    for name, said in (("a.parquet", "not a parquet"), ("b.csv", "not UTF-8"), ("c.csv", "not a CSV")):
+    for name, said in (
+        ("a.parquet", "not a parquet"),
+        ("b.csv", "not UTF-8"),
+        ("c.csv", "not a CSV"),
+    ):
         with pytest.raises(DataError, match=said):
             read_manifest(str(tmp_path / name), Section())
 
