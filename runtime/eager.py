@@ -121,14 +121,14 @@ def eager_pipeline(
     """
     embed = model.audio_encoder
 
-    def heard(inputs: Arrays) -> tuple[Tensor, ...]:
+    def as_log_mel(inputs: Arrays) -> tuple[Tensor, ...]:
         log_mel = np.stack([log_mel_examples(w)[0] for w in inputs["waveform"]])  # (B,1,96,64)
         return (torch.from_numpy(log_mel).to(model.pixel_mean.dtype),)
 
     return SavePipeline(
         config=model.config,
         precision=mode.precision,
-        audio=EagerSession(audio_spec(), embed, mode, prepare=heard),
+        audio=EagerSession(audio_spec(), embed, mode, prepare=as_log_mel),
         model=EagerSession(model_spec(model.config, batch), model.forward_embedding, mode),
     )
 

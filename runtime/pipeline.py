@@ -216,7 +216,7 @@ class Listener:
             raise DataError(
                 "wrong time of a frame",
                 got=f"{time_s} s"[:80],
-                expected=f"{max(self.second, 0)} s or later: seconds are heard in order",
+                expected=f"{max(self.second, 0)} s or later: seconds must be in order",
             )
         wanted = int(at_s + ROUNDING_S)
         if wanted > self.second:

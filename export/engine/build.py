@@ -135,17 +135,17 @@ def _run_worker(
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    told = read_log(log.read_text(errors="replace") if log.is_file() else "")
+    built = read_log(log.read_text(errors="replace") if log.is_file() else "")
     if code or not answer.is_file():
         output = said.read_text(errors="replace").strip().splitlines()
-        last = [line for line in (*told.errors, *output) if line.strip()][-_LAST_LINES:]
+        last = [line for line in (*built.errors, *output) if line.strip()][-_LAST_LINES:]
         raise messages.crash(code, last, onnx.name, stage)
     result = json.loads(answer.read_text())
     if "refused" in result:
         kinds = {"BackendError": BackendError}
         kind = kinds.get(result["refused"].pop("kind"), ExportError)
         raise kind(result["refused"].pop("what"), **result["refused"])
-    return result, told
+    return result, built
 
 
 def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> str:

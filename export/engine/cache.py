@@ -76,8 +76,8 @@ def key_of(onnx: Path, options: BuildOptions, module: str, version: str, gpu: st
     gpu: GPU and driver that full TensorRT builds on, "" for TensorRT-RTX.
     """
     values = {**options.to_dict(), "timing_cache": None}  # affects build time, not the engine
-    told = [_RECEIPT_VERSION, content_hash(onnx), values, module, version, gpu]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    inputs = [_RECEIPT_VERSION, content_hash(onnx), values, module, version, gpu]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def lookup(key: str) -> BuildResult | None:

@@ -83,11 +83,11 @@ def parser_error(errors: list[dict[str, Any]], facts: GraphFacts, name: str) -> 
     text = " ".join(line for line in first["text"].splitlines() if "catchCudaError" not in line)
     node, module = first["node"], facts.modules.get(first["node"], "")
     where = f"node {node or '(unnamed)'} [{first['operator'] or '?'}] of {module or 'the model'}"
-    told = f"{first['code']} {text}"
-    meaning, cure, _ = _explained((told,))
+    message = f"{first['code']} {text}"
+    meaning, cure, _ = _explained((message,))
     return ExportError(
         f"TensorRT cannot read {name}{meaning}",
-        got=f"{where}: {_short(text if cure else told)}",
+        got=f"{where}: {_short(text if cure else message)}",
         expected="a graph that its ONNX parser accepts",
         hint=cure or "export with --target tensorrt; --no-merge NAME leaves out a rewrite",
     )

@@ -31,13 +31,13 @@ def main(job_path: str) -> int:
         with open(job["log"], "w") as log:
             result = _build(job, log)
     except SaveDeployError as error:  # raised again by the parent
-        told = {
+        parts = {
             "what": error.what,
             "got": error.got,
             "expected": error.expected,
             "hint": error.hint,
         }
-        result = {"refused": {"kind": type(error).__name__, **told}}
+        result = {"refused": {"kind": type(error).__name__, **parts}}
     result["peak_bytes"] = int(peak_memory_mib() * 2**20)
     Path(job["result"]).write_text(json.dumps(result))
     return 0

@@ -186,12 +186,12 @@ class Film:
     ) -> Generator[list[tuple[_Ready, NDArray[np.float32], int, Waveform]], None, None]:
         for group in groups:
             with self.clock("model"):
-                heard, seconds = [], []
+                embeddings, seconds = [], []
                 for ready in group:
-                    heard.append(listener.hear(ready.shown.time_s))
+                    embeddings.append(listener.hear(ready.shown.time_s))
                     seconds.append((listener.second, listener.waveform))
                 images = np.stack([ready.image for ready in group])
-                logits = finite_logits(pipeline, images, np.concatenate(heard))
+                logits = finite_logits(pipeline, images, np.concatenate(embeddings))
             yield [
                 (ready, one, second, waveform)
                 for ready, one, (second, waveform) in zip(group, logits, seconds, strict=True)

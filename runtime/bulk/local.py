@@ -114,13 +114,13 @@ def _frames_per_s(workers: list[Worker]) -> float:
     """Measure the frames/s of the models alone, all running in parallel."""
     side, batch = workers[0].pipeline.config.res, workers[0].model.batch
     images = np.zeros((batch, side, side, 3), np.uint8)
-    heard = np.zeros((batch, AUDIO_DIM), np.float32)
+    embeddings = np.zeros((batch, AUDIO_DIM), np.float32)
 
     def count(worker: Worker) -> int:
-        worker.pipeline.run(images, heard)  # the first call allocates
+        worker.pipeline.run(images, embeddings)  # the first call allocates
         began, n = time.perf_counter(), 0
         while time.perf_counter() - began < _MEASURED_S:
-            worker.pipeline.run(images, heard)
+            worker.pipeline.run(images, embeddings)
             n += batch
         return round(n / (time.perf_counter() - began) * 1000)
 

@@ -158,8 +158,8 @@ def try_eager(entry: Entry) -> str:
         with entry.open() as pipeline:
             rng = np.random.default_rng(0)
             shape = pipeline.model.spec.inputs[0].shape
-            heard = pipeline.embed(rng.uniform(-0.5, 0.5, WINDOW_SAMPLES).astype(np.float32))
-            logits = pipeline.run(rng.integers(0, 256, shape, dtype=np.uint8), heard)
+            embedding = pipeline.embed(rng.uniform(-0.5, 0.5, WINDOW_SAMPLES).astype(np.float32))
+            logits = pipeline.run(rng.integers(0, 256, shape, dtype=np.uint8), embedding)
     except Exception as error:  # compilers and CUDA raise many types
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "" if np.isfinite(logits).all() else "its logits are not finite"

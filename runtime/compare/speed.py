@@ -179,11 +179,11 @@ def split_times(pipeline: SavePipeline, samples: Sequence[Sample]) -> TimeSplit:
     found = []
     for sample in [samples[0], *samples]:
         height, width = sample.frame.shape[:2]
-        heard = sample.heard()
+        window = sample.heard()
         at = [time.perf_counter()]
         image = np.stack([resize_frame(sample.frame, res) for _ in range(batch)])
         at.append(time.perf_counter())
-        embedding = np.concatenate([pipeline.embed(heard) for _ in range(batch)])
+        embedding = np.concatenate([pipeline.embed(window) for _ in range(batch)])
         at.append(time.perf_counter())
         logits = pipeline.run(image, embedding)
         at.append(time.perf_counter())

@@ -40,8 +40,8 @@ DEVICE_MS = Column("on device ms", _device_ms)
 def table_of(columns: Sequence[Column], rows: Sequence[Any]) -> Table:
     """Return rows as text, without columns that are empty or only have the implied text."""
     cells = [[column.text(row) for row in rows] for column in columns]
-    told = [any(t != column.implied for t in c) for column, c in zip(columns, cells, strict=True)]
-    shown = [i for i, texts in enumerate(cells) if any(texts) and told[i]]
+    useful = [any(t != column.implied for t in c) for column, c in zip(columns, cells, strict=True)]
+    shown = [i for i, texts in enumerate(cells) if any(texts) and useful[i]]
     return Table(
         tuple(columns[i].title for i in shown),
         tuple(tuple(cells[i][k] for i in shown) for k in range(len(rows))),

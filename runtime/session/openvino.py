@@ -104,8 +104,8 @@ def _compiled(path: Path, config: dict[str, Any], cache_dir: Path | None) -> Any
         core.get_property("CPU", f"{what}")
         for what in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
     ]
-    told = json.dumps([openvino.get_version(), cpu, config], sort_keys=True)
-    place = cache_dir / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.blob"
+    key = json.dumps([openvino.get_version(), cpu, config], sort_keys=True)
+    place = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.blob"
     if (kept := read_kept(place)) is not None:
         with contextlib.suppress(RuntimeError):
             return core.import_model(kept, "CPU", config)

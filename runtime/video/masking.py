@@ -24,15 +24,15 @@ def masked(
     """Yield every frame with its mask. listener: a Listener of this pipeline."""
     side = pipeline.config.res
     for group in in_groups(frames, pipeline.batch):
-        heard, seconds = [], []
+        embeddings, seconds = [], []
         for frame in group:
-            heard.append(listener.hear(frame.time_s))
+            embeddings.append(listener.hear(frame.time_s))
             seconds.append((listener.second, listener.waveform))
         if pipeline.batch == 1:
-            masks: list[Mask] = [pipeline.mask(group[0].picture, heard[0])]
+            masks: list[Mask] = [pipeline.mask(group[0].picture, embeddings[0])]
         else:
             images = np.stack([resize_frame(frame.picture, side) for frame in group])
-            logits = finite_logits(pipeline, images, np.concatenate(heard))
+            logits = finite_logits(pipeline, images, np.concatenate(embeddings))
             sizes = [frame.picture.shape[:2] for frame in group]
             limit = logit_of(pipeline.threshold)
             masks = [at_frame_size(*pair) > limit for pair in zip(logits, sizes, strict=True)]
@@ -41,13 +41,13 @@ def masked(
 
 
 def finite_logits(
-    pipeline: SavePipeline, images: NDArray[np.uint8], heard: NDArray[np.float32]
+    pipeline: SavePipeline, images: NDArray[np.uint8], embeddings: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return mask_logits float32 (F,S,S). Raises ParityError for NaN or infinite values.
 
     images: uint8 (F,S,S,3); embeddings: float32 (F,128).
     """
-    logits = pipeline.run(images, heard)
+    logits = pipeline.run(images, embeddings)
     require_finite(logits)
     return logits
 

@@ -117,7 +117,7 @@ def test_refused(bundle_fp32: Path, archive: Path, tmp_path: Path) -> None:
     ("key", "value", "text"),
     [
         ("precision", {"precision": "fp8"}, "cannot run this bundle"),
-        ("batch", 4, "one frame at a time"),
+        ("batch", 4, "one frame per call"),
         ("size", 3_000_000_000, "too large for a browser"),
     ],
 )
