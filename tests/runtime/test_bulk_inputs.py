@@ -118,6 +118,13 @@ def test_videos_of_a_folder_and_of_a_pattern(tmp_path: Path) -> None:
     assert not is_many(str(tmp_path / "a.mp4")) and not is_many("missing.mp4")
 
 
+@pytest.mark.parametrize("text", ["3/3", "1/0", "-1/3", "a/3", "3", "1/3/3"])
+def test_shards_that_do_not_exist(text: str) -> None:
+    with pytest.raises(DataError, match="wrong shard"):
+        parse_shard(text)
+    assert parse_shard("2/3") == Shard(2, 3)
+
+
 def test_every_video_is_in_one_shard() -> None:
     videos = [Video(f"clip {n}", "x") for n in range(1000)]
     parts = [in_shard(videos, Shard(i, 8)) for i in range(8)]

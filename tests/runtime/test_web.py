@@ -86,6 +86,17 @@ def test_site_holds_what_its_page_reads(bundle_fp32: Path, archive: Path, tmp_pa
         assert "{{" not in text and "http:" not in text and "https:" not in text
 
 
+def test_what_a_browser_loads(bundle_fp32: Path, archive: Path, tmp_path: Path) -> None:
+    """Everything but the other runtime and the conformance pack."""
+    site = write_site(bundle_fp32, SiteOptions(out=tmp_path / "site", runtime=archive))
+    sizes = {p: p.stat().st_size for p in (tmp_path / "site").rglob("*") if p.is_file()}
+    assert site.size == sum(sizes.values())
+    for loaded, other in zip(site.loaded, (library.FOR_CPU, library.FOR_GPU), strict=True):
+        left = [p for p in sizes if p.name in other or "conformance" in p.parts]
+        assert any("conformance" in p.parts for p in left) and loaded < site.size
+        assert loaded == sum(size for p, size in sizes.items() if p not in left)
+
+
 def test_page_changes_its_name_in_the_browsers_cache(
     bundle_fp32: Path, archive: Path, tmp_path: Path
 ) -> None:

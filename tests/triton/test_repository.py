@@ -49,6 +49,9 @@ def test_files(bundle_fp32: Path, tmp_path: Path) -> None:
     assert 'key: "intra_op_thread_count" value { string_value: "2" }' in config
     assert "response_cache" not in config
     assert "response_cache { enable: true }" in (repo / "save_audio/config.pbtxt").read_text()
+    film = (repo / "save_video/config.pbtxt").read_text().splitlines()
+    optional = [line for line in film if "optional: true" in line]
+    assert len(optional) == 1 and optional[0].startswith('input { name: "fps" ')
     for name in MODELS[3:]:
         compile((repo / name / "1/model.py").read_text(), name, "exec")
     for name in ("client.py", "verify_client.py"):
