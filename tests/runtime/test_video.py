@@ -112,6 +112,11 @@ def test_section_and_rate(film: Path, tmp_path: Path) -> None:
     assert 0 <= packets[0] < 0.05 and 0.9 < packets[-1] < 1.0
     with pytest.raises(DataError, match="starts after the end"):
         run(film, out=tmp_path / "p.mp4", section=Section(30.0))
+    length_s = VideoSource(film).length_s
+    assert length_s is not None and 3 <= length_s < 3.2
+    VideoSource(film, Section(length_s - 0.01))
+    with pytest.raises(DataError, match="starts after the end"):
+        VideoSource(film, Section(length_s))
     for wrong in ((-1.0, None, None), (0.0, 0.0, None), (0.0, None, float("nan"))):
         with pytest.raises(DataError, match="wrong section"):
             Section(*wrong)
