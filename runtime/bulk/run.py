@@ -82,7 +82,7 @@ class BulkRun:
         color_of(outputs.color)
         if bool(places) == (bulk.manifest is not None):
             raise DataError(
-                "which videos?",
+                "give either VIDEO or --manifest",
                 got=f"{places[0]} and --manifest {bulk.manifest}" if places else "none",
                 expected="a folder, a pattern or a video, or --manifest FILE",
             )

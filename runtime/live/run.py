@@ -39,7 +39,9 @@ class LiveRun:
         BackendError without a video encoder."""
         self.options, self.live, self.color = options, live, color_of(options.color)
         if not (options.out or options.show):
-            raise DataError("nothing to show", expected="one of them", hint="add -o or --show")
+            raise DataError(
+                "no output given", expected="a file or a window", hint="add -o or --show"
+            )
         section, files = options.section, {*options.files} - {options.out}
         if files or section.start_s or section.fps:
             raise DataError(

@@ -116,7 +116,7 @@ def test_words_of_record_masks(film: Path, tmp_path: Path) -> None:
     done = command("run", tmp_path, film, "--json", tmp_path / "o", "--json-masks", "png")
     assert done.returncode == 1 and "rle or polygons" in done.stderr
     done = command("run", tmp_path, film, "--masks", tmp_path / "o", "--json-masks", "rle")
-    assert done.returncode == 1 and "--json beside it" in done.stderr
+    assert done.returncode == 1 and "--json as well" in done.stderr
 
 
 def test_show_without_a_display(
