@@ -45,7 +45,7 @@ class LiveRun:
         section, files = options.section, {*options.files} - {options.out}
         if files or section.start_s or section.fps:
             raise DataError(
-                "option that a live source does not take",
+                "option not available for a live source",
                 got="--masks, --matte, --json, --start or --fps",
                 expected="-o, --show, --seconds",
             )
