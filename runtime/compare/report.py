@@ -1,4 +1,4 @@
-"""Write a comparison: terminal table, report.json, report.md, report.html, worst frames as PNG."""
+"""A comparison on the terminal and as files: report.json, report.md, report.html, worst frames."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ PICTURES = "worst_*.png"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise SaveDeployError if the report cannot be written. Called before any measurement.
-
-    The folder is not created here, so an error in another option leaves no empty folder.
-    """
+    """Raise SaveDeployError where the report could not be written, before anything is measured. The
+    folder is not made yet: a mistake in the other options leaves none behind."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".partial-"):
@@ -49,11 +47,8 @@ def check_folder(folder: Path) -> None:
 
 
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
-    """Write the report's files and return their paths.
-
-    All files are complete before the first one appears. They replace the files of an earlier
-    report; other files of the folder remain.
-    """
+    """All files appear together at the very end and replace those of an earlier report; other files
+    of the folder stay. -> their paths."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +65,7 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
 
 
 def print_comparison(found: Comparison) -> None:
-    """Print one table per dataset, then notes, text sections, checks and skipped clips."""
+    """One table for each dataset, the notes, sections of text, checks and skipped clips."""
     console = log_console()
     columns = compare_columns(eager=found.options.eager)
     for dataset in dict.fromkeys(row.dataset for row in found.rows):
@@ -89,7 +84,7 @@ def print_comparison(found: Comparison) -> None:
 
 
 def values_of(found: Comparison) -> dict[str, Any]:
-    """Return the contents of report.json: every number of the page, and the raw samples."""
+    """report.json: every number of the page, raw samples included."""
     options = found.options
     return {
         "title": found.title,
@@ -110,7 +105,7 @@ def values_of(found: Comparison) -> dict[str, Any]:
 
 
 def page(found: Comparison) -> Report:
-    """Return the data of report.html."""
+    """The data of report.html."""
     return Report(
         title=found.title,
         note=found.note,
@@ -125,14 +120,14 @@ def page(found: Comparison) -> Report:
 
 
 def machine_values(threads: int | None) -> dict[str, object]:
-    """Return what a timing depends on: processor, memory, threads, any GPUs."""
+    """What a timing must be read with: processor, memory, threads, GPUs where there are any."""
     gpus = read_nvidia().lines()
     found = {**machine(), "threads": threads or default_threads()}
     return {**found, **({"gpu": "; ".join(gpus)} if gpus else {})}
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the installed packages, and of TensorRT if it was loaded."""
+    """Of what may have run; TensorRT's where it was loaded."""
     loaded = {name: sys.modules[name] for name in ENGINE_BACKENDS if name in sys.modules}
     return {**versions(), **{n: str(m.__version__) for n, m in loaded.items()}}
 
@@ -150,7 +145,7 @@ def _write(folder: Path, found: Comparison) -> list[str]:
 
 
 def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
-    """Write a strip at network size: frame, truth, reference, worst row, flips."""
+    """Frame, truth, reference, the row that agrees least, flips, at network size."""
     reference = frame.reference_mask
     name = worst_row(reference, frame.masks)
     got = frame.masks[name]
@@ -167,7 +162,7 @@ def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
 
 
 def markdown(found: Comparison) -> str:
-    """Return report.md: checks, one table per dataset, skipped clips, worst frames, sections."""
+    """report.md: a table for each dataset, the checks, the worst frames, the sections."""
     lines = [f"# {found.title}", ""]
     for check in found.checks:
         word = "pass" if check.passed else "**FAIL**"
@@ -185,7 +180,7 @@ def markdown(found: Comparison) -> str:
         lines.append("")
     if found.frames:
         lines += [
-            "## Worst frames: picture, truth, reference, row with the lowest agreement, flips",
+            "## Worst frames: picture, truth, reference, the row that agrees least, flips",
             "",
         ]
         for i, frame in enumerate(found.frames, start=1):
