@@ -61,9 +61,10 @@ def known_backend(name: str, *, also: tuple[str, ...] = ()) -> str:
     Raises UnknownBackend with the closest name.
     """
     spelled = dict(zip(SHOWN_BACKENDS, BACKENDS, strict=True)) | {word: word for word in also}
-    found = spelled.get(str(name).lower().replace("_", "-"))
+    word = str(name)[:80].lower().replace("_", "-")
+    found = spelled.get(word)
     if found is None:
-        near = difflib.get_close_matches(str(name)[:80], spelled, cutoff=0.5)
+        near = difflib.get_close_matches(word, spelled, cutoff=0.5)
         raise UnknownBackend(
             "unknown backend",
             got=str(name)[:80],

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from save_deploy.bundle import Arrays, GraphSpec, Manifest, TensorSpec
 from save_deploy.data.scenes import Scenes
-from save_deploy.errors import BackendError, DataError
+from save_deploy.errors import BackendError, DataError, UnknownBackend
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import (
     available_backends,
@@ -21,6 +21,7 @@ from save_deploy.runtime.session import (
     open_session,
 )
 from save_deploy.runtime.session.base import BufferedSession
+from save_deploy.runtime.session.open import known_backend
 from save_deploy.runtime.session.openvino import cpu_config
 from save_deploy.runtime.session.ort import OrtSession, session_options
 from save_deploy.runtime.stream import stream
@@ -249,3 +250,14 @@ def test_an_8_bit_weight_that_two_products_share(tmp_path: Path) -> None:
     expected = step(step(x) @ (weight * 0.5)) @ weight
     with OrtSession(tmp_path / "m.onnx", spec) as session:
         np.testing.assert_allclose(session.infer({"x": x})["y2"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("openvin", "--backend openvino"), ("TensorRT_RXT", "--backend tensorrt-rtx"), ("xyz", "")],
+)
+def test_an_unknown_backend_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    assert known_backend("TensorRT_RTX") == known_backend("tensorrt-rtx") == "tensorrt_rtx"
+    with pytest.raises(UnknownBackend) as raised:
+        known_backend(name)
+    assert raised.value.got == name and raised.value.hint == hint
