@@ -12,6 +12,7 @@ import pytest
 
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BundleError
+from save_deploy.export.golden import _three_valued
 from save_deploy.runtime.golden import ANSWERS, Answers, read_golden, read_pack
 from tests.test_manifest import manifest as complete_manifest
 
@@ -101,3 +102,8 @@ def test_a_bundle_without_samples(bundle: tuple[Path, Manifest, Answers]) -> Non
         read_golden(folder, replace(manifest, golden={}))
     with pytest.raises(BundleError, match="without a conformance pack"):
         read_pack(folder, replace(manifest, conformance={}))
+
+
+def test_expected_masks_leave_small_logits_undecided() -> None:
+    logits = np.array([[-2.0, -1.0, -0.5, 0.0, 1.0, 1.1]], np.float32)
+    assert _three_valued(logits, 1.0).tolist() == [[0, 128, 128, 128, 128, 255]]
