@@ -1,4 +1,4 @@
-"""What a user names as input -> a film, a picture with its sound, many videos, or a live source."""
+"""Kind of an input: a video, a picture with its sound, many videos, or a live source."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ class Kind(Enum):
 
 
 def kind_of(sources: Sequence[str], *, folder: bool = False) -> Kind:
-    """What the words on a command line name together. folder: a URL of one video is a run of many, as
-    it goes into a folder. Raises DataError for words that name nothing, or not together."""
+    """Return the kind of the inputs on a command line.
+
+    folder: the output is a folder, so the URL of one video is a run over many.
+    Raises DataError for missing inputs and for inputs that do not go together.
+    """
     if not sources:
         raise DataError("which video?", got="none", expected=f"{EXPECTED}; or --manifest FILE")
     if len(sources) == 2 and is_picture(Path(sources[0])):
@@ -67,7 +70,7 @@ def kind_of(sources: Sequence[str], *, folder: bool = False) -> Kind:
 
 
 def _is_film_url(word: str) -> bool:
-    """Whether it names one video: of the web, where ? begins a query, or of a store."""
+    """Return True for the URL of one video, on the web (with an optional query) or in a store."""
     if not is_remote(word):
         return False
     url = urlsplit(word)
@@ -76,7 +79,8 @@ def _is_film_url(word: str) -> bool:
 
 
 def name_of(source: str) -> str:
-    """The name of a run: that of the file without suffix, of the folder, or of a pattern's folder."""
+    """Return the name of a run: the file name without suffix, or the name of the folder or pattern's
+    folder."""
     if source == STDIN:
         return "stdin"
     place = urlsplit(source).path if is_remote(source) else os.path.abspath(source)
@@ -90,8 +94,10 @@ def name_of(source: str) -> str:
 
 @contextlib.contextmanager
 def run_folder(name: str) -> Iterator[Path]:
-    """runs/NAME, or runs/NAME-2 and so on: a folder that was not there before. It goes again when the
-    block leaves nothing in it. Raises OutputError."""
+    """Create and yield a new folder runs/NAME, runs/NAME-2, ...; remove it if it stays empty.
+
+    Raises OutputError.
+    """
     folder = _made(Path(RUNS), name)
     try:
         yield folder
@@ -122,8 +128,10 @@ def _made(parent: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def local_film(source: str) -> Iterator[Path]:
-    """The film as a local file: itself, or a copy of standard input or of a URL while the block runs.
-    Raises DataError for what cannot be read, OutputError where the copy has no room."""
+    """Yield the path of a local video, or of a temporary copy of standard input or of a URL.
+
+    Raises DataError for an input that cannot be read, OutputError if the copy does not fit on disk.
+    """
     if source != STDIN:
         with local_copy(source) as path:
             yield path

@@ -94,12 +94,11 @@ def id_hash(name: str) -> str:
 def found_in(
     place: str, section: Section, *, without: Path, more: Sequence[str] = ()
 ) -> list[Video]:
-    """Videos of a folder (with those below it) or of a pattern, ordered by id: the path below the
-    folder, without its suffix where that is enough. without: a folder that is passed over. more: of
-    several local files all but the first.
+    """Return the videos in a folder (recursive) or of a pattern, ordered by id.
 
     An id is the path relative to the folder; it has the suffix only if two files differ by it alone.
     without: a folder that is skipped.
+    more: further local files; `place` is then the first one.
     Raises DataError for a place that cannot be read, contains no video, or has two videos with one
     id.
     """

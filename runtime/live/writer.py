@@ -1,4 +1,4 @@
-"""What a live run gives: a video with the sound."""
+"""Output of a live run: a video with sound."""
 
 from __future__ import annotations
 

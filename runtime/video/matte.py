@@ -1,4 +1,4 @@
-"""The matte: the source's frames at their times, transparent where nothing sounds, for editors."""
+"""Matte video for editors: the source's frames at their times, transparent outside the masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _OPAQUE = 255
 
 
 class MatteVideo:
-    """A sink. Alpha is 255 where the mask is True and 0 elsewhere, at the size of the frames, without
-    sound. ProRes 4444 keeps alpha exactly, VP9 within a few values."""
+    """Sink for a matte at frame size, without sound. Alpha is 255 inside the mask and 0 outside.
+
+    ProRes 4444 stores alpha exactly, VP9 within a few values.
+    """
 
     def __init__(self, path: Path, source: VideoSource) -> None:
         import av
@@ -55,5 +57,5 @@ class MatteVideo:
 
 
 def with_alpha(picture: Frame, mask: Mask) -> NDArray[np.uint8]:
-    """picture uint8 (H,W,3), mask bool (H,W) -> uint8 (H,W,4)."""
+    """Return a picture uint8 (H,W,3) with a mask bool (H,W) as alpha: uint8 (H,W,4)."""
     return np.dstack([picture, mask.astype(np.uint8) * _OPAQUE])

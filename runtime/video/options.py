@@ -123,7 +123,7 @@ class OutputOptions:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What is asked for, beside a window."""
+        """Paths of the requested outputs."""
         paths = (self.out, self.masks, self.matte, self.record)
         return tuple(path for path in paths if path is not None)
 

@@ -1,4 +1,4 @@
-"""One picture and a second of sound through a bundle."""
+"""Mask one picture with a second of sound."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from save_deploy.runtime.video.source import TimedFrame
 from save_deploy.runtime.video.window import Window, check_display
 
 _WHAT = "the output"
-_HEARD_S = 2.0  # a second more than is heard: what follows sounds in the resampled end of the first
+_READ_S = 2.0  # resampling the end of the first second needs the samples after it
 
 
 class StillRun:
-    """Read and checked before a model is loaded; then run once."""
+    """One run. Create it before loading a model: the constructor reads and checks the inputs."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class StillRun:
         overlay: Path | None = None,
         cure: str = "add --silent",
     ) -> None:
-        """outputs.out: the mask as PNG; overlay: PNG of the picture with what sounds marked; cure: what
-        accepts silence. Raises DataError for files that cannot be used, OutputError for targets."""
+        """outputs.out: PNG of the mask. overlay: PNG of the picture with the mask drawn. cure: hint on
+        the option that accepts silence. Raises DataError for inputs, OutputError for targets."""
         self.outputs, self.overlay, self.color = outputs, overlay, color_of(outputs.color)
         if outputs.masks or outputs.matte or outputs.section != Section():
             raise DataError(
-                "options of a video", got="a picture", expected="-o, --json or --show beside it"
+                "options of a video", got="a picture", expected="only -o, --json or --show"
             )
         if outputs.out is not None:
             check_mask_name(outputs.out)
@@ -54,19 +54,19 @@ class StillRun:
             check_display()
         self.picture = read_frame(picture)
         shortest = MIN_SECONDS if outputs.silent else EXAMPLE_SECONDS
-        self.heard = second(read_sound(sound, min_seconds=shortest, seconds=_HEARD_S, hint=cure))
-        if is_silent(self.heard) and not outputs.silent:
+        self.waveform = second(read_sound(sound, min_seconds=shortest, seconds=_READ_S, hint=cure))
+        if is_silent(self.waveform) and not outputs.silent:
             raise DataError(
                 "sound is silent",
-                got=f"silence in the first second of {sound}, which is what is heard",
-                expected="something to hear",
+                got=f"no sound in the first second of {sound}; only that second is used",
+                expected="a sound",
                 hint=cure,
             )
         self.about = {"picture": str(picture), "sound": str(sound)}
 
     def __call__(self, pipeline: SavePipeline, *, head: dict[str, Any] | None = None) -> Result:
-        """head: what the JSON record says of the run. All outputs are written, or none."""
-        found, outputs = pipeline(self.picture, self.heard), self.outputs
+        """Mask the picture and write all outputs, or none. head: entries for the JSON record."""
+        found, outputs = pipeline(self.picture, self.waveform), self.outputs
         with ExitStack() as files:
             if outputs.record is not None:
                 record = new_file(outputs.record, what=_WHAT, replace=outputs.force)
@@ -86,16 +86,16 @@ class StillRun:
 
     def _record(self, found: Result, head: dict[str, Any]) -> dict[str, Any]:
         whole = found.to_dict()
-        told = {k: whole[k] for k in ("width", "height", "mask_share", "score", "box")}
-        loudness = loudness_dbfs(self.heard)
+        about = {k: whole[k] for k in ("width", "height", "mask_share", "score", "box")}
+        loudness = loudness_dbfs(self.waveform)
         masks = mask_as_json(found, self.outputs.record_masks)
-        return {"run": {**self.about, **head}, "loudness_dbfs": loudness, **told, **masks}
+        return {"run": {**self.about, **head}, "loudness_dbfs": loudness, **about, **masks}
 
     def _show(self, found: Result) -> None:
-        """Until the window is closed."""
+        """Show the mask until the window is closed."""
         import time
 
         with contextlib.closing(Window(self.about["picture"], self.color)) as window:
-            window.add(MaskedFrame(TimedFrame(self.picture, 0, 0, 0.0), found, 0, self.heard))
+            window.add(MaskedFrame(TimedFrame(self.picture, 0, 0, 0.0), found, 0, self.waveform))
             while window.is_open():
                 time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""A window that shows masked frames, where there is a display."""
+"""Window that shows masked frames."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from save_deploy.runtime.video.sinks import MaskedFrame
 
 
 class Window:
-    """Shows frames with their masks. A user closes it, or presses Escape or q."""
+    """Window that shows frames with their masks. The user closes it, or presses Escape or q."""
 
     def __init__(self, title: str, color: Color) -> None:
-        """Raises BackendError where Python has no tkinter or the machine no display."""
+        """Raise BackendError without tkinter or without a display."""
         self._root = _opened()
         import tkinter
 
@@ -32,7 +32,7 @@ class Window:
         self._root.withdraw()
 
     def is_open(self) -> bool:
-        """Lets the window answer first, so it is to be asked often."""
+        """Process the window's events and return True while it is open. Call it often."""
         self._root.update()
         return self._open
 
@@ -53,7 +53,7 @@ class Window:
 
 
 def check_display() -> None:
-    """Raise BackendError where no window can be opened."""
+    """Raise BackendError if no window can be opened."""
     _opened().destroy()
 
 
