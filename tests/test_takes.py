@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from save_deploy import cli
+from save_deploy.cli.everywhere import PANEL
 from save_deploy.cli.takes import takes
 from save_deploy.errors import SaveDeployError
 from save_deploy.options import option
@@ -121,7 +122,7 @@ def test_help_shows_few_options_first(
     options = [p for p in parameters if p.param_type_name == "option"]
     assert [p.name for p in parameters if p.param_type_name == "argument"] == arguments
     assert [p.opts[0] for p in options if getattr(p, "rich_help_panel", None) is None] == first
-    assert {str(getattr(p, "rich_help_panel", None)) for p in options} - {"None"} == panels
+    assert {str(getattr(p, "rich_help_panel", None)) for p in options} - {"None", PANEL} == panels
 
 
 @pytest.mark.parametrize("verb", ["eval", "train"])

@@ -59,9 +59,8 @@ class CompareOptions:
     bundles: tuple[Path, ...] = option(metavar="BUNDLE...", help="Folders written by save-export.")
     backends: tuple[str, ...] = option(
         "--backend", default=("auto",), default_text="auto",
-        help="Backend for every bundle (repeatable): onnxruntime, openvino, onnxruntime-cuda, "
-        "onnxruntime-tensorrt, tensorrt, tensorrt-rtx (exit 3 if it cannot run a bundle); all: "
-        "every backend that can; auto: the fastest.",
+        help="Backend for every bundle (repeatable), as save-run takes it (exit 3 if it cannot run "
+        "a bundle); all: every backend that can; auto: the fastest.",
     )  # fmt: skip
     data: tuple[str, ...] = option(
         "--data", default=("scenes",), default_text="scenes",
@@ -71,7 +70,7 @@ class CompareOptions:
     split: str = option("--split", panel=DATA, default="test", help="train, val or test.")
     clips: int | None = clips_option()
     checkpoints: tuple[Path, ...] = option(
-        "--checkpoint", default=(),
+        "--checkpoint", panel=DATA, default=(),
         help="Source checkpoint of a bundle, matched by its hash (repeatable). Default: the built-in.",
     )  # fmt: skip
     sams: tuple[Path, ...] = option(

@@ -5,7 +5,6 @@ Large libraries are imported only when a verb runs, so --help is fast.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import sys
@@ -41,6 +40,8 @@ from save_deploy.cli import (
     web,
 )
 from save_deploy.cli import eval as evaluate
+from save_deploy.cli.everywhere import Speech, with_common_options, with_json_place
+from save_deploy.cli.settings import default_map
 from save_deploy.errors import SaveDeployError
 from save_deploy.extras import named_extras
 from save_deploy.progress import Resumable, listen_for_interrupts, was_interrupted
@@ -70,6 +71,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "web": web.web,
     "recipes": recipes.recipes,
 }
+FIRST = ("export", "run", "verify", "compare", "inspect", "build", "doctor")  # in --help
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
         "Generate datasets and check released ones.",
@@ -119,18 +121,20 @@ def _group() -> typer.Typer:
     ) -> None: ...
 
     for name, verb in VERBS.items():
-        app.command(name)(verb)
+        app.command(name, rich_help_panel=None if name in FIRST else "Further commands")(
+            with_common_options(verb, _version)
+        )
     for name, (what, verbs) in GROUPS.items():
         group = typer.Typer(no_args_is_help=True, help=what)
         for verb_name, verb in verbs.items():
-            group.command(verb_name)(verb)
-        app.add_typer(group, name=name)
+            group.command(verb_name)(with_common_options(verb, _version))
+        app.add_typer(group, name=name, rich_help_panel="Further commands")
     return app
 
 
 def _single(name: str) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name, context_settings=_HELP)(VERBS[name])
+    app.command(name, context_settings=_HELP)(with_common_options(VERBS[name], _version))
     return app
 
 
@@ -139,15 +143,12 @@ def _run(app: typer.Typer) -> None:
     130 interrupted."""
     listen_for_interrupts()
     given = list(itertools.takewhile(lambda word: word != "--", sys.argv[1:]))
-    if "--version" in given:  # also for save-export and the other single commands
-        with contextlib.suppress(typer.Exit):
-            _version(True)
-        sys.exit(0)
     if given and not {"-h", "--help"} & set(
         given
     ):  # Typer's help uses color codes and contains no file names
         protect_terminal()
-    command = typer.main.get_command(app)
+    command, speech = typer.main.get_command(app), Speech()
+    speech.watch_json(command)
     invoke = command.invoke
 
     def invoke_or_stop(context: Any) -> Any:  # Typer replaces a KeyboardInterrupt by its own class
@@ -163,8 +164,10 @@ def _run(app: typer.Typer) -> None:
     command.invoke = invoke_or_stop  # type: ignore[method-assign, assignment]
     try:
         _require_folder()
-        with safe_path(), named_extras():
-            code = command.main(standalone_mode=False)
+        words = [*with_json_place(given, _verb(command, given)), *sys.argv[1 + len(given) :]]
+        settings = {} if _asks_only(given) else default_map(command, words, [*VERBS, *GROUPS])
+        with safe_path(), named_extras(), speech.applied():
+            code = command.main(words, standalone_mode=False, default_map=settings)
         check_written()
     except SaveDeployError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -193,6 +196,15 @@ def _run(app: typer.Typer) -> None:
     if code == INTERRUPTED:  # Typer handled Ctrl-C itself
         _say_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _verb(command: Any, given: list[str]) -> str:
+    return next(iter(given), "") if hasattr(command, "commands") else str(command.name)
+
+
+def _asks_only(given: list[str]) -> bool:
+    """Whether nothing is done: help, versions."""
+    return bool({"-h", "--help", "--version"} & set(given))
 
 
 def _require_folder() -> None:

@@ -14,8 +14,11 @@ def bench(options: BenchOptions) -> None:
     import shlex
 
     from save_deploy.runtime.bench.entries import bundle_graphs, split_names
+    from save_deploy.runtime.session.open import known_backend
 
     bundle_graphs(split_names(options.what))  # report wrong names before importing torch
+    for name in (options.backends or "").split(","):
+        known_backend(name.strip(), also=("",))
     from save_deploy.export.bench import benchmark
     from save_deploy.progress import progress
     from save_deploy.runtime.bench.report import print_result, write_result

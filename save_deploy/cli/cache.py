@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from save_deploy.cli.tables import new_table, show
+from save_deploy.files import cache_root
+
+_KEPT = {
+    "calibration": "calibration tables of earlier exports",
+    "engines_built_here": "hashes of engines that were built on this machine",
+    "links": "bundles made of links, as OpenVINO and ONNX Runtime open them",
+    "onnxruntime-tensorrt": "engines and timings of ONNX Runtime's TensorRT",
+    "openvino": "models as OpenVINO compiled them",
+    "search": "precision searches that were ended, to go on with",
+    "self_test": "GPUs on which a bundle passed its golden samples",
+    "tensorrt-rtx": "kernels that TensorRT for RTX compiled on this machine",
+    "web": "the runtime that save-deploy web packs",
+}
 
 
 def cache_ls() -> None:
-    """List the cached engines of earlier builds."""
+    """List what is kept for the next time: built engines, and the rest by folder."""
     from save_deploy.export.engine import cache
 
     found = [*cache.unfinished(), *cache.entries()]
@@ -22,6 +36,27 @@ def cache_ls() -> None:
         table.add_row(*row)
     show(table)
     print(f"{len(found)} engines, {sum(e.size for e in found) / 1e6:.1f} MB in {cache.folder()}")
+    _show_rest(cache_root())
+
+
+def _show_rest(root: Path) -> None:
+    """What is kept beside engines, by folder."""
+    table = new_table("folder", "holds", "files", "MB")
+    for folder in sorted(path for path in _entries(root) if path.name != "engines"):
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        sizes += [folder.stat().st_size] if folder.is_file() else []
+        holds = _KEPT.get(folder.name, "")
+        table.add_row(folder.name, holds, str(len(sizes)), f"{sum(sizes) / 1e6:.1f}")
+    if table.row_count:
+        print(f"also kept in {root}:")
+        show(table)
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        return list(root.iterdir())
+    except OSError:  # no cache yet
+        return []
 
 
 def cache_rm(

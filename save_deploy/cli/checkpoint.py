@@ -16,7 +16,8 @@ _SHOWN = 6
 def inspect(
     file: Annotated[Path, typer.Argument(help="A safetensors or PyTorch file of any project.")],
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write it to this file.", show_default=False)
+        Path | None,
+        typer.Option("--json", help="Write it to this file; alone: print it.", show_default=False),
     ] = None,
 ) -> None:
     """Show the layout of a weight file, its trained parts, and what loading drops.

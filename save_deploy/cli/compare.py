@@ -23,9 +23,14 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print report.json instead of tables.")
-    ] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write report.json to this .json file; alone: print it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare bundles with the eager model: M_J, M_F, agreement, speed, memory, worst frames."""
     import json
@@ -42,7 +47,7 @@ def compare(
 
     options = replace(
         options,
-        frames=options.frames if report is not None or as_json else 0,
+        frames=options.frames if report is not None or json_out else 0,
         memory=report is not None if options.memory is None else options.memory,
     )
     if report is not None:
@@ -52,12 +57,13 @@ def compare(
         found = run_comparison(options, on_stage=stages)
     finally:
         stages.finish()
-    if as_json:
-        print(json.dumps(values_of(found), indent=2, allow_nan=False))
-    else:
-        print_comparison(found)
+    if json_out is not None:
+        from save_deploy.files import write_text
+
+        text = json.dumps(values_of(found), indent=2, allow_nan=False) + "\n"
+        write_text(json_out, text, what="the report")
+    print_comparison(found)
     if report is not None:
         write_comparison(report, found)
-        if not as_json:
-            print(f"report: {report}/report.html")
+        print(f"report: {report}/report.html")
     require(found.checks)

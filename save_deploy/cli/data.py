@@ -63,7 +63,11 @@ def check(
     ] = False,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Write everything found to this file.", show_default=False),
+        typer.Option(
+            "--json",
+            help="Write everything found to this file; alone: print it.",
+            show_default=False,
+        ),
     ] = None,
     show: Annotated[int, typer.Option(min=1, help="How many problems to print.")] = 20,
 ) -> None:

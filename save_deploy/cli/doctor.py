@@ -27,7 +27,11 @@ def doctor(
     ] = None,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Also write the report to this file.", show_default=False),
+        typer.Option(
+            "--json",
+            help="Write the report to this file; alone: print it.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """List hardware, packages, backends that load, and the backends that can run a bundle."""

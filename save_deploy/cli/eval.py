@@ -41,7 +41,9 @@ class EvalRequest:
         "--metrics", default=None,
         help="avsbench, sama (F of logits), sama_val or gavs (threshold 0.4, native size).",
     )  # fmt: skip
-    json_out: Path | None = option("--json", default=None, help="Write the score to this file.")
+    json_out: Path | None = option(
+        "--json", default=None, help="Write the score to this file; alone: print it."
+    )
     sam: Path | None = sam_option(MODEL)
     vggish: Path | None = vggish_option(MODEL)
     res: int | None = option(

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 def inspect_bundle(
     bundle: Bundle,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the same values as JSON.")] = False,
+    json_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="Write it to this .json file; alone: print it.", show_default=False
+        ),
+    ] = None,
     files: Annotated[bool, typer.Option("--files", help="List every file and its size.")] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="List every engine's kernels and their modules.")
@@ -32,7 +37,7 @@ def inspect_bundle(
     manifest = Manifest.read(bundle)
     manifest.verify(bundle)
     told = _lines(bundle, manifest)
-    if as_json:
+    if json_out is not None:
         values = {
             "model": manifest.config.name,
             "res": manifest.config.res,
@@ -45,7 +50,9 @@ def inspect_bundle(
             "budget": manifest.golden.get("budget"),
             "about": told,
         }
-        print(json.dumps(values, indent=2))
+        from save_deploy.files import write_text
+
+        write_text(json_out, json.dumps(values, indent=2) + "\n", what="the report")
         return
     n, size = len(manifest.files), sum(r.size for r in manifest.files.values())
     print(f"{bundle}: all {n} files as recorded, {size / 1e6:.1f} MB")

@@ -37,7 +37,9 @@ def merge(
     ] = False,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the proof to this file.", show_default=False),
+        typer.Option(
+            "--json", help="Write the proof to this file; alone: print it.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Merge a checkpoint and show every exact rewrite with its float64 difference."""

@@ -28,7 +28,9 @@ def systems(
     threads: Threads = None,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="Write the table to this file.", show_default=False),
+        typer.Option(
+            "--json", help="Write the table to this file; alone: print it.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """List the systems the paper compares: parameters, what each trains; with --measure, proof that

@@ -318,8 +318,7 @@ def test_verb_build_and_inspect(bundle: Path, capsys: pytest.CaptureFixture[str]
     inspect_bundle(bundle, kernels=True)
     text = capsys.readouterr().out
     assert "model.rtx.plan" in text and "_gemm_mha_v2" in text and "files as recorded" in text
-    inspect_bundle(bundle, as_json=True)
-    values = json.loads(capsys.readouterr().out)
+    values = json.loads(run("inspect", bundle, "--json").stdout)
     assert values["engines"][0]["receipt"]["fused"] == 1
     assert "kernels" not in values["engines"][0]["receipt"]
     cache_ls()

@@ -77,7 +77,7 @@ def used(folder: Path) -> None:
     here = machine()
     parts: list[Callable[[], object]] = [
         lambda: inspect_bundle(folder),
-        lambda: inspect_bundle(folder, as_json=True),
+        lambda: inspect_bundle(folder, json_out=Path("/dev/null")),
         lambda: read_golden(folder, found),
         lambda: read_pack(folder, found),
         lambda: require_machine("tensorrt_rtx", found),
