@@ -145,6 +145,8 @@ def test_settings(bundle_fp32: Path, tmp_path: Path) -> None:
     done = run("doctor", bundle_fp32, cwd=tmp_path)
     assert done.returncode == 1 and "none" in done.stderr
     assert run("run", "-h", cwd=tmp_path).returncode == 0
+    done = run("run", bundle_fp32, "none.mp4", cwd=tmp_path)  # whose options are nested inside
+    assert "save-deploy.toml: backend = none\n" in done.stderr
 
 
 def test_settings_of_repeatable_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

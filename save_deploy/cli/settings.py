@@ -42,15 +42,15 @@ def default_map(command: Any, words: Sequence[str], verbs: Sequence[str]) -> dic
     settings = read_toml(Path(FILE), what="settings file")
     own = path[0] if path else str(command.name)
     given = _taken(settings, own, verbs)
-    taken: dict[str, Any] = {}
+    taken, told = dict[str, Any](), list[str]()
     for parameter in leaf.params:
         name = next((o[2:] for o in parameter.opts if o[2:] in given), None)
         on_line = any(word.partition("=")[0] in parameter.opts for word in words)
         if name is not None and not on_line:
-            taken[str(parameter.name)] = _value(settings, name, given[name], parameter)
-    if taken:
-        shown = ", ".join(f"{name} = {value}" for name, value in taken.items())
-        print(f"{FILE}: {shown}", file=sys.stderr)
+            value = taken[str(parameter.name)] = _value(settings, name, given[name], parameter)
+            told.append(f"{name} = {value}")
+    if told:
+        print(f"{FILE}: {', '.join(told)}", file=sys.stderr)
     for word in reversed(path):
         taken = {word: taken}
     return taken
