@@ -70,6 +70,12 @@ def test_every_kind_of_field() -> None:
     assert isinstance(outer.names, tuple) and outer.hidden == "kept"
 
 
+def test_a_number_below_the_range() -> None:
+    assert run("film", "--fast", "--budget", "0.5", "--clips", "2")[0].inner.clips == 2
+    with pytest.raises(Exception, match=r"equal to 2|x>=2"):
+        run("film", "--fast", "--budget", "0.5", "--clips", "1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
