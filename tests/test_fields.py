@@ -70,6 +70,11 @@ def test_files(tmp_path: Path) -> None:
         read_toml(path, what="recipe")
 
 
+def test_a_long_integer_is_shown_by_its_size() -> None:
+    assert shown(10**30 - 1) == 30 * "9"
+    assert shown(10**30) == shown(-(10**30)) == "an integer of 100 bits"
+
+
 def test_a_huge_integer_is_told_by_its_size() -> None:
     """Its digits would take time: Python refuses to write more than 4,300 of them."""
     assert shown(2**99_999) == "an integer of 100000 bits"
