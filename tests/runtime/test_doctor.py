@@ -144,7 +144,7 @@ def test_machine_alone(quick: Callable[..., None], capsys: pytest.CaptureFixture
     quick(gpus=(gpu(), gpu("NVIDIA T4", (7, 5))))
     doctor(None)
     text = capsys.readouterr().out
-    assert "GPU 0      NVIDIA L4, SM89, 24.0 GiB, 20.0 GiB free (the one" in text
+    assert "GPU 0      NVIDIA L4, SM89, 24.0 GiB, 20.0 GiB free (engines are" in text
     assert "GPU 1      NVIDIA T4, SM75" in text and "driver     580.65.06, up to CUDA 13.0" in text
     assert examine().answers == ()
 
