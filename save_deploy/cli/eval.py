@@ -71,13 +71,11 @@ class EvalRequest:
 @takes(EvalRequest)
 def evaluate(request: EvalRequest) -> None:
     """Score the eager model on a dataset: M_J and M_F as in AVSBench, with confidence intervals."""
-    from save_deploy.checkpoints import load_model
     from save_deploy.data.open import open_dataset
     from save_deploy.data.skipping import SkippingDataset
     from save_deploy.data.sound_swap import swap_sound
     from save_deploy.metrics.segmentation import protocol
     from save_deploy.progress import progress
-    from save_deploy.training.evaluate import evaluate as run_evaluate
 
     recipe, tested = None, ""
     if request.recipe is not None:
@@ -87,13 +85,17 @@ def evaluate(request: EvalRequest) -> None:
         tested = _tested(recipe.test, request.test, recipe.name)
         request = _with_recipe(request, recipe, tested)
     data, split = request.data or "scenes", request.split or "test"
-    model = load_model(
-        request.checkpoint, res=request.res, sam=request.sam, vggish=request.vggish,
-        system=recipe.system if recipe else None,
-    )  # fmt: skip
     opened = open_dataset(
         data, split=split, n_clips=request.clips, source=request.sound_from,
         skip_bad=request.skip_bad,
+    )  # fmt: skip
+    # late import: a wrong dataset must not wait for torch
+    from save_deploy.checkpoints import load_model
+    from save_deploy.training.evaluate import evaluate as run_evaluate
+
+    model = load_model(
+        request.checkpoint, res=request.res, sam=request.sam, vggish=request.vggish,
+        system=recipe.system if recipe else None,
     )  # fmt: skip
     dataset = swap_sound(opened, request.sound)
     rules = protocol(request.metrics or "avsbench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,3 +109,11 @@ def test_inputs_are_looked_at_first(tmp_path: Path) -> None:
         check_inputs(ExportOptions(sam=missing))
     with pytest.raises(DataError):
         check_inputs(ExportOptions(data=str(tmp_path / "no dataset")))
+
+
+def test_eval_looks_at_its_dataset_before_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "save_deploy.training.evaluate", None)  # which imports torch
+    done = run("eval", "--data", tmp_path)
+    assert done.returncode == 1 and "no dataset in this folder" in done.stderr

@@ -20,7 +20,7 @@ from save_deploy.metrics.interval import bootstrap_interval
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter
 from save_deploy.metrics.parity import parity
-from save_deploy.metrics.segmentation import frame_iou, score_videos
+from save_deploy.metrics.segmentation import AVSBENCH, frame_iou, score_videos
 from save_deploy.runtime.compare import accuracy as accuracy_module
 from save_deploy.runtime.compare import plan, run, speed
 from save_deploy.runtime.compare.accuracy import measure_accuracy, predict_clip
@@ -121,6 +121,28 @@ def test_worst_frames_are_the_worst(bundle: Path) -> None:
     assert (shown.reference == eager[k - 1]).all() and (shown.truth == truth[k - 1]).all()
     assert (shown.masks["bundle"] == (ours[k - 1] > 0)).all()
     assert (shown.frame == clips[i].frames[k - 1]).all() and shown.waveform.shape == (16_000,)
+
+
+def test_threshold_is_that_of_masks_and_scores(bundle: Path) -> None:
+    """--threshold: M_J of masks cut at that probability, against numpy; not that of one half."""
+    clips = Scenes(n_clips=1)
+    ((eager, ours, truth),) = predicted(bundle, [clips[0]])
+    pipelines, sizes = open_pair(bundle)
+    entries = [Entry(n, p.backend, p.precision, sizes[n]) for n, p in pipelines.items()]
+    scores = {}
+    for threshold in (0.5, 0.9):
+        rules = replace(AVSBENCH, threshold=threshold)
+        pool = Pool(resident=True, opened=pipelines)
+        found, _ = measure_accuracy(pool, entries, clips, res=256, worst=0, protocol=rules)
+        cut = np.log(threshold / (1 - threshold))
+        for name, logits in (("eager", eager), ("bundle", ours)):
+            ious = [
+                ((one > cut) & real).sum() / ((one > cut) | real).sum()
+                for one, real in zip(logits, truth, strict=True)
+            ]
+            assert found[name].score.m_j == pytest.approx(100 * np.mean(ious), abs=0.01)
+        scores[threshold] = found["bundle"].score.m_j
+    assert scores[0.5] != scores[0.9]
 
 
 @pytest.mark.thorough
