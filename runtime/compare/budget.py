@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from save_deploy.errors import ParityError
+from save_deploy.metrics.latency import STEADY
 from save_deploy.runtime.compare.entries import REFERENCE
 from save_deploy.runtime.compare.options import Budget
 from save_deploy.runtime.compare.rows import Row
@@ -14,7 +16,8 @@ from save_deploy.runtime.html.data import Check
 def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
     """Return one check per budget, naming the rows over it, or else the row nearest to it.
 
-    For speed there is one check per bundle.
+    For speed there is one check per bundle, which is unsure where the calls of the row or of the
+    reference were not steady.
     """
     # rows of the eager model are there to be read, not to be judged
     ours = [row for row in rows if not row.reference and row.backend != REFERENCE]
@@ -36,7 +39,11 @@ def check_rows(rows: Sequence[Row], budget: Budget) -> tuple[Check, ...]:
             name = f"speed-up of {bundle}, fastest backend"
             allowed = f"at least {least:g} x"
             speeds = {best.name: best.speedup}
-            found.append(_check(name, speeds, lambda v: least - v, ".2f", allowed))
+            checked = _check(name, speeds, lambda v: least - v, ".2f", allowed)
+            against = [r for r in rows if r.reference and r.dataset == best.dataset]
+            noise = max(row.latency.spread for row in (best, *against))
+            unsure = f"not steady, noise {noise:.0%}" if noise > STEADY else ""
+            found.append(replace(checked, unsure=unsure))
     return tuple(found)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import islice
 
+from save_deploy.bundle import MANIFEST, sha256_of
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import Clip, ClipDataset, Sample
 from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.machine import read_nvidia
-from save_deploy.metrics.latency import speedup
+from save_deploy.metrics.latency import STEADY, speedup
 from save_deploy.metrics.segmentation import AVSBENCH
 from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.compare.accuracy import Accuracy, measure_accuracy
@@ -22,7 +24,6 @@ from save_deploy.runtime.compare.process import measure_memory
 from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.compare.sections import bundle_sections
 from save_deploy.runtime.compare.speed import (
-    STEADY,
     Timing,
     example_inputs,
     split_times,
@@ -44,6 +45,8 @@ class Comparison:
     frames: worst frames in descending order.
     notes: how it was measured, line by line.
     skipped: clip name -> reason.
+    made: date and time. command: as it was typed, "" for calls from Python.
+    bundles: name -> sha256 of the manifest, which holds those of all files.
     """
 
     title: str
@@ -54,6 +57,9 @@ class Comparison:
     notes: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     options: CompareOptions = field(default_factory=lambda: CompareOptions(()))
+    made: str = ""
+    command: str = ""
+    bundles: dict[str, str] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
@@ -99,6 +105,8 @@ def run_comparison(
         notes=_notes(plan, rows, timings, options),
         skipped=skipped,
         options=options,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        bundles={n: sha256_of(folder / MANIFEST) for n, (folder, _) in plan.bundles.items()},
     )
 
 

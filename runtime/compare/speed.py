@@ -15,12 +15,11 @@ from PIL import Image
 from save_deploy.bundle import Arrays
 from save_deploy.data.sample import Clip, Sample
 from save_deploy.data.transforms import resize_frame
-from save_deploy.metrics.latency import LatencyResult
+from save_deploy.metrics.latency import STEADY, LatencyResult
 from save_deploy.runtime.compare.entries import Entry, Pool
 from save_deploy.runtime.compare.rows import TimeSplit
 from save_deploy.runtime.pipeline import SavePipeline
 
-STEADY = 0.1  # interquartile range over the median, of every entry
 BUDGET_S = 30.0
 _TIMES_ROUNDS = 3  # at most, while samples are not steady
 _ROUNDS_ALONE, _CALLS_ALONE = 3, 2  # when entries are opened anew in every round

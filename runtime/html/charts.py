@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import takewhile
 
 from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.html.svg import (
+    NARROW,
     Scale,
     color,
     line,
@@ -35,7 +38,7 @@ def latency(rows: Sequence[Row], ids: Ids) -> str:
 
 
 def _latency(rows: Sequence[Row], ids: Ids, width: int) -> str:
-    lane, top, left, right = 50, 4, 8, width - 8
+    lane, top, left, right = 41, 4, 8, width - 8
     bottom = top + lane * len(rows)
     everything = [s for row in rows for s in row.latency.samples_ms]
     medians = [row.latency.p50_ms for row in rows]
@@ -44,22 +47,24 @@ def _latency(rows: Sequence[Row], ids: Ids, width: int) -> str:
     usual = _FAR * max(row.latency.percentile(90) for row in rows)
     x = Scale(low, min(max(everything) * 1.04, usual), left, right, log)
     body = _x_axis(x, top, bottom, f"ms a call{', logarithmic' if log else ''}", width)
+    values = [" · ".join(number(row.latency.percentile(q)) for q in (50, 90, 99)) for row in rows]
+    names = labels([row.name for row in rows], right - left - 15 - 7 * max(map(len, values)))
     for i, row in enumerate(rows):
-        body += _lane(row, ids[row.name], x, top + i * lane)
+        body += _lane(row, (names[i], values[i]), ids[row.name], x, top + i * lane)
     words = "; ".join(f"{r.name} median {number(r.latency.p50_ms)} ms" for r in rows)
     return picture(width, bottom + 38, f"Latency of each row: {words}", body)
 
 
-def _lane(row: Row, index: int, x: Scale, top: float) -> list[str]:
+def _lane(row: Row, texts: tuple[str, str], index: int, x: Scale, top: float) -> list[str]:
+    """texts: name and values."""
     taken, tone = row.latency, color(index)
-    middle, half = top + 32, 9
+    middle, half = top + 31, 9
     p50, p90, p99 = (taken.percentile(q) for q in (50, 90, 99))
     quartiles = x(taken.percentile(25)), x(taken.percentile(75))
-    values = f"{number(p50)} · {number(p90)} · {number(p99)}"
     body = [
         mark(x.start + 5, top + 11, index, 4.5),
-        text(x.start + 15, top + 15, shorten(row.name, x.end - x.start - 15 - 7 * len(values))),
-        text(x.end, top + 15, values, anchor="end", style="value"),
+        text(x.start + 15, top + 15, texts[0]),
+        text(x.end, top + 15, texts[1], anchor="end", style="value"),
         f"<g><title>{number(p50)} ms median, {number(p90)} ms p90, {number(p99)} ms p99, "
         f"{len(taken.samples_ms)} samples</title>",
         rect(quartiles[0], middle - half, quartiles[1] - quartiles[0], 2 * half, f"box {tone}"),
@@ -99,17 +104,8 @@ def accuracy(
     name: str,
 ) -> str:
     """Draw value(row) -> (mean, 95 % interval) against frames per second; upper right is best."""
-    return responsive(lambda width: _accuracy(rows, ids, value, name, width))
-
-
-def _accuracy(
-    rows: Sequence[Row],
-    ids: Ids,
-    value: Callable[[Row], tuple[float, Interval]],
-    name: str,
-    width: int,
-) -> str:
-    left, right, top, bottom = 46, width - 10, 14, 236
+    width = NARROW
+    left, right, top, bottom = 52, width - 10, 10, 130
     found = [value(row) for row in rows]
     speeds = [row.latency.frames_per_s for row in rows]
     log = max(speeds) > _LOG_ABOVE * min(speeds)
@@ -117,11 +113,13 @@ def _accuracy(
     x = Scale(low if log else 0.0, high, left, right, log)
     y = Scale(*padded([v for _, (a, b) in found for v in (a, b)], least=1e-3), bottom, top)
     body = _x_axis(x, top, bottom, f"frames a second{', logarithmic' if log else ''}", width)
-    for tick in y.ticks(6):
+    for tick in y.ticks(4):
         body += [
             line(left, y(tick), right, y(tick), "grid"),
             text(left - 6, y(tick) + 4, number(tick), anchor="end", style="tick"),
         ]
+    if y.low < 0 < y.high:
+        body.append(line(left, y(0), right, y(0), "axis"))
     for row, speed, (mean, (lower, upper)) in zip(rows, speeds, found, strict=True):
         index, px = ids[row.name], x(speed)
         title = f"{row.name}: {name} {number(mean)}, {number(speed)} frames a second"
@@ -144,16 +142,17 @@ def time_split(rows: Sequence[Row], ids: Ids) -> str:
 
 
 def _time_split(rows: Sequence[tuple[Row, TimeSplit]], ids: Ids, width: int) -> str:
-    lane, top, left, right = 46, 4, 8, width - 8
+    lane, top, left, right = 41, 4, 8, width - 8
     bottom = top + lane * len(rows)
     total = lambda split: sum(getattr(split, part) for part in PARTS)
     x = Scale(0.0, max(max(total(s) for _, s in rows), 1e-6) * 1.02, left, right)
     body = _x_axis(x, top, bottom, "ms a call", width)
+    names = labels([row.name for row, _ in rows], right - left - 90)
     for i, (row, split) in enumerate(rows):
         y, at = top + i * lane, 0.0
         body += [
             mark(left + 5, y + 11, ids[row.name], 4.5),
-            text(left + 15, y + 15, shorten(row.name, right - left - 90)),
+            text(left + 15, y + 15, names[i]),
             text(right, y + 15, f"{number(total(split))} ms", anchor="end", style="value"),
         ]
         for part in PARTS:
@@ -174,6 +173,26 @@ def _x_axis(x: Scale, top: float, bottom: float, name: str, width: int) -> list[
         ]
     body.append(line(x.start, bottom, x.end, bottom, "axis"))
     return [*body, text(x.end, bottom + 32, name, anchor="end", style="tick")]
+
+
+def labels(names: Sequence[str], px: float) -> list[str]:
+    """Shorten names to about `px` of 12 px type; different names stay different.
+
+    Where one is too long, what it and others begin with is left out up to a separator, of all of them.
+    """
+    room = max(6, int(px / 6.6))
+    long = [name for name in names if len(name) > room]
+    first = re.split(r"[ _/.\-]", long[0])[0] if long else ""
+    alike = [name for name in names if long and name.startswith(first)]
+    same = "".join(c[0] for c in takewhile(lambda c: len(set(c)) == 1, zip(*alike, strict=False)))
+    cut = max((m.start() for m in re.finditer(r"[ _/.\-]", same)), default=0)
+    if len(set(alike)) == 1:
+        cut = 0
+    found = [shorten(f"…{name[cut:]}" if cut and name in alike else name, px) for name in names]
+    return [
+        f"{i} {shorten(label, px - 20)}" if found.count(label) > 1 else label
+        for i, label in enumerate(found, start=1)
+    ]
 
 
 def shorten(words: str, px: float) -> str:

@@ -69,17 +69,29 @@ class Section:
 
 @dataclass(frozen=True)
 class Check:
-    """A budget and the value found, as text: "M_J drop", "0.12", "at most 0.5"."""
+    """A budget and the value found, as text: "M_J drop", "0.12", "at most 0.5".
+
+    unsure: why the value proves little, "" where it does not.
+    """
 
     name: str
     got: str
     allowed: str
     passed: bool
+    unsure: str = ""
+
+    @property
+    def word(self) -> str:
+        """Of a check that is passed."""
+        return f"pass ({self.unsure})" if self.unsure else "pass"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Content of the page. Rows keep their order; frames are sorted, worst first."""
+    """Content of the page. Rows keep their order; frames are sorted, worst first.
+
+    made: date and time. command: what was typed. bundles: name -> sha256 of the manifest.
+    """
 
     title: str
     note: str
@@ -90,6 +102,14 @@ class Report:
     frames: tuple[ReportFrame, ...] = ()
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()
+    made: str = ""
+    command: str = ""
+    bundles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def noise(self) -> float:
+        """Largest spread of the calls of a row; above STEADY the speeds are not steady."""
+        return max(row.latency.spread for row in self.rows)
 
     @property
     def verdict(self) -> str:
@@ -120,13 +140,15 @@ class Report:
         base = self.reference(row.dataset)
         if base is None or row.reference:
             return None
-        ours, theirs = row.score.j, base.score.j
         change = row.score.m_j - base.score.m_j
-        if len(ours) != len(theirs) or not ours:
-            return change, None
-        return change, bootstrap_interval(
-            [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-        )
+        return change, _paired(row.score.j, base.score.j, 100)
+
+    def m_f_change(self, row: Row) -> tuple[float, Interval | None] | None:
+        """Return the same of M_F, 0 to 1."""
+        base = self.reference(row.dataset)
+        if base is None or row.reference:
+            return None
+        return row.score.m_f - base.score.m_f, _paired(row.score.f, base.score.f, 1)
 
     def check(self) -> None:
         """Raise SaveDeployError for content that cannot be shown.
@@ -149,6 +171,12 @@ class Report:
             _check_frame(frame, known.get(frame.dataset, set()))
         for section in self.sections:
             _check_section(section)
+
+
+def _paired(ours: tuple[float, ...], theirs: tuple[float, ...], scale: float) -> Interval | None:
+    if len(ours) != len(theirs) or not ours:
+        return None
+    return bootstrap_interval([scale * (a - b) for a, b in zip(ours, theirs, strict=True)])
 
 
 def _wrong(what: str, got: str, expected: str) -> SaveDeployError:

@@ -9,6 +9,9 @@ const make = (name, words = "", attributes = {}) => {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
 };
+// a name may break after its separators
+const write = (element, words) => element.replaceChildren(
+  ...words.split(/(?<=\w\w[_/.,:-])(?=\w\w)/).flatMap((part, i) => (i ? [make("wbr"), part] : [part])));
 let dataset = ""; // "": all of them
 
 // ---- colors of the page

@@ -6,17 +6,22 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from save_deploy.files import write_bytes
+from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.margin import LEVELS
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html import charts, frames, summary
 from save_deploy.runtime.html.data import Figure, Report, Section, Table, picture_type
+from save_deploy.runtime.html.summary import breakable
 from save_deploy.runtime.pictures import MASK, TURNED_OFF, TURNED_ON
 
+_Change = tuple[float, Interval | None] | None
 _HERE = Path(__file__).parent
 _NUMBER = re.compile(r"\s*([-+<>~]?\s*[\d.,]+(e[-+]?\d+)?\s*\S{0,4}|-?)\s*$")
 
@@ -39,6 +44,8 @@ def render(report: Report) -> str:
     parts = {
         "script_hash": digest,
         "title": escape(report.title),
+        "heading": breakable(report.title),
+        "origin": _origin(report),
         "note": escape(report.note),
         "protocol": escape(report.protocol),
         "style": (_HERE / "style.css").read_text(),
@@ -47,10 +54,9 @@ def render(report: Report) -> str:
         "checks": summary.checks(report),
         "table": summary.table(report, ids),
         "meanings": _meanings(),
-        "charts": "".join(_charts(report, d, ids) for d in report.datasets),
+        "charts": _charts(report, ids),
         "viewer": _viewer(report),
-        "sections": "".join(_section(s) for s in report.sections),
-        "machine": _pairs(report.machine),
+        "sections": _sections(report.sections),
         "versions": _pairs(report.versions),
         "data": _json(values(report)),
         "frames": _json(_viewer_data(report)),
@@ -72,6 +78,9 @@ def values(report: Report) -> dict[str, Any]:
     """Return all values of the page and the raw samples: the JSON that the page offers."""
     return {
         "title": report.title,
+        "made": report.made,
+        "command": report.command,
+        "bundles": dict(report.bundles),
         "note": report.note,
         "protocol": report.protocol,
         "verdict": report.verdict,
@@ -136,13 +145,26 @@ def _meanings() -> str:
     return "".join(f"<dt>{escape(c.title)}</dt><dd>{escape(c.means)}</dd>" for c in summary.COLUMNS)
 
 
-def _charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
-    """Return the charts of one dataset."""
-    rows = [row for row in report.rows if row.dataset == dataset]
+def _origin(report: Report) -> str:
+    """Return date, command, machine and hashes of the bundles, as far as they are known."""
+    lines = [("made", escape(report.made)), ("command", f"<code>{escape(report.command)}</code>")]
+    found = [(name, words) for name, words in lines if getattr(report, name)]
+    machine = f'<dl class="flow">{_pairs(report.machine)}</dl>'
+    found += [("machine", machine)] if report.machine else []
+    found += [
+        (breakable(name), f'<code title="{digest}">sha256 {digest[:16]}</code>')
+        for name, digest in ((n, escape(d)) for n, d in report.bundles.items())
+    ]
+    return "".join(f"<dt>{name}</dt><dd>{words}</dd>" for name, words in found)
+
+
+def _charts(report: Report, ids: dict[str, int]) -> str:
+    """Return the charts of speed, once for all datasets, and those of accuracy, of each dataset."""
+    rows, ids = _timed(report, ids)
     n = sorted({len(row.latency.samples_ms) for row in rows})
     counted = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     untimed = [row.name for row in rows if row.time_split is None]
-    found = [
+    speed = [
         _chart(
             "Latency",
             f"A dot is one call ({counted} a row), the box holds the middle half; thick, thin and "
@@ -155,32 +177,55 @@ def _charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
             charts.time_split(rows, ids)
             + (f'<p class="small">Not timed: {escape(", ".join(untimed))}.</p>' if untimed else ""),
         ),
-        _chart(
-            "M_J against speed",
-            "Mean IoU in percent with its 95 % interval over videos. Upper right is better.",
-            charts.accuracy(rows, ids, lambda r: (r.score.m_j, r.score.m_j_interval), "M_J"),
-        ),
-        _chart(
-            "M_F against speed",
-            "F-measure with its 95 % interval over videos. Upper right is better.",
-            charts.accuracy(rows, ids, lambda r: (r.score.m_f, r.score.m_f_interval), "M_F"),
-        ),
     ]
-    names = "".join(f"<li>{summary.key(ids[r.name])}{escape(r.name)}</li>" for r in rows)
-    title = f"<h3>{escape(dataset)}</h3>" if len(report.datasets) > 1 else ""
+    names = "".join(f"<li>{summary.key(ids[r.name])}{breakable(r.name)}</li>" for r in rows)
+    accuracy = "".join(_accuracy_charts(report, dataset, ids) for dataset in report.datasets)
     return (
-        f'<div class="charts" data-dataset="{escape(dataset)}">{title}'
-        f'<ul class="names">{names}</ul>{"".join(found)}</div>'
+        f'<ul class="names">{names}</ul><div class="charts">{"".join(speed)}</div>'
+        f'<div class="charts small-ones">{accuracy}</div>'
     )
+
+
+def _timed(report: Report, ids: dict[str, int]) -> tuple[list[Row], dict[str, int]]:
+    """Return every timing once, and the colors by name: datasets share timings, unless their
+    references differ."""
+    unique = {(row.name, row.latency.samples_ms): row for row in reversed(report.rows)}
+    rows = list(reversed(unique.values()))
+    names = [row.name for row in rows]
+    shown = [
+        replace(r, name=f"{r.name} on {r.dataset}") if names.count(r.name) > 1 else r for r in rows
+    ]
+    return shown, {**ids, **{new.name: ids[r.name] for new, r in zip(shown, rows, strict=True)}}
+
+
+def _accuracy_charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
+    """Return the changes of M_J and M_F against the reference, "" without a reference."""
+    rows = [row for row in report.rows if row.dataset == dataset]
+    where = f", {breakable(dataset)}" if len(report.datasets) > 1 else ""
+    changes = (("M_J", "Points", report.m_j_change), ("M_F", "0 to 1", report.m_f_change))
+    if report.reference(dataset) is None:
+        return ""
+
+    def drawn(name: str, unit: str, change: Callable[[Row], _Change]) -> str:
+        def value(row: Row) -> tuple[float, Interval]:
+            mean, interval = change(row) or (0.0, None)
+            return mean, interval or (mean, mean)
+
+        caption = f"{unit}, against speed; 95 % interval of the differences by video."
+        chart = charts.accuracy(rows, ids, value, f"{name} change")
+        return _chart(f"{name} change{where}", caption, chart, dataset)
+
+    return "".join(drawn(*change) for change in changes)
 
 
 def _legend() -> str:
     return "".join(f'<span class="part-key {part}">{part}</span> ' for part in charts.PARTS)
 
 
-def _chart(title: str, caption: str, drawing: str) -> str:
+def _chart(title: str, caption: str, drawing: str, dataset: str = "") -> str:
+    of = f' data-dataset="{escape(dataset)}"' if dataset else ""
     return (
-        f'<figure class="panel"><figcaption><h4>{title}</h4><p class="small">{caption}</p>'
+        f'<figure class="panel"{of}><figcaption><h4>{title}</h4><p class="small">{caption}</p>'
         f"</figcaption>{drawing}</figure>"
     )
 
@@ -197,6 +242,16 @@ def _viewer(report: Report) -> str:
     return (_HERE / "viewer.html").read_text().replace("{{size_note}}", note)
 
 
+def _sections(sections: tuple[Section, ...]) -> str:
+    """Return texts as they are; tables and pictures folded, together where they are many."""
+    texts = [_section(s) for s in sections if isinstance(s.body, str)]
+    folded = [_section(s) for s in sections if not isinstance(s.body, str)]
+    if len(folded) > 2:
+        words = f"Tables of the bundles: merge, precision, engines ({len(folded)})"
+        folded = [f"<details><summary>{words}</summary><div>{''.join(folded)}</div></details>"]
+    return "".join(texts + folded)
+
+
 def _section(section: Section) -> str:
     body = section.body
     if isinstance(body, Table):
@@ -208,7 +263,9 @@ def _section(section: Section) -> str:
     else:
         parts = [part for part in re.split(r"\n\s*\n", body) if part.strip()]
         found = "".join(f"<p>{escape(part.strip())}</p>" for part in parts)
-    return f'<section class="panel"><h3>{escape(section.title)}</h3>{found}</section>'
+        return f'<section class="panel"><h3>{breakable(section.title)}</h3>{found}</section>'
+    title = f"<summary><h3>{breakable(section.title)}</h3></summary>"
+    return f'<details class="panel">{title}{found}</details>'
 
 
 def _table(title: str, body: Table) -> str:

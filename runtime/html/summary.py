@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
 from save_deploy.metrics.interval import Interval
+from save_deploy.metrics.latency import STEADY
 from save_deploy.metrics.margin import LEVELS
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.html.data import Report
@@ -46,6 +48,7 @@ def cards(report: Report) -> str:
                 f"{best.speedup:.2f}{_TIMES}",
                 _where(report, best),
                 f"{best.latency.p50_ms:.1f} ms, {best.latency.frames_per_s:.3g} frames/s",
+                *([f"not steady, noise {report.noise:.0%}"] if report.noise > STEADY else []),
             )
         )
     changes = [(change, row) for row in ours if (change := report.m_j_change(row)) is not None]
@@ -81,11 +84,14 @@ def _verdict_card(report: Report) -> str:
         "none": ("No budget", "nothing was required of these numbers"),
     }
     value, small = words[report.verdict]
+    unsure = next((check.unsure for check in report.checks if check.unsure), "")
+    if report.verdict == "pass" and unsure:  # no green for what another run may turn round
+        return _card("Verdict", "Unsteady", small, f"speed: {unsure}", style="verdict unsure")
     return _card("Verdict", value, small, style=f"verdict {report.verdict}")
 
 
 def _card(title: str, value: str, *small: str, style: str = "") -> str:
-    lines = "".join(f'<p class="small">{escape(words)}</p>' for words in small if words)
+    lines = "".join(f'<p class="small">{breakable(words)}</p>' for words in small if words)
     return (
         f'<div class="card {style}"><h3>{escape(title)}</h3>'
         f'<p class="figure">{escape(value)}</p>{lines}</div>'
@@ -98,12 +104,19 @@ def _where(report: Report, row: Row) -> str:
 
 def checks(report: Report) -> str:
     """Return every budget with the value found, "" without budgets."""
+    kinds = ["fail" if not c.passed else "unsure" if c.unsure else "pass" for c in report.checks]
+    signs = {"fail": "✗", "unsure": "~", "pass": "✓"}
     lines = [
-        f'<li class="{"pass" if c.passed else "fail"}"><b>{"✓" if c.passed else "✗"} '
-        f"{escape(c.name)}</b> {escape(c.got)} <span>({escape(c.allowed)})</span></li>"
-        for c in report.checks
+        f'<li class="{kind}"><b>{signs[kind]} {breakable(c.name)}</b> {breakable(c.got)} '
+        f"<span>({escape('; '.join(filter(None, (c.allowed, c.unsure))))})</span></li>"
+        for c, kind in zip(report.checks, kinds, strict=True)
     ]
     return f'<ul class="checks">{"".join(lines)}</ul>' if lines else ""
+
+
+def breakable(words: str) -> str:
+    """Return the text as HTML that may break after the separators of a name."""
+    return re.sub(r"(?<=\w\w)([_/.,:\-])(?=\w\w)", r"\1<wbr>", escape(words))
 
 
 def signed(value: float) -> str:
@@ -169,18 +182,18 @@ COLUMNS = (
     ),
     Column(
         "M_J",
-        "Mean IoU with truth, percent; 95 % interval over videos.",
-        lambda _, r: Cell(
-            f"{r.score.m_j:.2f}", _interval(r.score.m_j_interval, "{:.2f}".format), r.score.m_j
-        ),
+        "Mean overlap (IoU) of masks with the truth, percent.",
+        lambda _, r: Cell(f"{r.score.m_j:.2f}", "", r.score.m_j),
     ),
-    Column("M_J change", "Against the reference, points; interval of the same videos.", _change),
+    Column(
+        "M_J change",
+        "Against the reference, points; 95 % interval of the differences of the same videos.",
+        _change,
+    ),
     Column(
         "M_F",
-        "F-measure, 0 to 1; 95 % interval over videos.",
-        lambda _, r: Cell(
-            f"{r.score.m_f:.3f}", _interval(r.score.m_f_interval, "{:.3f}".format), r.score.m_f
-        ),
+        "F-measure of AVSBench, 0 to 1, precision weighted higher.",
+        lambda _, r: Cell(f"{r.score.m_f:.3f}", "", r.score.m_f),
     ),
     Column("agreement", "IoU of its masks with the reference's, all pixels pooled.", _agreement),
     Column(
@@ -201,12 +214,17 @@ def table(report: Report, ids: dict[str, int]) -> str:
     """Return all rows as a table whose header cells are sort buttons."""
     several = len(report.datasets) > 1
     head = [_header("row", "Backend, precision and bundle.")]
-    head += [_header(c.title, c.means) for c in COLUMNS]
+    cells = {c.title: [c.cell(report, row) for row in report.rows] for c in COLUMNS}
+    # a column that was not measured for any row is left out
+    shown = [c for c in COLUMNS if any(cell.value is not None for cell in cells[c.title])]
+    head += [_header(c.title, c.means) for c in shown]
     lines = []
-    for row in report.rows:
-        small = f"<small>{escape(row.dataset)}</small>" if several else ""
-        found = [f'<th scope="row">{key(ids[row.name])}<span>{escape(row.name)}{small}</span></th>']
-        found += [_td(c.cell(report, row)) for c in COLUMNS]
+    for i, row in enumerate(report.rows):
+        small = f"<small>{breakable(row.dataset)}</small>" if several else ""
+        found = [
+            f'<th scope="row">{key(ids[row.name])}<span>{breakable(row.name)}{small}</span></th>'
+        ]
+        found += [_td(cells[c.title][i]) for c in shown]
         lines.append(f'<tr data-dataset="{escape(row.dataset)}">{"".join(found)}</tr>')
     return f"<thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody>"
 

@@ -6,7 +6,7 @@
   const canvas = $("#canvas");
   const worstRow = (frame) => Object.keys(frame.rows).sort(
     (a, b) => frame.rows[a].agreement - frame.rows[b].agreement)[0] ?? "";
-  const state = { frame: null, row: worstRow(shown.frames[0]), layer: "flips", opacity: 0.55, zoom: null };
+  const state = { frame: null, row: worstRow(shown.frames[0]), layer: "row", opacity: 0.55, zoom: null };
   let order = shown.frames;
   const LAYERS = ["frame", "truth", "reference", "row", "flips", "near"];
   const { mask: MASK, on: ON, off: OFF } = shown.colors;
@@ -140,14 +140,15 @@
   const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(2));
   function side() {
     const { frame } = state, reference = shown.references[frame.dataset];
-    $("#frame-name").textContent = frame.name;
-    $("#frame-dataset").textContent = frame.dataset;
+    write($("#frame-name"), frame.name);
+    write($("#frame-dataset"), frame.dataset);
     $('#layers [data-layer="reference"] span').textContent = reference;
     const line = (name, found) => {
       const row = make("tr"), head = make("th", "", { scope: "row" });
       row.append(head);
       if (found) {
-        const button = make("button", name, { type: "button", "aria-pressed": name === state.row });
+        const button = make("button", "", { type: "button", "aria-pressed": name === state.row });
+        write(button, name);
         button.addEventListener("click", (event) => { choose(name); refocus(event); });
         head.append(button);
       } else head.textContent = name;

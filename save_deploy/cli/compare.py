@@ -34,6 +34,8 @@ def compare(
 ) -> None:
     """Compare bundles with the eager model: M_J, M_F, agreement, speed, memory, worst frames."""
     import json
+    import shlex
+    import sys
 
     from save_deploy.progress import Stages
     from save_deploy.runtime.compare.budget import require
@@ -57,6 +59,7 @@ def compare(
         found = run_comparison(options, on_stage=stages)
     finally:
         stages.finish()
+    found = replace(found, command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     if json_out is not None:
         from save_deploy.files import write_text
 

@@ -13,6 +13,8 @@ from save_deploy.errors import SaveDeployError
 if TYPE_CHECKING:
     from save_deploy.runtime.doctor import Answer, Examination
 
+_CPU = {"openvino": "OpenVINO CPU", "onnxruntime": "CPUExecutionProvider"}  # backend -> trial
+
 
 def doctor(
     bundle: Annotated[
@@ -73,7 +75,11 @@ def _lines(found: Examination) -> list[str]:
     computer, machine = found.computer, found.machine
     gib = lambda n: f"{n / 2**30:.1f} GiB"
     free, total = computer["memory_available_bytes"], computer["memory_bytes"]
-    lines = [
+    lines = [*_verdict(found), ""]
+    for answer in found.answers:
+        lines += _answer_lines(answer)
+    lines += [""] if found.answers else []
+    lines += [
         f"system     {computer['system']}, Python {computer['python']}",
         f"CPU        {computer['cpu']}, {computer['cores']} cores, "
         f"{computer['threads_allowed']} threads allowed",
@@ -95,11 +101,27 @@ def _lines(found: Examination) -> list[str]:
     lines.append("")
     for trial in found.trials:
         lines.append(f"{'loads' if trial.works else 'not':<10} {trial.name}" + _why(trial.problem))
-    if found.answers:
-        lines.append("")
-    for answer in found.answers:
-        lines += _answer_lines(answer)
     return lines
+
+
+def _verdict(found: Examination) -> list[str]:
+    """What a user came for: what runs the bundle, or any bundle, on this machine."""
+    from save_deploy.extras import install_line
+    from save_deploy.runtime.session.open import ENGINE_BACKENDS
+
+    if found.answers:
+        runs = [answer.backend for answer in found.answers if answer.runs]
+        return [f"runs on    {', '.join(runs) or 'nothing here: see what is missing below'}"]
+    works = {trial.name for trial in found.trials if trial.works}
+    ready = [name for name, trial in _CPU.items() if trial in works]
+    cuda = "CUDAExecutionProvider" in works
+    engines = [n.replace("_", "-") for n in found.machine.libraries if n in ENGINE_BACKENDS]
+    gpu = [*(["onnxruntime-cuda"] if cuda else []), *engines] if found.machine.gpus else []
+    cpu_words = ", ".join(ready) or f"nothing: {install_line('cpu')}"
+    gpu_words = ", ".join(gpu) or (
+        "nothing: see what does not load below" if found.machine.gpus else "no NVIDIA GPU here"
+    )
+    return [f"on the CPU {cpu_words}", f"on a GPU   {gpu_words}"]
 
 
 def _why(problem: str) -> str:

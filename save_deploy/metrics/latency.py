@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+STEADY = 0.1  # interquartile range over the median, at most
+
 
 @dataclass(frozen=True)
 class LatencyResult:
@@ -30,7 +32,7 @@ class LatencyResult:
 
     @property
     def spread(self) -> float:
-        """Interquartile range divided by the median; above 0.1 the machine was noisy."""
+        """Interquartile range divided by the median; above STEADY the machine was noisy."""
         return (self.percentile(75) - self.percentile(25)) / self.p50_ms
 
 

@@ -72,6 +72,20 @@ def test_rules_of_the_budgets() -> None:
     assert check_rows(rows, Budget()) == ()
 
 
+def test_a_speed_that_is_not_steady() -> None:
+    """Of the row or of the reference; the twin is steady. The exit code is that of the value."""
+    for uneven in (0, 1, None):
+        rows = [some_row("eager", "", 1.0, 70.0, None), some_row("A", "A", 2.0, 70.0, 1.0)]
+        if uneven is not None:
+            latency = LatencyResult((1.0, 1.0, 2.0, 3.0))
+            rows[uneven] = replace(rows[uneven], latency=latency)
+        (check,) = check_rows(rows, Budget(min_speedup=1.5))
+        assert check.passed
+        assert check.unsure == ("" if uneven is None else "not steady, noise 100%")
+        assert check.word == ("pass" if uneven is None else "pass (not steady, noise 100%)")
+        require((check,))
+
+
 def test_exit_codes(
     bundle: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -80,6 +80,9 @@ def test_a_normal_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFix
                if (bundle / n).exists())  # fmt: skip
     assert found["answers"][1]["memory_bytes"] == int(2.5 * size)
     text = capsys.readouterr().out
+    first, empty, second = text.splitlines()[:3]
+    assert first.split() == ["runs", "on", "onnxruntime,", "openvino"] and empty == ""
+    assert second.startswith("can run    onnxruntime")
     assert "libcuda" in text and "can run    openvino" in text and "next: " in text
     assert found["computer"]["cores"] >= 1 and "onnxruntime" in " ".join(found["packages"])
 
@@ -146,7 +149,24 @@ def test_machine_alone(quick: Callable[..., None], capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "GPU 0      NVIDIA L4, SM89, 24.0 GiB, 20.0 GiB free (engines are" in text
     assert "GPU 1      NVIDIA T4, SM75" in text and "driver     580.65.06, up to CUDA 13.0" in text
+    assert text.splitlines()[:2] == [
+        "on the CPU onnxruntime",
+        "on a GPU   tensorrt-rtx, tensorrt",
+    ]
     assert examine().answers == ()
+    cuda = Trial("CUDAExecutionProvider", True, "CUDAExecutionProvider", "")
+    quick((cuda,), gpus=(gpu(),), libraries={"tensorrt_rtx": "1.7"})
+    doctor(None)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        'on the CPU nothing: pip install "save-deploy[cpu]"',
+        "on a GPU   onnxruntime-cuda, tensorrt-rtx",
+    ]
+    quick(gpus=(gpu(),), libraries={})
+    doctor(None)
+    assert "on a GPU   nothing: see what" in capsys.readouterr().out
+    quick(gpus=())
+    doctor(None)
+    assert "on a GPU   no NVIDIA GPU here" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ from PIL import Image
 
 from save_deploy.errors import SaveDeployError
 from save_deploy.runtime.html import Check, Figure, Report, Section, Table, write_html
+from save_deploy.runtime.html.charts import labels
 from tests.runtime.html_samples import (
     NASTY,
     SAMPLES,
     sample_report,
 )
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 
 
 class Page(html.parser.HTMLParser):
@@ -35,7 +36,7 @@ class Page(html.parser.HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
         self.scripts: dict[str, str] = {}
-        self.feed(text)
+        self.feed(text.replace("<wbr>", ""))  # a place where a name may break
         self.close()
         assert self.open == []
 
@@ -145,13 +146,17 @@ def test_m_j_change_is_paired() -> None:
     """Videos that all lose one point: the interval has no width, whatever their own spread."""
     report = sample_report()
     base, row = report.rows[:2]
-    eager = replace(base.score, m_j=60.0, j=(0.2, 1.0))
-    ours = replace(row, score=replace(row.score, m_j=59.0, j=(0.19, 0.99)))
+    eager = replace(base.score, m_j=60.0, j=(0.2, 1.0), m_f=0.9, f=(0.8, 1.0))
+    ours = replace(
+        row, score=replace(row.score, m_j=59.0, j=(0.19, 0.99), m_f=0.89, f=(0.79, 0.99))
+    )
     report = replace(report, rows=(replace(base, score=eager), ours), frames=())
     found = report.m_j_change(ours)
     assert found is not None and found[1] is not None
     assert found[0] == -1 and found[1] == pytest.approx((-1, -1))
     assert report.m_j_change(report.rows[0]) is None
+    found = report.m_f_change(ours)
+    assert found is not None and found == (pytest.approx(-0.01), pytest.approx((-0.01, -0.01)))
     unpaired = replace(ours, score=replace(ours.score, j=(0.5,)))
     assert report.m_j_change(unpaired) == (-1, None)
 
@@ -215,6 +220,63 @@ def test_size_stays_small(tmp_path: Path) -> None:
 def test_page_says_that_frames_are_shrunk(tmp_path: Path) -> None:
     _, page = written(sample_report(n_clips=1, side=600), tmp_path)
     assert "shrunk to 512 px" in " ".join(page.texts)
+
+
+def test_origin(tmp_path: Path) -> None:
+    digest = "0123456789abcdef" * 4
+    report = replace(
+        sample_report(), made="2026-11-28 14:55 UTC", command="save-compare 'my bundle'",
+        bundles={"my_bundle": digest},
+    )  # fmt: skip
+    text, page = written(report, tmp_path)
+    for words in (report.made, report.command, "my_bundle", "sha256 0123456789abcdef", "some CPU"):
+        assert words in page.texts
+    assert "my_<wbr>bundle" in text and digest in text
+    assert data_of(page)["bundles"] == {"my_bundle": digest}
+    _, page = written(sample_report(), tmp_path)
+    assert "command" not in page.texts  # a call from Python has none
+
+
+def test_speed_is_drawn_once(tmp_path: Path) -> None:
+    """Datasets share their timings. The twin: another timing of the same name is drawn, too."""
+    report = sample_report(datasets=("scenes", "stamps"))
+    text, page = written(report, tmp_path)
+    assert text.count('class="dot ') == 2 * len(SAMPLES) * 3 and page.texts.count("Latency") == 1
+    assert {"M_J change, scenes", "M_F change, stamps"} <= set(page.texts)
+    other = replace(report.rows[-1].latency, samples_ms=(1.0,) * len(SAMPLES))
+    rows = (*report.rows[:-1], replace(report.rows[-1], latency=other))
+    text, page = written(replace(report, rows=rows), tmp_path)
+    assert text.count('class="dot ') == 2 * len(SAMPLES) * 4
+    assert f"{rows[-1].name} on stamps" in page.texts
+
+
+def test_unsteady_speed_is_not_green(tmp_path: Path) -> None:
+    report = sample_report()
+    unsure = Check("speed-up", "2.0", "at least 1.5 x", True, "not steady, noise 24%")
+    text, page = written(replace(report, checks=(*report.checks, unsure)), tmp_path)
+    assert "Unsteady" in page.texts and "Pass" not in page.texts
+    assert 'class="card verdict unsure"' in text and text.count('<li class="pass">') == 1
+    assert "~ speed-up" in page.texts and data_of(page)["verdict"] == "pass"
+    text, page = written(replace(report, checks=(replace(unsure, unsure=""),)), tmp_path)
+    assert "Pass" in page.texts and 'class="card verdict pass"' in text
+    failed = replace(unsure, passed=False)
+    assert "Fail" in written(replace(report, checks=(failed,)), tmp_path)[1].texts
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("eager", "a b"), ["eager", "a b"]),
+        (
+            ("eager", "save_vit_t_256_fp32 onnxruntime", "save_vit_t_256_fp32_two onnxruntime"),
+            ["eager", "…_fp32 onnxruntime", "…_fp32_two onnxruntime"],
+        ),
+        (("x" * 60, "x" * 30 + "y" + "x" * 29), ["1 xxxxxxxxxx…xxxxxxxxxx", "2 xxxxxxxxxx…xxxxxxxxxx"]),
+    ],
+)  # fmt: skip
+def test_labels_differ(names: tuple[str, ...], expected: list[str]) -> None:
+    found = labels(names, 25 * 6.6)
+    assert len(set(found)) == len(names) and found == expected
 
 
 def test_every_sample_is_drawn(tmp_path: Path) -> None:

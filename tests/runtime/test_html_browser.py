@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from save_deploy.runtime.html import write_html
+from save_deploy.runtime.html import Section, Table, write_html
 from save_deploy.runtime.html.frames import compared
 from tests.runtime.html_samples import NASTY, Browser, browser_missing, open_browser, sample_report
 
@@ -116,6 +116,9 @@ def test_browser_draws_the_flips(page: Browser) -> None:
       }
       return found;
     })()"""
+    assert page.js(f"{VIEWER}.layer") == "row"  # it opens on the masks
+    page.click("#layers [data-layer=flips]")
+    page.until(f"{VIEWER}.layer", "flips")
     name, row = page.js(f"[{VIEWER}.frame, {VIEWER}.row]")
     (frame,) = [f for f in sample_report(datasets=("scenes", "stamps")).frames if f.name == name]
     found = compared(frame)[row]
@@ -138,7 +141,7 @@ def test_browser_click_and_choice(page: Browser) -> None:
     page.until("document.querySelector('#frame-dataset').textContent", "stamps")
     seen = "[...document.querySelectorAll('{}')].filter(e => e.checkVisibility()).length"
     assert page.js(seen.format("#rows tbody tr")) == 3
-    assert page.js(seen.format(".charts")) == 1
+    assert page.js(seen.format(".charts figure")) == 4  # speed, which is of all, and its accuracy
     assert complaints(page) == []
 
 
@@ -175,6 +178,22 @@ def test_browser_themes(page: Browser) -> None:
     page.click("#theme")
     page.media(prefers_color_scheme="light")
     assert page.js(ground) == dark
+
+
+@needs_browser
+def test_browser_page_is_short(page: Browser, tmp_path: Path) -> None:
+    """Two datasets, three rows each, nine tables of engines: folded, and not drawn twice."""
+    page.size(1400, 900)
+    height = "document.documentElement.scrollHeight"
+    before = page.js(height)
+    report = sample_report(datasets=("scenes", "stamps"))
+    engines = tuple(Section(f"engine {i}", Table(("a",), (("b",),) * 12)) for i in range(9))
+    write_html(tmp_path / "more.html", replace(report, sections=report.sections + engines))
+    page.open(tmp_path / "more.html")
+    page.until(f"{VIEWER}.frame !== undefined")
+    assert page.js(height) <= before + 40 and before < 2600
+    page.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.js(height) > before + 2000  # the twin: what is folded is there
 
 
 @needs_browser
