@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from save_deploy.export.bench_graphs import (
     write_variants,
 )
 from save_deploy.extras import install_line
+from save_deploy.partials import partial_folder
 from save_deploy.runtime.bench.entries import Subject, bundle_graphs, parse_entries, split_names
 from save_deploy.runtime.bench.options import BenchOptions
 from save_deploy.runtime.bench.run import BenchResult, OnStep, run_bench
@@ -51,9 +51,8 @@ def benchmark(
     if any(name in MODES for name in names):
         require_device(mode.device)
         [named_mode(name, mode.device) for name in names if name in MODES]  # TF32 is CUDA's alone
-    options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.out, prefix=".graphs-") as folder:
-        work, checkpoint = Path(folder), options.checkpoint
+    with partial_folder(options.out / "graphs", what="the benchmark") as work:
+        checkpoint = options.checkpoint
         if config is not None:
             on_text(f"writing random weights of {options.preset}")
             checkpoint = write_random_checkpoint(work / "random.safetensors", config)

@@ -53,6 +53,19 @@ def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def replaced_files(folder: Path, *, what: str = "the files") -> Iterator[Path]:
+    """Yield a partial folder; at the end its files appear in `folder` and replace those of their names.
+
+    Other files of the folder stay. Raises OutputError("`what` cannot be written").
+    """
+    with partial_folder(folder / "files", what=what) as partial:
+        yield partial
+        raise_if_interrupted()
+        for path in sorted(partial.iterdir()):
+            path.replace(folder / path.name)
+
+
+@contextlib.contextmanager
 def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
     """Create a folder that is filled file by file; after an error remove it if it is empty.
 

@@ -7,10 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from save_deploy.files import write_text
 from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.latency import LatencyResult, speedup
+from save_deploy.partials import replaced_files
 from save_deploy.runtime.bench.run import BenchResult, Outcome
 from save_deploy.runtime.bench.yardsticks import gflops
 from save_deploy.runtime.compare.table import (
@@ -162,7 +162,6 @@ def print_result(result: BenchResult) -> None:
 
 def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
     """Write bench.json, bench.md and, with matplotlib, bench.png; return the written files."""
-    folder.mkdir(parents=True, exist_ok=True)
     subject = result.subject
     values: dict[str, Any] = {
         "command": command,
@@ -185,14 +184,15 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "overhead_us": result.overhead_us,
         "entries": [_entry(result, outcome) for outcome in result.outcomes],
     }
-    write_text(folder / "bench.json", json.dumps(values, indent=2) + "\n", what="the report")
     lines = [f"`{command}`", "", *markdown_table(table(result), n_left=N_LEFT)]
     lines += ["", *(f"{line}  " for line in footnote(result)), ""]
-    write_text(folder / "bench.md", "\n".join(lines), what="the report")
-    written = [folder / "bench.json", folder / "bench.md"]
-    if plot(result, folder / "bench.png"):
-        written.append(folder / "bench.png")
-    return written
+    names = ["bench.json", "bench.md"]
+    with replaced_files(folder, what="the report") as partial:
+        (partial / names[0]).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (partial / names[1]).write_text("\n".join(lines), encoding="utf-8")
+        if plot(result, partial / "bench.png"):
+            names.append("bench.png")
+    return [folder / name for name in names]
 
 
 def plot(result: BenchResult, path: Path) -> bool:

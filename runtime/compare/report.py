@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.margin import flips
 from save_deploy.metrics.parity import mask_agreement
-from save_deploy.partials import partial_folder
+from save_deploy.partials import replaced_files
 from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.compare.rows import row_values
 from save_deploy.runtime.compare.run import Comparison
@@ -49,18 +48,12 @@ def check_folder(folder: Path) -> None:
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     """All files appear together at the very end and replace those of an earlier report; other files
     of the folder stay. -> their paths."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    with partial_folder(folder / "report", what="the report") as partial:
+    with replaced_files(folder, what="the report") as partial:
         names = _write(partial, found)
         raise_if_interrupted()
         for old in folder.glob(PICTURES):
             if old.name not in names:
                 old.unlink()
-        for name in names:
-            os.replace(partial / name, folder / name)
     return [folder / name for name in names]
 
 

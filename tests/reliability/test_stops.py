@@ -147,10 +147,11 @@ def test_stopped_at_random_moments(
 ) -> None:
     verb, moments = VERBS[name], random.Random(f"{name} {sent}")
     target, finished = place / verb.target, 0
+    length_s = whole_s(name)
     before = {*place.iterdir()}
     for _ in range(TIMES):
         process = _start(verb, place)
-        time.sleep(moments.uniform(0.05, 1.0) * whole_s(name))
+        time.sleep(moments.uniform(0.05, 1.0) * length_s)
         process.send_signal(sent)
         _, told = process.communicate(timeout=120)
         assert process.returncode in STOPPED, told.decode()
