@@ -70,7 +70,7 @@ def print_comparison(found: Comparison) -> None:
         if isinstance(section.body, str):
             console.print(section.body.replace("\n\n", "\n"), markup=False)
     for check in found.checks:
-        word = "pass" if check.passed else "FAIL"
+        word = check.word if check.passed else "FAIL"
         console.print(f"{word}: {check.name} {check.got}, {check.allowed}", markup=False)
     for name, why in found.skipped.items():
         console.print(f"skipped {name}: {why}", markup=False)
@@ -81,6 +81,9 @@ def values_of(found: Comparison) -> dict[str, Any]:
     options = found.options
     return {
         "title": found.title,
+        "made": found.made,
+        "command": found.command,
+        "bundles": found.bundles,
         "note": found.note,
         "notes": list(found.notes),
         "metrics": found.rows[0].score.protocol,
@@ -109,6 +112,9 @@ def page(found: Comparison) -> Report:
         frames=found.frames,
         sections=found.sections,
         checks=found.checks,
+        made=found.made,
+        command=found.command,
+        bundles=found.bundles,
     )
 
 
@@ -156,9 +162,16 @@ def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
 
 def markdown(found: Comparison) -> str:
     """report.md: a table for each dataset, the checks, the worst frames, the sections."""
-    lines = [f"# {found.title}", ""]
+    lines = [
+        f"# {found.title}",
+        "",
+        found.made + (f": `{found.command}`" if found.command else ""),
+        "",
+    ]
+    lines += [f"- {name}: manifest sha256 {digest}" for name, digest in found.bundles.items()]
+    lines += [""] if found.bundles else []
     for check in found.checks:
-        word = "pass" if check.passed else "**FAIL**"
+        word = check.word if check.passed else "**FAIL**"
         lines.append(f"- {word}: {check.name} {check.got}, {check.allowed}")
     lines += [""] if found.checks else []
     for dataset in dict.fromkeys(row.dataset for row in found.rows):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from save_deploy.bundle import FileRecord, Manifest
+from save_deploy.bundle import MANIFEST, FileRecord, Manifest, sha256_of
 from save_deploy.errors import SaveDeployError
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.parity import ParityResult
@@ -95,6 +95,9 @@ def test_exit_codes(
     assert run_cli([str(bundle), *few, *strict, "--json"], monkeypatch) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["verdict"] == "pass" and len(printed["rows"]) == 2
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", printed["made"])
+    assert list(printed["bundles"].values()) == [sha256_of(bundle / MANIFEST)]
+    assert "--min-agreement 0.98" in printed["command"]
     report = tmp_path / "report"
     arguments = [str(other), *few, *strict, "--report", str(report), "--no-memory"]
     assert run_cli(arguments, monkeypatch) == 2
