@@ -7,6 +7,7 @@ between stages and before an output is moved to its target.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 import sys
@@ -33,6 +34,14 @@ def listen_for_interrupts() -> None:
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
         signal.signal(hangup, _interrupt)
+    atexit.register(_stop_listening)
+
+
+def _stop_listening() -> None:
+    """Let signals end the process at once: an exception in the teardown of a library may crash it."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if number is not None and signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def listens_for_interrupts() -> bool:

@@ -116,8 +116,9 @@ def _whole(verb: Verb, folder: Path) -> None:
 
 
 def _start(verb: Verb, folder: Path) -> subprocess.Popen[bytes]:
+    resume = ["--resume"] if verb.keeps and (folder / verb.target / "last.pt").exists() else []
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "save_deploy", *verb.args], cwd=folder,
+        [sys.executable, "-P", "-m", "save_deploy", *verb.args, *resume], cwd=folder,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         env={**os.environ, "SAVE_DEPLOY_CACHE": str(folder / "cache")},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -158,6 +159,8 @@ def test_stopped_at_random_moments(
         if target.exists():
             verb.check(target)
             finished += 1
+            if process.returncode == 0:
+                _remove(target)
         left = {p for p in place.iterdir() if p not in before} - {target, place / "cache"}
         if sent != signal.SIGKILL:
             assert not left, left
