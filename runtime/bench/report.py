@@ -27,7 +27,7 @@ from save_deploy.runtime.html.data import Table
 from save_deploy.runtime.session import default_threads
 
 N_LEFT = 2  # columns of words
-WIDTH, WIDE = 150, 185  # characters of a line in a log; where devices are told
+WIDTH, WIDE = 150, 185  # line lengths in a log, without and with the device column
 # what others are measured against, on which backend (None: their own)
 REFERENCES = {"x eager": ("eager", "torch"), "x naive": ("naive", None)}
 NAIVE_INT8 = {"x naive-int8": ("naive-int8", None)}  # a column only of runs that have it

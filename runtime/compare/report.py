@@ -1,4 +1,4 @@
-"""A comparison on the terminal and as files: report.json, report.md, report.html, worst frames."""
+"""Write a comparison: terminal table, report.json, report.md, report.html, worst frames as PNG."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ PICTURES = "worst_*.png"
 
 
 def check_folder(folder: Path) -> None:
-    """Raise SaveDeployError where the report could not be written, before anything is measured. The
-    folder is not made yet: a mistake in the other options leaves none behind."""
+    """Raise SaveDeployError if the report cannot be written. Called before any measurement.
+
+    The folder is not created here, so an error in another option leaves no empty folder.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".partial-"):
@@ -46,8 +48,11 @@ def check_folder(folder: Path) -> None:
 
 
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
-    """All files appear together at the very end and replace those of an earlier report; other files
-    of the folder stay. -> their paths."""
+    """Write the report's files and return their paths.
+
+    All files are complete before the first one appears. They replace the files of an earlier
+    report; other files of the folder remain.
+    """
     with replaced_files(folder, what="the report") as partial:
         names = _write(partial, found)
         raise_if_interrupted()
@@ -58,7 +63,7 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
 
 
 def print_comparison(found: Comparison) -> None:
-    """One table for each dataset, the notes, sections of text, checks and skipped clips."""
+    """Print one table per dataset, then notes, text sections, checks and skipped clips."""
     console = log_console()
     columns = compare_columns(eager=found.options.eager)
     for dataset in dict.fromkeys(row.dataset for row in found.rows):
@@ -77,7 +82,7 @@ def print_comparison(found: Comparison) -> None:
 
 
 def values_of(found: Comparison) -> dict[str, Any]:
-    """report.json: every number of the page, raw samples included."""
+    """Return the contents of report.json: every number of the page, and the raw samples."""
     options = found.options
     return {
         "title": found.title,
@@ -101,7 +106,7 @@ def values_of(found: Comparison) -> dict[str, Any]:
 
 
 def page(found: Comparison) -> Report:
-    """The data of report.html."""
+    """Return the data of report.html."""
     return Report(
         title=found.title,
         note=found.note,
@@ -119,14 +124,14 @@ def page(found: Comparison) -> Report:
 
 
 def machine_values(threads: int | None) -> dict[str, object]:
-    """What a timing must be read with: processor, memory, threads, GPUs where there are any."""
+    """Return what a timing depends on: processor, memory, threads, any GPUs."""
     gpus = read_nvidia().lines()
     found = {**machine(), "threads": threads or default_threads()}
     return {**found, **({"gpu": "; ".join(gpus)} if gpus else {})}
 
 
 def library_versions() -> dict[str, str]:
-    """Of what may have run; TensorRT's where it was loaded."""
+    """Return the versions of the installed packages, and of TensorRT if it was loaded."""
     loaded = {name: sys.modules[name] for name in ENGINE_BACKENDS if name in sys.modules}
     return {**versions(), **{n: str(m.__version__) for n, m in loaded.items()}}
 
@@ -144,7 +149,7 @@ def _write(folder: Path, found: Comparison) -> list[str]:
 
 
 def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
-    """Frame, truth, reference, the row that agrees least, flips, at network size."""
+    """Write a strip at network size: frame, truth, reference, worst row, flips."""
     reference = frame.reference_mask
     name = worst_row(reference, frame.masks)
     got = frame.masks[name]
@@ -161,7 +166,7 @@ def _write_strip(path: Path, frame: ReportFrame, reference_label: str) -> None:
 
 
 def markdown(found: Comparison) -> str:
-    """report.md: a table for each dataset, the checks, the worst frames, the sections."""
+    """Return report.md: checks, one table per dataset, skipped clips, worst frames, sections."""
     lines = [
         f"# {found.title}",
         "",
@@ -186,7 +191,7 @@ def markdown(found: Comparison) -> str:
         lines.append("")
     if found.frames:
         lines += [
-            "## Worst frames: picture, truth, reference, the row that agrees least, flips",
+            "## Worst frames: picture, truth, reference, row with the lowest agreement, flips",
             "",
         ]
         for i, frame in enumerate(found.frames, start=1):
