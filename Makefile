@@ -15,7 +15,7 @@ test: $(VENV)/.installed-test
 	$(MAKE) check
 	$(BIN)/python -m pytest $(SHARED) --durations 25
 
-# What takes minutes a test: interrupted exports, fresh environments, C++ under sanitizers. CI runs it
+# What takes long: interrupted exports, fresh environments, C++ under sanitizers. CI runs it
 # after `make test`.
 thorough: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(SHARED) --durations 25 -m thorough

@@ -47,13 +47,13 @@ def quantized_matmuls(model: onnx.ModelProto) -> int:
     return sum({made_by.get(i) for i in node.input} == {"DequantizeLinear"} for node in matmuls)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_naive_fp16_has_half_weights(tmp_path: Path) -> None:
     model = exported("naive", "fp16", tmp_path / "model.onnx")
     assert weight_types(model) == {TensorProto.FLOAT16}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_merged_bf16_has_no_half_weights_and_no_pairs(tmp_path: Path) -> None:
     model = exported("merged", "bf16", tmp_path / "model.onnx")
     assert weight_types(model) == {TensorProto.BFLOAT16}

@@ -121,7 +121,7 @@ def test_channel_maxima_are_no_row() -> None:
         assert found.amax[method] == pytest.approx(exact.amax(method), rel=0.05), method
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("smooth", [True, False])
 def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool) -> None:
     """Logits of the quantized graph against eager: 20 dB and more between with and without."""

@@ -59,8 +59,11 @@ MATRIX = {
     (256, "int8"): Measured(186, 10.3),
     (256, "bf16"): Measured(179, 18.2),
 }
-USUAL = (256, "fp16")  # traced by test_forms_tensorrt.py too; the rest takes minutes
-RUNS = [pytest.param(*run, marks=() if run == USUAL else pytest.mark.long) for run in MATRIX]
+USUAL = (256, "fp16")  # the rest takes minutes
+RUNS = [
+    pytest.param(*run, marks=pytest.mark.thorough if run == USUAL else pytest.mark.long)
+    for run in MATRIX
+]
 Graphs = Callable[[int, str], Path]
 
 

@@ -85,7 +85,15 @@ ENGINES = {
 
 @pytest.mark.slow
 @needs_rtx
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fp16",
+        pytest.param("fp16 as at 1024", marks=pytest.mark.thorough),
+        "int8",
+        pytest.param("fp8", marks=pytest.mark.thorough),
+    ],
+)
 def test_tiny_engine(name: str, tmp_path: Path) -> None:
     """A global block and two windowed ones: all attentions fused, all products as asked."""
     forms, fmt, most, quantised = ENGINES[name]
@@ -99,7 +107,7 @@ def test_tiny_engine(name: str, tmp_path: Path) -> None:
     assert receipt.warnings == ()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @needs_rtx
 def test_other_forms_show_in_the_receipt(tmp_path: Path) -> None:
     """Twins: products apart need more kernels, an FP32 product is never fused."""
@@ -185,7 +193,9 @@ def run_half(path: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["portable", "tensorrt"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("portable", marks=pytest.mark.thorough), "tensorrt"]
+)
 def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Path) -> None:
     """They are divided and multiplied back, nothing else becomes FP32, and masks are right."""
     model, forms = huge_scores(), forms_for(target)

@@ -81,10 +81,8 @@ def eager(model: SaveModel, example: tuple[torch.Tensor, ...]) -> np.ndarray:
         return model.forward_embedding(*example)[0].numpy()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "made", [DeployModel, pytest.param(FrameModel, marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("made", [DeployModel, FrameModel])
 def test_simplified_like_the_exporter_does(model: SaveModel, example, made) -> None:  # type: ignore[no-untyped-def]
     """Its own, slower list of rules leaves the same operators, of the eager model too: what benchmarks
     call naive is what the exporter gives."""

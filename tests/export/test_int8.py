@@ -305,6 +305,7 @@ def test_fp8(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert onnx.TensorProto.FLOAT8E4M3FN in kinds and onnx.TensorProto.INT8 not in kinds
 
 
+@pytest.mark.thorough
 def test_over_budget(tiny: dict[str, Any], tmp_path: Path) -> None:
     options = ExportOptions(**{**tiny, "min_agreement": 1.1}, precision="int8", out=tmp_path / "b")
     with pytest.raises(ParityError, match="--max-drop") as caught:

@@ -55,6 +55,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, dict[st
     return subject, files, write_empty_graph(subject.spec, folder / "empty.onnx")
 
 
+@pytest.mark.thorough
 def test_random_weights_are_not_trivial(prepared: tuple[Subject, dict[str, Path], Path]) -> None:
     """Norms and biases matter, so a wrong fold of them would be seen; same seed, same weights."""
     model = load_model(prepared[0].source.checkpoint)
@@ -64,8 +65,8 @@ def test_random_weights_are_not_trivial(prepared: tuple[Subject, dict[str, Path]
     assert prepared[0].parameters == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("resident", [True, pytest.param(False, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("resident", [True, False])
 def test_rounds(
     prepared: tuple[Subject, dict[str, Path], Path],
     resident: bool,
@@ -142,6 +143,7 @@ def test_entries_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch, n: int, f
     assert bench_run._fits(subject, n) == fits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_empty_graph_has_the_interface(
     prepared: tuple[Subject, dict[str, Path], Path], backend: str
@@ -152,6 +154,7 @@ def test_empty_graph_has_the_interface(
     assert logits.shape == (1, 1, 224, 224) and np.ptp(logits) == 0
 
 
+@pytest.mark.thorough
 def test_useful_work_is_what_the_merged_graph_does(
     prepared: tuple[Subject, dict[str, Path], Path],
 ) -> None:
