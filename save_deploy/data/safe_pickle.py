@@ -24,6 +24,8 @@ from save_deploy.errors import DataError
 
 MAX_BYTES = 64 << 20
 MAX_EXAMPLES = 1000
+_MAX_TEXT = 1000  # characters of a text in the pickles of a storage: names of types and keys
+_STORAGE_PICKLES = 5  # in torch's legacy format: magic number, protocol, machine, object, keys
 Globals = dict[tuple[str, str], Callable[..., Any]]
 
 
@@ -145,6 +147,7 @@ def _storage(path: Path, data: bytes) -> Any:
     """Read the values, a nested pickle, with torch's own restricted reader."""
     import torch
 
+    _check_texts(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickles that it then rejects
@@ -156,10 +159,19 @@ def _storage(path: Path, data: bytes) -> Any:
         raise _refused(path, name.group(1)) from error
 
 
+def _check_texts(data: bytes) -> None:
+    """Raise ValueError for a long text: torch searches its errors with a regex of quadratic time."""
+    stream = io.BytesIO(data)
+    for _ in range(_STORAGE_PICKLES):
+        for _, value, _ in pickletools.genops(stream):
+            if isinstance(value, (str, bytes)) and len(value) > _MAX_TEXT:
+                raise ValueError(f"a text of {len(value)} characters in the values of a tensor")
+
+
 def _refused(path: Path, name: str) -> DataError:
     return DataError(
         "pickle contains more than a tensor or a list",
-        got=f"{name} in {path}",
+        got=f"{name[:100]} in {path}",
         expected="only data; no code was executed",
         hint="do not open this file with other tools; download the dataset again",
     )

@@ -120,6 +120,30 @@ def test_memo_index_is_bounded(tmp_path: Path, put: bytes) -> None:
         load_audio_names(path)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_long_name_is_refused_at_once(tmp_path: Path, inside: bool) -> None:
+    """torch needs time in proportion to the square of its length; the error shows its beginning."""
+    name = b"c" + b"torch" + b"x" * 100_000 + b"\nFloatStorage\n."
+    stream = io.BytesIO()
+    torch.save(torch.ones(1).untyped_storage(), stream, _use_new_zipfile_serialization=False)
+    begin = 0
+    for _ in range(3):  # magic number, protocol, machine
+        begin = stream.getvalue().index(b".", begin) + 1
+    values = stream.getvalue()[:begin] + name
+    call = (
+        b"ctorch.storage\n_load_from_bytes\nB"
+        + len(values).to_bytes(4, "little")
+        + values
+        + b"\x85R."
+    )
+    path = tmp_path / "mel.pkl"
+    path.write_bytes(b"\x80\x04" + (call if inside else name))
+    expected = "a text of 100018 characters" if inside else "more than a tensor"
+    with pytest.raises(DataError, match=expected) as error:
+        load_log_mel(path)
+    assert len(str(error.value)) < 1000
+
+
 def test_missing(tmp_path: Path) -> None:
     for load in (load_log_mel, load_audio_names):
         with pytest.raises(DataError, match=r"cannot be read[^$]*gone.pkl"):
