@@ -95,7 +95,7 @@ def test_asked_backend_decides(bundle: Path, quick: Callable[..., None]) -> None
     assert got.value.exit_code == 3
     with pytest.raises(BackendError, match="unknown backend"):
         doctor(bundle, backend="abacus")
-    with pytest.raises(SaveDeployError, match="for a bundle") as usage:
+    with pytest.raises(SaveDeployError, match="needs a bundle") as usage:
         doctor(None, backend="tensorrt")
     assert usage.value.exit_code == 1
 
