@@ -111,7 +111,7 @@ def in_bulk(
     shutil.rmtree(out, ignore_errors=True)
     threads = max(1, allowed_cores() // actors)
     asked = BulkOptions(actors=actors, threads_per_actor=threads, **options)
-    run = Timed(str(films), asked, OutputOptions(out=out, section=Section(fps=fps)))
+    run = Timed((str(films),), asked, OutputOptions(out=out, section=Section(fps=fps)))
     return run(Task(bundle=bundle, out=out, film=FilmOptions())), run.cpu_s
 
 
