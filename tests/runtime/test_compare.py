@@ -176,7 +176,7 @@ def test_one_model_at_a_time_gives_the_same(
     assert [r.score for r in again.rows] == [r.score for r in found.rows[:2]]
     assert again.rows[1].parity == found.rows[1].parity
     assert {len(r.latency.samples_ms) for r in again.rows} == {6}
-    assert "too large to hold together" in again.note
+    assert "together too large for memory" in again.note
 
 
 def test_rounds_go_on_until_steady(monkeypatch: pytest.MonkeyPatch) -> None:
