@@ -2,7 +2,7 @@
 
     backend = "openvino"    # of every verb that has the option
     [export]
-    res = 512               # of one verb
+    res = 1024              # of one verb
 
 Options on the line win. The folder may be a stranger's, so only options that choose among what is
 there are read: none that trusts, forces, skips a check, names an output or reaches another machine.
