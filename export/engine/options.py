@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from save_deploy.errors import ExportError
-from save_deploy.export.engine.graph import GraphFacts
 from save_deploy.export.engine.targets import DEFAULT_TARGETS, FP8_TARGETS, resolve
 from save_deploy.options import option
+
+if TYPE_CHECKING:
+    from save_deploy.export.engine.graph import GraphFacts
 
 LIBRARIES = {"auto": "", "tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 BUILDER = "Builder"

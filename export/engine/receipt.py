@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from save_deploy.export.engine.graph import GraphFacts, MatMul
 from save_deploy.export.engine.layers import BuildLog, Kernel, operands
 from save_deploy.options import option
+
+if TYPE_CHECKING:
+    from save_deploy.export.engine.graph import GraphFacts, MatMul
 
 ALLOW = "What the receipt may show"
 
