@@ -1,5 +1,7 @@
 """Opening of a dataset by name: scenes, scenes:ms3, stamps, stamps:ms3, or a folder as released.
 
+stamps:seen and stamps:unseen, and with two sources stamps:seen_ms3 and stamps:unseen_ms3, have
+different objects.
 A folder is DIR or DIR:subset with s4, ms3, v2, v1s, v1m, avss, v3_seen, v3_unseen, v3_1_shot,
 v3_3_shot, v3_5_shot or syn. Without a subset it is detected from the metadata file.
 """
@@ -13,6 +15,9 @@ from save_deploy.data.released import ReleasedClips
 from save_deploy.data.sample import ClipDataset
 from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import DataError
+
+_ONE_SOURCE, _TWO_SOURCES = ("", "s4"), ("ms3",)
+_HELD_OUT = ("seen", "unseen", "seen_ms3", "unseen_ms3")  # of stamps
 
 
 def open_dataset(
@@ -29,23 +34,27 @@ def open_dataset(
     """Return a dataset of indexed clips.
 
     n_clips: maximum number of clips.
-    n_sources, staging: for generated data only; n_sources None is a training mixture. `scenes:ms3`
-        and `stamps:ms3` have two sources.
+    n_sources, staging: for generated data only; n_sources None is a training mixture. Subsets that
+        end with ms3 have two sources.
     source: for S4 and MS3: auto (wav, else log-mel, else the video's sound), wav, log_mel, or video
         (frames and sound).
     skip_bad: return a SkippingDataset, which skips unreadable clips.
     """
     base, _, subset = name.partition(":")
     if base in ("scenes", "stamps"):
-        if subset not in ("", "s4", "ms3"):
-            raise DataError("unknown subset", got=name, expected=f"{base}, {base}:s4 or {base}:ms3")
+        subsets = (*_ONE_SOURCE, *_TWO_SOURCES, *(_HELD_OUT if base == "stamps" else ()))
+        if subset not in subsets:
+            names = ", ".join(f"{base}:{one}" if one else base for one in subsets)
+            raise DataError("unknown subset", got=name, expected=f"one of {names}")
+        two = subset.endswith("ms3")
         clips = _generated(
             base,
             split,
+            among=_among(subset),
             n_clips=n_clips,
             seed=seed,
-            n_sources=2 if subset == "ms3" else n_sources,
-            staging=staging or (Staging(n_objects=(3, 5)) if subset == "ms3" else None),
+            n_sources=2 if two else n_sources,
+            staging=staging or (Staging(n_objects=(3, 5)) if two else None),
         )
         return SkippingDataset(clips) if skip_bad else clips
     released = list_released(resolve(name), split, n_clips=n_clips, seed=seed, source=source)
@@ -95,6 +104,7 @@ def _generated(
     base: str,
     split: str,
     *,
+    among: str,
     n_clips: int | None,
     seed: int,
     n_sources: int | None,
@@ -107,12 +117,18 @@ def _generated(
         return Scenes(split, **kwargs)  # type: ignore[arg-type]
     from save_deploy.data.stamps import StampScenes
 
-    return StampScenes(split, **kwargs)  # type: ignore[arg-type]
+    return StampScenes(split, among=among, **kwargs)  # type: ignore[arg-type]
+
+
+def _among(subset: str) -> str:
+    """Return the objects of a subset: "seen", "unseen", or "" for all."""
+    return subset.partition("_")[0] if subset in _HELD_OUT else ""
 
 
 def generated_actors(name: str) -> tuple[Actor, ...]:
     """Return the objects of generated data, () for a folder."""
-    match name.partition(":")[0]:
+    base, _, subset = name.partition(":")
+    match base:
         case "scenes":
             from save_deploy.data import scenes
 
@@ -120,5 +136,5 @@ def generated_actors(name: str) -> tuple[Actor, ...]:
         case "stamps":
             from save_deploy.data import stamps
 
-            return stamps.actors()
+            return stamps.actors(_among(subset))
     return ()

@@ -35,13 +35,15 @@ from save_deploy.training.distributed import Team, team
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.options import TrainConfig
 from save_deploy.training.parameters import (
+    averaged,
     build_optimizer,
     cast_frozen,
     nothing_to_train,
     trainable_parameters,
 )
+from save_deploy.training.scores import ScoreLimit
 from save_deploy.training.sound import heard_actors, sound_batch, warm_up_sound
-from save_deploy.training.state import read_state, write_state
+from save_deploy.training.state import RunState, read_state, write_state
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
 RUN_FILES = ("best.safetensors", "last.pt", "curve.jsonl")
@@ -127,12 +129,16 @@ class _Run:
         self.aux = AuxHeads(model.config.audio_fc).to(here.device) if config.aux_weight else None
         self.learned = [*parameters.values(), *(self.aux.parameters() if self.aux else [])]
         self.optimizer = build_optimizer(self.learned, config)
+        self.average = averaged(model, config.ema) if config.ema else None
         self.first_step, self.best = 0, -1.0
         if resume and self.state_path.is_file():
             self._load()
         elif config.sound_steps:
             self._listen(on_sound)
         self.actors = heard_actors(config.data) if config.sound_batch else []
+        # after the average, so that it is not a copy with hooks
+        limit = config.score_limit
+        self.score_limit = ScoreLimit(model.mask_decoder, limit) if limit else None
         self.step = here.wrap(
             TrainStep(
                 model,
@@ -220,6 +226,13 @@ class _Run:
             )
         nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
         self.optimizer.step()
+        if self.score_limit is not None:
+            scores = self.here.gather(self.score_limit.scores())
+            highest = [max(of_one) for of_one in zip(*scores, strict=True)]
+            self.score_limit.apply(highest)
+            sums["score"] = max(highest)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return total, {name: round(value, 4) for name, value in sums.items()}
 
     def _synced(self, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -247,7 +260,7 @@ class _Run:
             self.here.device.type, dtype=torch.bfloat16, enabled=config.savings.amp
         ):
             score = evaluate(
-                self.model, self.val_clips, protocol=protocol(config.metrics), among=self.here
+                self.kept, self.val_clips, protocol=protocol(config.metrics), among=self.here
             )
         report.score = score
         better = score.m_j > self.best
@@ -257,12 +270,17 @@ class _Run:
                 self._keep(report, {"val": config.val_data, "val_m_j": round(score.m_j, 3)})
             self._log(report, seconds)
 
+    @property
+    def kept(self) -> SaveModel:
+        """Model that is validated and saved: the averaged one, if there is one."""
+        return self.model if self.average is None else self.average.module
+
     def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
         """Save the current weights as the best checkpoint."""
         config = self.config
         save_checkpoint(
             self.best_path,
-            self.model,
+            self.kept,
             kind="adapter" if config.adapter_only else "full",
             dtype=torch.float16 if config.half else None,
             notes={"data": config.data, "step": report.step, **notes},
@@ -315,14 +333,14 @@ class _Run:
 
     def _save(self, step: int) -> None:
         write_state(
-            self.state_path, self.model, self.aux, self.optimizer, config=self.config, step=step,
-            best=self.best,
+            self.state_path, self._state(), config=self.config, step=step, best=self.best,
         )  # fmt: skip
 
     def _load(self) -> None:
-        self.first_step, self.best = read_state(
-            self.state_path, self.model, self.aux, self.optimizer, config=self.config
-        )
+        self.first_step, self.best = read_state(self.state_path, self._state(), config=self.config)
+
+    def _state(self) -> RunState:
+        return RunState(self.model, self.aux, self.optimizer, self.average)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, max_pool2d
 
 IOU_EPS = 1e-7  # without it an empty mask gives NaN when all p underflow, as in SAMA-AVS (A19)
+EDGE_PX = 4
 
 
 def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
@@ -21,6 +23,29 @@ def mask_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 def bce_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
     """Return mean BCE over pixels, the loss of GAVS."""
     return binary_cross_entropy_with_logits(mask_logits, masks)
+
+
+def mask_and_edge_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
+    """Return mask_loss plus edge_loss."""
+    return mask_loss(mask_logits, masks) + edge_loss(mask_logits, masks)
+
+
+def edge_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
+    """Return mean BCE over the pixels within EDGE_PX of an edge of the mask; 0 without edges.
+
+    mask_logits, masks float {0,1}: (B,1,S,S). The distance is counted in rows and in columns.
+    """
+    near = near_edges(masks)
+    bce = binary_cross_entropy_with_logits(mask_logits, masks, reduction="none")
+    return (bce * near).sum() / near.sum().clamp(min=1)
+
+
+def near_edges(masks: Tensor) -> Tensor:
+    """Return 1 for the pixels within EDGE_PX of a pixel of the other kind, else 0: (B,1,S,S)."""
+    size = 2 * EDGE_PX + 1
+    both = torch.cat([masks, 1 - masks], dim=1)  # (B,2,S,S)
+    grown = max_pool2d(both, size, stride=1, padding=EDGE_PX)
+    return grown.prod(dim=1, keepdim=True)
 
 
 def iou_loss(prob: Tensor, masks: Tensor) -> Tensor:
@@ -58,4 +83,4 @@ def sound_class_loss(class_logits: Tensor, sounding: Tensor) -> Tensor:
     return bce.sum(dim=1).mean()
 
 
-LOSSES = {"bce+iou": mask_loss, "bce": bce_loss}
+LOSSES = {"bce+iou": mask_loss, "bce": bce_loss, "bce+iou+edge": mask_and_edge_loss}

@@ -9,6 +9,7 @@ from typing import Any
 from save_deploy.errors import SaveDeployError
 from save_deploy.options import option, skip_bad_option, sound_option
 
+LOSS_NAMES = ("bce+iou", "bce", "bce+iou+edge")
 DATA, SCHEDULE, MEMORY, RUN = "Data", "Schedule", "Memory", "Run"
 
 
@@ -107,7 +108,10 @@ class TrainConfig:
         "--accumulate", panel=MEMORY, default=1, low=1,
         help="Parts in which a device processes its share of a batch.",
     )  # fmt: skip
-    loss: str = "bce+iou"
+    loss: str = option(
+        "--loss", panel=SCHEDULE, default="bce+iou",
+        help="bce+iou (the paper's), bce (GAVS), or bce+iou+edge.",
+    )  # fmt: skip
     metrics: str = option(
         "--metrics", panel=RUN, default="avsbench",
         help="Protocol of the validation: avsbench, sama, sama_val or gavs.",
@@ -125,6 +129,14 @@ class TrainConfig:
         "--final-lr-ratio", panel=SCHEDULE, default=0.01, help="Last learning rate over the peak."
     )
     clip_norm: float = 1.0
+    ema: float = option(
+        "--ema", panel=SCHEDULE, default=0.0, low=0, high=0.99999,
+        help="Decay of averaged weights, which are validated and kept; 0: no average.",
+    )  # fmt: skip
+    score_limit: float = option(
+        "--score-limit", panel=SCHEDULE, default=0.0, low=0,
+        help="Largest decoder score before its division, for float16; 0: no limit.",
+    )  # fmt: skip
     freeze_sam: bool = option(
         "--freeze", panel=RUN, default=False,
         help="Train only what the system trains (always with --sam).",
@@ -172,6 +184,10 @@ class TrainConfig:
     )
     skip_bad: bool = skip_bad_option(DATA)
     sound_from: str = sound_option(DATA)
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSS_NAMES:
+            raise SaveDeployError("unknown loss", got=self.loss, expected=", ".join(LOSS_NAMES))
 
     def share(self, world: int) -> int:
         """Return the samples of one accumulated part on one device.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from save_deploy.config import SaveConfig
 from save_deploy.errors import SaveDeployError
@@ -63,6 +64,11 @@ def build_optimizer(learned: Iterable[nn.Parameter], config: TrainConfig) -> Opt
     if config.savings.moments == "bf16":
         return AdamWBf16(groups, lr=config.lr)
     return AdamW(groups, lr=config.lr, fused=True)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Return a copy of the model whose weights follow it as an exponential moving average."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class AdamWBf16(Optimizer):

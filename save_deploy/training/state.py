@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +15,19 @@ from save_deploy.files import new_file
 from save_deploy.training.options import TrainConfig
 
 
+@dataclass(frozen=True)
+class RunState:
+    """What a run changes. average: averaged model, or None."""
+
+    model: nn.Module
+    aux: nn.Module | None
+    optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+
+
 def write_state(
     path: Path,
-    model: nn.Module,
-    aux: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
+    run: RunState,
     *,
     config: TrainConfig,
     step: int,
@@ -29,9 +38,10 @@ def write_state(
     Raises OutputError.
     """
     state = {
-        "model": _own_weights(model, freeze_sam=config.freeze_sam),
-        "aux": aux.state_dict() if aux else {},
-        "optimizer": optimizer.state_dict(),
+        "model": _own_weights(run.model, freeze_sam=config.freeze_sam),
+        "aux": run.aux.state_dict() if run.aux else {},
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.state_dict() if run.average else {},
         "train_config": json.dumps(dataclasses.asdict(config)),
         "step": step,
         "best": best,
@@ -42,22 +52,22 @@ def write_state(
 
 def read_state(
     path: Path,
-    model: nn.Module,
-    aux: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
+    run: RunState,
     *,
     config: TrainConfig,
 ) -> tuple[int, float]:
-    """Load the state into model, aux and optimizer; return the next step and the best M_J.
+    """Load the state into the run; return the next step and the best M_J.
 
     Raises SaveDeployError when the state is of another model or other options.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        model.load_state_dict(state["model"], strict=not config.freeze_sam)
-        if aux is not None:
-            aux.load_state_dict(state["aux"])
-        optimizer.load_state_dict(state["optimizer"])
+        run.model.load_state_dict(state["model"], strict=not config.freeze_sam)
+        if run.aux is not None:
+            run.aux.load_state_dict(state["aux"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        if run.average is not None:
+            run.average.load_state_dict(state["average"])
         return int(state["step"]), float(state["best"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise SaveDeployError(

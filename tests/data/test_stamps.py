@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from save_deploy.data import stamps
+from save_deploy.data.open import generated_actors, open_dataset
 from save_deploy.errors import DataError
 
 
@@ -43,3 +44,28 @@ def test_scenes_have_silent_distractors() -> None:
         assert clip.labels is not None and len(clip.sounding) == 1
         assert set(np.unique(clip.labels)) - {0, *clip.sounding}
         np.testing.assert_array_equal(clip.frames, stamps.StampScenes("test", n_clips=6)[i].frames)
+
+
+@pytest.mark.stamps
+def test_seen_and_unseen_objects() -> None:
+    """Together all objects; nothing that sounds or looks alike is in both."""
+    everything, seen, unseen = stamps.actors(), stamps.actors("seen"), stamps.actors("unseen")
+    assert sorted(seen + unseen, key=lambda a: a.label) == list(everything)
+    assert 13 <= len(unseen) <= 18
+    assert not {a.sound_group for a in seen} & {a.sound_group for a in unseen}
+    assert not {a.recording.tobytes() for a in seen} & {a.recording.tobytes() for a in unseen}
+    labels = {a.label for a in unseen}
+    for name, n_sources in (("stamps:unseen", 1), ("stamps:unseen_ms3", 2)):
+        clips = open_dataset(name, n_clips=5)
+        for i in range(5):
+            assert clips[i].labels is not None and len(clips[i].sounding) == n_sources
+            assert set(np.unique(clips[i].labels)) - {0} <= labels
+    heard = {actor.label for actor in generated_actors("stamps:seen")}
+    assert heard == {a.label for a in seen}
+
+
+def test_unknown_subsets_name_the_known_ones() -> None:
+    with pytest.raises(DataError, match="stamps:unseen_ms3"):
+        open_dataset("stamps:unheard")
+    with pytest.raises(DataError, match=r"scenes:ms3$"):
+        open_dataset("scenes:unseen")

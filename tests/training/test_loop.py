@@ -67,6 +67,36 @@ def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type
 
 
 @pytest.mark.slow
+def test_averaged_weights_are_kept(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """An average of every step's weights by hand; also over an interruption."""
+    config = dataclasses.replace(CONFIG, ema=0.5, val_data=None)
+    learner, wanted = model(tiny), dict[str, torch.Tensor]()
+
+    def average(progress) -> None:  # type: ignore[no-untyped-def]
+        for name, value in learner.state_dict().items():
+            before = wanted.get(name)
+            wanted[name] = value.clone() if before is None else 0.5 * before + 0.5 * value
+
+    best = train(learner, config, tmp_path / "a", on_step=average)
+    state, *_ = read_native(best)
+    moved = 0
+    for name, value in state.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6, msg=name)
+        moved += not torch.equal(value, learner.state_dict()[name])
+    assert moved > 10
+
+    def stop(progress) -> None:  # type: ignore[no-untyped-def]
+        if progress.step == 3:  # after the save at step 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(model(tiny), config, tmp_path / "b", on_step=stop)
+    resumed = train(model(tiny), config, tmp_path / "b", resume=True)
+    for name, value in read_native(resumed)[0].items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
 def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     learner = model(tiny)
     before = {k: v.clone() for k, v in learner.state_dict().items()}

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from save_deploy.training.losses import iou_loss, mask_loss, pixel_class_loss, sound_class_loss
+from save_deploy.training.losses import (
+    EDGE_PX,
+    LOSSES,
+    edge_loss,
+    iou_loss,
+    mask_loss,
+    near_edges,
+    pixel_class_loss,
+    sound_class_loss,
+)
+from save_deploy.training.options import LOSS_NAMES
 
 P = torch.tensor([[0.9, 0.4], [0.6, 0.1]])[None, None]
 G = torch.tensor([[1.0, 1.0], [0.0, 0.0]])[None, None]
@@ -45,3 +56,35 @@ def test_pixel_classes_against_cross_entropy() -> None:
 def test_sound_classes_are_summed_and_images_averaged() -> None:
     logits, sounding = torch.zeros(2, 3), torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert sound_class_loss(logits, sounding).item() == pytest.approx(3 * math.log(2))
+
+
+def test_edge_loss_against_distances() -> None:
+    """Pixels whose Chebyshev distance to the other kind is at most 4, by comparing all pairs."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 24, 24), bool)
+    masks[0, 6:18, 3:20], masks[1, :, 21:] = True, True
+    logits = rng.normal(size=masks.shape)
+    places = np.argwhere(np.ones((24, 24), bool))
+    apart = np.abs(places[:, None] - places[None]).max(axis=2)  # (576,576)
+    near = []
+    for mask in masks.reshape(2, -1):
+        near.append((apart + 1000 * (mask[:, None] == mask[None])).min(axis=1) <= EDGE_PX)
+    target = torch.from_numpy(masks[:, None].astype(np.float32))
+    np.testing.assert_array_equal(near_edges(target).numpy().reshape(2, -1) > 0, near)
+    probability = 1 / (1 + np.exp(-logits))
+    bce = -np.log(np.where(masks, probability, 1 - probability)).reshape(2, -1)
+    found = edge_loss(torch.from_numpy(logits[:, None]).float(), target)
+    assert found.item() == pytest.approx(bce[np.array(near)].mean(), rel=1e-5)
+    whole = LOSSES["bce+iou+edge"](torch.from_numpy(logits[:, None]).float(), target)
+    plain = mask_loss(torch.from_numpy(logits[:, None]).float(), target)
+    assert whole.item() == pytest.approx(plain.item() + found.item(), rel=1e-6)
+
+
+def test_edge_loss_without_edges() -> None:
+    logits = torch.randn(1, 1, 8, 8)
+    assert edge_loss(logits, torch.zeros(1, 1, 8, 8)).item() == 0
+    assert edge_loss(logits, torch.ones(1, 1, 8, 8)).item() == 0
+
+
+def test_losses_have_the_names_of_the_option() -> None:
+    assert set(LOSSES) == set(LOSS_NAMES)
