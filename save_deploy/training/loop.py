@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -273,7 +273,7 @@ class _Run:
     @property
     def kept(self) -> SaveModel:
         """Model that is validated and saved: the averaged one, if there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(SaveModel, self.average.module)
 
     def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
         """Save the current weights as the best checkpoint."""
