@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from save_deploy.calibration.methods import METHODS
 from save_deploy.errors import DataError
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 BINS = 2048
 CHUNK = 1 << 18  # values per step, so that temporaries fit into the CPU cache
 SMALLEST_RANGE = 2.0**-126  # smallest normal float32; smaller values share the first bins

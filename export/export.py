@@ -45,8 +45,8 @@ from save_deploy.files import cache_folder, check_folder_target, new_folder
 from save_deploy.machine import versions
 from save_deploy.model.save import SaveModel
 from save_deploy.progress import countdown, resumable
-from save_deploy.runtime.compare import Row
 from save_deploy.runtime.compare.export_table import footnote, write_report
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.golden import one_sided
 from save_deploy.runtime.session import as_batch

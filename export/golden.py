@@ -24,8 +24,8 @@ from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import Frame, read_frame, resize_frame
 from save_deploy.errors import ExportError
+from save_deploy.metrics.budget import ParityBudget
 from save_deploy.metrics.latency import LatencyResult
-from save_deploy.metrics.parity import ParityBudget
 from save_deploy.runtime.golden import (
     ANSWERS,
     BACKGROUND,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from save_deploy.calibration.histogram import METHODS
+from save_deploy.calibration.methods import METHODS
 from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
-from save_deploy.metrics.parity import ParityBudget
+from save_deploy.metrics.budget import ParityBudget
 from save_deploy.options import option, sam_option, skip_bad_option, threads_option
 from save_deploy.precision import Precision
 

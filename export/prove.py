@@ -20,8 +20,8 @@ from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import score_videos
 from save_deploy.precision import Precision
-from save_deploy.runtime.compare import Row
 from save_deploy.runtime.compare.entries import REFERENCE, Entry, GraphFile, Pool
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.compare.speed import time_entries, time_interleaved
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import available_backends

@@ -7,53 +7,20 @@ Nothing is uploaded.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.bundle import MANIFEST, Manifest, sha256_of
 from save_deploy.bundle_files import FileRecord, notes_on_reports
-from save_deploy.errors import BundleError, DataError
+from save_deploy.errors import BundleError
 from save_deploy.files import check_folder_target, new_folder
-from save_deploy.options import option
+from save_deploy.runtime.hub_options import UNKNOWN_LICENSE, PublishOptions
 
 CARD, SUMS, ATTRIBUTES = "README.md", "SHA256SUMS", ".gitattributes"
 _MARK = "library_name: save-deploy"
 _LARGE = ("*.onnx", "*.data", "*.npy", "*.plan", "*.png", "*.wav")
 _TAGS = ("audio-visual-segmentation", "segment-anything", "onnx")
-_UNKNOWN = "other"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishOptions:
-    """Options of publish.
-
-    license: identifier used by the Hub.
-    repo: USER/NAME in the card's example; "" for USER and the folder's name.
-    """
-
-    bundle: Path = option(help="Folder written by save-export.")
-    out: Path = option("--out", "-o", help="Folder to write.")
-    force: bool = option("--force", default=False, help="Replace an existing published folder.")
-    license: str = option(
-        "--license", default=_UNKNOWN, metavar="ID",
-        help="License of the weights, such as apache-2.0 or cc-by-nc-4.0.",
-    )  # fmt: skip
-    repo: str = option(
-        "--repo", default="", metavar="USER/NAME", default_text="",
-        help="Name on the Hub, for the example in the card. Default: USER and the folder's name.",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        """Raise DataError for a license or a name that the Hub does not accept."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", self.license):
-            raise DataError(
-                "wrong license", got=self.license[:80], expected="an identifier such as apache-2.0"
-            )
-        if self.repo and not re.fullmatch(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", self.repo, re.ASCII):
-            raise DataError("wrong --repo", got=self.repo[:80], expected="USER/NAME")
 
 
 def publish(options: PublishOptions) -> tuple[str, ...]:
@@ -126,7 +93,7 @@ def _sums(files: dict[str, FileRecord], manifest_sha256: str) -> str:
 
 
 def _notes(options: PublishOptions, manifest: Manifest) -> Iterator[str]:
-    if options.license == _UNKNOWN:
+    if options.license == UNKNOWN_LICENSE:
         yield "the card says license: other; set the license of the weights with --license"
     if manifest.engines:
         files = ", ".join(entry["file"] for entry in manifest.engines)

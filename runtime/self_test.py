@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from save_deploy.bundle import Manifest
 from save_deploy.errors import ParityError
 from save_deploy.files import cache_folder, keep_in_cache
-from save_deploy.metrics.parity import ParityBudget, ParityMeter, ParityResult
+from save_deploy.metrics.budget import ParityBudget
+from save_deploy.metrics.parity import ParityMeter, ParityResult
 from save_deploy.runtime.golden import GOLDEN, embedding_bound, read_golden
 from save_deploy.runtime.session.choose import Choice
 

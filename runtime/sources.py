@@ -24,6 +24,7 @@ EXPECTED = "a video, a picture and a sound, a folder, a pattern, a URL, or - for
 RUNS = "runs"  # the folder of runs without -o
 STDIN = "-"
 _LIVE = re.compile(rf"camera(:\d+)?|(rtsps?|rtmps?|srt|udp|rtp):/.+|({'|'.join(DEVICES)}):.+")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/+[^/?#]*", re.IGNORECASE)
 _LONGEST = 80  # characters of a name
 
 
@@ -83,7 +84,13 @@ def name_of(source: str) -> str:
     folder."""
     if source == STDIN:
         return "stdin"
-    place = urlsplit(source).path if is_remote(source) else os.path.abspath(source)
+    address = _ADDRESS.match(source) is not None and not os.path.exists(source)
+    # without host, user, password and query: a name is printed, and a folder is listed
+    place = (
+        re.sub(r"[?#].*", "", _ADDRESS.sub("", source, count=1))
+        if address
+        else os.path.abspath(source)
+    )
     fixed = [part for part in re.split(r"[/\\]", place) if part and not is_pattern(part)]
     name = fixed[-1] if fixed else ""
     if not os.path.isdir(source) and fixed and place.endswith(name):

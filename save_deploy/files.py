@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from save_deploy.errors import OutputError, SaveDeployError
@@ -73,6 +73,23 @@ def check_file_target(target: Path, *, force: bool) -> None:
         raise _exists(target, "file")
     if not _is_special(target):
         _check_parent(Path(os.path.realpath(target)), "-o FILE")
+
+
+def check_results_target(
+    folder: Path, names: Iterable[str], *, force: bool, option: str = "-o DIR"
+) -> None:
+    """Raise OutputError when a folder holds results of these names (without force).
+
+    Other files may lie in the folder: results are written beside them.
+    """
+    found = [name for name in names if (folder / name).exists()]
+    if found and not force:
+        raise OutputError(
+            "output exists",
+            got=f"{', '.join(found)} in {folder}",
+            expected="a folder without them",
+            hint=f"add --force to replace them, or choose {option}",
+        )
 
 
 def check_not_input(target: Path, *inputs: Path) -> None:

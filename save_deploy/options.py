@@ -54,7 +54,10 @@ def option(*names: str, help: str, default: Any = dataclasses.MISSING, **more: A
 
 
 def checkpoint_option() -> Any:
-    return option(default=None, help="SAVE checkpoint (.safetensors). Default: the built-in vit_t.")
+    return option(
+        default=None,
+        help="SAVE checkpoint (.safetensors, or another project's .pth). Default: the built-in vit_t.",
+    )
 
 
 def sam_option(panel: str = "") -> Any:

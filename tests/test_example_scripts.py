@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,29 @@ def test_mask(bundle_fp32: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(out)) > 0, expected)
     assert f"{expected.share:.1%} of the picture" in done.stdout
     assert run("mask.py", tmp_path, picture, sound, out).returncode != 0
+
+
+def test_onnx_only(bundle_fp32: Path, tmp_path: Path) -> None:
+    """Without this package, in the syntax of an old Python: its mask, and one answer to a wrong sound."""
+    picture, sound, wrong, out = (tmp_path / n for n in ("in.png", "in.wav", "44.wav", "out.png"))
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (300, 480, 3), dtype=np.uint8)).save(picture)
+    soundfile.write(sound, 0.2 * np.sin(np.arange(12_000)), 16_000)
+    soundfile.write(wrong, 0.2 * np.sin(np.arange(44_100)), 44_100)
+    program = EXAMPLES / "onnx_only.py"
+    ast.parse(program.read_text(), feature_version=(3, 8))
+    code = f"import runpy, sys; sys.modules['save_deploy'] = None; sys.argv[:1] = []; runpy.run_path({str(program)!r})"
+    for heard, status in ((sound, 0), (wrong, 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, program, bundle_fp32, picture, heard, out],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+    assert "mono at 16 kHz" in done.stderr
+    with load(bundle_fp32, backend="onnxruntime") as segment:
+        expected = segment(picture, sound)
+    differ = (np.asarray(Image.open(out)) > 0) != expected
+    assert 0 < expected.mean() < 1 and differ.mean() < 1e-4
 
 
 @pytest.mark.slow

@@ -211,6 +211,36 @@ def test_help_of_a_process() -> None:
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
+LARGE = {
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "av",
+    "PIL",
+    "soundfile",
+    "safetensors",
+}
+
+
+def imported(*command: str) -> set[str]:
+    """Top-level packages that `python COMMAND` imports, as -X importtime lists them."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    rows = (line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line)
+    return {name.partition(".")[0] for name in rows}
+
+
+def test_help_imports_no_large_library() -> None:
+    """numpy alone takes longer than everything else that --help needs."""
+    found = imported("-m", "save_deploy", "--help")
+    assert "typer" in found and not found & LARGE
+    assert "numpy" in imported("-c", "import save_deploy.bundle")  # the twin
+
+
 @pytest.mark.slow
 def test_readme_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every make target and option the README shows is real."""

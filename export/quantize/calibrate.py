@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from save_deploy.calibration.channels import Channels
-from save_deploy.calibration.histogram import METHODS, Histogram
+from save_deploy.calibration.histogram import Histogram
+from save_deploy.calibration.methods import METHODS
 from save_deploy.calibration.observe import Observer, observe
 from save_deploy.calibration.overlap import refuse_overlap, refuse_test_clips, refuse_test_names
 from save_deploy.calibration.pairs import Pairs

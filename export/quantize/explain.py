@@ -26,7 +26,7 @@ from save_deploy.machine import has_int8_dot_product
 from save_deploy.metrics.latency import speedup, speedup_range
 from save_deploy.metrics.margin import Margin, MarginMeter
 from save_deploy.precision import Precision
-from save_deploy.runtime.compare import Row
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.kernels import KernelCheck, executed_kernels
 from save_deploy.runtime.pictures import NamedFrames, WorstFrame, write_worst
 from save_deploy.runtime.session import default_threads

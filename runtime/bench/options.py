@@ -8,6 +8,7 @@ from pathlib import Path
 from save_deploy.options import option
 
 MODEL, MEASUREMENT = "Model", "Measurement"
+RESULTS = ("bench.json", "bench.md")  # files in --out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class BenchOptions:
     """
 
     checkpoint: Path | None = option(
-        default=None, help="SAVE checkpoint (.safetensors). Default: the built-in vit_t."
+        default=None,
+        help="SAVE checkpoint (.safetensors, or another project's .pth). Default: the built-in vit_t.",
     )
     what: str = option(
         "--what", default="eager,compile,naive,merged",
@@ -36,6 +38,7 @@ class BenchOptions:
     out: Path = option(
         "--out", "-o", default=Path("bench"), help="Folder for bench.json, bench.md and bench.png."
     )
+    force: bool = option("--force", default=False, help="Replace an earlier benchmark in --out.")
     preset: str | None = option(
         "--preset", panel=MODEL, default=None,
         help="vit_t, vit_b, vit_l or vit_h with random weights instead of a checkpoint.",

@@ -11,6 +11,7 @@ from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.latency import LatencyResult, speedup
 from save_deploy.partials import replaced_files
+from save_deploy.runtime.bench.options import RESULTS
 from save_deploy.runtime.bench.run import BenchResult, Outcome
 from save_deploy.runtime.bench.yardsticks import gflops
 from save_deploy.runtime.compare.table import (
@@ -186,7 +187,7 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
     }
     lines = [f"`{command}`", "", *markdown_table(table(result), n_left=N_LEFT)]
     lines += ["", *(f"{line}  " for line in footnote(result)), ""]
-    names = ["bench.json", "bench.md"]
+    names = list(RESULTS)
     with replaced_files(folder, what="the report") as partial:
         (partial / names[0]).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (partial / names[1]).write_text("\n".join(lines), encoding="utf-8")

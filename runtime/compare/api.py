@@ -21,6 +21,7 @@ def compare(
     clips: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
+    force: bool = False,
     options: CompareOptions | None = None,
     on_stage: Callable[[str, str], None] = lambda *_: None,
 ) -> Comparison:
@@ -29,7 +30,7 @@ def compare(
     data: scenes (default) or a dataset.
     backend: auto (default), all, or a name.
     checkpoint: source checkpoint of the bundles; None for the built-in one.
-    report: folder for report.html; None writes nothing.
+    report: folder for report.html; None writes nothing. force: replace an earlier report there.
     options: all other options; the arguments above replace its fields.
     A result over budget is in `checks` and raises nothing. Raises SaveDeployError.
 
@@ -55,7 +56,7 @@ def compare(
     asked = replace(asked, **{k: v for k, v in given.items() if v is not None})
     folder = None if report is None else as_path(report, "report")
     if folder is not None:
-        check_folder(folder)
+        check_folder(folder, force=force)
     found = run_comparison(asked, on_stage=on_stage)
     if folder is not None:
         write_comparison(folder, found)

@@ -19,6 +19,7 @@ from save_deploy.runtime.eager_mode import EagerMode, choose_device, named_mode
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.open import BACKENDS, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
+from save_deploy.weight_files import check_weights
 
 # optional rows of the eager model on CUDA
 FURTHER = ("compile", "eager-fp16", "eager-bf16", "compile-fp16")
@@ -65,6 +66,10 @@ def make_plan(options: CompareOptions) -> Plan:
     bundles = {
         label: (folder, Manifest.read(folder)) for label, folder in labels(options.bundles).items()
     }
+    for folder, manifest in bundles.values():  # all files, before torch is imported
+        manifest.verify(folder)
+    for path in (*options.checkpoints, *options.sams):
+        check_weights(path)
     sources = {label: _source(*bundle, options) for label, bundle in bundles.items()}
     left_out: dict[tuple[str, str], list[str]] = {}
     members: dict[tuple[object, ...], list[Entry]] = {}
@@ -174,7 +179,6 @@ def _entries(
     first: BackendError | None = None
     asked = [b for b in options.backends if b != ALL]
     tried = asked + [b for b in BACKENDS[1:] if ALL in options.backends and b not in asked]
-    manifest.verify(folder)
     for backend in dict.fromkeys(tried):
         try:
             with load(

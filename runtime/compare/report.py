@@ -10,6 +10,7 @@ from typing import Any
 
 from save_deploy.data.transforms import resize_frame
 from save_deploy.errors import SaveDeployError
+from save_deploy.files import check_results_target
 from save_deploy.machine import describe as machine
 from save_deploy.machine import read_nvidia, versions
 from save_deploy.metrics.margin import flips
@@ -31,14 +32,18 @@ from save_deploy.runtime.pictures import comparison_strip
 from save_deploy.runtime.session import default_threads
 from save_deploy.runtime.session.open import ENGINE_BACKENDS
 
+REPORTS = ("report.html", "report.md", "report.json")
 PICTURES = "worst_*.png"
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, force: bool = False) -> None:
     """Raise SaveDeployError if the report cannot be written. Called before any measurement.
+
+    An earlier report in the folder is replaced with force only.
 
     The folder is not created here, so an error in another option leaves no empty folder.
     """
+    check_results_target(folder, REPORTS, force=force, option="--report DIR")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryDirectory(dir=there, prefix=".partial-"):

@@ -19,7 +19,7 @@ from save_deploy.runtime.live.source import LiveFrame, LiveSource
 from save_deploy.runtime.live.stats import LiveResult, Stats
 from save_deploy.runtime.live.writer import TIME_BASE, LiveVideo
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.video.formats import find_encoder, format_of
+from save_deploy.runtime.video.formats import FORMATS, find_encoder, format_of
 from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, Sink
@@ -52,7 +52,7 @@ class LiveRun:
         if options.show:
             check_display()
         if options.out is not None:
-            find_encoder(format_of(options.out).encoders)
+            find_encoder(format_of(options.out, FORMATS).encoders)
             check_file_target(options.out, force=options.force)
         self.places = places_of(str(options.video), live.microphone)
 

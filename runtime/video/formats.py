@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from save_deploy.errors import BackendError, DataError
+
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,20 @@ OPTIONS = {
 }
 
 
-def format_of(path: Path) -> Format:
-    """Return the format of a file suffix. Raises DataError for an unsupported suffix."""
-    if path.suffix.lower() not in FORMATS:
+def format_of(path: Path, formats: Mapping[str, F]) -> F:
+    """Return the format of a file's suffix.
+
+    formats: FORMATS of videos, or MATTES, which can be transparent.
+    Raises DataError for another suffix.
+    """
+    if path.suffix.lower() not in formats:
+        able = ", the formats that can be transparent" if formats is MATTES else ""
         raise DataError(
             "unsupported output format",
             got=path.name,
-            expected="a file name that ends in " + ", ".join(FORMATS),
+            expected=f"a file name that ends in {', '.join(formats)}{able}",
         )
-    return FORMATS[path.suffix.lower()]
+    return formats[path.suffix.lower()]
 
 
 def find_encoder(names: tuple[str, ...]) -> str:
@@ -84,17 +91,6 @@ def find_encoder(names: tuple[str, ...]) -> str:
         expected=" or ".join(names),
         hint="pip install --upgrade av, or --masks DIR instead of a video",
     )
-
-
-def matte_format_of(path: Path) -> MatteFormat:
-    """Return the format of a matte by its suffix. Raises DataError for an unsupported suffix."""
-    if path.suffix.lower() not in MATTES:
-        raise DataError(
-            "this kind of video cannot be transparent",
-            got=path.name,
-            expected="a matte's name that ends in " + " or ".join(MATTES),
-        )
-    return MATTES[path.suffix.lower()]
 
 
 def find_matte_encoder(form: MatteFormat) -> None:

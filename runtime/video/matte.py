@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from save_deploy.data.film import url_of
 from save_deploy.data.transforms import Frame, Mask
-from save_deploy.runtime.video.formats import find_matte_encoder, matte_format_of
+from save_deploy.runtime.video.formats import MATTES, find_matte_encoder, format_of
 from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.source import VideoSource
 from save_deploy.runtime.video.writer import encodable, picture_stream
@@ -28,7 +28,7 @@ class MatteVideo:
     def __init__(self, path: Path, source: VideoSource) -> None:
         import av
 
-        self.source, self.form = source, matte_format_of(path)
+        self.source, self.form = source, format_of(path, MATTES)
         find_matte_encoder(self.form)
         self._container: Any = av.open(url_of(path), "w", format=self.form.muxer)
         self._stream: Any = None

@@ -19,10 +19,11 @@ from save_deploy.progress import raise_if_interrupted
 from save_deploy.runtime.pipeline import Listener, SavePipeline
 from save_deploy.runtime.video.ahead import ahead
 from save_deploy.runtime.video.formats import (
+    FORMATS,
+    MATTES,
     find_encoder,
     find_matte_encoder,
     format_of,
-    matte_format_of,
 )
 from save_deploy.runtime.video.masking import masked
 from save_deploy.runtime.video.matte import MatteVideo
@@ -85,9 +86,9 @@ class VideoRun:
         _check_distinct(self._targets())
         self._check_targets()
         if options.out is not None:
-            find_encoder(format_of(options.out).encoders)
+            find_encoder(format_of(options.out, FORMATS).encoders)
         if options.matte is not None:
-            find_matte_encoder(matte_format_of(options.matte))
+            find_matte_encoder(format_of(options.matte, MATTES))
         if options.show:
             check_display()
 

@@ -79,7 +79,7 @@ class StillRun:
                 drawn = new_file(self.overlay, what=_WHAT, replace=outputs.force)
                 shown.save(files.enter_context(drawn), format="PNG")
             if outputs.out is not None:
-                write_mask(outputs.out, found)
+                write_mask(outputs.out, found, replace=outputs.force)
         if outputs.show:
             self._show(found)
         return found

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from save_deploy.data.film import url_of
 from save_deploy.data.transforms import Frame
 from save_deploy.runtime.pictures import Color
-from save_deploy.runtime.video.formats import OPTIONS, bit_rate, find_encoder, format_of
+from save_deploy.runtime.video.formats import (
+    FORMATS,
+    OPTIONS,
+    bit_rate,
+    find_encoder,
+    format_of,
+)
 from save_deploy.runtime.video.overlay import outlined
 from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.source import VideoSource
@@ -33,7 +39,7 @@ class OverlayVideo:
         import av
 
         self.path, self.source, self.color = path, source, color
-        self.form = format_of(path)
+        self.form = format_of(path, FORMATS)
         self.encoder = find_encoder(self.form.encoders)
         self.padded: tuple[int, int] | None = None  # original (H,W) of padded frames
         self._container: Any = av.open(url_of(path), "w", format=self.form.muxer)

@@ -19,8 +19,8 @@ from pathlib import Path
 from save_deploy.errors import BackendError, DataError
 from save_deploy.files import cache_root, keep_in_cache
 from save_deploy.progress import progress
+from save_deploy.runtime.web.options import VERSION
 
-VERSION = "1.30.0"
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 SIZE = 33_106_585  # bytes of the archive
 ENV_REGISTRY = "npm_config_registry"  # npm's variable; any registry is safe, as the hash is checked

@@ -15,9 +15,9 @@ from save_deploy.bundle import GRAPHS, Manifest
 from save_deploy.errors import BundleError, OutputError
 from save_deploy.files import check_folder_target, new_folder
 from save_deploy.onnx_files import weight_files
-from save_deploy.options import option
 from save_deploy.runtime.golden import ANSWERS, CONFORMANCE, GOLDEN
-from save_deploy.runtime.web.library import FOR_CPU, FOR_GPU, VERSION, archive, members
+from save_deploy.runtime.web.library import FOR_CPU, FOR_GPU, archive, members
+from save_deploy.runtime.web.options import VERSION, SiteOptions
 
 ABOUT, BUNDLE, RUNTIME = "site.json", "bundle", "ort"  # names in the site
 FORMAT = "save-deploy-web"
@@ -25,21 +25,6 @@ MAX_WEIGHTS = 2_000_000_000  # bytes of both graphs; WebAssembly has 4 GB and ke
 _PAGE = Path(__file__).parent / "page"
 _AT_ROOT = ("index.html", "sw.js")  # templates; the other files are copied
 _RUNS_NOT = ("fp8", "bf16")  # precisions that ONNX Runtime Web has no kernels for
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiteOptions:
-    """Options of a page. runtime: archive of ONNX Runtime Web; None for the cached one."""
-
-    out: Path = option("--out", "-o", default=Path("site"), help="Folder to write.")
-    fetch: bool = option(
-        "--fetch", default=False,
-        help=f"Download ONNX Runtime Web {VERSION} (33 MB, npm registry) if it is not cached.",
-    )  # fmt: skip
-    runtime: Path | None = option(
-        "--runtime", default=None, help=f"Archive written by `npm pack onnxruntime-web@{VERSION}`."
-    )
-    force: bool = option("--force", default=False, help="Replace an existing page.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,7 @@ class Site:
     loaded: tuple[int, int]
 
 
-def write_site(bundle: Path, options: SiteOptions = SiteOptions()) -> Site:
+def write_site(bundle: Path, options: SiteOptions) -> Site:
     """Write the page into the new folder options.out.
 
     Raises BundleError for a bundle that is incomplete, altered or cannot run in a browser,

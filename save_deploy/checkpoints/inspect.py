@@ -12,17 +12,12 @@ from torch import Tensor
 
 from save_deploy.checkpoints.fit import meta_state
 from save_deploy.checkpoints.foreign import Layout, identify, shapes_of
-from save_deploy.checkpoints.native import (
-    DTYPES,
-    open_safetensors,
-    read_metadata,
-    read_notes,
-    read_shapes,
-)
+from save_deploy.checkpoints.native import DTYPES, read_shapes
 from save_deploy.checkpoints.weights import WeightFile, is_ours, open_weights
 from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
 from save_deploy.errors import SaveDeployError
 from save_deploy.systems import SYSTEMS, group_of
+from save_deploy.weight_files import open_safetensors, read_metadata, read_notes
 
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SHOWN = 5

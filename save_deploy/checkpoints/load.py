@@ -214,7 +214,8 @@ def _read_foreign(
             f"{layout.table.title} without its audio encoder",
             got=f"{path} without VGGish",
             expected="VGGish's weights in addition",
-            hint="add --vggish vggish-10086976.pth",
+            hint=f"save-deploy checkpoint convert {path} --vggish vggish-10086976.pth "
+            "-o ours.safetensors",
         )
     if config.system == "sama_avs":
         # equal switches: a file with another resolution than requested is SAMA-AVS-FT

@@ -6,28 +6,22 @@ system does not train (systems.comes_with_sam).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
-from save_deploy.fields import Fields, parse_json
 from save_deploy.files import new_file
 from save_deploy.model.save import SaveModel
 from save_deploy.systems import comes_with_sam
+from save_deploy.weight_files import FORMAT, FORMAT_VERSION, open_safetensors, read_metadata
 
-FORMAT = "save-deploy"
-FORMAT_VERSION = "1"
-KINDS = ("full", "adapter")
 DTYPES = {  # safetensors' names
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
@@ -102,66 +96,3 @@ def read_shapes(file: Any) -> dict[str, Tensor]:
         key: torch.empty(s.get_shape(), dtype=DTYPES[s.get_dtype()], device="meta")
         for key, s in found.items()
     }
-
-
-@contextlib.contextmanager
-def open_safetensors(path: Path) -> Iterator[tuple[Any, Fields]]:
-    """Open a safetensors file; yield it and the text entries of its header.
-
-    Raises CheckpointError.
-    """
-    if not os.path.isfile(path):
-        raise CheckpointError(
-            "checkpoint not found",
-            got=str(path),
-            expected="a PyTorch or safetensors file",
-            hint="save-export without a path exports the built-in checkpoint",
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            entries = file.metadata() or {}
-            yield file, Fields(entries, f"header of {path}", error=CheckpointError)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            "checkpoint cannot be read",
-            got=f"{path}: {error}",
-            expected="a complete safetensors file",
-            hint="copy it again: it is truncated or damaged",
-        ) from error
-
-
-def is_native(metadata: Fields) -> bool:
-    """Return True for the header of a checkpoint that save_checkpoint wrote."""
-    return bool(metadata.values.get("format") == FORMAT)
-
-
-def read_metadata(metadata: Fields) -> tuple[SaveConfig, str]:
-    """Return the configuration and the kind.
-
-    Raises CheckpointError for a header that is not ours or has a wrong value.
-    """
-    if not is_native(metadata):
-        raise CheckpointError(
-            "not a save-deploy checkpoint",
-            got=f"no configuration in the {metadata.origin}",
-            expected="a file written by save-train",
-        )
-    if (version := metadata.string("format_version", default="none")) != FORMAT_VERSION:
-        raise CheckpointError(
-            "checkpoint of another format version",
-            got=f"{version} in the {metadata.origin}",
-            expected=FORMAT_VERSION,
-            hint="update save-deploy",
-        )
-    return SaveConfig.from_fields(_json(metadata, "config")), metadata.string("kind", KINDS)
-
-
-def read_notes(metadata: Fields) -> dict[str, Any]:
-    """Return the notes of the training run in the header: data, steps, scores."""
-    return _json(metadata, "notes").values if "notes" in metadata else {}
-
-
-def _json(metadata: Fields, key: str) -> Fields:
-    """Parse a header entry that is a JSON object."""
-    origin = f"{metadata.origin}: {key}"
-    return parse_json(metadata.string(key), origin, error=CheckpointError)

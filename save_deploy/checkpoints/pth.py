@@ -8,11 +8,9 @@ the tensors can be read. Any other name in the file is rejected.
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import re
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from save_deploy.errors import CheckpointError
+from save_deploy.weight_files import check_head, check_zip, is_zip, unreadable
 
 # Entries that contain the model, most likely first; other entries only if no tensor is beside them
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "ema")
@@ -53,8 +52,6 @@ _DICTS = frozenset(
         "pytorch_lightning.utilities.parsing.AttributeDict",
     }
 )
-_HEAD = 512
-_MAX_PICKLE = 256 << 20  # bytes of names and shapes; that of vit_h has a ten-thousandth
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,9 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
     Raises CheckpointError for a file that is not a PyTorch file, is incomplete, refers to anything
     except tensors, plain values and the inert names above, or has no tensor.
     """
-    _check_head(path)
-    if _is_zip(path):
-        _check_zip(path)
+    check_head(path)
+    if is_zip(path):
+        check_zip(path)
     loaded = _unpickle(path, "meta" if shapes_only else "cpu")
     if not isinstance(loaded, dict):
         raise CheckpointError(
@@ -160,7 +157,7 @@ def _unpickle(path: Path, device: str) -> Any:
                 warnings.simplefilter("ignore")
                 if device == "meta":  # otherwise a legacy file would be read completely
                     stack.enter_context(torch.serialization.skip_data())
-                mmap = device == "cpu" and _is_zip(path)
+                mmap = device == "cpu" and is_zip(path)
                 return torch.load(path, map_location=device, weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             name = _refused(error)
@@ -172,7 +169,7 @@ def _unpickle(path: Path, device: str) -> Any:
             text = (str(error).splitlines() or [""])[0].split(". ")[0]
             if len(text.split()) < 2:  # the text of a KeyError is only '105'
                 text = f"its content ends in a {type(error).__name__}"
-            raise _unreadable(path, text, "it is truncated or not a weight file") from error
+            raise unreadable(path, text, "it is truncated or not a weight file") from error
 
 
 def _refused(error: pickle.UnpicklingError) -> str | None:
@@ -191,65 +188,6 @@ def _holds_more(path: Path, name: str | None) -> CheckpointError:
         expected="a dict of tensors",
         hint="save only the weights: torch.save(model.state_dict(), PATH), or write safetensors",
     )
-
-
-def _unreadable(path: Path, got: str, why: str) -> CheckpointError:
-    return CheckpointError(
-        "checkpoint cannot be read",
-        got=f"{path}: {got}",
-        expected="a complete PyTorch or safetensors file",
-        hint=f"download or copy it again: {why}",
-    )
-
-
-def _check_head(path: Path) -> None:
-    """Raise CheckpointError for content that is often found instead of a checkpoint."""
-    if not os.path.isfile(path):  # False for a name that no file can have, too
-        raise CheckpointError(
-            "checkpoint not found", got=str(path), expected="a PyTorch or safetensors file"
-        )
-    head = _head(path)
-    text = head.lstrip().lower()
-    if not head:
-        raise _unreadable(path, "an empty file", "nothing was written")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise _unreadable(path, "a web page", "the link is to a page, not to the file")
-    if text.startswith(b"version https://git-lfs"):
-        raise _unreadable(path, "a Git LFS pointer", "run git lfs pull")
-
-
-def _check_zip(path: Path) -> None:
-    """Raise CheckpointError for what a small file may unpack to: torch.save compresses nothing."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            entries = file.infolist()
-    except Exception as error:  # zipfile raises what it likes for a damaged one
-        raise _unreadable(path, str(error)[:200], "it looks truncated or damaged") from error
-    for entry in entries:
-        name = entry.filename.rpartition("/")[2]
-        if entry.file_size > entry.compress_size:
-            raise _unreadable(path, f"{name[:80]} is compressed", "torch.save compresses nothing")
-        if name == "data.pkl" and entry.file_size > _MAX_PICKLE:
-            raise _unreadable(
-                path, f"{name} of {entry.file_size} bytes", "it is no list of tensors"
-            )
-
-
-def is_safetensors(path: Path) -> bool:
-    """Return True for safetensors content: a length, then a JSON object. The suffix is ignored."""
-    return re.match(rb'.{8}\{\s*["}]', _head(path), re.DOTALL) is not None
-
-
-def _is_zip(path: Path) -> bool:
-    return _head(path).startswith(b"PK\x03\x04")
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_HEAD)
-    except OSError as error:
-        raise _unreadable(path, str(error), "it cannot be opened") from error
 
 
 def _describe(value: Any) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from save_deploy.checkpoints.names import bare_names
-from save_deploy.checkpoints.native import is_native, open_safetensors, read_shapes
-from save_deploy.checkpoints.pth import PthFile, is_safetensors, open_pth
+from save_deploy.checkpoints.native import read_shapes
+from save_deploy.checkpoints.pth import PthFile, open_pth
+from save_deploy.weight_files import is_native, is_safetensors, open_safetensors
 
 _SHOWN = 6
 

@@ -29,8 +29,12 @@ def calibrate(
     import time
 
     from save_deploy.config import check_resolution
+    from save_deploy.export.inputs import check_calibrate
+    from save_deploy.files import check_file_target
 
     check_resolution(res)
+    check_file_target(out, force=force)
+    check_calibrate(checkpoint, sam, options)
     # late import: option errors must not wait for torch
     from save_deploy.export.quantize.calibrate import CALIBRATE_STAGES, calibrate_checkpoint
     from save_deploy.progress import Stages

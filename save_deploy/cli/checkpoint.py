@@ -96,6 +96,9 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Convert a checkpoint of another project to ours, or ours to another layout."""
+    from save_deploy.weight_files import check_given
+
+    check_given(file, sam, vggish)
     from save_deploy.checkpoints.convert import convert as run_convert
 
     done = run_convert(

@@ -18,11 +18,13 @@ def compare(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Write report.html, report.md, report.json and worst_*.png into this folder; an "
-            "earlier report there is replaced.",
+            help="Write report.html, report.md, report.json and worst_*.png into this folder.",
             show_default=False,
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier report in --report.")
+    ] = False,
     json_out: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +55,7 @@ def compare(
         memory=report is not None if options.memory is None else options.memory,
     )
     if report is not None:
-        check_folder(report)
+        check_folder(report, force=force)
     stages = Stages(STAGES)
     try:
         found = run_comparison(options, on_stage=stages)

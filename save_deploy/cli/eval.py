@@ -76,6 +76,7 @@ def evaluate(request: EvalRequest) -> None:
     from save_deploy.data.sound_swap import swap_sound
     from save_deploy.metrics.segmentation import protocol
     from save_deploy.progress import progress
+    from save_deploy.weight_files import check_given
 
     recipe, tested = None, ""
     if request.recipe is not None:
@@ -89,7 +90,8 @@ def evaluate(request: EvalRequest) -> None:
         data, split=split, n_clips=request.clips, source=request.sound_from,
         skip_bad=request.skip_bad,
     )  # fmt: skip
-    # late import: a wrong dataset must not wait for torch
+    check_given(request.checkpoint, request.sam, request.vggish)
+    # late import: a wrong file must not wait for torch
     from save_deploy.checkpoints import load_model
     from save_deploy.training.evaluate import evaluate as run_evaluate
 

@@ -20,13 +20,14 @@ def mask(
     frame: Annotated[Path, typer.Argument(help="PNG or JPEG.")],
     sound: Annotated[Path, typer.Argument(help="Sound or video file; its first second is used.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write: white = sounding.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     any_sound: Annotated[
         bool, typer.Option("--any-sound", help="Accept silence and sound shorter than a second.")
     ] = False,
 ) -> None:
-    """Mask what sounds in one picture: save-run BUNDLE FRAME SOUND, which replaces OUT."""
+    """Mask what sounds in one picture: save-run BUNDLE FRAME SOUND -o OUT."""
     from save_deploy.runtime.video.still import StillRun
 
-    outputs = OutputOptions(out=out, force=True, silent=any_sound)
+    outputs = OutputOptions(out=out, force=force, silent=any_sound)
     prepared = StillRun(frame, sound, outputs, cure="add --any-sound")
     mask_still(prepared, bundle, placement)

@@ -44,8 +44,10 @@ def merge(
 ) -> None:
     """Merge a checkpoint and show every exact rewrite with its float64 difference."""
     from save_deploy.export.merge.forms import forms_for
+    from save_deploy.weight_files import check_given
 
     forms = forms_for(target, res=res).without(*(no_merge or ()))
+    check_given(checkpoint, sam)
     # late import: option errors must not wait for torch
     from save_deploy.checkpoints import load_model
     from save_deploy.export.merge.deploy import merge as run_merge

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from save_deploy.cli.takes import takes
-from save_deploy.runtime.hub import PublishOptions
+from save_deploy.runtime.hub_options import PublishOptions
 
 
 @takes(PublishOptions)

@@ -166,12 +166,18 @@ def _written(outputs: OutputOptions, *more: Path) -> str:
 def _run_live(request: RunRequest, source: str) -> None:
     from save_deploy.progress import progress
     from save_deploy.runtime.live.run import LiveRun
+    from save_deploy.runtime.sources import name_of, run_folder
 
-    options = RunOptions(video=Path(source), **vars(request.outputs))
-    _check_not_of_bundle(options, request.bundle)
-    prepared = LiveRun(options, request.live)
-    with request.placement.load(request.bundle) as pipeline, progress("masks", None) as advance:
-        result = prepared(pipeline, on_mask=advance)
+    with ExitStack() as stack:
+        outputs = request.outputs
+        if not (outputs.files or outputs.show):
+            folder = stack.enter_context(run_folder(name_of(source)))
+            outputs = replace(outputs, out=folder / "overlay.mp4")
+        options = RunOptions(video=Path(source), **vars(outputs))
+        _check_not_of_bundle(options, request.bundle)
+        prepared = LiveRun(options, request.live)
+        with request.placement.load(request.bundle) as pipeline, progress("masks", None) as advance:
+            result = prepared(pipeline, on_mask=advance)
     for line in result.lines():
         print(line)
     if options.out is not None:

@@ -109,6 +109,7 @@ def train(request: TrainRequest) -> None:
         frames = config.batch_size // config.accumulate
         print_estimate(size, config.savings, frames, freeze_sam=preset != "vit_t")
         return
+    _check_inputs(request, config)
     # late import: option errors must not wait for torch
     from save_deploy.training.start import initial_model
 
@@ -119,6 +120,17 @@ def train(request: TrainRequest) -> None:
     best = _train(model, config, request.out, request)
     if best is not None:
         print(f"best checkpoint: {best}")
+
+
+def _check_inputs(request: TrainRequest, config: TrainConfig) -> None:
+    """Raise CheckpointError and DataError for files and datasets that cannot be opened."""
+    from save_deploy.data.open import open_dataset
+    from save_deploy.weight_files import check_given
+
+    check_given(request.init, request.sam, request.vggish)
+    splits = {name: "train" for name in config.data}
+    for name, split in (*splits.items(), *((config.val_data, "val"),) * bool(config.val_data)):
+        open_dataset(name, split=split, source=config.sound_from, skip_bad=config.skip_bad)
 
 
 def _estimate_recipe(recipe: Recipe, request: TrainRequest) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from save_deploy.cli.takes import takes
 from save_deploy.options import option
-from save_deploy.runtime.web.site import SiteOptions
+from save_deploy.runtime.web.options import SiteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class WebRequest:
 @takes(WebRequest)
 def web(request: WebRequest) -> None:
     """Write a page that runs a bundle in the browser, on video files or camera and microphone."""
-    from save_deploy.runtime.web import write_site
+    from save_deploy.runtime.web.site import write_site
 
     out = request.options.out
     site = write_site(request.bundle, request.options)

@@ -30,13 +30,13 @@ def check_mask_name(path: Path) -> None:
         raise DataError("mask cannot be written", got=str(path), expected="a .png path")
 
 
-def write_mask(path: Path, mask: Mask) -> None:
+def write_mask(path: Path, mask: Mask, *, replace: bool = True) -> None:
     """Write a mask bool (H,W) as PNG, white for True.
 
     Raises OutputError when writing fails, and DataError for a name of another format.
     """
     check_mask_name(path)
-    with new_file(path, what="the mask") as partial:
+    with new_file(path, what="the mask", replace=replace) as partial:
         Image.fromarray(mask.astype(np.uint8) * 255).save(partial, format="PNG")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from save_deploy.calibration.histogram import BINS, CHUNK, METHODS, SMOOTHING, Histogram
+from save_deploy.calibration.histogram import BINS, CHUNK, SMOOTHING, Histogram
+from save_deploy.calibration.methods import METHODS
 from save_deploy.errors import DataError
 
 Samples = NDArray[np.floating[Any]]

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from save_deploy.calibration.histogram import METHODS, Histogram
+from save_deploy.calibration.histogram import Histogram
+from save_deploy.calibration.methods import METHODS
 from save_deploy.calibration.table import CalibrationTable, Smoothing, TensorRange
 from save_deploy.errors import DataError, OutputError
 

@@ -12,7 +12,8 @@ import torch
 
 from save_deploy.bundle import model_spec
 from save_deploy.calibration.channels import Channels
-from save_deploy.calibration.histogram import METHODS, Histogram
+from save_deploy.calibration.histogram import Histogram
+from save_deploy.calibration.methods import METHODS
 from save_deploy.calibration.pairs import Pairs
 from save_deploy.calibration.select import Selection
 from save_deploy.calibration.table import CalibrationTable

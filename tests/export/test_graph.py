@@ -28,7 +28,8 @@ from save_deploy.export.graph import operator_counts, save_graph
 from save_deploy.export.merge.deploy import DeployModel, FrameModel
 from save_deploy.export.merge.forms import forms_for
 from save_deploy.export.trace import OPSET, graph_from_module, module_of
-from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.metrics.budget import ParityBudget
+from save_deploy.metrics.parity import parity
 from save_deploy.model.save import SaveModel
 from save_deploy.precision import Precision
 from save_deploy.runtime.session import OrtSession

@@ -27,7 +27,8 @@ from save_deploy.export.options import CalibrationOptions, ExportOptions, Search
 from save_deploy.export.quantize.calibrate import calibrate_checkpoint
 from save_deploy.export.quantize.plan import ReusedChoice
 from save_deploy.export.quantize.trial import Validation
-from save_deploy.metrics.parity import ParityBudget, parity
+from save_deploy.metrics.budget import ParityBudget
+from save_deploy.metrics.parity import parity
 from save_deploy.runtime.compare.entries import Entry
 from save_deploy.runtime.session import available_backends, open_session
 from tests.conftest import make_tiny

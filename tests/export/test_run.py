@@ -24,6 +24,7 @@ from save_deploy.export.export import export
 from save_deploy.export.options import ExportOptions
 from save_deploy.files import check_folder_target, new_folder
 from tests.command import run
+from tests.runtime.strange import strange_bundle
 
 CLI = [sys.executable, "-m", "save_deploy"]
 
@@ -76,12 +77,59 @@ AT_ONCE = [
     (["bench", "--what", "magic"], "unknown entry"),
     (["compare", "nothing"], "not a bundle"),
     (["train", "--data", "scenes=much"], "unreadable data mixture"),
+    (["train", "--data", "empty"], "no dataset in this folder"),
+    (["train", "--val-data", "empty"], "no dataset in this folder"),
+    (["train", "--sam", "cut.pth"], "truncated or damaged"),
+    (["train", "--init", "cut.safetensors"], "checkpoint cannot be read"),
+    (["eval", "cut.safetensors"], "checkpoint cannot be read"),
+    (["eval", "--vggish", "page.pth"], "a web page"),
+    (["calibrate", "cut.safetensors"], "checkpoint cannot be read"),
+    (["calibrate", "--calib-data", "empty"], "no dataset in this folder"),
+    (["bench", "text.pth"], "not a weight file"),
+    (["bench", "-o", "measured"], "output exists"),
+    (["bench", "--what", "bundle:bundle"], "bundle file was altered"),
+    (["merge", "cut.pth"], "truncated or damaged"),
+    (["checkpoint", "convert", "cut.pth", "-o", "out.pth"], "truncated or damaged"),
+    (["compare", "bundle", "--report", "report"], "bundle file was altered"),
+    (["compare", "intact", "--checkpoint", "cut.safetensors"], "checkpoint cannot be read"),
+    (["export", "cut.safetensors", "--res", "256", "--fp16"], "checkpoint cannot be read"),
+    (["export", "wrong.safetensors"], "config: audio_mode"),
+    (["export", "--sam", "none.pth"], "SAM checkpoint not found"),
+    (["export", "--int8", "--calib-data", "empty"], "no dataset in this folder"),
+    (["export", "--int8", "--calibration-table", "text.pth"], "calibration table"),
+    (["export", "--int8", "--precision-from", "empty"], "not a bundle"),
 ]
 
 
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Weight files, a bundle and a folder that cannot be used, beside an intact one of each."""
+    config = SaveConfig.preset("vit_t").to_dict()
+    header = {"format": "save-deploy", "format_version": "1", "kind": "full"}
+    weights = {"w": torch.zeros(1000)}
+    for name, mode in (("good", "literal"), ("wrong", "loud")):
+        metadata = {**header, "config": json.dumps({**config, "audio_mode": mode})}
+        save_file(weights, tmp_path / f"{name}.safetensors", metadata=metadata)
+    torch.save({"w": torch.zeros(1000)}, tmp_path / "good.pth")
+    for suffix in (".safetensors", ".pth"):
+        content = (tmp_path / f"good{suffix}").read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(content[: len(content) // 2])
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    (tmp_path / "text.pth").write_text("Dear reader")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "bench.json").write_text("{}")
+    for name in ("intact", "bundle"):
+        strange_bundle(tmp_path / name)
+    with (tmp_path / "bundle" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    return tmp_path
+
+
 @pytest.mark.slow
-def test_user_errors_are_told_at_once(tmp_path: Path) -> None:
+def test_user_errors_are_told_at_once(damaged: Path) -> None:
     """The same without the seconds that importing torch takes: one process that has none."""
+    before = leftovers(damaged)
     code = (
         "import contextlib, io, json, sys; sys.modules['torch'] = None\n"
         "from save_deploy.cli import main\n"
@@ -93,12 +141,17 @@ def test_user_errors_are_told_at_once(tmp_path: Path) -> None:
         "        except SystemExit as end: told.append((end.code, error.getvalue()))\n"
         "print(json.dumps(told))"
     )
-    command = [sys.executable, "-c", code, json.dumps([args for args, _ in AT_ONCE])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    intact = ["export", "good.safetensors"], ["export", "--sam", "good.pth", "-o", "new"]
+    asked = [*(args for args, _ in AT_ONCE), *intact]
+    command = [sys.executable, "-c", code, json.dumps(asked)]
+    done = subprocess.run(command, cwd=damaged, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for (args, message), (exit_code, told) in zip(AT_ONCE, json.loads(done.stdout), strict=True):
-        assert exit_code == 1 and message in told, f"{args}: {told}"
-    assert leftovers(tmp_path) == []
+    told = json.loads(done.stdout)
+    for (args, message), (exit_code, said) in zip(AT_ONCE, told, strict=False):
+        assert exit_code == 1 and message in said, f"{args}: {said}"
+    for exit_code, said in told[-len(intact) :]:  # the twin: what looks intact is read by torch
+        assert exit_code == 3 and "torch" in said, said
+    assert leftovers(damaged) == before
 
 
 @pytest.mark.slow

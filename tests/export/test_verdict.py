@@ -18,8 +18,8 @@ from save_deploy.export.quantize.trial import Scored
 from save_deploy.metrics.latency import LatencyResult, speedup_range
 from save_deploy.metrics.parity import ParityResult
 from save_deploy.metrics.segmentation import score_videos
-from save_deploy.runtime.compare import Row
 from save_deploy.runtime.compare.entries import Entry, GraphFile
+from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.kernels import KernelCheck
 
 OPTIONS = ExportOptions(precision="int8")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from save_deploy.errors import ParityError
+from save_deploy.metrics.budget import ParityBudget
 from save_deploy.metrics.latency import LatencyResult, speedup
-from save_deploy.metrics.parity import ParityBudget, mask_agreement, parity
+from save_deploy.metrics.parity import mask_agreement, parity
 from save_deploy.precision import Precision
 
 

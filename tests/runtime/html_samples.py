@@ -21,7 +21,7 @@ from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import score_videos
-from save_deploy.runtime.compare import Row, TimeSplit
+from save_deploy.runtime.compare.rows import Row, TimeSplit
 from save_deploy.runtime.html import (
     Check,
     Figure,

@@ -72,7 +72,7 @@ def test_mask_verb(bundle: Path, tmp_path: Path) -> None:
         assert done.returncode == 1 and re.search(message, done.stderr) and not out.exists()
     for sound in ("ok.wav", "short.wav", "silent.wav", "late.wav"):
         given = [] if sound == "ok.wav" else ["--any-sound"]
-        done = run("mask", bundle, frame, tmp_path / sound, "-o", out, *given)
+        done = run("mask", bundle, frame, tmp_path / sound, "-o", out, "--force", *given)
         assert done.returncode == 0 and "of the picture sounds" in done.stdout
         with Image.open(out) as image:
             assert image.size == (200, 256)

@@ -105,6 +105,11 @@ def test_exit_codes(
     assert "M_J drop" in error and re.search(r"\d\.\d+ \(openvino fp16 on scenes\)", error)
     assert json.loads((report / "report.json").read_text())["verdict"] == "fail"
     assert "<b>✗ M_J drop</b>" in (report / "report.html").read_text()
+    assert run_cli(arguments, monkeypatch) == 1  # before anything is measured
+    refused = capsys.readouterr().err
+    assert "output exists" in refused and "--force" in refused
+    assert run_cli([*arguments, "--force"], monkeypatch) == 2
+    assert "M_J drop" in capsys.readouterr().err
     assert run_cli([str(bundle), *few, "--min-speedup", "1000"], monkeypatch) == 2
     assert "speed-up of demo" in capsys.readouterr().err
     assert run_cli([str(bundle), *few, "--backend", "tensorrt"], monkeypatch) == 3

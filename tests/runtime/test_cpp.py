@@ -20,12 +20,17 @@ from PIL import Image
 
 import save_deploy
 from save_deploy.bundle import MANIFEST, Manifest, record_files
+from save_deploy.config import take_switch
 from save_deploy.data.audio import read_waveform
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import read_frame, resize_frame
-from save_deploy.runtime.hub import PublishOptions, publish
+from save_deploy.errors import SaveDeployError
+from save_deploy.fields import Fields
+from save_deploy.runtime.hub import publish
+from save_deploy.runtime.hub_options import PublishOptions
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
+from tests import command as command_line
 from tests.runtime.cpp import SOURCE, Library, infer
 
 
@@ -215,6 +220,10 @@ def test_exit_codes(
     assert infer(build, "polish", bundle).returncode == 1
     gpu = infer(build, "verify", bundle, "--backend", "tensorrt")
     assert gpu.returncode == 3 and "not compiled in" in gpu.stderr
+    python_only = infer(build, "verify", bundle, "--backend", "onnxruntime-tensorrt")
+    assert python_only.returncode == 3 and "not compiled in" in python_only.stderr
+    mistyped = infer(build, "verify", bundle, "--backend", "openvin")  # exit 1, as in Python
+    assert mistyped.returncode == 1 and "unknown backend" in mistyped.stderr
     out = tmp_path / "mask.png"
     done = infer(build, "run", bundle, files[1], files[0], "-o", out)  # the wrong way round
     assert done.returncode == 1 and "got" in done.stderr and not out.exists()
@@ -246,6 +255,54 @@ def test_hostile_manifests(build: Path, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / MANIFEST).write_text(text)
         done = infer(build, "verify", tmp_path)
         assert done.returncode == 1 and expected in done.stderr
+
+
+WRONG: tuple[Any, ...] = (None, True, 0, -1, 70_000, 1.5, 1e300, 2**70, "x", [], {}, [5], ["x"])
+
+
+def test_values_of_the_configuration(build: Path, bundle: Path, tmp_path: Path) -> None:
+    """C++, which builds no model of them, refuses the types and ranges that Python refuses."""
+    values = json.loads((bundle / MANIFEST).read_text())
+    config, accepted = values["config"], 0
+    (tmp_path / "here.json").write_text('{"os": "", "problem": "", "libraries": {}, "gpus": []}')
+    command = [build / "tests" / "refusals", tmp_path, tmp_path / "here.json"]
+    for key, right in config.items():
+        wrong = [
+            v for v in WRONG if type(v) is not str or type(right) is not str
+        ]  # names, in Python
+        for value in (right, *wrong):
+            values["config"] = {**config, key: value}
+            (tmp_path / MANIFEST).write_text(json.dumps(values))
+            fields = Fields(values["config"], "config")
+            try:
+                take_switch(fields, key)
+                expected = 0
+            except SaveDeployError:
+                expected = 1
+            if key == "res" and value != right:
+                expected = 1  # the graphs are of another side
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == expected, f"{key} = {value!r}: {done.stderr}"
+            accepted += not expected
+    assert len(config) <= accepted < 0.3 * len(WRONG) * len(config)
+
+
+def test_a_name_with_a_slash_at_its_end(
+    build: Path, bundle: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """mask.png/ is mask.png, in C++ as in Python, and never the picture that is read."""
+    done = infer(build, "run", bundle, *files, "-o", f"{tmp_path}/there.png/")
+    assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path}/there.png: ")
+    here = command_line.run("mask", bundle, *files, "-o", f"{tmp_path}/here.png/")
+    assert here.returncode == 0 and here.stdout.startswith(f"{tmp_path}/here.png: ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here.png", "there.png"]
+    before = files[0].read_bytes()
+    for done in (
+        infer(build, "run", bundle, *files, "-o", f"{files[0]}/"),
+        command_line.run("mask", bundle, *files, "-o", f"{files[0]}/", "--force"),
+    ):
+        assert done.returncode == 1 and "output and input are the same file" in done.stderr
+    assert files[0].read_bytes() == before
 
 
 def test_bench_is_json(build: Path, bundle: Path, tmp_path: Path) -> None:

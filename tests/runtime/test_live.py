@@ -319,6 +319,18 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     assert done.returncode == 1 and "--live" in done.stderr
 
 
+def test_a_live_run_without_options(bundle_fp32: Path, tmp_path: Path) -> None:
+    """Into runs/NAME, as a film; what gives nothing leaves nothing."""
+    write_film(tmp_path / "street.mp4", seconds=1, sound=tone(1, (0, 1)))
+    for folder in ("street", "street-2"):
+        done = run("run", bundle_fp32, "street.mp4", "--live", "--threads", "1", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"runs/{folder}/overlay.mp4: " in done.stdout
+        assert [p.name for p in (tmp_path / "runs" / folder).iterdir()] == ["overlay.mp4"]
+    failed = run("run", tmp_path / "none", "street.mp4", "--live", cwd=tmp_path)
+    assert failed.returncode == 1 and len(list((tmp_path / "runs").iterdir())) == 2
+
+
 def test_a_reader_ends_with_its_block() -> None:
     with LiveSource(places_of(CAMERA), patience_s=1, hold_sound=False) as source:
         assert source.frame(5) is not None

@@ -91,6 +91,10 @@ def test_words_that_name_nothing(place: Path, words: list[str], message: str) ->
         ("..\x1b[31m/\u202e.mp4", "run"),
         ("/a/.mp4", "mp4"),
         ("/a/" + "x" * 200 + ".mp4", "x" * 80),
+        ("camera", "camera"),
+        ("v4l2:/dev/video0", "video0"),
+        ("rtsp://me:secret@cam.local:554/stream1?password=x", "stream1"),
+        ("rtsp://me:secret@10.0.0.5", "run"),
     ],
 )
 def test_names(source: str, name: str) -> None:
@@ -130,7 +134,11 @@ def test_a_film_without_options(bundle_fp32: Path, place: Path) -> None:
 
 def test_a_picture_and_a_sound(bundle_fp32: Path, place: Path) -> None:
     """The mask that save-deploy mask writes; an overlay and a record beside it."""
-    assert run("mask", bundle_fp32, "dog.png", "dog.wav", "-o", "m.png").returncode == 0
+    asked = ("mask", bundle_fp32, "dog.png", "dog.wav", "-o", "m.png")
+    assert run(*asked).returncode == 0
+    refused = run(*asked)
+    assert refused.returncode == 1 and "output exists" in refused.stderr
+    assert "add --force" in refused.stderr and run(*asked, "--force").returncode == 0
     done = run("run", bundle_fp32, "dog.png", "dog.wav")
     assert done.returncode == 0, done.stderr
     out = place / "runs" / "dog"
@@ -143,7 +151,7 @@ def test_a_picture_and_a_sound(bundle_fp32: Path, place: Path) -> None:
     done = run("run", bundle_fp32, "dog.png", "dog.wav", "--json", "d.json", "--json-masks", "rle")
     assert sum(json.loads((place / "d.json").read_text())["rle"]["counts"]) == 2400
     for words, said in (
-        (("-o", "m.png"), "--force"),
+        (("-o", "m.png"), "add --force"),
         (("--masks", "d"), "options of a video"),
         (("--start", "1"), "options of a video"),
         (("-o", "m.jpg"), "a .png path"),

@@ -16,7 +16,8 @@ import pytest
 from save_deploy.bundle import Manifest
 from save_deploy.errors import BackendError, BundleError, DataError, OutputError
 from save_deploy.runtime.web import library
-from save_deploy.runtime.web.site import SiteOptions, write_site
+from save_deploy.runtime.web.options import SiteOptions
+from save_deploy.runtime.web.site import write_site
 from tests.command import run
 
 

@@ -13,7 +13,8 @@ from save_deploy.bundle import Manifest
 from save_deploy.runtime.golden import read_golden
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.video.source import VideoSource
-from save_deploy.runtime.web.site import SiteOptions, write_site
+from save_deploy.runtime.web.options import SiteOptions
+from save_deploy.runtime.web.site import write_site
 from tests.runtime.html_samples import Browser, open_browser
 from tests.runtime.web_page import (
     Served,

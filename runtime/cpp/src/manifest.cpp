@@ -7,6 +7,7 @@
 #include "error.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "manifest_checks.hpp"
 #include "npy.hpp"
 #include "save_runtime.h"
 
@@ -171,6 +172,8 @@ Manifest parse_checked(const std::string& source) {
     const Json& config = field(root, "config");
     manifest.model_name = text(config, "name");
     manifest.res = count(config, "res", 16, 8192);
+    check_config(config);
+    check_notes(root);
     manifest.precision = text(field(root, "precision"), "precision");
     manifest.files = parse_files(field(root, "files"));
     parse_graphs(manifest, field(root, "graphs"));

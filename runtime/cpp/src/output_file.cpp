@@ -109,6 +109,11 @@ void stop_cleanly() {
     std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error of writing too
 }
 
+std::string file_name(const std::string& path) {
+    const std::size_t end = path.find_last_not_of('/');
+    return end == std::string::npos ? path : path.substr(0, end + 1);
+}
+
 void check_not_input(const std::string& path, const std::string& input) {
     std::error_code error;
     if (fs::equivalent(path, input, error) && !error)

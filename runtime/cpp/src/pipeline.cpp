@@ -48,8 +48,8 @@ std::string chosen_backend(std::string asked) {
     if (asked == "auto") return first_cpu_backend();
     const bool known = on_gpu(asked) || std::find(std::begin(kCpuBackends),
                                                std::end(kCpuBackends), asked) != std::end(kCpuBackends);
-    if (!known)
-        throw Error(SAVE_DETAIL_BACKEND, "unknown backend", printable(asked, 40),
+    if (!known && asked != "onnxruntime_tensorrt")  // which Python alone has
+        throw Error(SAVE_DETAIL_ARGUMENT, "unknown backend", printable(asked, 40),
             "auto, openvino, onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx");
     if (!has(asked))
         throw Error(SAVE_DETAIL_BACKEND, "backend is not compiled in", asked, all_backends(),

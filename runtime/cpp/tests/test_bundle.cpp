@@ -110,6 +110,6 @@ int main() {
     save_params params = save_params_default();
     params.backend = "abacus";
     save_runtime* none = nullptr;
-    CHECK(save_open(bundle, &params, &none) == SAVE_UNAVAILABLE && none == nullptr);
+    CHECK(save_open(bundle, &params, &none) == SAVE_INPUT && none == nullptr);  // a mistyped name
     return failures == 0 ? 0 : 1;
 }

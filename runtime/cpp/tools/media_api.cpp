@@ -50,9 +50,10 @@ int save_write_mask(const char* path, const std::uint8_t* mask, int width, int h
         require(mask, "mask");
         save_core::check_size(
             width, height, SAVE_DETAIL_ARGUMENT, "mask of a size that cannot be written");
-        save_core::check_mask_name(path);
+        const std::string name = save_core::file_name(path);
+        save_core::check_mask_name(name);
         const save_core::Bytes png = save_tools::encode_png_gray(mask, width, height);
-        save_core::write_file(path, png.data(), png.size());
+        save_core::write_file(name, png.data(), png.size());
     });
 }
 

@@ -77,6 +77,9 @@ Arguments parse(int argc, char** argv) {
         if (option->second && i + 1 == argc) misused(word + " without a value");
         found.options[word] = option->second ? argv[++i] : "";
     }
+    for (const char* output : {"-o", "--logits"})
+        if (const auto given = found.options.find(output); given != found.options.end())
+            given->second = save_core::file_name(given->second);
     return found;
 }
 
