@@ -159,30 +159,33 @@ def _origin(report: Report) -> str:
 
 
 def _charts(report: Report, ids: dict[str, int]) -> str:
-    """Return the charts of speed, once for all datasets, and those of accuracy, of each dataset."""
+    """Return latency and the change of M_J; folded: where the time goes, the change of M_F."""
     rows, ids = _timed(report, ids)
     n = sorted({len(row.latency.samples_ms) for row in rows})
     counted = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}"
     untimed = [row.name for row in rows if row.time_split is None]
-    speed = [
-        _chart(
-            "Latency",
-            f"A dot is one call ({counted} a row), the box holds the middle half; thick, thin and "
-            "dashed marks: p50 · p90 · p99 in ms. Further left is better.",
-            charts.latency(rows, ids),
-        ),
-        _chart(
-            "Where the time goes",
-            "Median of each part. " + _legend(),
-            charts.time_split(rows, ids)
-            + (f'<p class="small">Not timed: {escape(", ".join(untimed))}.</p>' if untimed else ""),
-        ),
-    ]
+    latency = _chart(
+        "Latency",
+        f"A dot is one call ({counted} a row), the box holds the middle half; thick, thin and "
+        "dashed marks: p50 · p90 · p99 in ms. Further left is better.",
+        charts.latency(rows, ids),
+    )
+    split = _chart(
+        "Where the time goes",
+        "Median of each part. " + _legend(),
+        charts.time_split(rows, ids)
+        + (f'<p class="small">Not timed: {escape(", ".join(untimed))}.</p>' if untimed else ""),
+    )
     names = "".join(f"<li>{summary.key(ids[r.name])}{breakable(r.name)}</li>" for r in rows)
-    accuracy = "".join(_accuracy_charts(report, dataset, ids) for dataset in report.datasets)
+    first, more = [latency], [split]
+    if any(report.reference(dataset) for dataset in report.datasets):
+        first.append(_accuracy(report, ids, "M_J", "Points", report.m_j_change))
+        more.append(_accuracy(report, ids, "M_F", "0 to 1", report.m_f_change))
     return (
-        f'<ul class="names">{names}</ul><div class="charts">{"".join(speed)}</div>'
-        f'<div class="charts small-ones">{accuracy}</div>'
+        f'<ul class="names">{names}</ul><div class="charts">{"".join(first)}</div>'
+        "<details><summary>More charts: where the time goes"
+        f"{', M_F change' if more[1:] else ''}</summary>"
+        f'<div class="charts">{"".join(more)}</div></details>'
     )
 
 
@@ -198,34 +201,35 @@ def _timed(report: Report, ids: dict[str, int]) -> tuple[list[Row], dict[str, in
     return shown, {**ids, **{new.name: ids[r.name] for new, r in zip(shown, rows, strict=True)}}
 
 
-def _accuracy_charts(report: Report, dataset: str, ids: dict[str, int]) -> str:
-    """Return the changes of M_J and M_F against the reference, "" without a reference."""
-    rows = [row for row in report.rows if row.dataset == dataset]
-    where = f", {breakable(dataset)}" if len(report.datasets) > 1 else ""
-    changes = (("M_J", "Points", report.m_j_change), ("M_F", "0 to 1", report.m_f_change))
-    if report.reference(dataset) is None:
-        return ""
+def _accuracy(
+    report: Report, ids: dict[str, int], name: str, unit: str, change: Callable[[Row], _Change]
+) -> str:
+    """Return one panel with the change of a score against the reference, a chart per dataset."""
 
-    def drawn(name: str, unit: str, change: Callable[[Row], _Change]) -> str:
-        def value(row: Row) -> tuple[float, Interval]:
-            mean, interval = change(row) or (0.0, None)
-            return mean, interval or (mean, mean)
+    def value(row: Row) -> tuple[float, Interval]:
+        mean, interval = change(row) or (0.0, None)
+        return mean, interval or (mean, mean)
 
-        caption = f"{unit}, against speed; 95 % interval of the differences by video."
+    drawn = []
+    for dataset in filter(report.reference, report.datasets):
+        rows = [row for row in report.rows if row.dataset == dataset]
+        where = f"<figcaption>{breakable(dataset)}</figcaption>" * (len(report.datasets) > 1)
         chart = charts.accuracy(rows, ids, value, f"{name} change")
-        return _chart(f"{name} change{where}", caption, chart, dataset)
-
-    return "".join(drawn(*change) for change in changes)
+        drawn.append(f'<figure data-dataset="{escape(dataset)}">{where}{chart}</figure>')
+    caption = f"{unit}, against speed; 95 % interval of the differences by video."
+    return (
+        f'<div class="panel"><h4>{name} change</h4><p class="small">{caption}</p>'
+        f'<div class="small-ones">{"".join(drawn)}</div></div>'
+    )
 
 
 def _legend() -> str:
     return "".join(f'<span class="part-key {part}">{part}</span> ' for part in charts.PARTS)
 
 
-def _chart(title: str, caption: str, drawing: str, dataset: str = "") -> str:
-    of = f' data-dataset="{escape(dataset)}"' if dataset else ""
+def _chart(title: str, caption: str, drawing: str) -> str:
     return (
-        f'<figure class="panel"{of}><figcaption><h4>{title}</h4><p class="small">{caption}</p>'
+        f'<figure class="panel"><figcaption><h4>{title}</h4><p class="small">{caption}</p>'
         f"</figcaption>{drawing}</figure>"
     )
 

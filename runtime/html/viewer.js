@@ -320,7 +320,7 @@
     if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
     if (!inside && !(focus === document.body && inView)) return;
     if (focus.matches("input") && event.key.startsWith("Arrow")) return;
-    if (focus.matches("button") && event.key === " ") return;
+    if (focus.matches("button, summary") && event.key === " ") return;
     event.preventDefault();
     keys[event.key]();
   });

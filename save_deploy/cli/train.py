@@ -128,8 +128,10 @@ def _check_inputs(request: TrainRequest, config: TrainConfig) -> None:
     from save_deploy.weight_files import check_given
 
     check_given(request.init, request.sam, request.vggish)
-    splits = {name: "train" for name in config.data}
-    for name, split in (*splits.items(), *((config.val_data, "val"),) * bool(config.val_data)):
+    asked = [(name, "train") for name in config.data]
+    if config.val_data is not None:
+        asked.append((config.val_data, "val"))
+    for name, split in asked:
         open_dataset(name, split=split, source=config.sound_from, skip_bad=config.skip_bad)
 
 
