@@ -154,6 +154,12 @@ def _check_request(name: str, n: int, split: str) -> None:
         raise _too_few(f"{n} requested")
 
 
+def check_data(name: str, n: int, split: str, *, skip_bad: bool = False) -> None:
+    """Raise DataError for data that select_pairs refuses before it reads a clip."""
+    _check_request(name, n, split)
+    _open(name, n, split, seed=0, source="auto", skip_bad=skip_bad)
+
+
 def _open(
     name: str, n: int, split: str, *, seed: int, source: str, skip_bad: bool
 ) -> tuple[ClipDataset, dict[str, str]]:

@@ -34,11 +34,9 @@ def check_calibration(options: CalibrationOptions, data: str) -> None:
 
     data: dataset for options that name none.
     """
-    from save_deploy.calibration.videos import is_videos
+    from save_deploy.calibration.select import check_data
 
-    name = options.data or data
-    if not is_videos(name):
-        open_dataset(name, split=options.split, skip_bad=options.skip_bad)
+    check_data(options.data or data, options.pairs, options.split, skip_bad=options.skip_bad)
 
 
 def check_calibrate(checkpoint: Path | None, sam: Path | None, options: CalibrationOptions) -> None:
