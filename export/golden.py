@@ -26,6 +26,7 @@ from save_deploy.data.transforms import Frame, read_frame, resize_frame
 from save_deploy.errors import ExportError
 from save_deploy.metrics.budget import ParityBudget
 from save_deploy.metrics.latency import LatencyResult
+from save_deploy.runtime.enlarge import at_frame_size
 from save_deploy.runtime.golden import (
     ANSWERS,
     BACKGROUND,
@@ -37,7 +38,7 @@ from save_deploy.runtime.golden import (
     Tolerances,
     sounding_share,
 )
-from save_deploy.runtime.pipeline import SavePipeline, at_frame_size
+from save_deploy.runtime.pipeline import SavePipeline
 
 _LOGITS_SIDE = 64  # stored logits have at most this side, to keep the files small
 # Pixels with |logit| up to this are undecided when no logit error bound is set (FP16, INT8).

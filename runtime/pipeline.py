@@ -6,6 +6,7 @@ Listener(pipeline, sound)(frame, time_s) -> mask       # frames in order of time
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
 from save_deploy.bundle_files import require_unchanged, stamps_of
@@ -25,6 +25,7 @@ from save_deploy.errors import DataError
 from save_deploy.extras import named_extras
 from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.engine_check import GRAPH
+from save_deploy.runtime.enlarge import mask_at
 from save_deploy.runtime.inputs import (
     as_embeddings,
     as_folder,
@@ -41,7 +42,7 @@ from save_deploy.runtime.inputs import (
 from save_deploy.runtime.result import Result, logit_of
 from save_deploy.runtime.seconds import SILENCE, SoundSource, seconds_of
 from save_deploy.runtime.self_test import run_self_test
-from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session
+from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session, twin_of
 from save_deploy.runtime.session.choose import choose, require_machine
 from save_deploy.runtime.session.open import Content, EngineOptions, known_backend
 from save_deploy.runtime.session.ort_cuda import CudaOptions
@@ -156,8 +157,15 @@ class SavePipeline:
         frame = as_frame(frame)
         logits = self.logits(frame, audio_embedding)
         require_finite(logits)
-        found = at_frame_size(logits, frame.shape[:2]) > logit_of(self.threshold)
+        found = mask_at(logits, frame.shape[:2], logit_of(self.threshold))
         return Result(found, logits, self.threshold)
+
+    def twin(self) -> Self:
+        """Return a pipeline on the same weights, for another thread: see load(streams=). It is closed
+        for itself. CPU backends only."""
+        other = copy.copy(self)
+        other.audio, other.model = (twin_of(s) for s in (self.audio, self.model))
+        return other
 
     def close(self) -> None:
         self.audio.close()
@@ -168,13 +176,6 @@ class SavePipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def at_frame_size(logits: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:
-    """Resize mask_logits (S,S) to (H,W): bilinear, with antialiasing when shrinking."""
-    height, width = size
-    resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 class Listener:
@@ -269,6 +270,7 @@ def load(
     *,
     backend: str = "auto",
     threads: int | None = None,
+    streams: int = 1,
     verify: bool = True,
     self_test: bool | None = None,
     trust: bool = False,
@@ -281,6 +283,8 @@ def load(
     (the last two run the bundle's engines), or auto: an engine that can run here, else a GPU, else
     the CPU with OpenVINO if installed. The audio graph always runs on the CPU.
     threads: CPU threads; None for all cores.
+    streams: frames masked at the same time on a CPU, by the pipeline and its twins, which share the
+    threads. More than one gives more frames per second, each of them later.
     verify: compare every file with its sha256, and refuse files that change before they are opened.
     self_test: run the golden samples first. None: GPU backends run them once per GPU, driver,
     library and file.
@@ -320,6 +324,7 @@ def load(
             folder / name,
             spec,
             threads=threads,
+            streams=streams,
             content=Content(manifest.content_of(name, beside), beside),
             precision=precision,
             engine=engine,

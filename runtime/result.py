@@ -83,11 +83,11 @@ class Result(np.ndarray):  # type: ignore[type-arg]
     def box(self) -> tuple[int, int, int, int] | None:
         """(left, top, right, bottom) in pixels, right and bottom outside, as Pillow crops; None where
         nothing sounds."""
-        mask = np.asarray(self)
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not rows.size:
+        box = box_of(np.asarray(self))
+        if box is None:
             return None
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        rows, columns = box
+        return columns.start, rows.start, columns.stop, rows.stop
 
     def rle(self) -> dict[str, list[int]]:
         """Run lengths as COCO stores them, uncompressed: {"size": [H, W], "counts": [...]}, column by
@@ -143,12 +143,32 @@ def logit_of(threshold: float) -> float:
     return float(np.log(threshold / (1 - threshold)))
 
 
+def box_of(mask: Mask) -> tuple[slice, slice] | None:
+    """Return the rows and columns that a mask bool (H,W) lies in, None for an empty mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return None
+    inside = slice(int(rows[0]), int(rows[-1]) + 1)
+    columns = np.flatnonzero(mask[inside].any(axis=0))
+    return inside, slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def rle_of(mask: Mask) -> dict[str, list[int]]:
-    """See Result.rle."""
-    flat = mask.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if flat.size and flat[0] else runs}
+    """See Result.rle. Only the box of the mask is read column by column."""
+    height, box = len(mask), box_of(mask)
+    if box is None:
+        return {"size": list(mask.shape), "counts": [mask.size] if mask.size else []}
+    (top, bottom), left = (box[0].start, box[0].stop), box[1].start
+    padded = np.zeros((mask[box].shape[1], bottom - top + 2), bool)
+    padded[:, 1:-1] = mask[box].T
+    edges = padded[:, 1:] != padded[:, :-1]
+    columns, rows = np.divmod(np.flatnonzero(edges), edges.shape[1])  # where runs begin and end
+    at = (columns + left) * height + rows + top
+    if bottom - top == height:  # a run that goes on at the top of the next column has no end
+        goes_on = np.flatnonzero(at[1:] == at[:-1])
+        at = np.delete(at, [*goes_on, *(goes_on + 1)])
+    counts = np.diff(at, prepend=0, append=mask.size).tolist()
+    return {"size": list(mask.shape), "counts": counts if counts[-1] else counts[:-1]}
 
 
 def polygons_of(mask: Mask) -> list[NDArray[np.int32]]:

@@ -17,6 +17,7 @@ from save_deploy.data.pictures import read_frame, read_gray
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import BundleError, ParityError
 from save_deploy.metrics.parity import ParityResult, mask_agreement
+from save_deploy.runtime.enlarge import at_frame_size
 from save_deploy.runtime.golden import (
     ANSWERS,
     FOREGROUND,
@@ -29,7 +30,7 @@ from save_deploy.runtime.golden import (
     read_pack,
     sounding_share,
 )
-from save_deploy.runtime.pipeline import SavePipeline, at_frame_size, load
+from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.self_test import golden_parity
 
 

@@ -11,14 +11,15 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.data.transforms import Mask
 from save_deploy.errors import DataError
+from save_deploy.runtime.result import rle_of
+from save_deploy.runtime.video.sinks import MaskedFrame
 
 RUN_KEY, VIDEO_KEY, ID_KEY = b"save-deploy.run", b"save-deploy.video", b"save-deploy.id"
 _ROWS = 512  # rows per write
@@ -41,10 +42,10 @@ class Row:
         """Encode a mask bool (H,W)."""
         from pycocotools import mask as coco
 
-        columns = np.asfortranarray(mask.view(np.uint8))  # COCO's run lengths are column-major
-        counts = coco.encode(columns)["counts"].decode()
-        height, width = mask.shape
-        return cls(t_s, second, height, width, counts, float(np.count_nonzero(mask) / mask.size))
+        (height, width), runs = mask.shape, rle_of(mask)
+        counts = coco.frPyObjects(runs, height, width)["counts"].decode()
+        share = sum(runs["counts"][1::2]) / mask.size
+        return cls(t_s, second, height, width, counts, share)
 
     @property
     def rle(self) -> dict[str, Any]:
@@ -65,8 +66,7 @@ class Row:
 
 
 class MaskFile:
-    """Context manager that writes rows to a mask file; the file is complete after an exit without
-    error."""
+    """Sink for rows of a mask file. It is complete after finish()."""
 
     def __init__(self, path: Path, *, run: str, video: str, name: str) -> None:
         import pyarrow as pa
@@ -84,8 +84,8 @@ class MaskFile:
         self._rows: list[Row] = []
         self.n = 0
 
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
+    def add(self, masked: MaskedFrame) -> None:
+        self._rows.append(Row.of(round(masked.frame.time_s, 6), masked.second, masked.mask))
         self.n += 1
         if len(self._rows) == _ROWS:
             self._flush()
@@ -98,16 +98,11 @@ class MaskFile:
             self._writer.write_table(pa.Table.from_pylist(rows, self._schema))
             self._rows = []
 
-    def __enter__(self) -> Self:
-        return self
+    def finish(self) -> None:
+        self._flush()
+        self._writer.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush()
-            self._writer.close()
-            return
+    def close(self) -> None:
         with contextlib.suppress(Exception):  # the disk may be full
             self._writer.close()
 

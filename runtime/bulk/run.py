@@ -14,13 +14,14 @@ from save_deploy.bundle import sha256_of
 from save_deploy.errors import DataError, OutputError, SaveDeployError
 from save_deploy.extras import named_extras
 from save_deploy.progress import progress, raise_if_interrupted, resumable
-from save_deploy.runtime.bulk.film import STAGES, FilmOptions
+from save_deploy.runtime.bulk.film import FilmOptions
 from save_deploy.runtime.bulk.ledger import DONE, FAILED, STOPPED, Ledger, Result
 from save_deploy.runtime.bulk.local import LocalEngine
 from save_deploy.runtime.bulk.options import BulkOptions
 from save_deploy.runtime.bulk.place import Place, RunFacts
 from save_deploy.runtime.bulk.videos import Video, found_in, in_shard, read_manifest
 from save_deploy.runtime.bulk.worker import Model, Task
+from save_deploy.runtime.video.masking import split_of
 from save_deploy.runtime.video.options import OutputOptions
 from save_deploy.runtime.video.overlay import color_of
 
@@ -59,9 +60,8 @@ class BulkResult:
 
     @property
     def split(self) -> str:
-        """Time per frame by stage: `decode 3.1 ms | model 41.0 ms | ...`."""
-        per_frame = {stage: 1000 * self.times.get(stage, 0) / self.frames for stage in STAGES}
-        return " | ".join(f"{stage} {ms:.1f} ms" for stage, ms in per_frame.items())
+        """Time per frame by stage, see split_of."""
+        return split_of(self.times, self.frames)
 
 
 class BulkRun:

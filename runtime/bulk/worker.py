@@ -18,6 +18,7 @@ from save_deploy.runtime.bulk.ledger import DONE, FAILED, STOPPED, Result
 from save_deploy.runtime.bulk.masks import frames_done
 from save_deploy.runtime.bulk.place import Place, relevant_versions
 from save_deploy.runtime.bulk.videos import Video
+from save_deploy.runtime.lanes import Lanes, faster_lanes, open_lanes
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.video.source import VideoSource
 
@@ -29,7 +30,8 @@ class Task:
     """Task of all workers of a run.
 
     backend, self_test, trust, threshold: as in load().
-    threads: CPU threads per worker.
+    threads: CPU threads per worker. streams: frames at a time, which share the threads; None to
+    measure which number is fastest.
     retries: attempts per video.
     """
 
@@ -38,6 +40,7 @@ class Task:
     film: FilmOptions
     backend: str = "auto"
     threads: int | None = None
+    streams: int | None = 1
     self_test: bool | None = None
     trust: bool = False
     threshold: float = 0.5
@@ -56,7 +59,8 @@ class Model:
 
 
 class Worker:
-    """Loads the model on construction. mask() may be called from several threads."""
+    """Loads the model on construction. mask() may be called from several threads, which then share
+    its lanes."""
 
     def __init__(self, task: Task, stop: threading.Event | None = None) -> None:
         """stop: event that ends the whole run. Raises the errors of load()."""
@@ -64,23 +68,35 @@ class Worker:
         manifest = (task.bundle / MANIFEST).read_bytes() if task.bundle.is_dir() else b""
         files = Manifest.read(task.bundle).files
         self._stamps = stamps_of(task.bundle, [MANIFEST, *files])
-        self.pipeline: SavePipeline = load(
-            task.bundle,
-            backend=task.backend,
-            threads=task.threads,
-            self_test=task.self_test,
-            trust=task.trust,
-            threshold=task.threshold,
-        )
+        self.lanes = self._opened()
         require_unchanged(task.bundle, self._stamps)
+        pipeline = self.lanes.first
         self.model = Model(
             hashlib.sha256(manifest).hexdigest(),
-            self.pipeline.precision,
-            self.pipeline.backend,
-            self.pipeline.batch,
-            relevant_versions(self.pipeline.backend),
+            pipeline.precision,
+            pipeline.backend,
+            pipeline.batch,
+            relevant_versions(pipeline.backend),
         )
         self.place = Place(task.out)
+
+    def _opened(self) -> Lanes:
+        task = self.task
+
+        def loaded(threads: int | None, streams: int) -> SavePipeline:
+            return load(
+                task.bundle,
+                backend=task.backend,
+                threads=threads,
+                streams=streams,
+                self_test=task.self_test,
+                trust=task.trust,
+                threshold=task.threshold,
+            )
+
+        if task.streams is not None:
+            return open_lanes(loaded, task.threads, task.streams)
+        return faster_lanes(loaded, task.bundle, task.backend, task.threads)
 
     def mask(self, video: Video, run: str) -> Result:
         """Write the mask file of a video, unless it exists already.
@@ -111,7 +127,7 @@ class Worker:
             try:
                 with local_copy(video.uri) as path:
                     film = Film(VideoSource(path, video.section), self.task.film, self.stop)
-                    film(self.pipeline, target, before_end=self._require_bundle)
+                    film(self.lanes, target, before_end=self._require_bundle)
             except (DataError, ParityError) as error:
                 if isinstance(error, FetchError) and attempts < self.task.retries:
                     if self.stop.wait(_PAUSE_S * 2 ** (attempts - 1)):
@@ -131,7 +147,7 @@ class Worker:
                 )
             return Result(
                 video, DONE, frames=film.frames, wall_s=_since(began), host=host,
-                sha256=sha256_of(target.path), attempts=attempts, times=dict(film.clock.times),
+                sha256=sha256_of(target.path), attempts=attempts, times=film.times,
             )  # fmt: skip
 
     def _require_bundle(self) -> None:
@@ -147,7 +163,7 @@ class Worker:
             ) from None
 
     def close(self) -> None:
-        self.pipeline.close()
+        self.lanes.close()
 
 
 def stopped_by(video: Video, error: SaveDeployError) -> Result:

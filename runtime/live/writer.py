@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from save_deploy.data.film_sound import GAP_S
-from save_deploy.data.transforms import Frame
 from save_deploy.runtime.live.sound import Held, Samples
 from save_deploy.runtime.live.source import STEREO_HZ, LiveSource
 from save_deploy.runtime.pictures import Color
@@ -37,8 +36,8 @@ class LiveVideo(OverlayVideo):
         super().__init__(path, shape, sound=False, color=color)
         self._held = source.held if source.has_sound else None
 
-    def _start(self, shown: Frame) -> None:
-        super()._start(shown)
+    def _start(self, size: tuple[int, int]) -> None:
+        super()._start(size)
         if self._held is not None:
             track: Any = _LiveTrack(self._container, self.form.sound_encoder, self._held)
             self._sound = track

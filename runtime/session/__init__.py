@@ -1,6 +1,6 @@
 """Sessions: a loaded graph on any backend, with one checked interface."""
 
-from save_deploy.runtime.session.base import Session, as_batch, default_threads
+from save_deploy.runtime.session.base import Session, as_batch, default_threads, twin_of
 from save_deploy.runtime.session.open import (
     BACKENDS,
     CPU_BACKENDS,
@@ -22,4 +22,5 @@ __all__ = [
     "available_backends",
     "default_threads",
     "open_session",
+    "twin_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -103,7 +104,19 @@ class BufferedSession(ABC):
     def _open_graph(self, file: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> None:
         """Compare the graph with the spec, then allocate the buffers."""
         require_interface(file, self.spec, inputs, outputs)
+        self._allocate()
+
+    def _allocate(self) -> None:
         self.buffers = {o.name: np.empty(o.shape, o.dtype) for o in self.spec.outputs}
+        self._bind()
+
+    def twin(self) -> Self:
+        """Return a second session on the same compiled graph, whose calls run beside those of this
+        one. It has its own buffers and is closed for itself."""
+        other = copy.copy(self)
+        other._lock = threading.Lock()
+        other._allocate()
+        return other
 
     def _guarded(self, run: Callable[[], None]) -> None:
         """Run, and convert the backend's exceptions.
@@ -126,6 +139,10 @@ class BufferedSession(ABC):
             ) from error
 
     @abstractmethod
+    def _bind(self) -> None:
+        """Make what a call needs besides the compiled graph, for self.buffers."""
+
+    @abstractmethod
     def _run(self, inputs: Arrays) -> None:
         """Compute into self.buffers."""
 
@@ -143,6 +160,15 @@ class BufferedSession(ABC):
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def twin_of(session: Session) -> Session:
+    """Return session.twin(). Raises BackendError for a backend without twins."""
+    if not isinstance(session, BufferedSession):
+        raise BackendError(
+            "no twin of this session", got=session.backend, expected="onnxruntime or openvino"
+        )
+    return session.twin()
 
 
 def as_batch(array: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ def open_session(
     spec: GraphSpec,
     *,
     threads: int | None = None,
+    streams: int = 1,
     content: Content = Content(),
     low_memory: bool | None = None,
     precision: str = "fp32",
@@ -98,6 +99,8 @@ def open_session(
     only load() also considers engines and GPUs.
     path: an ONNX file; for tensorrt and tensorrt_rtx an engine that engine_check and engine_trust
     have accepted.
+    threads: CPU threads of all streams together; None for all cores.
+    streams: calls that run at the same time on a CPU backend, of the session and its twins.
     low_memory: ONNX Runtime keeps the weights mapped from the file, which is slower. None: if packed
     FP32 copies do not fit into free memory.
     precision: precision of the graph, for ONNX Runtime's TensorRT provider.
@@ -127,9 +130,11 @@ def open_session(
     if backend == "openvino":
         cache = _cache("openvino", content.sha256) if size <= _CACHED_BYTES else None
         return OpenVinoSession(
-            path, spec, threads=threads, cache_dir=cache, weights=content.weights
+            path, spec, threads=threads, streams=streams, cache_dir=cache, weights=content.weights
         )
-    return OrtSession(path, spec, threads=threads, low_memory=low_memory, weights=content.weights)
+    return OrtSession(
+        path, spec, threads=threads, streams=streams, low_memory=low_memory, weights=content.weights
+    )
 
 
 def _cpu_backend(low_memory: bool) -> str:

@@ -37,10 +37,13 @@ class OpenVinoSession(BufferedSession):
         spec: GraphSpec,
         *,
         threads: int | None = None,
+        streams: int = 1,
         cache_dir: Path | None = None,
         weights: Sequence[str] = (),
     ) -> None:
-        """cache_dir: where the compiled model is kept; the next start reads it instead of compiling.
+        """threads: of all calls together; default all physical cores.
+        streams: calls that run at the same time, of this session and its twins.
+        cache_dir: where the compiled model is kept; the next start reads it instead of compiling.
         It must belong to this very graph and its weights, such as a folder named after their hashes.
         weights: files of the graph, relative to its folder.
 
@@ -59,7 +62,8 @@ class OpenVinoSession(BufferedSession):
         super().__init__(spec, threads or default_threads())
         try:
             with gathered(path, weights) as graph:
-                self._model: Any = _compiled(graph, cpu_config(self.threads), cache_dir)
+                config = cpu_config(self.threads, streams)
+                self._model: Any = _compiled(graph, config, cache_dir)
         except RuntimeError as error:
             raise BackendError(
                 f"openvino cannot run {path.name}",
@@ -70,6 +74,8 @@ class OpenVinoSession(BufferedSession):
         self._tensor = openvino.Tensor
         ports = self._model.inputs, self._model.outputs
         self._open_graph(path.name, *map(_ports, ports, (spec.inputs, spec.outputs)))
+
+    def _bind(self) -> None:
         self._request: Any = self._model.create_infer_request()
         # into a buffer of ours it writes nothing at all, without a word, where an open shape grows
         self._open = {n for n in self.buffers if self._model.output(n).partial_shape.is_dynamic}
@@ -127,11 +133,11 @@ def _ports(found: Sequence[Any], wanted: Sequence[TensorSpec]) -> Iterator[Port]
         yield Port(name, _DTYPES.get(kind, kind), shape)
 
 
-def cpu_config(threads: int) -> dict[str, Any]:
-    """Return the configuration of every OpenVINO run of the project."""
+def cpu_config(threads: int, streams: int = 1) -> dict[str, Any]:
+    """Return the configuration of every OpenVINO run of the project. threads: of all streams."""
     return {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
     }

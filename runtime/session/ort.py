@@ -124,13 +124,15 @@ class OrtSession(BufferedSession):
         *,
         provider: str = CPU,
         threads: int | None = None,
+        streams: int = 1,
         low_memory: bool = False,
         providers: Providers | None = None,
         weights: Sequence[str] = (),
     ) -> None:
         """Open an ONNX file.
 
-        threads: within one operator; default all physical cores.
+        threads: of all calls together; default all physical cores.
+        streams: calls that run at the same time, of this session and its twins.
         low_memory: keep external weights mapped from the file (no packed copies, FP16 converted in
             every call: a third slower) and return activation memory to the system.
         providers: providers with options, the requested one first.
@@ -146,13 +148,16 @@ class OrtSession(BufferedSession):
         with gathered(path, weights) as graph:
             self._session: Any = _open(
                 graph,
-                session_options(self.threads, low_memory=low_memory),
+                # calling threads compute as well; the others are shared by all calls
+                session_options(max(1, self.threads - streams + 1), low_memory=low_memory),
                 provider,
                 providers or [provider],
                 ["ConstantFolding"] if low_memory else None,
             )
         ports = self._session.get_inputs(), self._session.get_outputs()
         self._open_graph(path.name, *(map(_port, side) for side in ports))
+
+    def _bind(self) -> None:
         self._binding: Any = self._session.io_binding()
         self._bind_outputs()
 

@@ -19,8 +19,9 @@ from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.pictures import decode_frame, read_frame
 from save_deploy.data.transforms import Frame, Mask, resize_frame
 from save_deploy.errors import SaveDeployError
+from save_deploy.runtime.enlarge import at_frame_size
 from save_deploy.runtime.golden import FilePair, Pack, read_pack
-from save_deploy.runtime.pipeline import SavePipeline, at_frame_size
+from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import as_batch
 from save_deploy.runtime.triton.frame import mask_of
 from save_deploy.runtime.triton.remote import PROTOCOLS, Remote, RemoteGraph

@@ -1,7 +1,4 @@
-"""Mask one video. Memory does not grow with its length.
-
-Three stages run in three threads, a few frames apart: decode | embed and mask | draw and write.
-"""
+"""Mask one video. Memory does not grow with its length."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from save_deploy.data.audio import Waveform, is_silent
+from save_deploy.data.audio import is_silent
 from save_deploy.errors import DataError, OutputError
 from save_deploy.files import new_file, new_folder
 from save_deploy.progress import raise_if_interrupted
-from save_deploy.runtime.pipeline import Listener, SavePipeline
-from save_deploy.runtime.video.ahead import ahead
+from save_deploy.runtime.lanes import Lanes, as_lanes
+from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.video.formats import (
     FORMATS,
     MATTES,
@@ -25,7 +22,7 @@ from save_deploy.runtime.video.formats import (
     find_matte_encoder,
     format_of,
 )
-from save_deploy.runtime.video.masking import masked
+from save_deploy.runtime.video.masking import FilmMasks, Manner
 from save_deploy.runtime.video.matte import MatteVideo
 from save_deploy.runtime.video.options import RunOptions
 from save_deploy.runtime.video.overlay import color_of
@@ -40,7 +37,6 @@ from save_deploy.runtime.video.targets import (
 from save_deploy.runtime.video.window import Window, check_display
 from save_deploy.runtime.video.writer import OverlayVideo
 
-_AHEAD = 2  # frames queued between two stages
 _WHAT = "the output"
 
 
@@ -70,6 +66,7 @@ class VideoRun:
     def __init__(self, options: RunOptions) -> None:
         """Raise DataError for files that cannot be used, BackendError without a video encoder."""
         self.options, self.color = options, color_of(options.color)
+        self.times: dict[str, float] = {}  # seconds by stage, after a call
         if not (options.files or options.show):
             raise DataError(
                 "nothing to write", expected="one of them or more",
@@ -94,31 +91,32 @@ class VideoRun:
 
     def __call__(
         self,
-        pipeline: SavePipeline,
+        models: SavePipeline | Lanes,
         *,
         head: dict[str, Any] | None = None,
         on_frame: Callable[[], None] = lambda: None,
     ) -> RunResult:
         """Mask the video and write the outputs.
 
+        models: they stay open.
         head: entries about the run for the JSON record.
         Raises DataError for a video with too many corrupt packets, OutputError for outputs that
         cannot be written. After an error or Ctrl-C no output remains.
         """
-        totals, listener = _Totals(), Listener(pipeline, self._seconds())
-        with _writing(), ExitStack() as turn, ExitStack() as outputs:
-            sinks = self._open(outputs, head or {})
-            frames = self.source.frames()
-            with (
-                ahead(frames, _AHEAD) as read,
-                ahead(masked(pipeline, listener, read), _AHEAD) as masks,
-            ):
-                for frame in masks:
-                    totals.add(frame)
-                    for sink in sinks:
-                        sink.add(frame)
-                    raise_if_interrupted()
-                    on_frame()
+        totals = _Totals()
+
+        def each(frame: MaskedFrame) -> None:
+            totals.add(frame)
+            on_frame()
+
+        with (
+            _writing(), as_lanes(models) as lanes, ExitStack() as turn, ExitStack() as outputs
+        ):  # fmt: skip
+            sinks, shows = self._open(outputs, head or {}), self.options
+            keep = bool(shows.out or shows.matte or shows.show)
+            masks = FilmMasks(self.source, lanes, Manner(keep=keep))
+            masks.to(sinks, each)
+            self.times = masks.clock.times
             result = totals.result(self._notes(sinks, totals))
             for sink in sinks:
                 if isinstance(sink, Record):
@@ -139,9 +137,6 @@ class VideoRun:
                 check_target(path, source=options.video, force=options.force)
         if options.masks is not None:
             check_masks(options.masks, force=options.force)
-
-    def _seconds(self) -> Iterator[Waveform]:
-        return self.source.sound_seconds() if self.source.has_sound else iter(())
 
     def _open(self, outputs: ExitStack, head: dict[str, Any]) -> list[Sink]:
         """Open the sinks on temporary paths.

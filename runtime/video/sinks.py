@@ -36,7 +36,7 @@ class MaskedFrame:
     @property
     def share(self) -> float:
         """Share of sounding pixels, 0 to 1."""
-        return float(self.mask.mean())
+        return np.count_nonzero(self.mask) / self.mask.size
 
 
 class Sink(Protocol):

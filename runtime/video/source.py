@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from save_deploy.data.film import (
 from save_deploy.data.film_sound import sound_pieces
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.transforms import Frame
-from save_deploy.data.video import ROUNDING_S, Orientation, orientation_of, pixels
+from save_deploy.data.video import AS_STORED, ROUNDING_S, Orientation, orientation_of, pixels
 from save_deploy.errors import DataError
 from save_deploy.runtime.video.options import Section
 
@@ -42,26 +42,33 @@ if TYPE_CHECKING:
 class TimedFrame:
     """A frame with its time.
 
-    picture: uint8 (H,W,3) RGB, upright.
+    shown: uint8 (H,W,3) RGB, upright, or a frame as decoded, in its own pixel format.
+    turn: how a decoded frame becomes upright.
     pts, duration: in units of the source's time_base, from the start of the section; duration 0 if
     unknown.
     time_s: seconds from the start of the section.
     """
 
-    picture: Frame
+    shown: Any
     pts: int
     duration: int
     time_s: float
+    turn: Orientation = AS_STORED
 
+    @property
+    def picture(self) -> Frame:
+        """uint8 (H,W,3) RGB, upright. A decoded frame is converted each time."""
+        if isinstance(self.shown, np.ndarray):
+            return self.shown
+        return pixels(self.shown, self.turn)
 
-class Shown(NamedTuple):
-    """A TimedFrame before conversion: decoded frame in its own pixel format, and its orientation."""
-
-    frame: Any
-    turn: Orientation
-    pts: int
-    duration: int
-    time_s: float
+    @property
+    def size(self) -> tuple[int, int]:
+        """Upright (H,W)."""
+        if isinstance(self.shown, np.ndarray):
+            return self.shown.shape[0], self.shown.shape[1]
+        size = (self.shown.height, self.shown.width)
+        return size[::-1] if self.turn.transposed else size
 
 
 class VideoSource:
@@ -100,12 +107,7 @@ class VideoSource:
         return max(1, round(length * rate))
 
     def frames(self) -> Generator[TimedFrame, None, None]:
-        """Yield the frames of shown(), converted to RGB."""
-        for frame, turn, pts, duration, time_s in self.shown():
-            yield TimedFrame(pixels(frame, turn), pts, duration, time_s)
-
-    def shown(self) -> Generator[Shown, None, None]:
-        """Yield the frames of the section in order.
+        """Yield the frames of the section in order, as decoded.
 
         Packets that cannot be decoded are skipped and counted. Raises DataError if too many of them
         are corrupt or no frame can be decoded.
@@ -139,7 +141,7 @@ class VideoSource:
                         continue
                     last_kept = kept
                 duration = 0 if section.fps else frame.duration or 0
-                yield Shown(frame, turn, pts, duration, max(0.0, time_s))
+                yield TimedFrame(frame, pts, duration, max(0.0, time_s), turn)
         if last_pts < 0:
             raise DataError("no frame can be decoded", got=str(self.path), expected="a video")
         self.damage["video"].judge()

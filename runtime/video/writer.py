@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.data.film import url_of
-from save_deploy.data.transforms import Frame
 from save_deploy.runtime.pictures import Color
 from save_deploy.runtime.video.formats import (
     FORMATS,
@@ -22,6 +21,7 @@ from save_deploy.runtime.video.formats import (
     format_of,
 )
 from save_deploy.runtime.video.overlay import outlined
+from save_deploy.runtime.video.planes import PIXELS, Brush, canvas_of
 from save_deploy.runtime.video.sinks import MaskedFrame
 from save_deploy.runtime.video.source import VideoSource
 from save_deploy.runtime.video.track import SoundTrack
@@ -48,16 +48,24 @@ class OverlayVideo:
         self._sound: SoundTrack | None = None
 
     def add(self, masked: MaskedFrame) -> None:
-        shown = outlined(masked.frame.picture, masked.mask, self.color)
         if self._stream is None:
-            self._start(shown)
+            self._start(masked.frame.size)
         if self._sound is not None:
             self._container.mux(list(self._sound.until(masked.frame.time_s)))
-        frame = encodable(shown, self._stream)
+        frame = self._drawn(masked)
         frame.time_base = self._base
         frame.pts = round(masked.frame.pts * self.source.time_base / self._base)
         frame.duration = round(masked.frame.duration * self.source.time_base / self._base)
         self._container.mux(self._stream.encode(frame))
+
+    def _drawn(self, masked: MaskedFrame) -> Any:
+        """Return the frame with its marks, for the stream."""
+        canvas = canvas_of(masked.frame, (self._stream.height, self._stream.width))
+        if canvas is None:
+            shown = outlined(masked.frame.picture, masked.mask, self.color)
+            return encodable(shown, self._stream)
+        self._brush.draw(canvas, masked.mask)
+        return canvas
 
     def finish(self) -> None:
         self._container.mux(self._stream.encode(None))
@@ -83,8 +91,9 @@ class OverlayVideo:
             kind = self.source.sound_codec
             yield f"the sound was encoded again: {kind} is not stored in {self.path.suffix}"
 
-    def _start(self, shown: Frame) -> None:
-        height, width = shown.shape[:2]
+    def _start(self, size: tuple[int, int]) -> None:
+        """Add the streams. size: (H,W) of the first frame."""
+        height, width = size
         self.padded = (height, width) if height % 2 or width % 2 else None
         base = self.source.time_base
         if self.encoder == "mpeg4" and base.denominator > _FINEST_MPEG4:
@@ -99,6 +108,7 @@ class OverlayVideo:
         if self.encoder == "mpeg4":  # which cannot say another
             stream.codec_context.colorspace = _BT601
         self._stream = stream
+        self._brush = Brush(self.color, bt709=is_bt709(stream))
         if self._has_sound:
             self._sound = SoundTrack(self.source, self._container, self.form)
 
@@ -110,7 +120,7 @@ def picture_stream(
     size: tuple[int, int],
     *,
     base: Fraction,
-    pixels: str = "yuv420p",
+    pixels: str = PIXELS,
     options: Mapping[str, str],
 ) -> Any:
     """Add a stream for pictures of size (H,W) to a container: rate, pixel aspect and color matrix of
@@ -120,7 +130,7 @@ def picture_stream(
     if source.section.most_fps is not None:
         rate = min(rate, Fraction(source.section.most_fps).limit_denominator(1001))
     stream = container.add_stream(encoder, rate=rate, options=dict(options))
-    even = pixels == "yuv420p"
+    even = pixels == PIXELS
     stream.width, stream.height = width + even * (width % 2), height + even * (height % 2)
     stream.pix_fmt = pixels
     context = stream.codec_context
@@ -136,6 +146,11 @@ def picture_stream(
     return stream
 
 
+def is_bt709(stream: Any) -> bool:
+    """Return True if the color matrix of a stream is BT.709, else it is BT.601."""
+    return int(stream.codec_context.colorspace) == _BT709
+
+
 def encodable(shown: NDArray[np.uint8], stream: Any) -> Any:
     """uint8 (H,W,3) RGB or (H,W,4) RGBA -> a frame for the stream, of its size and colors."""
     import av
@@ -144,10 +159,9 @@ def encodable(shown: NDArray[np.uint8], stream: Any) -> Any:
     rows, columns = (max(0, stream.height - shown.shape[0]), max(0, stream.width - shown.shape[1]))
     if max(rows, columns) == 1:
         shown = np.pad(shown, ((0, rows), (0, columns), (0, 0)), mode="edge")
-    bt709 = int(stream.codec_context.colorspace) == _BT709
     return av.VideoFrame.from_ndarray(shown, "rgb24" if shown.shape[2] == 3 else "rgba").reformat(
         width=stream.width,  # other than the frame's where a file changes its size
         height=stream.height,
         format=stream.pix_fmt,
-        dst_colorspace=Colorspace.ITU709 if bt709 else Colorspace.ITU601,
+        dst_colorspace=Colorspace.ITU709 if is_bt709(stream) else Colorspace.ITU601,
     )

@@ -13,6 +13,7 @@ from save_deploy.files import cache_root
 _KEPT = {
     "calibration": "calibration tables of earlier exports",
     "engines_built_here": "hashes of engines that were built on this machine",
+    "lanes": "whether several frames at a time are faster here, as measured",
     "links": "bundles made of links, as OpenVINO and ONNX Runtime open them",
     "onnxruntime-tensorrt": "engines and timings of ONNX Runtime's TensorRT",
     "openvino": "models as OpenVINO compiled them",

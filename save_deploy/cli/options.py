@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from save_deploy.options import (
 )
 
 if TYPE_CHECKING:
+    from save_deploy.runtime.lanes import Lanes
     from save_deploy.runtime.pipeline import SavePipeline
 
 BACKEND = "Backend"
@@ -50,13 +52,24 @@ class Placement:
     trust: bool = trust_option(BACKEND)
 
     def load(self, bundle: Path) -> SavePipeline:
+        return self._loaded(bundle, self.threads, 1)
+
+    def load_lanes(self, bundle: Path, *, frames: int | None) -> Lanes:
+        """Load for many frames; frames: how many, None if unknown."""
+        from save_deploy.runtime.lanes import faster_lanes
+
+        load = partial(self._loaded, bundle)
+        return faster_lanes(load, bundle, self.backend, self.threads, frames=frames)
+
+    def _loaded(self, bundle: Path, threads: int | None, streams: int) -> SavePipeline:
         from save_deploy.runtime.pipeline import load
 
         self_test = None if self.self_test else False
         return load(
             bundle,
             backend=self.backend,
-            threads=self.threads,
+            threads=threads,
+            streams=streams,
             self_test=self_test,
             trust=self.trust,
             threshold=self.threshold,

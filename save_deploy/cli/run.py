@@ -85,6 +85,7 @@ def _one(request: RunRequest) -> str:
 def _run_film(request: RunRequest) -> None:
     from save_deploy.progress import progress
     from save_deploy.runtime.sources import local_film, name_of, run_folder
+    from save_deploy.runtime.video.masking import split_of
     from save_deploy.runtime.video.run import VideoRun
 
     (source,) = request.sources
@@ -96,13 +97,14 @@ def _run_film(request: RunRequest) -> None:
             outputs = replace(outputs, out=out, record=record)
         _check_not_of_bundle(outputs, request.bundle)
         prepared = VideoRun(RunOptions(video=film, **vars(outputs)))
+        n_frames = prepared.source.n_frames
         with (
-            request.placement.load(request.bundle) as pipeline,
-            progress("frames", prepared.source.n_frames) as advance,
+            request.placement.load_lanes(request.bundle, frames=n_frames) as lanes,
+            progress("frames", n_frames) as advance,
         ):
-            began = time.monotonic()
+            pipeline, began = lanes.first, time.monotonic()
             head = {"video": source, **_head(request.bundle, pipeline)}
-            result = prepared(pipeline, head=head, on_frame=advance)
+            result = prepared(lanes, head=head, on_frame=advance)
             rate = result.frames / max(1e-3, time.monotonic() - began)
     for note in result.notes:
         print(f"note: {note}")
@@ -113,7 +115,8 @@ def _run_film(request: RunRequest) -> None:
         f"{_written(outputs)}: {result.frames} frames, {heard}, "
         f"{result.mask_share:.1%} of the picture sounds"
     )
-    print(f"{pipeline.backend}, {pipeline.precision}: {rate:.1f} frames/s")
+    print(f"{pipeline.backend}, {pipeline.precision}: {rate:.1f} frames/s; {lanes.how}")
+    print(f"a frame's time, stages beside each other: {split_of(prepared.times, result.frames)}")
 
 
 def _run_still(request: RunRequest) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from save_deploy.data.audio import MIN_SECONDS, Waveform
 from save_deploy.data.film import (
@@ -39,6 +40,9 @@ class Orientation(NamedTuple):
     transposed: bool = False
     mirrored_x: bool = False
     mirrored_y: bool = False
+
+
+AS_STORED = Orientation()
 
 
 def read_video_frames(path: Path, times_s: Sequence[float]) -> list[Frame]:
@@ -123,7 +127,7 @@ def _frames_at(container: InputContainer, path: Path, times_s: Sequence[float]) 
     track = picture_track(container, path)
     seek(container, times_s[0] if times_s else 0)
     base, start_s = track.time_base, start_of(container)
-    shown, turn, found = None, Orientation(), list[Frame]()
+    shown, turn, found = None, AS_STORED, list[Frame]()
     for time, frame in pictures(container, track, Damage("video", strict=True)):
         if shown is None:
             turn = orientation_of(frame)
@@ -153,13 +157,17 @@ def orientation_of(frame: Any) -> Orientation:
             if abs(b) > abs(a):
                 return Orientation(True, bool(c < 0), bool(b < 0))
             return Orientation(False, bool(a < 0), bool(d < 0))
-    return Orientation()
+    return AS_STORED
 
 
 def pixels(frame: Any, orientation: Orientation) -> Frame:
     """Convert a decoded frame to uint8 (H,W,3) RGB with its rotation applied."""
-    picture = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(upright(frame.to_ndarray(format="rgb24"), orientation))
+
+
+def upright(picture: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
+    """Return a stored picture or plane uint8 (H,W,...) with its rotation applied, as a view."""
     if orientation.transposed:
         picture = picture.swapaxes(0, 1)
     step_y, step_x = (-1 if m else 1 for m in (orientation.mirrored_y, orientation.mirrored_x))
-    return np.ascontiguousarray(picture[::step_y, ::step_x])
+    return picture[::step_y, ::step_x]

@@ -104,8 +104,8 @@ def with_matrix(source: Path, target: Path, a: int, b: int, c: int, d: int) -> P
 class Ears:
     """In place of a pipeline: masks what is bright, when something is heard."""
 
-    precision, backend, batch = "none", "none", 1
-    config = SimpleNamespace(res=64)
+    precision, backend, batch, threshold = "none", "none", 1, 0.5
+    config = SimpleNamespace(res=256)  # above the films' sizes, so that edges stay where they are
 
     def __init__(self) -> None:
         self.heard: deque[np.ndarray] = deque(maxlen=10)  # as a pipeline, it keeps little
@@ -115,8 +115,11 @@ class Ears:
         loud = np.sqrt(np.mean(np.square(waveform))) if waveform.size else 0.0
         return np.full((1, 128), loud, np.float32)
 
-    def mask(self, frame: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-        return (frame.mean(axis=-1) > 125) & bool(embedding[0, 0] > 0.02)
+    def run(self, images: np.ndarray, heard: np.ndarray) -> np.ndarray:
+        bright = images.mean(axis=-1, dtype=np.float32) - 125
+        return np.where(heard[:, :1, None] > 0.02, bright, -np.abs(bright) - 1)
+
+    def close(self) -> None: ...
 
 
 def frames_of(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:

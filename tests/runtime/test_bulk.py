@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from save_deploy.runtime.bulk import film as bulk_film
 from save_deploy.runtime.bulk.place import Place
 from save_deploy.runtime.bulk.videos import Video
-from save_deploy.runtime.pipeline import at_frame_size, load, stream
+from save_deploy.runtime.pipeline import load, stream
 from save_deploy.runtime.video.options import Section
 from save_deploy.runtime.video.source import VideoSource
 from tests.command import run as command
@@ -311,15 +310,6 @@ def test_options_without_effect_are_refused(films: Path, empty: Path, tmp_path: 
     ):
         refused = command("run", empty, *args)
         assert refused.returncode == 1 and said in refused.stderr, said
-
-
-def test_masks_of_one_sign_are_those_of_a_pipeline() -> None:
-    rng = np.random.default_rng(0)
-    for low, high in ((-2, -1), (1, 2), (-1, 1), (0, 0), (-1, 0)):
-        logits = rng.uniform(low, high, (16, 16)).astype(np.float32)
-        for size in ((50, 31), (7, 9), (16, 16)):
-            mask = bulk_film.mask_at(logits, size)
-            np.testing.assert_array_equal(mask, at_frame_size(logits, size) > 0)
 
 
 def test_hash_of_a_video_is_of_all_of_it() -> None:

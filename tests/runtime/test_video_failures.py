@@ -140,10 +140,10 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
 
 
 class Failing(Ears):
-    def mask(self, frame: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+    def run(self, images: np.ndarray, heard: np.ndarray) -> np.ndarray:
         if len(self.heard) > 1:
             raise DataError("on purpose")
-        return super().mask(frame, embedding)
+        return super().run(images, heard)
 
 
 @pytest.mark.slow
