@@ -46,6 +46,7 @@ def write_film(
     size: tuple[int, int] = (96, 64),
     sound: np.ndarray | None = None,
     codec: str = "libx264",
+    pixels: str = "",
     sound_codec: str = "aac",
     rate: int = RATE,
     times_ms: list[int] | None = None,
@@ -55,7 +56,7 @@ def write_film(
     with av.open(str(path), "w", options=options or {}) as container:
         video: Any = container.add_stream(codec, rate=fps)
         video.width, video.height = size
-        video.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        video.pix_fmt = pixels or ("yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p")
         base = Fraction(1, 1000) if times_ms else Fraction(1, fps)
         video.codec_context.time_base = base
         video.codec_context.gop_size = 10
