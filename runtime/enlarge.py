@@ -35,7 +35,7 @@ def mask_at(logits: NDArray[np.float32], size: tuple[int, ...], limit: float = 0
     if min(size) < side:
         return at_frame_size(logits, size) > limit
     mask, cells = np.zeros(size, bool), _kinds(logits > limit)
-    ys, xs = (_axis(side, n).within(cells.any(axis=1 - i)) for i, n in enumerate(size))
+    ys, xs = (_axis(side, n).within(np.asarray(cells.any(axis=1 - i))) for i, n in enumerate(size))
     if not (ys.cell.size and xs.cell.size):
         return mask
     kinds = cells.take(xs.cell, axis=1).take(ys.cell, axis=0)

@@ -125,7 +125,7 @@ def faster_lanes(
     place = _place(bundle, backend, threads, most)
     rates = None if place is None else _kept(place)
     if rates is not None:
-        lanes = open_lanes(load, threads, max(rates, key=lambda n: rates[n]))
+        lanes = open_lanes(load, threads, max(rates, key=rates.__getitem__))
         lanes.how += f" ({_said(rates)}, measured before)"
         return lanes
     one = open_lanes(load, threads, 1)

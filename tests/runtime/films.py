@@ -120,6 +120,9 @@ class Ears:
         bright = images.mean(axis=-1, dtype=np.float32) - 125
         return np.where(heard[:, :1, None] > 0.02, bright, -np.abs(bright) - 1)
 
+    def mask(self, frame: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        return (frame.mean(axis=-1) > 125) & bool(embedding[0, 0] > 0.02)
+
     def close(self) -> None: ...
 
 
