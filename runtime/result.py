@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.data.transforms import Frame, Mask, write_mask
+from save_deploy.data.transforms import Frame, Mask, box_of, write_mask
 from save_deploy.errors import DataError
 from save_deploy.files import new_file
 
@@ -141,16 +141,6 @@ class Result(np.ndarray):  # type: ignore[type-arg]
 def logit_of(threshold: float) -> float:
     """Probability in (0,1) -> logit; 0.5 -> 0."""
     return float(np.log(threshold / (1 - threshold)))
-
-
-def box_of(mask: Mask) -> tuple[slice, slice] | None:
-    """Return the rows and columns that a mask bool (H,W) lies in, None for an empty mask."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    inside = slice(int(rows[0]), int(rows[-1]) + 1)
-    columns = np.flatnonzero(mask[inside].any(axis=0))
-    return inside, slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def rle_of(mask: Mask) -> dict[str, list[int]]:

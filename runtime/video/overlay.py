@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.data.transforms import Frame, Mask
+from save_deploy.data.transforms import Frame, Mask, box_of
 from save_deploy.errors import DataError
 from save_deploy.runtime.pictures import MASK, Color
-from save_deploy.runtime.result import box_of
 
 OPACITY = 0.4
 DARK: Color = (20, 20, 20)

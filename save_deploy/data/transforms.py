@@ -40,6 +40,16 @@ def write_mask(path: Path, mask: Mask, *, replace: bool = True) -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(partial, format="PNG")
 
 
+def box_of(mask: Mask) -> tuple[slice, slice] | None:
+    """Return the rows and columns that a mask bool (H,W) lies in, None for an empty mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return None
+    inside = slice(int(rows[0]), int(rows[-1]) + 1)
+    columns = np.flatnonzero(mask[inside].any(axis=0))
+    return inside, slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def resize_frame(frame: Frame, res: int) -> Frame:
     """Resize uint8 (H,W,3) to uint8 (res,res,3), bilinear with antialiasing."""
     if frame.shape[:2] == (res, res):
