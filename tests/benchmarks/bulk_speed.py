@@ -27,6 +27,7 @@ from save_deploy.runtime.bulk.film import FilmOptions
 from save_deploy.runtime.bulk.options import BulkOptions
 from save_deploy.runtime.bulk.run import BulkResult, BulkRun
 from save_deploy.runtime.bulk.worker import Task
+from save_deploy.runtime.lanes import Lanes, open_lanes
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.video.options import OutputOptions, RunOptions, Section
 from save_deploy.runtime.video.run import VideoRun
@@ -95,24 +96,32 @@ def own_fps(pipeline: SavePipeline, seconds: float) -> Rates:
     return n / (time.process_time() - cpu), n / (time.perf_counter() - began)
 
 
-def one_by_one(pipeline: SavePipeline, films: list[Path], folder: Path, outputs: str) -> Rates:
-    """Frames per second of plain save-run, a film after the other."""
+def one_by_one(lanes: Lanes, films: list[Path], folder: Path, output: str) -> Rates:
+    """Frames per second of save-run with one output, a film after the other. output: out, masks or
+    record."""
     began, cpu, frames = time.perf_counter(), time.process_time(), 0
+    made: dict[str, Any] = {output: folder / {"out": "o.mp4", "masks": "m", "record": "r"}[output]}
     for film in films:
-        made = {"out": folder / "o.mp4"} if outputs == "video" else {"masks": folder / "m"}
-        frames += VideoRun(RunOptions(video=film, force=True, **made))(pipeline).frames
+        frames += VideoRun(RunOptions(video=film, force=True, **made))(lanes).frames
     return frames / (time.process_time() - cpu), frames / (time.perf_counter() - began)
 
 
 def in_bulk(
-    bundle: Path, films: Path, out: Path, actors: int, *, fps: Any = None, **options: Any
+    bundle: Path,
+    films: Path,
+    out: Path,
+    actors: int,
+    *,
+    backend: str,
+    fps: Any = None,
+    **options: Any,
 ) -> tuple[BulkResult, float]:
     """What it did, and its CPU time in seconds."""
     shutil.rmtree(out, ignore_errors=True)
     threads = max(1, allowed_cores() // actors)
     asked = BulkOptions(actors=actors, threads_per_actor=threads, **options)
     run = Timed((str(films),), asked, OutputOptions(out=out, section=Section(fps=fps)))
-    return run(Task(bundle=bundle, out=out, film=FilmOptions())), run.cpu_s
+    return run(Task(bundle=bundle, out=out, film=FilmOptions(), backend=backend)), run.cpu_s
 
 
 def main(
@@ -121,10 +130,19 @@ def main(
     seconds: Annotated[int, typer.Option(min=1)] = 4,
     films: Annotated[int, typer.Option(min=1)] = 2,
     height: Annotated[int, typer.Option(min=16)] = 720,
+    backend: str = "auto",
 ) -> None:
     cores = allowed_cores()
+
+    def opened(threads: int | None, streams: int) -> SavePipeline:
+        return load(bundle, backend=backend, threads=threads, streams=streams)
+
     print(f"{cpu_name()}, {cores} cores; {films} films {height}p of {seconds} s, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as name, load(bundle) as pipeline:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        load(bundle, backend=backend) as pipeline,
+        open_lanes(opened, None, cores) as lanes,
+    ):
         folder = Path(name) / "films"
         folder.mkdir()
         write_film(folder / "0.mp4", seconds=seconds, size=(height * 16 // 9, height))
@@ -133,7 +151,7 @@ def main(
         paths, out, splits = sorted(folder.iterdir()), Path(name) / "out", dict[str, str]()
 
         def bulk(label: str, actors: int, options: dict[str, Any]) -> Rates:
-            result, cpu = in_bulk(bundle, folder, out, actors, **options)
+            result, cpu = in_bulk(bundle, folder, out, actors, backend=backend, **options)
             played = films * seconds / result.seconds
             per_cpu = films * seconds / cpu
             splits[label] = (
@@ -143,9 +161,11 @@ def main(
 
         ways: dict[str, Callable[[], Rates]] = {
             "model alone": lambda: own_fps(pipeline, seconds),
-            "save-run FILM -o marked.mp4": lambda: one_by_one(pipeline, paths, Path(name), "video"),
-            "save-run FILM --masks DIR": lambda: one_by_one(pipeline, paths, Path(name), "masks"),
         }
+        for n, models in ((1, Lanes([pipeline])), (cores, lanes)):
+            for output in ("out", "record", "masks"):
+                label = f"save-run --{output.replace('record', 'json')}, {n} at a time"
+                ways[label] = lambda m=models, o=output: one_by_one(m, paths, Path(name), o)  # type: ignore[misc]
         for actors in (1, 2) if cores > 1 else (1,):
             for label, options in WAYS.items():
                 if actors == 1 or not options:
@@ -155,16 +175,18 @@ def main(
         for _ in range(rounds):
             for label, way in ways.items():
                 found[label].append(way())
-    print("| way | frames per CPU second | of the model alone | frames/s, lowest..highest |")
-    print("|---|---|---|---|")
+    print(
+        "| way | frames per CPU second | of the model's | frames/s, lowest..highest | of the model's |"
+    )
+    print("|---|---|---|---|---|")
     for label, rates in found.items():
-        own = [a[0] / b[0] for a, b in zip(rates, found["model alone"], strict=True)]
-        per_cpu = statistics.median(rate for rate, _ in rates)
-        clock = sorted(rate for _, rate in rates)
-        print(
-            f"| {label} | {per_cpu:.1f} | {statistics.median(own):.0%} "
-            f"| {clock[0]:.1f}..{clock[-1]:.1f} |"
-        )
+        cells = []
+        for k, measured in enumerate(zip(*rates, strict=True)):
+            own = [a / b[k] for a, b in zip(measured, found["model alone"], strict=True)]
+            low, middle, high = min(measured), statistics.median(measured), max(measured)
+            cells += [f"{low:.1f}..{high:.1f}" if k else f"{middle:.1f}"]
+            cells += [f"{statistics.median(own):.0%}"]
+        print(f"| {label} | {' | '.join(cells)} |")
     for label, split in splits.items():
         print(f"{label}: {split}")
 
