@@ -124,10 +124,11 @@ def test_a_film_without_options(bundle_fp32: Path, place: Path) -> None:
         out = place / "runs" / folder
         assert left_in(out) == {"overlay.mp4", "record.json"}
         lines = done.stdout.splitlines()
-        assert lines[-2].startswith(f"runs/{folder}/overlay.mp4, runs/{folder}/record.json: 10 ")
-        assert lines[-1].endswith("frames/s")
+        assert lines[-3].startswith(f"runs/{folder}/overlay.mp4, runs/{folder}/record.json: 10 ")
+        assert " frames/s; 1 frame at a time" in lines[-2]
+        assert "decode" in lines[-1] and "model" in lines[-1]
         about = json.loads((out / "record.json").read_text())["run"]
-        assert about["video"] == "cat.mp4" and lines[-1].startswith(about["backend"])
+        assert about["video"] == "cat.mp4" and lines[-2].startswith(about["backend"])
     failed = run("run", place / "none", "cat.mp4")
     assert failed.returncode == 1 and left_in(place / "runs") == {"cat", "cat-2"}
 
