@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from save_deploy.bundle import Manifest, sha256_of
 from save_deploy.data.open import open_dataset
@@ -292,10 +293,10 @@ def test_another_checkpoint(bundle: Path, tmp_path: Path) -> None:
 def test_checkpoints_of_several_bundles(bundle: Path, tmp_path: Path) -> None:
     """One is given, the built-in one is found beside it; alone, a wrong one is never replaced."""
     other = tmp_path / "other.safetensors"
-    other.write_bytes(b"x")
+    save_file({"w": np.zeros(1, np.float32)}, other)
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     manifest = Manifest.read(copy)
-    record = {"name": other.name, "sha256": sha256_of(other), "size": 1}
+    record = {"name": other.name, "sha256": sha256_of(other), "size": other.stat().st_size}
     replace(manifest, source={"files": [record]}).write(copy)
     groups = plan.make_plan(options((bundle, copy), checkpoints=(other,))).groups
     assert [g.entries[0].eager.checkpoint.name for g in groups if g.entries[0].eager] == [
