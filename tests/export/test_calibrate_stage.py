@@ -51,7 +51,7 @@ def test_clips_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found.write(tmp_path / "t.json")
     assert CalibrationTable.read(tmp_path / "t.json") == found
     monkeypatch.setattr(stage, "calibrate_checkpoint", lambda *_, **__: found)
-    said = run("calibrate", "--skip-bad", "-o", tmp_path / "t.json").stdout
+    said = run("calibrate", "--skip-bad", "--force", "-o", tmp_path / "t.json").stdout
     assert "skipped cat_train_3: " in said and " s, peak memory " in said
     assert "peak" not in (tmp_path / "t.json").read_text()
 
