@@ -92,7 +92,7 @@ def test_onnx_only(bundle_fp32: Path, tmp_path: Path) -> None:
     assert 0 < expected.mean() < 1 and differ.mean() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_export(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = run("export.py", tiny_checkpoint, "224", tmp_path / "out")
     assert done.returncode == 0, done.stderr

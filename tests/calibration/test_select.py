@@ -101,7 +101,7 @@ def test_pairs_are_of_the_dataset() -> None:
     assert set(frames) == set("12345"), "not always the same frame of a clip"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_same_seed_same_pairs(tmp_path: Path) -> None:
     base = write_s4(tmp_path, {"cat": 60, "horn": 60})
     for name in ("scenes", base):

@@ -261,7 +261,7 @@ def demo_plan(demo: SaveModel) -> Fp16Plan:
     return plan_fp16(deploy, pairs_of(demo, "val", 4))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_trained_checkpoint_in_half(demo: SaveModel, demo_plan: Fp16Plan, tmp_path: Path) -> None:
     """Only scores of the decoder exceed FP16, and as they are typed no value does on real pairs."""
     assert demo_plan.fp32_modules == ()

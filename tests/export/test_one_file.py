@@ -37,7 +37,7 @@ def feeds() -> Arrays:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("floats", ["fp32", "fp16"])
+@pytest.mark.parametrize("floats", ["fp32", pytest.param("fp16", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("target", PER_BLOCK)
 def test_one_file(target: str, floats: str, feeds: Arrays, tmp_path: Path) -> None:
     """The very same bytes pass everywhere, with an INT8 kernel for every MatMul that is asked.

@@ -191,7 +191,9 @@ def test_nan_weights_leave_nothing(tiny_checkpoint: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)]
+)
 def test_interrupt_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:

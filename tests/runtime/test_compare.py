@@ -99,6 +99,7 @@ def test_badness_of_a_frame() -> None:
     assert frame_badness(empty, {"empty": empty}, 0) == (0.0, 0, 0)
 
 
+@pytest.mark.thorough
 def test_worst_frames_are_the_worst(bundle: Path) -> None:
     """Against sorting all frames, whatever the number kept; in one chunk or clip by clip."""
     clips = Scenes(n_clips=3)
@@ -201,6 +202,7 @@ def test_rounds_go_on_until_steady(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- which rows
 
 
+@pytest.mark.thorough
 def test_each_resolution_has_its_reference(
     bundle: Path, small: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def test_a_speed_that_is_not_steady() -> None:
         require((check,))
 
 
+@pytest.mark.thorough
 def test_exit_codes(
     bundle: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -157,6 +158,7 @@ def test_a_failing_report_leaves_the_old_one(
     assert (tmp_path / "report.json").read_text() == "old"
 
 
+@pytest.mark.thorough
 def test_memory_is_of_a_process_of_its_own(bundle: Path) -> None:
     asked = options((bundle,), memory=True)
     eager, ours = run_comparison(asked).rows

@@ -190,7 +190,7 @@ def test_stream_listens_once_per_second(bundle: Path) -> None:
             next(stream(pipeline, [frame], sound, frames_per_s=0))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_clip_bundle(bundle_fp32: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Five frames a call: same logits as one at a time; any number of frames is completed."""
     from save_deploy.export.export import export

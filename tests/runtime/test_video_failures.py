@@ -321,7 +321,7 @@ def test_full_disk_leaves_nothing(film: Path, tmp_path: Path) -> None:
     assert left_in(tmp_path) == {"film.mp4"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's /proc")
 def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
     """Five seconds and five minutes: the same peak, but for an index of some bytes per frame."""

@@ -114,7 +114,7 @@ def test_missing_data_and_rows_without_training(root: Path, tmp_path: Path) -> N
         plan_chain(load_recipe("t1_sam"), "s4", root, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_chain_trains_resumes_and_is_scored(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

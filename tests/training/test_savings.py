@@ -142,7 +142,10 @@ def test_same_seed_same_weights(tiny, tmp_path: Path) -> None:  # type: ignore[n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("savings", [Savings(), Savings(checkpoint_blocks=True)])
+@pytest.mark.parametrize(
+    "savings",
+    [Savings(), pytest.param(Savings(checkpoint_blocks=True), marks=pytest.mark.thorough)],
+)
 def test_estimate_equals_a_real_step(tiny, savings: Savings) -> None:  # type: ignore[no-untyped-def]
     """Bytes alive in a real step, counted the same way on real tensors."""
     config = tiny(depth=3, embed_dim=64).config
