@@ -30,7 +30,7 @@ from save_deploy.export.merge.forms import ADAPTER, REL_POS, WINDOWS, Forms, for
 from save_deploy.export.merge.proof import count_macs
 from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.export.quantize.sites import find_sites
-from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of
+from save_deploy.export.quantize.weights import FORMATS, quantize_weight, scale_of, weight_format
 from save_deploy.export.trace import OPSET
 from save_deploy.libraries import import_onnxruntime
 from save_deploy.model.save import SaveModel
@@ -133,13 +133,14 @@ def calibration_inputs(model: SaveModel) -> list[Arrays]:
 def write_int8(
     model: SaveModel, forms: Forms, inputs: list[Arrays], spec: GraphSpec, path: Path
 ) -> None:  # fmt: skip
-    """Write the merged graph with every encoder MatMul quantized to INT8."""
+    """Write the merged graph with every encoder MatMul quantized to INT8, weights to 7 bits."""
     deploy = DeployModel(model, forms.quantizable()).eval().requires_grad_(False)
     sites = find_sites(deploy)
     observer = Observer(deploy, [s.name for s in sites])
     observe(deploy, observer, _tensors(inputs))
     graph = trace(deploy, spec)
-    insert_qdq(graph, sites, {n: h.amax("minmax") for n, h in observer.histograms.items()})
+    amax = {n: h.amax("minmax") for n, h in observer.histograms.items()}
+    insert_qdq(graph, sites, amax, weight_bits=7)
     save_graph(graph, path)
 
 
@@ -220,7 +221,7 @@ def write_gemm_graph(path: Path, *, int8: bool = False) -> Path:
     weight = np.random.default_rng(1).random((side, side), dtype=np.float32)
     constants, nodes, factors = {"b": weight}, [], ["a", "b"]
     if int8:
-        numbers, scales = quantize_weight(weight, FORMATS["int8"], clips=(1.0,))
+        numbers, scales = quantize_weight(weight, weight_format("int8", 7), clips=(1.0,))
         constants = {
             "b": numbers, "b.scale": scales, "b.zero": np.zeros(side, np.int8),
             "a.scale": scale_of(1.0, FORMATS["int8"]), "a.zero": np.zeros((), np.int8),

@@ -142,6 +142,11 @@ class ExportOptions:
     force: bool = option("--force", default=False, help="Replace an existing bundle.")
     precision: Precision = field(default_factory=Precision)
     target: str = "portable"
+    weight_bits: int | None = option(
+        "--weight-bits", panel=QUANTIZATION, needs=("--int8",), default=None, low=7, high=8,
+        help="7 or 8. With 7, CPUs without VNNI run their fast INT8 kernels without saturation. "
+        "Default: 7, or 8 for --target tensorrt.",
+    )  # fmt: skip
     sam: Path | None = sam_option(GRAPH)
     batch: int = option(
         "--batch", panel=GRAPH, default=1, low=1, high=64,
@@ -190,6 +195,13 @@ class ExportOptions:
     def measures_ranges(self) -> bool:
         """False when ranges are read from a table or a bundle."""
         return self.calibration.table is None and self.search.reuse is None
+
+    @property
+    def int8_weight_bits(self) -> int:
+        """Bits of INT8 weights; 8 for every other format."""
+        if self.precision.quantized != "int8":
+            return 8
+        return self.weight_bits or (8 if self.target == "tensorrt" else 7)
 
     @property
     def search_cost(self) -> str:

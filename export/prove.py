@@ -105,7 +105,8 @@ def choose_entries(
             low_memory = Precision.parse(precision).quantized is None and not (
                 quantized and fitting
             )
-        graph = GraphFile(path, config, options.batch, audio, low_memory)
+        small = precision == own and options.int8_weight_bits == 7
+        graph = GraphFile(path, config, options.batch, audio, low_memory, small)
         entries += [
             Entry(
                 f"{backend} {precision}", backend, precision, _size_mb(folder, path),

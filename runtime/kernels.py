@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,19 @@ class _Executed:
 
 
 def executed_kernels(
-    backend: str, path: Path, matmuls: Sequence[str], inputs: Arrays, *, threads: int | None = None
-) -> KernelCheck:
+    backend: str, path: Path, matmuls: Sequence[str], inputs: Arrays, *, threads: int | None = None,
+    small_weights: bool = False,
+) -> KernelCheck:  # fmt: skip
     """Run an ONNX file once on a backend (onnxruntime, openvino) and return its MatMul kernels.
 
     matmuls: names of MatMul nodes of the file.
     inputs: all inputs of the graph.
+    small_weights: as in Content.
     A MatMul that became several kernels counts as INT8 when all of them are INT8. Raises
     BackendError for an unknown, missing or failing backend.
     """
-    readers = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}
+    onnxruntime = partial(_run_onnxruntime, small_weights=small_weights)
+    readers = {"onnxruntime": onnxruntime, "openvino": _run_openvino}
     if backend not in readers:
         raise BackendError("unknown backend", got=backend, expected=", ".join(readers))
     inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
@@ -103,11 +107,13 @@ def _belongs(executed: str, matmul: str) -> bool:
     return executed.startswith(matmul) and (not rest or not re.match(r"[\w.]", rest))
 
 
-def _run_onnxruntime(path: Path, inputs: Arrays, threads: int) -> list[_Executed]:
+def _run_onnxruntime(
+    path: Path, inputs: Arrays, threads: int, *, small_weights: bool
+) -> list[_Executed]:
     """Return the MatMuls in ONNX Runtime's profile of one run, with the options of OrtSession."""
     ort = import_onnxruntime()
     with tempfile.TemporaryDirectory(prefix="save-deploy-profile-") as folder:
-        options = session_options(threads)
+        options = session_options(threads, small_weights=small_weights)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:

@@ -325,7 +325,7 @@ def load(
             spec,
             threads=threads,
             streams=streams,
-            content=Content(manifest.content_of(name, beside), beside),
+            content=Content(manifest.content_of(name, beside), beside, manifest.small_weights),
             precision=precision,
             engine=engine,
             cuda=cuda,

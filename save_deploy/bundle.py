@@ -35,6 +35,7 @@ GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; audio -
 GOLDEN_FILES = [f"golden/{n}.npy" for n in "image waveform audio_embedding mask_logits".split()]
 WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
+SMALL_WEIGHT = 64  # products of two such INT8 weights with 0..255 add up to at most 32,640
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -121,6 +122,12 @@ class Manifest:
     preflight: dict[str, Any] = field(default_factory=dict)
     # inputs that every client must convert to the same tensors (export/golden.py)
     conformance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def small_weights(self) -> bool:
+        """True when no INT8 weight exceeds SMALL_WEIGHT, so that no kernel saturates 16-bit sums."""
+        largest = (self.precision.get("quantization") or {}).get("largest_weight")
+        return largest is not None and bool(largest <= SMALL_WEIGHT)
 
     def write(self, folder: Path) -> None:
         """Write manifest.json to the folder, atomically. Raises OutputError."""
@@ -270,6 +277,13 @@ def _read_record(name: str, fields: Fields) -> FileRecord:
     return FileRecord(_hash(fields, "sha256"), fields.integer("size"))
 
 
+def _read_quantization(fields: Fields) -> None:
+    if fields.values.get("quantization") is not None:
+        quantization = fields.table("quantization")
+        if "largest_weight" in quantization:
+            quantization.integer("largest_weight", low=0, high=128)
+
+
 def _read_precision(fields: Fields) -> dict[str, Any]:
     text = fields.string("precision")
     try:
@@ -281,6 +295,7 @@ def _read_precision(fields: Fields) -> dict[str, Any]:
         row.string("module")
         _if_present(row, "reason", row.string)
         _if_present(row, "value", row.number)
+    _read_quantization(fields)
     return fields.values
 
 

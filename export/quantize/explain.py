@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from save_deploy.bundle import Arrays
+from save_deploy.bundle import GRAPHS, Arrays
+from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import Fp16Plan
 from save_deploy.export.golden import Golden
 from save_deploy.export.options import ExportOptions
@@ -22,6 +24,7 @@ from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.search import SearchResult
 from save_deploy.export.quantize.sensitivity import plot_sensitivity
 from save_deploy.export.quantize.sqnr import block_sqnr
+from save_deploy.export.quantize.weights import largest_weight, weight_format
 from save_deploy.machine import has_int8_dot_product
 from save_deploy.metrics.latency import speedup, speedup_range
 from save_deploy.metrics.margin import Margin, MarginMeter
@@ -67,6 +70,7 @@ class Evidence:
         empty when not measured.
     margin: pixels near the threshold.
     worst: worst frames of `backend`.
+    largest_weight: largest absolute INT8 weight in the written file, None for FP8.
     """
 
     kernels: tuple[KernelCheck, ...]
@@ -74,6 +78,7 @@ class Evidence:
     margin: Margin
     worst: tuple[WorstFrame, ...]
     backend: str
+    largest_weight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,12 @@ def _measure(
     if made.plan.fmt == "int8" and made.nodes:
         kernels = [
             executed_kernels(
-                entry.backend, entry.graph.path, made.nodes, proved.inputs, threads=options.threads
+                entry.backend,
+                entry.graph.path,
+                made.nodes,
+                proved.inputs,
+                threads=options.threads,
+                small_weights=entry.graph.small_weights,
             )
             for entry in own
             if entry.graph
@@ -147,7 +157,28 @@ def _measure(
         labels=("eager", f"{options.precision} {backend}"),
     )  # fmt: skip
     sqnr = _sqnr(made.plan, golden, folder, options)
-    return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend)
+    largest = require_weight_bits(folder / GRAPHS[0], made.plan) if made.nodes else None
+    return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend, largest)
+
+
+def require_weight_bits(graph: Path, plan: QuantPlan) -> int | None:
+    """Return the largest absolute INT8 weight of a written graph, None for FP8.
+
+    Raises ExportError when it exceeds what the bits of the plan allow: runtimes rely on it.
+    """
+    if plan.fmt != "int8":
+        return None
+    largest, allowed = (
+        largest_weight(ir.load(graph)),
+        weight_format("int8", plan.weight_bits).levels,
+    )
+    if largest > allowed:
+        raise ExportError(
+            f"the graph has an INT8 weight of more than {plan.weight_bits} bits",
+            got=str(largest),
+            expected=f"at most {allowed:g}",
+        )
+    return largest
 
 
 def _manifest(made: Quantized, evidence: Evidence, options: ExportOptions) -> dict[str, Any]:
@@ -157,6 +188,7 @@ def _manifest(made: Quantized, evidence: Evidence, options: ExportOptions) -> di
         "quantization": {
             **made.plan.to_dict(),
             "kernels": kernels,
+            **({"largest_weight": found} if (found := evidence.largest_weight) is not None else {}),
             "search": _short(made.found) if made.found else None,
         },
         **({"floats": made.fp16.to_dict()} if made.fp16 else {}),

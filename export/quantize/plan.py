@@ -28,6 +28,7 @@ class QuantPlan:
     """Quantization plan of one model.
 
     fmt: int8 or fp8.
+    weight_bits: 7 or 8, of INT8 weights.
     float_units: branches left in float, such as `blocks.3.mlp`.
     chosen_by: "all", "search", or the name of the bundle whose choice is reused.
     """
@@ -38,6 +39,7 @@ class QuantPlan:
     method: str
     float_units: tuple[str, ...] = ()
     chosen_by: str = "all"
+    weight_bits: int = 8
 
     @property
     def quantized(self) -> tuple[MatMulSite, ...]:
@@ -48,6 +50,7 @@ class QuantPlan:
         smoothing = self.table.smoothing
         return {
             "format": self.fmt,
+            "weight_bits": self.weight_bits,
             "products": [p.name for p in self.quantized],
             "float_units": list(self.float_units),
             "chosen_by": self.chosen_by,
@@ -76,7 +79,10 @@ def quantize_graph(
     """
     chosen = plan.quantized
     amax = {p.name: plan.table.amax(p.name, plan.method) for p in chosen}
-    nodes = insert_qdq(graph, chosen, amax, fmt=plan.fmt, means=plan.table.means, memo=memo)
+    nodes = insert_qdq(
+        graph, chosen, amax, fmt=plan.fmt, weight_bits=plan.weight_bits, means=plan.table.means,
+        memo=memo,
+    )  # fmt: skip
     return nodes
 
 
@@ -103,6 +109,7 @@ def plan_quantization(
         table=table,
         sites=sites,
         method=options.calibration.method or (reused.method if reused else table.method),
+        weight_bits=options.int8_weight_bits,
     )
     for site in sites:
         table.amax(site.name, plan.method)  # raises for another model, before the slow trace

@@ -17,25 +17,33 @@ from numpy.typing import NDArray
 from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import drop_unused_weights
 from save_deploy.export.quantize.sites import MatMulSite
-from save_deploy.export.quantize.weights import FORMATS, Format, quantize_weight, scale_of
+from save_deploy.export.quantize.weights import (
+    FORMATS,
+    Format,
+    quantize_weight,
+    scale_of,
+    weight_format,
+)
 from save_deploy.export.trace import module_of, set_module
 
 
 def insert_qdq(
     model: ir.Model, products: Sequence[MatMulSite], amax: Mapping[str, float], *,
-    fmt: str = "int8", means: Mapping[str, Sequence[float]] | None = None,
+    fmt: str = "int8", weight_bits: int = 8,
+    means: Mapping[str, Sequence[float]] | None = None,
     memo: dict[str, Any] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Quantize MatMuls of a float32 graph in place, and return the names of their nodes.
 
     products: sites to quantize.
+    weight_bits: of INT8 weights, see weight_format.
     amax: clip threshold of the input of each site, by site name.
     means: mean of each input channel (K,), for sites whose bias corrects the mean error of the
         rounded weight.
     memo: rounded weights of an earlier call with the same graph.
     Raises ExportError when the graph has no node of a site, or its weight is not constant.
     """
-    graph, chosen = model.graph, FORMATS[fmt]
+    graph, chosen, of_weights = model.graph, FORMATS[fmt], weight_format(fmt, weight_bits)
     nodes = [n for n in graph if n.op_type == "MatMul"]
     done: list[str] = []
     pairs: dict[str, ir.Value] = {}
@@ -57,7 +65,7 @@ def insert_qdq(
                     graph, value, scale, chosen, module_of(node)
                 )
             node.replace_input_with(0, pairs[str(value.name)])
-            error = _quantize_weight(graph, node, chosen, memo)
+            error = _quantize_weight(graph, node, of_weights, memo)
             mean = (means or {}).get(product.name)
             _widen_bias(graph, node, None if mean is None else -(np.asarray(mean) @ error))
             done.append(str(node.name))

@@ -33,6 +33,7 @@ from save_deploy.runtime.compare.speed import time_interleaved
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import as_batch, available_backends, open_session
+from save_deploy.runtime.session.open import Content
 
 SPLIT = "val"
 SEARCH_ROUNDS = 12
@@ -192,7 +193,10 @@ class Trial:
         plan = replace(self.plan, float_units=tuple(floats))
         written = write_graph(self.graph, path, spec, quant=plan, fp16=self.fp16, memo=self.memo)
         try:
-            session = open_session(self.backend, path, spec, threads=self.options.threads)
+            session = open_session(
+                self.backend, path, spec, threads=self.options.threads,
+                content=Content(small_weights=plan.weight_bits == 7),
+            )  # fmt: skip
         finally:
             for file in written.files:
                 file.unlink()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from save_deploy.bundle import SMALL_WEIGHT
 from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import FP16_MAX
 
@@ -30,6 +32,28 @@ FORMATS = {
     "int8": Format("int8", 127.0, np.dtype(np.int8)),
     "fp8": Format("fp8", 448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
 }
+
+
+def weight_format(fmt: str, bits: int = 8) -> Format:
+    """Return the format of weights. bits: 7 limits INT8 values to -64..64.
+
+    CPUs without an 8-bit dot product add two products of an activation (0..255) and a weight in 16
+    bits (vpmaddubsw). 2 * 255 * 64 = 32,640 fits; 2 * 255 * 127 = 64,770 saturates.
+    """
+    chosen = FORMATS[fmt]
+    return replace(chosen, levels=float(SMALL_WEIGHT)) if (fmt, bits) == ("int8", 7) else chosen
+
+
+def largest_weight(model: ir.Model) -> int:
+    """Return the largest absolute INT8 value of the constant matrices of a graph, 0 without one."""
+    arrays = (
+        value.const_value.numpy()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype == ir.DataType.INT8
+        and len(value.const_value.shape) > 1
+    )
+    return max((int(np.abs(array.astype(np.int16)).max()) for array in arrays), default=0)
 
 
 def scale_of(
@@ -61,7 +85,7 @@ def to_format(
     """Return values / scale, rounded half to even and saturated, as QuantizeLinear does."""
     scaled = values / scale
     if fmt.name == "int8":
-        return np.clip(np.rint(scaled), -127, 127).astype(np.int8)
+        return np.clip(np.rint(scaled), -fmt.levels, fmt.levels).astype(np.int8)
     return np.clip(scaled, -448, 448).astype(fmt.dtype)
 
 

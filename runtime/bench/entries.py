@@ -74,7 +74,7 @@ def parse_entries(
 
 def graph_entry(form: str, backend: str, path: Path, subject: Subject) -> Entry:
     """Return the entry of a graph file of the subject on a backend."""
-    graph = GraphFile(path, subject.config, subject.batch)
+    graph = GraphFile(path, subject.config, subject.batch, small_weights=_small_weights(form))
     return Entry(
         f"{form} ({backend})", backend, _precision(form), 0.0, threads=subject.threads,
         graph=graph, form=form,
@@ -84,6 +84,11 @@ def graph_entry(form: str, backend: str, path: Path, subject: Subject) -> Entry:
 def is_int8(entry: Entry) -> bool:
     """Return True when the INT8 rate of the machine is the entry's lower bound."""
     return Precision.parse(entry.precision).quantized == "int8"
+
+
+def _small_weights(form: str) -> bool:
+    kind, _, folder = form.partition(":")
+    return Manifest.read(Path(folder)).small_weights if kind == "bundle" else form == "int8"
 
 
 def _precision(form: str) -> str:

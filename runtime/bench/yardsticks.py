@@ -15,6 +15,7 @@ from save_deploy.runtime.compare.entries import Entry
 from save_deploy.runtime.compare.process import Answer, Call
 from save_deploy.runtime.eager_mode import EagerMode, device_text
 from save_deploy.runtime.session import GPU_BACKENDS, default_threads, open_session
+from save_deploy.runtime.session.open import Content
 
 GEMM_SIDE = 2048
 GEMM_SPEC = GraphSpec(
@@ -48,7 +49,10 @@ class Gemm:
         a = np.random.default_rng(0).random((GEMM_SIDE, GEMM_SIDE), dtype=np.float32)
         threads = self.threads or default_threads()
         if self.path is not None:
-            session = open_session(self.backend, self.path, GEMM_SPEC, threads=threads)
+            session = open_session(
+                self.backend, self.path, GEMM_SPEC, threads=threads,
+                content=Content(small_weights=self.int8),
+            )  # fmt: skip
             return lambda: session.infer({"a": a})["c"][:1, :1]
         import torch
 

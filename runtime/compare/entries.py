@@ -16,7 +16,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.runtime.eager_mode import EagerMode, device_text
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import GPU_BACKENDS, Session, open_session
-from save_deploy.runtime.session.open import ENGINE_BACKENDS, cpu_bytes
+from save_deploy.runtime.session.open import ENGINE_BACKENDS, Content, cpu_bytes
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 REFERENCE = "eager"
@@ -42,6 +42,7 @@ class GraphFile:
 
     audio: the audio graph, None when only the model graph is run.
     low_memory: see open_session.
+    small_weights: as in Content.
     """
 
     path: Path
@@ -49,11 +50,18 @@ class GraphFile:
     batch: int
     audio: Path | None = None
     low_memory: bool | None = None
+    small_weights: bool = False
 
     def open(self, backend: str, threads: int | None, cuda: CudaOptions) -> Session:
         spec = model_spec(self.config, self.batch)
         return open_session(
-            backend, self.path, spec, threads=threads, low_memory=self.low_memory, cuda=cuda
+            backend,
+            self.path,
+            spec,
+            threads=threads,
+            low_memory=self.low_memory,
+            cuda=cuda,
+            content=Content(small_weights=self.small_weights),
         )
 
 

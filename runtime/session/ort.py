@@ -128,6 +128,7 @@ class OrtSession(BufferedSession):
         low_memory: bool = False,
         providers: Providers | None = None,
         weights: Sequence[str] = (),
+        small_weights: bool = False,
     ) -> None:
         """Open an ONNX file.
 
@@ -137,6 +138,7 @@ class OrtSession(BufferedSession):
             every call: a third slower) and return activation memory to the system.
         providers: providers with options, the requested one first.
         weights: files of the graph, relative to its folder.
+        small_weights: as in session_options.
         Raises BackendError when the provider is not active after loading (ONNX Runtime itself
         silently uses the CPU), and BundleError when the graph has other inputs or outputs than the
         spec.
@@ -149,7 +151,11 @@ class OrtSession(BufferedSession):
             self._session: Any = _open(
                 graph,
                 # calling threads compute as well; the others are shared by all calls
-                session_options(max(1, self.threads - streams + 1), low_memory=low_memory),
+                session_options(
+                    max(1, self.threads - streams + 1),
+                    low_memory=low_memory,
+                    small_weights=small_weights,
+                ),
                 provider,
                 providers or [provider],
                 ["ConstantFolding"] if low_memory else None,
@@ -183,8 +189,11 @@ def _port(found: Any) -> Port:
     return Port(found.name, dtype, None if found.shape is None else tuple(sides))
 
 
-def session_options(threads: int, *, low_memory: bool = False) -> Any:
-    """Return the onnxruntime.SessionOptions of every CPU run of the project."""
+def session_options(threads: int, *, low_memory: bool = False, small_weights: bool = False) -> Any:
+    """Return the onnxruntime.SessionOptions of every CPU run of the project.
+
+    small_weights: no INT8 weight exceeds SMALL_WEIGHT, so that the fast kernels are exact.
+    """
     options = import_onnxruntime().SessionOptions()
     options.log_severity_level = 4  # it prints its errors and raises them
     options.intra_op_num_threads = threads
@@ -194,9 +203,9 @@ def session_options(threads: int, *, low_memory: bool = False) -> Any:
         levels = import_onnxruntime().GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_BASIC
         options.add_session_config_entry("session.disable_prepacking", "1")
-    # without VNNI the default kernels add two INT8 products in 16 bits, which saturates and spoils
-    # masks without an error: take exact, slower kernels there (no effect with VNNI)
-    options.add_session_config_entry(_PRECISE, "1")
+    # without VNNI the default kernels add two INT8 products in 16 bits, which saturates for large
+    # weights and spoils masks without an error: take exact, slower kernels there (no effect with VNNI)
+    options.add_session_config_entry(_PRECISE, "0" if small_weights else "1")
     # threads would spin after a run, which slows other work of the application
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

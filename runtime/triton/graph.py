@@ -28,7 +28,7 @@ class GraphModel(OneAnswer):
             path,
             manifest.audio if self.is_audio else manifest.model,
             threads=int(config["parameters"]["threads"]["string_value"]),
-            content=Content(None, weight_files(path, manifest.files)),
+            content=Content(None, weight_files(path, manifest.files), manifest.small_weights),
             precision=manifest.precision["precision"],
         )
 

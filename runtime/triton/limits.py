@@ -75,10 +75,11 @@ def check_bundle(options: TritonOptions, manifest: Manifest) -> None:
 def notes(options: TritonOptions, manifest: Manifest) -> Iterator[str]:
     """Yield notes on the repository for the user."""
     quantized = Precision.parse(manifest.precision["precision"]).quantized
-    if options.engine == "onnxruntime" and quantized == "int8" and not options.gpus:
+    large_int8 = quantized == "int8" and not manifest.small_weights
+    if options.engine == "onnxruntime" and large_int8 and not options.gpus:
         yield (
-            "INT8 on Triton's ONNX Runtime needs a CPU with VNNI, as this one has: on other CPUs "
-            "sums saturate and masks differ"
+            "INT8 with 8-bit weights on Triton's ONNX Runtime needs a CPU with VNNI, as this one has: "
+            "on other CPUs sums saturate and masks differ"
         )
     if options.engine == "openvino":
         yield (
@@ -94,11 +95,13 @@ def notes(options: TritonOptions, manifest: Manifest) -> Iterator[str]:
 
 def _onnxruntime(options: TritonOptions, manifest: Manifest) -> None:
     quantized = Precision.parse(manifest.precision["precision"]).quantized
-    if quantized == "int8" and not options.gpus and not has_int8_dot_product():
+    large_int8 = quantized == "int8" and not manifest.small_weights
+    if large_int8 and not options.gpus and not has_int8_dot_product():
         raise BackendError(
             "INT8 would produce other masks on Triton's ONNX Runtime",
             got="a CPU without VNNI, where sums of 8-bit products saturate",
-            expected="session.x64quantprecision, which Triton's backend cannot set",
+            expected="7-bit weights (save-export --int8 --weight-bits 7): Triton's backend cannot set "
+            "session.x64quantprecision",
             hint=_PYTHON,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -21,9 +22,12 @@ from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.graph import save_graph
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
+from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize import FORMATS, find_sites, insert_qdq, quantize_weight
+from save_deploy.export.quantize.explain import require_weight_bits
+from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.qdq import count_work
-from save_deploy.export.quantize.weights import scale_of, to_format
+from save_deploy.export.quantize.weights import largest_weight, scale_of, to_format
 from save_deploy.export.trace import graph_from_module
 from save_deploy.metrics.margin import sqnr_db
 from save_deploy.runtime.kernels import executed_kernels
@@ -286,3 +290,35 @@ def test_fp8_rounding_against_ml_dtypes() -> None:
     back = numbers.astype(np.float32) * scale
     assert np.isfinite(back).all()
     assert np.abs(back - values).max() <= 3.0 * 2**-4  # three bits of mantissa
+
+
+def test_weights_of_7_bits(deploy, pair, amax, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Largest values 64, read back from the file; the plan's promise is checked against it."""
+    sites = find_sites(deploy)
+    found = {}
+    for bits, levels in ((7, 64), (8, 127)):
+        graph = traced(deploy, pair)
+        assert largest_weight(graph) == 0
+        insert_qdq(graph, sites, amax, weight_bits=bits)
+        path = tmp_path / f"{bits}.onnx"
+        save_graph(graph, path)
+        stored = [numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer]
+        matrices = [a for a in stored if a.dtype == np.int8 and a.ndim == 2]
+        assert len(matrices) >= len(sites)
+        assert max(int(np.abs(m.astype(int)).max()) for m in matrices) == levels
+        found[bits] = path
+    plan = QuantPlan("int8", None, sites, "minmax", weight_bits=7)  # type: ignore[arg-type]
+    assert require_weight_bits(found[7], plan) == 64
+    with pytest.raises(ExportError, match="more than 7 bits"):
+        require_weight_bits(found[8], plan)
+    assert require_weight_bits(found[8], replace(plan, weight_bits=8)) == 127
+
+
+def test_bits_of_a_target() -> None:
+    """Engines have no sums of 16 bits; FP8 has no such weights."""
+    bits = lambda **more: ExportOptions(**more).int8_weight_bits
+    assert bits(precision="int8") == bits(precision="int8_fp16") == 7
+    assert bits(precision="int8", target="tensorrt") == 8
+    assert bits(precision="int8", weight_bits=8) == 8
+    assert bits(precision="int8", target="tensorrt", weight_bits=7) == 7
+    assert bits(precision="fp8") == bits(precision="fp32") == 8

@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 import psutil
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from save_deploy.bundle import Arrays, GraphSpec, Manifest, TensorSpec
 from save_deploy.data.scenes import Scenes
 from save_deploy.errors import BackendError, DataError, UnknownBackend
+from save_deploy.machine import has_int8_dot_product
+from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.pipeline import SavePipeline, load
 from save_deploy.runtime.session import (
     available_backends,
@@ -21,7 +24,7 @@ from save_deploy.runtime.session import (
     open_session,
 )
 from save_deploy.runtime.session.base import BufferedSession
-from save_deploy.runtime.session.open import known_backend
+from save_deploy.runtime.session.open import Content, known_backend
 from save_deploy.runtime.session.openvino import cpu_config
 from save_deploy.runtime.session.ort import OrtSession, session_options
 from save_deploy.runtime.stream import stream
@@ -261,3 +264,76 @@ def test_an_unknown_backend_is_answered_with_the_nearest(name: str, hint: str) -
     with pytest.raises(UnknownBackend) as raised:
         known_backend(name)
     assert raised.value.got == name and raised.value.hint == hint
+
+
+def _product_graph(path: Path, weight: NDArray[np.int8]) -> GraphSpec:
+    """y = x @ weight with Q/DQ pairs of scale 1, in the form of a MatMul of the encoder."""
+    rows, columns = weight.shape
+    constants = {
+        "one": np.float32(1), "zero": np.int8(0), "w": weight,
+        "w.scale": np.ones(columns, np.float32), "w.zero": np.zeros(columns, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "w.scale", "w.zero"], ["v"], axis=1),
+        helper.make_node("MatMul", ["d", "v"], ["y"], name="y"),
+    ]
+    value = lambda name, n: helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 4, n))
+    stored = [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "product", [value("x", rows)], [value("y", columns)], stored)
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return GraphSpec(
+        (TensorSpec("x", "float32", (1, 4, rows), ""),),
+        (TensorSpec("y", "float32", (1, 4, columns), ""),),
+    )
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("largest", [64, 127])
+def test_small_weights_are_exact_in_fast_kernels(
+    tmp_path: Path, backend: str, largest: int
+) -> None:
+    """The largest activations and weights of one sign, where sums of two products are largest."""
+    pytest.importorskip(backend)
+    x = np.full((1, 4, 64), 127, np.float32)
+    x[0, 1], x[0, 2, ::2] = -127, -127
+    weight = np.full((64, 32), largest, np.int8)
+    weight[:, ::2] = -largest
+    weight[::2, 1::4] = -largest
+    spec = _product_graph(tmp_path / "m.onnx", weight)
+    executed = executed_kernels(backend, tmp_path / "m.onnx", ["y"], {"x": x}, small_weights=True)
+    assert executed.int8 == 1
+    expected = x.astype(np.int64) @ weight.astype(np.int64)
+    content = Content(small_weights=True)
+    with open_session(backend, tmp_path / "m.onnx", spec, content=content) as session:
+        found = session.infer({"x": x})["y"]
+    if largest == 64:
+        np.testing.assert_array_equal(found, expected)
+    elif (
+        backend == "onnxruntime" and not has_int8_dot_product()
+    ):  # what the flag must not be set for
+        assert np.abs(found - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def test_precise_kernels_but_for_small_weights() -> None:
+    precise = "session.x64quantprecision"
+    assert session_options(1).get_session_config_entry(precise) == "1"
+    assert session_options(1, small_weights=True).get_session_config_entry(precise) == "0"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dot", "expected"),
+    [
+        ("int8", False, "onnxruntime"), ("int8_fp16", False, "onnxruntime"),
+        ("int8", True, "openvino"), ("fp32", False, "openvino"), ("fp16", False, "openvino"),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_backend_with_fast_int8_kernels(
+    bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dot: bool, expected: str
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("save_deploy.runtime.session.open.has_int8_dot_product", lambda: dot)
+    with opened(bundle_fp32, "auto", precision=precision) as session:
+        assert session.backend == expected

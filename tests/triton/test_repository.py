@@ -132,6 +132,12 @@ def test_int8_without_vnni(bundle_fp32: Path, monkeypatch: pytest.MonkeyPatch) -
     assert checked(int8, engine="python") == ()
     assert checked(int8, gpus=(0,)) == ()
     assert checked(manifest_of(bundle_fp32)) == ()
+    small = {"precision": "int8", "quantization": {"largest_weight": 64}}
+    assert checked(manifest_of(bundle_fp32, precision=small)) == ()
+    with pytest.raises(BackendError, match="INT8 would produce other masks"):
+        checked(
+            manifest_of(bundle_fp32, precision=small | {"quantization": {"largest_weight": 65}})
+        )
     monkeypatch.setattr(limits, "has_int8_dot_product", lambda: True)
     assert "needs a CPU with VNNI" in checked(int8)[0]
 

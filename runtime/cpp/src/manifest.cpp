@@ -155,6 +155,17 @@ std::optional<Conformance> parse_conformance(const Manifest& manifest, const Jso
     return pack;
 }
 
+// SMALL_WEIGHT of save_deploy/bundle.py.
+constexpr std::int64_t kSmallWeight = 64;
+
+bool has_small_weights(const Json& precision) {
+    const auto found = precision.find("quantization");
+    if (found == precision.end() || found->is_null()) return false;
+    if (!found->is_object()) refuse_json("quantization is no object");
+    const auto largest = found->find("largest_weight");
+    return largest != found->end() && whole(*largest, "largest_weight", 0, 128) <= kSmallWeight;
+}
+
 Manifest parse_checked(const std::string& source) {
     const Json root = parse_json(source);
     const std::string format = text(root, "format");
@@ -174,7 +185,9 @@ Manifest parse_checked(const std::string& source) {
     manifest.res = count(config, "res", 16, 8192);
     check_config(config);
     check_notes(root);
-    manifest.precision = text(field(root, "precision"), "precision");
+    const Json& precision = field(root, "precision");
+    manifest.precision = text(precision, "precision");
+    manifest.small_weights = has_small_weights(precision);
     manifest.files = parse_files(field(root, "files"));
     parse_graphs(manifest, field(root, "graphs"));
     manifest.golden = parse_golden(manifest, field(root, "golden"));

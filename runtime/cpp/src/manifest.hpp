@@ -56,6 +56,7 @@ struct Conformance {
 struct Manifest {
     std::string model_name, precision;
     int res = 0, batch = 0;
+    bool small_weights = false;  // no INT8 weight exceeds 64: sums of two products fit into 16 bits
     GraphSpec model, audio;
     Golden golden;
     std::vector<EngineEntry> engines;

@@ -93,17 +93,18 @@ Env new_env(const std::string& what) {
     return Env(env);
 }
 
-Options new_options(int threads, const std::string& what) {
+Options new_options(const SessionOptions& settings, const std::string& what) {
     const OrtApi* api = interface();
     OrtSessionOptions* made = nullptr;
     check(api->CreateSessionOptions(&made), what);
     Options options(made);
-    check(api->SetIntraOpNumThreads(made, threads), what);
+    check(api->SetIntraOpNumThreads(made, settings.threads), what);
     check(api->SetInterOpNumThreads(made, 1), what);
     // threads otherwise spin on after a run, which slows whatever the application does next
     check(api->AddSessionConfigEntry(made, "session.force_spinning_stop", "1"), what);
-    // without VNNI two 8-bit products are added in 16 bits, which saturates; as in Python
-    check(api->AddSessionConfigEntry(made, "session.x64quantprecision", "1"), what);
+    // without VNNI the fast kernels add two 8-bit products in 16 bits, which saturates for large weights
+    const char* precise = settings.small_weights ? "0" : "1";
+    check(api->AddSessionConfigEntry(made, "session.x64quantprecision", precise), what);
     return options;
 }
 

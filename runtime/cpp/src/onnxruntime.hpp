@@ -40,7 +40,7 @@ void check(OrtStatus* status, const std::string& what);
 void require_interface();
 Env new_env(const std::string& what);
 // Options of every session of the project, as runtime/session/ort.py sets them.
-Options new_options(int threads, const std::string& what);
+Options new_options(const SessionOptions& settings, const std::string& what);
 // A session whose inputs and outputs are those of the manifest. Throws Error(BUNDLE) for others; sides
 // that a graph leaves open fit any: ONNX Runtime itself refuses a result that does not fit its memory.
 Loaded open(const OrtEnv* env, const OrtSessionOptions* options, const std::string& path,

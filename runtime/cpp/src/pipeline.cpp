@@ -61,6 +61,7 @@ std::unique_ptr<Session> open_graph(const std::string& backend, const std::strin
     const Manifest& manifest, const GraphSpec& graph, SessionOptions options) {
     const std::string path = joined(folder, graph.file);
     options.weights = weight_files(path, manifest.files);
+    options.small_weights = manifest.small_weights;
     // as runtime/session/open.py names it: the compiled model belongs to this graph and its weights
     if (!options.cache_dir.empty())
         options.cache_dir = joined(joined(options.cache_dir, "openvino"),

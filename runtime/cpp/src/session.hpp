@@ -29,6 +29,7 @@ struct SessionOptions {
     int device = 0;
     std::string cache_dir;  // of this graph and its weights alone; empty: nothing is kept
     std::set<std::string> weights;  // files of the graph, relative to its folder
+    bool small_weights = false;  // as in Manifest
 };
 
 std::size_t elements(const TensorSpec& spec);

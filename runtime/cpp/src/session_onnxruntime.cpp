@@ -18,7 +18,7 @@ public:
         ort::require_interface();
         const std::string what = "onnxruntime cannot run " + path;
         env_ = ort::new_env(what);
-        const ort::Options settings = ort::new_options(options.threads, what);
+        const ort::Options settings = ort::new_options(options, what);
         session_ = ort::open(env_.get(), settings.get(), path, spec, options);
         OrtMemoryInfo* memory = nullptr;
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), what);
@@ -70,7 +70,7 @@ public:
         ort::require_interface();
         const std::string what = "onnxruntime cannot run " + path + " on CUDA";
         env_ = ort::new_env(what);
-        const ort::Options settings = ort::new_options(options.threads, what);
+        const ort::Options settings = ort::new_options(options, what);
         // a node that the GPU cannot run is an error, not a node on the CPU
         check(api_->AddSessionConfigEntry(settings.get(), "session.disable_cpu_ep_fallback", "1"), what);
         append_cuda(settings.get(), options.device, graph, what);

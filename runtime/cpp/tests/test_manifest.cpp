@@ -79,6 +79,22 @@ void test_older_bundles() {
     }
 }
 
+// Whether ONNX Runtime may use its fast INT8 kernels; of quantized bundles only.
+void test_small_weights() {
+    const auto quantized = [](const std::string& entry) {
+        return with("\"precision\": {\"precision\": \"fp32\"}",
+            "\"precision\": {\"precision\": \"int8\", \"quantization\": " + entry + "}");
+    };
+    CHECK(!parse_manifest(sample_manifest(), "m").small_weights);
+    CHECK(!parse_manifest(quantized("null"), "m").small_weights);
+    CHECK(!parse_manifest(quantized("{}"), "m").small_weights);
+    CHECK(parse_manifest(quantized("{\"largest_weight\": 64}"), "m").small_weights);
+    CHECK(!parse_manifest(quantized("{\"largest_weight\": 65}"), "m").small_weights);
+    for (const char* wrong : {"7", "[]", "{\"largest_weight\": \"64\"}", "{\"largest_weight\": 1e300}",
+             "{\"largest_weight\": -1}", "{\"largest_weight\": 129}", "{\"largest_weight\": null}"})
+        CHECK_THROWS(parse_manifest(quantized(wrong), "m"), SAVE_DETAIL_BUNDLE, "");
+}
+
 // An engine is code: it runs where it was built, or where its source is trusted.
 void test_trust() {
     const Manifest manifest = parse_manifest(sample_manifest(), "m");
@@ -123,6 +139,7 @@ void test_depth() {
 int main() {
     test_manifest();
     test_older_bundles();
+    test_small_weights();
     test_depth();
     test_trust();
     return failures == 0 ? 0 : 1;
