@@ -118,7 +118,7 @@ def test_verb_without_its_extra(verb: list[str], blocked: str, extra: str, tmp_p
 def test_no_backend_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_open, "available_backends", lambda: ())
     with pytest.raises(BackendError, match="no backend is installed") as caught:
-        session_open._cpu_backend(low_memory=False)
+        session_open.preferred_backend("fp32")
     assert 'pip install "save-deploy[cpu]"' in caught.value.hint
 
 
@@ -135,7 +135,7 @@ def test_automatic_cpu_backend(
     installed: tuple[str, ...], low_memory: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_open, "available_backends", lambda: installed)
-    assert session_open._cpu_backend(low_memory) == chosen
+    assert session_open.preferred_backend("fp32", low_memory=low_memory) == chosen
 
 
 def test_built_in_checkpoint_is_found_or_named(

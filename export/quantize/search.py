@@ -140,6 +140,7 @@ def _search_key(graph: Path, plan: QuantPlan, trial: Trial, options: ExportOptio
         plan.table.sha256,
         plan.method,
         plan.fmt,
+        str(plan.weight_bits),
         json.dumps(trial.fp16 and trial.fp16.to_dict(), sort_keys=True),
         trial.validation.sha256,
         trial.backend,

@@ -32,8 +32,8 @@ from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare.speed import time_interleaved
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.pipeline import SavePipeline
-from save_deploy.runtime.session import as_batch, available_backends, open_session
-from save_deploy.runtime.session.open import Content
+from save_deploy.runtime.session import as_batch, open_session
+from save_deploy.runtime.session.open import Content, preferred_backend
 
 SPLIT = "val"
 SEARCH_ROUNDS = 12
@@ -151,7 +151,7 @@ class Trial:
         self.config, self.graph, self.plan, self.validation = model.config, graph, plan, validation
         self.fp16, self.options, self.memo = fp16, options, dict[str, Any]()
         self.audio = eager_pipeline(model).audio  # pipelines need one; it is not run
-        self.backend = available_backends()[0]
+        self.backend = preferred_backend(str(options.precision))
 
     def evaluate(self, floats: frozenset[str]) -> Scored:
         with self._open(floats, "choice") as pipeline:

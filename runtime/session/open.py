@@ -130,7 +130,7 @@ def open_session(
     if low_memory is None:
         low_memory = not fits(path)
     if backend == "auto":
-        backend = _cpu_backend(low_memory, precision)
+        backend = preferred_backend(precision, low_memory=low_memory)
     if backend == "openvino":
         cache = _cache("openvino", content.sha256) if size <= _CACHED_BYTES else None
         return OpenVinoSession(
@@ -147,8 +147,8 @@ def open_session(
     )
 
 
-def _cpu_backend(low_memory: bool, precision: str) -> str:
-    """Return the CPU backend of `auto`.
+def preferred_backend(precision: str, *, low_memory: bool = False) -> str:
+    """Return the CPU backend of `auto`. Raises BackendError when none is installed.
 
     ONNX Runtime with low_memory, because it can map weights, and for INT8 on a CPU without an 8-bit
     dot product, where its kernels are 1.5 times faster than OpenVINO's (docs/quantization.md).
