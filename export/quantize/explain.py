@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from save_deploy.bundle import GRAPHS, Arrays
-from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import Fp16Plan
 from save_deploy.export.golden import Golden
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Proved
-from save_deploy.export.quantize.plan import QuantPlan
+from save_deploy.export.quantize.plan import QuantPlan, require_weight_bits
 from save_deploy.export.quantize.search import SearchResult
 from save_deploy.export.quantize.sensitivity import plot_sensitivity
 from save_deploy.export.quantize.sqnr import block_sqnr
-from save_deploy.export.quantize.weights import largest_weight, weight_format
 from save_deploy.machine import has_int8_dot_product
 from save_deploy.metrics.latency import speedup, speedup_range
 from save_deploy.metrics.margin import Margin, MarginMeter
@@ -159,26 +156,6 @@ def _measure(
     sqnr = _sqnr(made.plan, golden, folder, options)
     largest = require_weight_bits(folder / GRAPHS[0], made.plan) if made.nodes else None
     return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend, largest)
-
-
-def require_weight_bits(graph: Path, plan: QuantPlan) -> int | None:
-    """Return the largest absolute INT8 weight of a written graph, None for FP8.
-
-    Raises ExportError when it exceeds what the bits of the plan allow: runtimes rely on it.
-    """
-    if plan.fmt != "int8":
-        return None
-    largest, allowed = (
-        largest_weight(ir.load(graph)),
-        weight_format("int8", plan.weight_bits).levels,
-    )
-    if largest > allowed:
-        raise ExportError(
-            f"the graph has an INT8 weight of more than {plan.weight_bits} bits",
-            got=str(largest),
-            expected=f"at most {allowed:g}",
-        )
-    return largest
 
 
 def _manifest(made: Quantized, evidence: Evidence, options: ExportOptions) -> dict[str, Any]:

@@ -14,11 +14,12 @@ import onnx_ir as ir
 
 from save_deploy.bundle import Manifest
 from save_deploy.calibration.table import CalibrationTable
-from save_deploy.errors import BundleError, SaveDeployError
+from save_deploy.errors import BundleError, ExportError, SaveDeployError
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.export.quantize.sites import MatMulSite, find_sites
+from save_deploy.export.quantize.weights import largest_weight, weight_format
 
 TABLE_FILE = "calibration.json"
 
@@ -84,6 +85,26 @@ def quantize_graph(
         memo=memo,
     )  # fmt: skip
     return nodes
+
+
+def require_weight_bits(graph: Path, plan: QuantPlan) -> int | None:
+    """Return the largest absolute INT8 weight of a written graph, None for FP8.
+
+    Raises ExportError when it exceeds what the bits of the plan allow: runtimes rely on it.
+    """
+    if plan.fmt != "int8":
+        return None
+    largest, allowed = (
+        largest_weight(ir.load(graph)),
+        weight_format("int8", plan.weight_bits).levels,
+    )
+    if largest > allowed:
+        raise ExportError(
+            f"the graph has an INT8 weight of more than {plan.weight_bits} bits",
+            got=str(largest),
+            expected=f"at most {allowed:g}",
+        )
+    return largest
 
 
 def units_of(products: Sequence[MatMulSite]) -> tuple[str, ...]:

@@ -24,8 +24,7 @@ from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize import FORMATS, find_sites, insert_qdq, quantize_weight
-from save_deploy.export.quantize.explain import require_weight_bits
-from save_deploy.export.quantize.plan import QuantPlan
+from save_deploy.export.quantize.plan import QuantPlan, require_weight_bits
 from save_deploy.export.quantize.qdq import count_work
 from save_deploy.export.quantize.weights import largest_weight, scale_of, to_format
 from save_deploy.export.trace import graph_from_module

@@ -113,6 +113,25 @@ def test_links(sdk: Path) -> None:
         assert found and all(part.startswith("$ORIGIN") for part in found[0].split(":"))
 
 
+@pytest.mark.skipif(
+    shutil.which("readelf") is None, reason="not installed: apt-get install binutils"
+)
+def test_no_library_of_the_current_folder(build: Path, sdk: Path, tmp_path: Path) -> None:
+    """Not before the installation either: an empty entry of the path means the current folder."""
+    files = [f for root in (build, sdk) for f in root.rglob("*") if f.is_file()]
+    programs = [f for f in files if f.read_bytes()[:4] == b"\x7fELF" and f.suffix != ".o"]
+    assert {"save-infer", "libsave_runtime.so.0.2.0"} <= {f.name for f in programs}
+    for program in programs:
+        for path in re.findall(r"R(?:UN)?PATH.*\[(.*)\]", succeeds("readelf", "-d", program)):
+            assert all(part.startswith(("/", "$ORIGIN")) for part in path.split(":")), program
+    for name in ("libpng16.so.16", "libjpeg.so.62", "libsndfile.so.1"):
+        (tmp_path / name).write_bytes(b"no library")
+    done = subprocess.run(
+        [build / "save-infer", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "save-infer" in done.stdout, done.stderr
+
+
 def test_readers_refuse(sdk: Path, inputs: tuple[Path, Path], tmp_path: Path) -> None:
     """Nothing, damage and wrong numbers: a status and a text, in a library without a backend."""
     media = ctypes.CDLL(str(library_folder(sdk) / "libsave_media.so"))

@@ -1,7 +1,8 @@
-# What runs the graphs. Sets SAVE_BACKEND_LIBRARIES, and SAVE_BACKEND_FILES that a program ships; each
-# backend is one source and one definition.
+# What runs the graphs. Sets SAVE_BACKEND_LIBRARIES, SAVE_BACKEND_FILES that a program ships, and their
+# SAVE_BACKEND_FOLDERS; each backend is one source and one definition.
 set(SAVE_BACKEND_LIBRARIES "")
 set(SAVE_BACKEND_FILES "")
+set(SAVE_BACKEND_FOLDERS "")
 
 find_package(OpenVINO QUIET COMPONENTS Runtime)
 if(OpenVINO_FOUND)
@@ -10,6 +11,7 @@ if(OpenVINO_FOUND)
     target_link_libraries(save_core PRIVATE openvino::runtime)
     list(APPEND SAVE_BACKEND_LIBRARIES openvino::runtime)
     list(APPEND SAVE_BACKEND_FILES $<TARGET_FILE:openvino::runtime>)
+    list(APPEND SAVE_BACKEND_FOLDERS $<TARGET_FILE_DIR:openvino::runtime>)
     # its headers write their paths into what is compiled
     get_target_property(folders openvino::runtime INTERFACE_INCLUDE_DIRECTORIES)
     foreach(folder ${folders})
@@ -30,6 +32,7 @@ if(onnxruntime_FOUND)
     target_link_libraries(save_core PRIVATE onnxruntime::onnxruntime)
     list(APPEND SAVE_BACKEND_LIBRARIES onnxruntime::onnxruntime ${CMAKE_DL_LIBS})
     list(APPEND SAVE_BACKEND_FILES $<TARGET_FILE:onnxruntime::onnxruntime>)
+    list(APPEND SAVE_BACKEND_FOLDERS $<TARGET_FILE_DIR:onnxruntime::onnxruntime>)
     message(STATUS "backends onnxruntime and onnxruntime_cuda ${onnxruntime_VERSION}")
 else()
     message(STATUS "backend onnxruntime: not found; pass -Donnxruntime_DIR= of a C++ release of it")
