@@ -141,7 +141,7 @@ def _measure(
                 proved.inputs,
                 threads=options.threads,
                 small_weights=entry.graph.small_weights,
-            )
+            )  # fmt: skip
             for entry in own
             if entry.graph
         ]
