@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,10 @@ def executed_kernels(
     BackendError for an unknown, missing or failing backend.
     """
     onnxruntime = partial(_run_onnxruntime, small_weights=small_weights)
-    readers = {"onnxruntime": onnxruntime, "openvino": _run_openvino}
+    readers: dict[str, Callable[[Path, Arrays, int], list[_Executed]]] = {
+        "onnxruntime": onnxruntime,
+        "openvino": _run_openvino,
+    }
     if backend not in readers:
         raise BackendError("unknown backend", got=backend, expected=", ".join(readers))
     inputs = {name: np.ascontiguousarray(array) for name, array in inputs.items()}

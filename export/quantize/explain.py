@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ from save_deploy.runtime.session import default_threads
 
 WORST_FRAMES = 4
 SQNR_FRAMES = 4
-KERNELS_NAMED = 4  # maximum of kernels listed in a line
-BLOCKS_NAMED = 3  # maximum of blocks listed in a line
+KERNELS_NAMED, BLOCKS_NAMED = 4, 3  # maximum listed in a line
 FP8_NOTE = (
     "FP8 has no CPU kernels: times here are of an emulation. FP8 is for NVIDIA GPUs from SM89 on."
 )
@@ -67,7 +67,6 @@ class Evidence:
         empty when not measured.
     margin: pixels near the threshold.
     worst: worst frames of `backend`.
-    largest_weight: largest absolute INT8 weight in the written file, None for FP8.
     """
 
     kernels: tuple[KernelCheck, ...]
@@ -75,7 +74,6 @@ class Evidence:
     margin: Margin
     worst: tuple[WorstFrame, ...]
     backend: str
-    largest_weight: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def explain(
     if made.found:
         sections.append(_search_section(made.found, drawn))
     return Explanation(
-        manifest=_manifest(made, evidence, options),
+        manifest=_manifest(made, evidence, folder / GRAPHS[0], options),
         report={
             "kernels": [k.to_dict() for k in evidence.kernels],
             "margin": {"backend": evidence.backend, **asdict(evidence.margin)},
@@ -133,18 +131,9 @@ def _measure(
     own = [e for e in proved.entries if e.precision == str(options.precision)]
     kernels: list[KernelCheck] = []
     if made.plan.fmt == "int8" and made.nodes:
-        kernels = [
-            executed_kernels(
-                entry.backend,
-                entry.graph.path,
-                made.nodes,
-                proved.inputs,
-                threads=options.threads,
-                small_weights=entry.graph.small_weights,
-            )  # fmt: skip
-            for entry in own
-            if entry.graph
-        ]
+        small = made.plan.weight_bits == 7
+        run = partial(executed_kernels, threads=options.threads, small_weights=small)
+        kernels = [run(e.backend, e.graph.path, made.nodes, proved.inputs) for e in own if e.graph]
     backend = proved.entries[-1].backend  # masks differ slightly per backend: record which one
     meter = MarginMeter()
     meter.add(golden.mask_logits, proved.logits[-1])
@@ -154,18 +143,19 @@ def _measure(
         labels=("eager", f"{options.precision} {backend}"),
     )  # fmt: skip
     sqnr = _sqnr(made.plan, golden, folder, options)
-    largest = require_weight_bits(folder / GRAPHS[0], made.plan) if made.nodes else None
-    return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend, largest)
+    return Evidence(tuple(kernels), tuple(sqnr), meter.result(), tuple(worst), backend)
 
 
-def _manifest(made: Quantized, evidence: Evidence, options: ExportOptions) -> dict[str, Any]:
-    kernels = {k.backend: {"asked": k.asked, "int8": k.int8} for k in evidence.kernels}
+def _manifest(
+    made: Quantized, seen: Evidence, graph: Path, options: ExportOptions
+) -> dict[str, Any]:
+    kernels = {k.backend: {"asked": k.asked, "int8": k.int8} for k in seen.kernels}
     return {
         "precision": str(options.precision),
         "quantization": {
             **made.plan.to_dict(),
+            **require_weight_bits(graph, made.plan),
             "kernels": kernels,
-            **({"largest_weight": found} if (found := evidence.largest_weight) is not None else {}),
             "search": _short(made.found) if made.found else None,
         },
         **({"floats": made.fp16.to_dict()} if made.fp16 else {}),

@@ -87,13 +87,13 @@ def quantize_graph(
     return nodes
 
 
-def require_weight_bits(graph: Path, plan: QuantPlan) -> int | None:
-    """Return the largest absolute INT8 weight of a written graph, None for FP8.
+def require_weight_bits(graph: Path, plan: QuantPlan) -> dict[str, int]:
+    """Return the largest absolute INT8 weight of a written graph as a manifest entry, {} for FP8.
 
     Raises ExportError when it exceeds what the bits of the plan allow: runtimes rely on it.
     """
     if plan.fmt != "int8":
-        return None
+        return {}
     largest, allowed = (
         largest_weight(ir.load(graph)),
         weight_format("int8", plan.weight_bits).levels,
@@ -104,7 +104,7 @@ def require_weight_bits(graph: Path, plan: QuantPlan) -> int | None:
             got=str(largest),
             expected=f"at most {allowed:g}",
         )
-    return largest
+    return {"largest_weight": largest}
 
 
 def units_of(products: Sequence[MatMulSite]) -> tuple[str, ...]:

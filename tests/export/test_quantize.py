@@ -307,10 +307,11 @@ def test_weights_of_7_bits(deploy, pair, amax, tmp_path: Path) -> None:  # type:
         assert max(int(np.abs(m.astype(int)).max()) for m in matrices) == levels
         found[bits] = path
     plan = QuantPlan("int8", None, sites, "minmax", weight_bits=7)  # type: ignore[arg-type]
-    assert require_weight_bits(found[7], plan) == 64
+    assert require_weight_bits(found[7], plan) == {"largest_weight": 64}
     with pytest.raises(ExportError, match="more than 7 bits"):
         require_weight_bits(found[8], plan)
-    assert require_weight_bits(found[8], replace(plan, weight_bits=8)) == 127
+    assert require_weight_bits(found[8], replace(plan, weight_bits=8)) == {"largest_weight": 127}
+    assert require_weight_bits(found[8], replace(plan, fmt="fp8")) == {}
 
 
 def test_bits_of_a_target() -> None:
