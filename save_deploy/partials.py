@@ -97,7 +97,7 @@ def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
             ours = name.startswith(".") and bool(mark) and bool(_RANDOM.fullmatch(random))
             if not ours or path.is_symlink() or not path.is_dir():
                 continue
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 if (lock := _lock(path)) is not None:
                     try:
                         yield path, name[1:], lock
@@ -156,9 +156,12 @@ def _lock(folder: Path) -> int | None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # another process may have removed it, and released it, before it was locked here
+        if not os.path.samestat(os.fstat(descriptor), os.lstat(folder)):
+            raise FileNotFoundError(folder)
     except OSError as error:
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):
+        if isinstance(error, BlockingIOError | FileNotFoundError):
             raise
         return None
     return descriptor

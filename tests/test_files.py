@@ -62,6 +62,31 @@ def test_a_users_own_partial_file_is_left_alone(tmp_path: Path) -> None:
     assert {(tmp_path / n).read_text() for n in names(tmp_path) if "partial" in n} == {"theirs"}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no folder locks there")
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_partial_folder_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    """Another process removes it after it was opened and before it is locked: a new one is made."""
+    import fcntl
+
+    real, removed = fcntl.flock, list[Path]()
+
+    def flock(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.extend(tmp_path.glob(".a.partial-*"))
+            removed[0].rmdir()
+            if made_again:
+                removed[0].mkdir()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with new_file(tmp_path / "a") as partial:
+        assert partial.parent != removed[0]
+        partial.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+
+
 def test_partials_of_ended_processes_are_removed(tmp_path: Path) -> None:
     """Known by their lock, not by a process id: every container has a process 1 of its own."""
     code = (

@@ -226,7 +226,7 @@ def test_verbs_can_leave_it_out(
     asked = ("mask", bench.folder, *files, "--backend", "tensorrt_rtx")
     assert run(*asked, "--no-self-test").returncode == 0
     assert bench.engines[-1].calls == 1 and bench.kept() == []
-    assert run(*asked).returncode == 0
+    assert run(*asked, "--force").returncode == 0
     assert bench.engines[-1].calls == N_GOLDEN + 1 and len(bench.kept()) == 1
 
 
