@@ -94,10 +94,8 @@ def require_weight_bits(graph: Path, plan: QuantPlan) -> dict[str, int]:
     """
     if plan.fmt != "int8":
         return {}
-    largest, allowed = (
-        largest_weight(ir.load(graph)),
-        weight_format("int8", plan.weight_bits).levels,
-    )
+    largest = largest_weight(ir.load(graph))
+    allowed = weight_format("int8", plan.weight_bits).levels
     if largest > allowed:
         raise ExportError(
             f"the graph has an INT8 weight of more than {plan.weight_bits} bits",

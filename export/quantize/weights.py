@@ -37,7 +37,7 @@ FORMATS = {
 def weight_format(fmt: str, bits: int = 8) -> Format:
     """Return the format of weights. bits: 7 limits INT8 values to -64..64.
 
-    CPUs without an 8-bit dot product add two products of an activation (0..255) and a weight in 16
+    CPUs without an INT8 dot product add two products of an activation (0..255) and a weight in 16
     bits (vpmaddubsw). 2 * 255 * 64 = 32,640 fits; 2 * 255 * 127 = 64,770 saturates.
     """
     chosen = FORMATS[fmt]

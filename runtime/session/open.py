@@ -99,7 +99,7 @@ def open_session(
     """Open one graph or engine as a session.
 
     backend: auto is OpenVINO if installed and its weight copies fit into memory, else ONNX Runtime,
-    which also is the choice for INT8 on a CPU without an 8-bit dot product; only load() also considers
+    which also is the choice for INT8 on a CPU without an INT8 dot product; only load() also considers
     engines and GPUs.
     path: an ONNX file; for tensorrt and tensorrt_rtx an engine that engine_check and engine_trust
     have accepted.
@@ -150,8 +150,8 @@ def open_session(
 def preferred_backend(precision: str, *, low_memory: bool = False) -> str:
     """Return the CPU backend of `auto`. Raises BackendError when none is installed.
 
-    ONNX Runtime with low_memory, because it can map weights, and for INT8 on a CPU without an 8-bit
-    dot product, where its kernels are 1.5 times faster than OpenVINO's (docs/quantization.md).
+    ONNX Runtime with low_memory, because it can map weights, and for INT8 on a CPU without an INT8
+    dot product, where its kernels are faster than OpenVINO's (docs/benchmarks.md).
     """
     found = available_backends()
     if not found:

@@ -7,7 +7,7 @@ below 65,504. Without a limit training drives it above one million.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from segment_anything.modeling.transformer import Attention
@@ -51,7 +51,9 @@ class ScoreLimit:
             yield [*attention.q_proj.parameters(), *attention.k_proj.parameters()]
 
 
-def _keep(kept: dict[str, Tensor], name: str):  # type: ignore[no-untyped-def]
+def _keep(
+    kept: dict[str, Tensor], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         kept[name] = output.detach()
 

@@ -285,6 +285,7 @@ for k in range(20):
         print(VideoRun(options)(Ears(), on_frame=meet).frames)
     except OutputError:
         print("refused")
+        (film.parent / f"{force_name}{{k}}.{{me}}.end").touch()  # the other one must not wait for ever
 """
 
 
