@@ -1,6 +1,7 @@
 """Resumable training loop (SPEC 6) that keeps the best checkpoint by validation M_J.
 
-Writes to one folder: last.pt (to resume), best.safetensors, curve.jsonl.
+Writes to one folder: last.pt (to resume), best.safetensors, curve.jsonl; during the sound warm-up
+hearing.pt (to resume that).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from save_deploy.training.sound import heard_actors, sound_batch, warm_up_sound
 from save_deploy.training.state import RunState, read_state, write_state
 from save_deploy.training.step import N_CLASSES, AuxHeads, Mixtures, TrainStep
 
-RUN_FILES = ("best.safetensors", "last.pt", "curve.jsonl")
+RUN_FILES = ("best.safetensors", "last.pt", "curve.jsonl", "hearing.pt")
 
 
 @dataclass
@@ -120,7 +121,8 @@ class _Run:
         torch.manual_seed(config.seed)  # every process must initialize the same heads
         self.model, self.config, self.here = model.to(here.device), config, here
         self.shard = config.share(here.world)
-        self.best_path, self.state_path, self.curve = (out_dir / name for name in RUN_FILES)
+        paths = (out_dir / name for name in RUN_FILES)
+        self.best_path, self.state_path, self.curve, self.hearing_path = paths
         parameters = trainable_parameters(model, freeze_sam=config.freeze_sam)
         if not parameters:
             raise nothing_to_train(model.config)
@@ -134,7 +136,7 @@ class _Run:
         if resume and self.state_path.is_file():
             self._load()
         elif config.sound_steps:
-            self._listen(on_sound)
+            self._listen(on_sound, resume)
         self.actors = heard_actors(config.data) if config.sound_batch else []
         # after the average, so that it is not a copy with hooks
         limit = config.score_limit
@@ -313,7 +315,7 @@ class _Run:
             skip_bad=config.skip_bad,
         )
 
-    def _listen(self, on_step: Callable[[int, float], None]) -> None:
+    def _listen(self, on_step: Callable[[int, float], None], resume: bool) -> None:
         """Run the sound warm-up on the objects of the generated data, the same in every process."""
         config = self.config
         if self.aux is None:
@@ -328,6 +330,8 @@ class _Run:
             heard_actors(config.data),
             steps=config.sound_steps,
             seed=config.seed,
+            state=self.hearing_path if self.here.leads else None,
+            resume=resume,
             on_step=on_step,
         )
 
@@ -335,6 +339,7 @@ class _Run:
         write_state(
             self.state_path, self._state(), config=self.config, step=step, best=self.best,
         )  # fmt: skip
+        remove(self.hearing_path)  # contained in the state now
 
     def _load(self) -> None:
         self.first_step, self.best = read_state(self.state_path, self._state(), config=self.config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from save_deploy.data.open import generated_actors
 from save_deploy.errors import SaveDeployError
 from save_deploy.model.audio_encoder import AudioEncoder
 from save_deploy.training.losses import sound_class_loss
+from save_deploy.training.state import read_parts, write_parts
+
+SAVE_EVERY = 200
 
 
 def heard_actors(data: Iterable[str]) -> list[Actor]:
@@ -70,24 +74,36 @@ def warm_up_sound(
     batch_size: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    state: Path | None = None,
+    resume: bool = False,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train the encoder, except its last linear, and the linear classifier `classes` in place.
 
+    state: file that is written every SAVE_EVERY steps and at the end.
+    resume: continue from the state file, if there is one. The result is that of one run.
     on_step: called as on_step(step, loss), with the loss summed over classes.
+    Raises SaveDeployError for the state of another warm-up, OutputError when it cannot be written.
     """
     hidden = encoder.embeddings[:4].parameters()
     learned = [*encoder.features.parameters(), *hidden, *classes.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    parts = {
+        "encoder": encoder, "classes": classes, "optimizer": optimizer, "schedule": schedule,
+    }  # fmt: skip
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    first = 0
+    if resume and state is not None and state.is_file():
+        first = read_parts(state, parts, options)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         return sound_batch(actors, seed, step, batch_size, classes.out_features)
 
     encoder.train()
     with ThreadPoolExecutor(1) as pool:
-        ready = pool.submit(batch, 0)
-        for step in range(steps):
+        ready = pool.submit(batch, first)
+        for step in range(first, steps):
             log_mel, sounding = ready.result()
             ready = pool.submit(batch, step + 1)
             loss = sound_class_loss(classes(encoder.hear(log_mel)), sounding)
@@ -96,4 +112,6 @@ def warm_up_sound(
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             schedule.step()
+            if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+                write_parts(state, parts, options, step + 1)
             on_step(step, loss.item())

@@ -1,11 +1,14 @@
-"""State of a training run, last.pt, from which it is resumed."""
+"""Files from which a training run is resumed: last.pt, and hearing.pt of its sound warm-up."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +64,7 @@ def read_state(
     Raises SaveDeployError when the state is of another model or other options.
     """
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = _loaded(path)
         run.model.load_state_dict(state["model"], strict=not config.freeze_sam)
         if run.aux is not None:
             run.aux.load_state_dict(state["aux"])
@@ -69,13 +72,61 @@ def read_state(
         if run.average is not None:
             run.average.load_state_dict(state["average"])
         return int(state["step"]), float(state["best"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise SaveDeployError(
-            "the run cannot be resumed with these options",
-            got=f"{path}: {str(error).splitlines()[0]}",
-            expected="the model and options it was started with",
-            hint="choose another --out, or omit --resume",
-        ) from error
+    except _UNFIT as error:
+        raise _other_run(path, str(error)) from error
+
+
+class Part(Protocol):
+    """What has a state: a module, an optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def write_parts(
+    path: Path, parts: Mapping[str, Part], options: Mapping[str, float], step: int
+) -> None:
+    """Write the states of the parts atomically, with the options and the next step.
+
+    Raises OutputError.
+    """
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with new_file(path, what="the state of the sound warm-up") as partial:
+        torch.save({"parts": states, "options": dict(options), "step": step}, partial)
+
+
+def read_parts(path: Path, parts: Mapping[str, Part], options: Mapping[str, float]) -> int:
+    """Load the states into the parts and return the next step.
+
+    Raises SaveDeployError for a file of other parts or other options.
+    """
+    try:
+        state = _loaded(path)
+        if state["options"] != options:
+            raise _other_run(path, f"{state['options']} instead of {dict(options)}")
+        for name, part in parts.items():
+            part.load_state_dict(state["parts"][name])
+        return int(state["step"])
+    except _UNFIT as error:
+        raise _other_run(path, str(error)) from error
+
+
+_UNFIT = (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError)
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+def _other_run(path: Path, got: str) -> SaveDeployError:
+    return SaveDeployError(
+        "the run cannot be resumed with these options",
+        got=f"{path}: {got.splitlines()[0] if got else 'it ends early'}",
+        expected="the model and options it was started with",
+        hint="choose another --out, or omit --resume",
+    )
 
 
 def _own_weights(model: nn.Module, *, freeze_sam: bool) -> dict[str, Tensor]:
