@@ -26,8 +26,10 @@ from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
 from save_deploy.export.trace import graph_from_module
 from save_deploy.machine import version
+from save_deploy.runtime.session.open import graph_bytes
 
-EXTERNAL_ABOVE_BYTES = 1_500_000_000  # protobuf is limited to 2 GB; smaller graphs are one file
+EXTERNAL_ABOVE_BYTES = 8_000_000  # backends map weights of another file, and processes share them
+LARGE_BYTES = 1_500_000_000  # protobuf is limited to 2 GB
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,17 @@ def save_graph(model: ir.Model, path: Path) -> list[Path]:
     for file in files:
         os.chmod(file, 0o644)  # onnx writes external data as 0600: other users could not read it
     try:
-        onnx.checker.check_model(str(path), full_check=size <= EXTERNAL_ABOVE_BYTES)
+        onnx.checker.check_model(str(path), full_check=size <= LARGE_BYTES)
     except onnx.checker.ValidationError as error:
         raise ExportError(
             "the exported graph is not valid ONNX", got=str(error).splitlines()[0]
         ) from error
     return files
+
+
+def is_large(path: Path) -> bool:
+    """Return True for a written graph whose weights, as one message, are near protobuf's limit."""
+    return graph_bytes(path) > LARGE_BYTES
 
 
 def operator_counts(model: ir.Model) -> dict[str, int]:

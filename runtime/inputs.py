@@ -21,7 +21,6 @@ from save_deploy.data.audio import MAX_CHANNELS, Waveform, check_rate, resample
 from save_deploy.data.downmix import to_mono
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.pictures import MAX_PIXELS, MAX_SIDE, as_rgb, read_frame
-from save_deploy.data.sound import read_sound
 from save_deploy.data.transforms import Frame
 from save_deploy.errors import BundleError, DataError, ParityError
 
@@ -47,6 +46,8 @@ def as_sound(sound: Any, rate: int | None = None) -> Waveform:
     Sample values are checked later, by check_window. Raises DataError.
     """
     if isinstance(sound, (str, os.PathLike)) and rate is None:
+        from save_deploy.data.sound import read_sound  # a start needs few modules
+
         return read_sound(as_path(sound, "sound"))
     expected = _SOUND if rate is None else _RATED_SOUND
     array = _array(sound, "sound", expected)

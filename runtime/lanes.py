@@ -198,4 +198,6 @@ def _place(bundle: Path, backend: str, threads: int | None, most: int) -> Path |
 
 def _kept(place: Path) -> dict[int, float] | None:
     content = read_kept(place)
-    return None if content is None else {int(n): rate for n, rate in json.loads(content).items()}
+    if content is None:
+        return None
+    return {int(n): rate for n, rate in json.loads(bytes(content)).items()}

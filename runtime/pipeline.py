@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
-from save_deploy.bundle_files import require_unchanged, stamps_of
+from save_deploy.bundle_files import checked, require_unchanged, stamps_of
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
 from save_deploy.data.transforms import Frame, resize_frame
@@ -41,10 +42,9 @@ from save_deploy.runtime.inputs import (
 )
 from save_deploy.runtime.result import Result, logit_of
 from save_deploy.runtime.seconds import SILENCE, SoundSource, seconds_of
-from save_deploy.runtime.self_test import run_self_test
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session, twin_of
-from save_deploy.runtime.session.choose import choose, require_machine
-from save_deploy.runtime.session.open import Content, EngineOptions, known_backend
+from save_deploy.runtime.session.choose import choose, require_machine, runs_on_cpu
+from save_deploy.runtime.session.open import Content, EngineOptions, known_backend, open_both
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 ROUNDING_S = 1e-6  # times are floats: 2.9999999 counts as 3
@@ -304,38 +304,47 @@ def load(
     as_threshold(threshold)
     manifest = Manifest.read(folder)
     stamps = stamps_of(folder, manifest.files)
+    on_cpu = runs_on_cpu(backend)
+    checks: AbstractContextManager[Callable[[], object] | None] = nullcontext()
     if verify:
-        require_machine(
-            backend, manifest, trust=trust
-        )  # before hashing, which takes seconds for gigabytes
-        manifest.verify(folder)
-    weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
-    choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
-    precision, entry = manifest.precision["precision"], choice.engine or {}
-    engine = EngineOptions(
-        host_code=bool(entry.get("version_compatible")),  # choose() returns only trusted engines
-        refit_from=folder / GRAPH if entry.get("options", {}).get("strip_weights") else None,
-    )
-
-    def opened(backend: str, name: str, spec: GraphSpec) -> Session:
-        beside = weights.get(name, ())
-        return open_session(
-            backend,
-            folder / name,
-            spec,
-            threads=threads,
-            streams=streams,
-            content=Content(manifest.content_of(name, beside), beside, manifest.small_weights),
-            precision=precision,
-            engine=engine,
-            cuda=cuda,
+        # before hashing, which takes seconds for gigabytes
+        require_machine(backend, manifest, trust=trust)
+        checks = checked(folder, manifest.files, meanwhile=on_cpu, parsed=GRAPHS)
+    with ExitStack() as stack, checks as confirm:  # closes the sessions after an error
+        weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
+        choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
+        precision, entry = manifest.precision["precision"], choice.engine or {}
+        engine = EngineOptions(
+            # choose() returns only trusted engines
+            host_code=bool(entry.get("version_compatible")),
+            refit_from=folder / GRAPH if entry.get("options", {}).get("strip_weights") else None,
         )
 
-    with ExitStack() as stack:  # closes the sessions after an error
-        model = stack.enter_context(opened(choice.backend, choice.file, manifest.model))
+        def opened(backend: str, name: str, spec: GraphSpec) -> Session:
+            beside = weights.get(name, ())
+            return open_session(
+                backend,
+                folder / name,
+                spec,
+                threads=threads,
+                streams=streams,
+                content=Content(
+                    manifest.content_of(name, beside), beside, manifest.small_weights, confirm
+                ),
+                precision=precision,
+                engine=engine,
+                cuda=cuda,
+            )
+
         audio_backend = "auto" if choice.backend in GPU_BACKENDS else choice.backend
-        audio = stack.enter_context(opened(audio_backend, "audio.onnx", manifest.audio))
-        if verify:
+        model, audio = open_both(
+            partial(opened, choice.backend, choice.file, manifest.model),
+            partial(opened, audio_backend, GRAPHS[1], manifest.audio),
+            stack,
+            at_once=on_cpu,
+        )
+        if confirm is not None:
+            confirm()
             require_unchanged(folder, stamps)
         pipeline = SavePipeline(
             config=manifest.config,
@@ -345,6 +354,8 @@ def load(
             threshold=threshold,
         )
         if self_test or (self_test is None and choice.machine is not None):
+            from save_deploy.runtime.self_test import run_self_test  # a start needs few modules
+
             run_self_test(pipeline, folder, manifest, choice, again=bool(self_test))
         stack.pop_all()
     return pipeline

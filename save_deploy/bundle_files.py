@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +19,7 @@ FOR_PEOPLE = ("report.md", "report.json", "calibration.json")
 INSIDE = "a printable file name below the bundle, without .."
 Stamps = Mapping[str, tuple[int, ...]]
 _COPY = "copy the bundle again, or export it again"
+_SMALL_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,35 @@ def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     for name, record in files.items():
         if name not in FOR_PEOPLE:
             _check(folder, name, record)
+
+
+@contextmanager
+def checked(
+    folder: Path, files: Mapping[str, FileRecord], *, meanwhile: bool, parsed: Collection[str]
+) -> Iterator[Callable[[], object]]:
+    """Run check_files and yield a function that waits for the end of it.
+
+    meanwhile: large files other than the `parsed` ones are hashed while the block runs. They hold
+        numbers, which backends only map.
+    Raises BundleError for a file that differs, also instead of an error of the block, which that
+    file may have caused.
+    """
+    now = {
+        name: record
+        for name, record in files.items()
+        if not meanwhile or name in parsed or record.size <= _SMALL_BYTES
+    }
+    later = {name: record for name, record in files.items() if name not in now}
+    check_files(folder, now)
+    if not later:
+        yield lambda: None
+        return
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(check_files, folder, later)
+        try:
+            yield found.result
+        finally:
+            found.result()
 
 
 def notes_on_reports(folder: Path, files: Mapping[str, FileRecord]) -> tuple[str, ...]:

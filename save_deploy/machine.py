@@ -11,7 +11,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +91,8 @@ def describe() -> dict[str, object]:
 
 def version(package: str) -> str:
     """Return the version of an installed package, "" when it is not installed."""
+    from importlib import metadata  # not at every start: it is slow
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -17,6 +17,7 @@ import numpy as np
 from save_deploy.bundle import GRAPHS, Arrays
 from save_deploy.export.fp16 import Fp16Plan
 from save_deploy.export.golden import Golden
+from save_deploy.export.graph import is_large
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Proved
 from save_deploy.export.quantize.plan import QuantPlan, require_weight_bits
@@ -302,7 +303,7 @@ def _sqnr(
     Empty when the float graph was too large to keep, or the format is not INT8.
     """
     float_graph = folder / "fp32.onnx"
-    if plan.fmt != "int8" or float_graph.with_name("fp32.onnx.data").exists():
+    if plan.fmt != "int8" or is_large(float_graph):
         return []
     batch = options.batch
     n = min(SQNR_FRAMES, len(golden.pairs))

@@ -22,7 +22,7 @@ from save_deploy.data.open import open_dataset
 from save_deploy.data.transforms import resize_frame, resize_mask
 from save_deploy.errors import DataError
 from save_deploy.export.fp16 import Fp16Plan
-from save_deploy.export.graph import write_graph
+from save_deploy.export.graph import is_large, write_graph
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.plan import QuantPlan
 from save_deploy.export.quantize.qdq import count_work
@@ -163,9 +163,7 @@ class Trial:
             work = count_work(ir.load(self.graph), self.plan.sites)
             gmac = lambda floats: sum(n if u in floats else n / 2 for u, n in work.items()) / 1e9
             return {name: gmac(floats) for name, floats in choices.items()}
-        if self.graph.with_name(
-            f"{self.graph.name}.data"
-        ).exists():  # a large graph: only one fits into memory at a time
+        if is_large(self.graph):  # only one fits into memory at a time
             return {k: v for name in choices for k, v in self._time({name: choices[name]}).items()}
         return self._time(choices)
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
 from save_deploy.bundle import Manifest
@@ -23,7 +22,7 @@ from save_deploy.runtime.engine_check import (
     refusal_error,
 )
 from save_deploy.runtime.engine_trust import trust_refusals
-from save_deploy.runtime.session.open import ENGINE_BACKENDS, known_backend
+from save_deploy.runtime.session.open import CPU_BACKENDS, ENGINE_BACKENDS, known_backend
 from save_deploy.runtime.session.ort import CUDA, PROVIDERS, TENSORRT, require_provider
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
@@ -71,6 +70,12 @@ def choose(
     if backend in PROVIDERS.values():
         return Choice(backend, machine=_provider_machine(backend))
     return _auto(folder, manifest, hashed, trust) if backend == "auto" else Choice(backend)
+
+
+def runs_on_cpu(backend: str) -> bool:
+    """Return True if `choose` returns a CPU backend for this name, whatever the bundle has."""
+    backend = known_backend(backend)
+    return backend in CPU_BACKENDS or (backend == "auto" and not probe_machine(()).gpus)
 
 
 def require_machine(backend: str, manifest: Manifest, *, trust: bool = False) -> None:
@@ -128,6 +133,8 @@ def _provider_machine(backend: str) -> Machine:
     """Return GPU, driver and version of ONNX Runtime, and of TensorRT if the provider uses it."""
     version = str(import_onnxruntime().__version__)
     if backend == PROVIDERS[TENSORRT]:
+        from importlib import metadata  # not at every start: it is slow
+
         with contextlib.suppress(metadata.PackageNotFoundError):  # installed system-wide
             version += f", TensorRT {metadata.version('tensorrt')}"
     return replace(probe_machine(()), libraries={backend: version})

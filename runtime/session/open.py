@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.bundle import GraphSpec
 from save_deploy.errors import BackendError, UnknownBackend
 from save_deploy.extras import install_line
-from save_deploy.files import cache_folder
+from save_deploy.files import cache_folder, cache_root
 from save_deploy.machine import available_bytes, has_int8_dot_product
 from save_deploy.precision import Precision
 from save_deploy.runtime.session.base import Session
-from save_deploy.runtime.session.openvino import OpenVinoSession
+from save_deploy.runtime.session.compiled import Cache
 from save_deploy.runtime.session.ort import PROVIDERS, OrtSession
 from save_deploy.runtime.session.ort_cuda import CudaOptions
-from save_deploy.runtime.session.ort_gpu import OrtGpuSession
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -38,11 +39,20 @@ class Content:
     sha256: hash of an engine, or of a graph with its weights; key of the cache. None disables it.
     weights: names of a graph's external weight files in the same folder.
     small_weights: no INT8 weight exceeds SMALL_WEIGHT.
+    confirm: raises BundleError unless the files have this hash. Without it the caches of the CPU
+        backends are only read.
     """
 
     sha256: str | None = None
     weights: tuple[str, ...] = ()
     small_weights: bool = False
+    confirm: Callable[[], object] | None = None
+
+    def cache(self, backend: str) -> Cache | None:
+        """Return the cache of a CPU backend for this graph."""
+        if self.sha256 is None:
+            return None
+        return Cache(cache_root() / backend / self.sha256[:16], self.confirm)
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,8 @@ def known_backend(name: str, *, also: tuple[str, ...] = ()) -> str:
     word = str(name)[:80].lower().replace("_", "-")
     found = spelled.get(word)
     if found is None:
+        import difflib
+
         near = difflib.get_close_matches(word, spelled, cutoff=0.5)
         raise UnknownBackend(
             "unknown backend",
@@ -132,19 +144,28 @@ def open_session(
     if backend == "auto":
         backend = preferred_backend(precision, low_memory=low_memory)
     if backend == "openvino":
-        cache = _cache("openvino", content.sha256) if size <= _CACHED_BYTES else None
+        from save_deploy.runtime.session.openvino import OpenVinoSession
+
+        cache = content.cache(backend) if size <= _CACHED_BYTES else None
         return OpenVinoSession(
-            path, spec, threads=threads, streams=streams, cache_dir=cache, weights=content.weights
+            path, spec, threads=threads, streams=streams, cache=cache, weights=content.weights
         )
     return OrtSession(
-        path,
-        spec,
-        threads=threads,
-        streams=streams,
-        low_memory=low_memory,
-        weights=content.weights,
-        small_weights=content.small_weights,
-    )
+        path, spec, threads=threads, streams=streams, low_memory=low_memory,
+        weights=content.weights, small_weights=content.small_weights,
+        cache=content.cache(backend),
+    )  # fmt: skip
+
+
+def open_both(
+    model: Callable[[], Session], audio: Callable[[], Session], stack: ExitStack, *, at_once: bool
+) -> tuple[Session, Session]:
+    """Open two sessions, which the stack closes; at_once: side by side."""
+    if not at_once:
+        return stack.enter_context(model()), stack.enter_context(audio())
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit(lambda: stack.enter_context(audio()))
+        return stack.enter_context(model()), heard.result()
 
 
 def preferred_backend(precision: str, *, low_memory: bool = False) -> str:
@@ -175,6 +196,8 @@ def _open_gpu(
     precision: str,
     cuda: CudaOptions,
 ) -> Session:
+    from save_deploy.runtime.session.ort_gpu import OrtGpuSession
+
     cache = _cache(backend, content.sha256) if backend != "onnxruntime-cuda" else None
     provider = next(name for name, value in PROVIDERS.items() if value == backend)
     return OrtGpuSession(

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from save_deploy.bundle import Arrays, GraphSpec, TensorSpec
 from save_deploy.errors import BackendError
 from save_deploy.libraries import import_openvino
 from save_deploy.runtime.session.base import BufferedSession, Port, default_threads, mismatch
-from save_deploy.runtime.session.compiled import keep, read_kept
+from save_deploy.runtime.session.compiled import Cache, keep, read_kept
 from save_deploy.runtime.session.links import gathered
 
 _DTYPES = {
@@ -38,13 +40,12 @@ class OpenVinoSession(BufferedSession):
         *,
         threads: int | None = None,
         streams: int = 1,
-        cache_dir: Path | None = None,
+        cache: Cache | None = None,
         weights: Sequence[str] = (),
     ) -> None:
         """threads: of all calls together; default all physical cores.
         streams: calls that run at the same time, of this session and its twins.
-        cache_dir: where the compiled model is kept; the next start reads it instead of compiling.
-        It must belong to this very graph and its weights, such as a folder named after their hashes.
+        cache: where the compiled model is kept; the next start maps it instead of compiling.
         weights: files of the graph, relative to its folder.
 
         Raises BackendError when OpenVINO is not installed or cannot compile the graph, BundleError when
@@ -63,7 +64,7 @@ class OpenVinoSession(BufferedSession):
         try:
             with gathered(path, weights) as graph:
                 config = cpu_config(self.threads, streams)
-                self._model: Any = _compiled(graph, config, cache_dir)
+                self._model, self._mapped = _compiled(graph, config, cache)
         except RuntimeError as error:
             raise BackendError(
                 f"openvino cannot run {path.name}",
@@ -98,27 +99,43 @@ class OpenVinoSession(BufferedSession):
 
     def _release(self) -> None:
         self._request = self._model = None
+        self._mapped = None  # after the model, which reads it
 
 
-def _compiled(path: Path, config: dict[str, Any], cache_dir: Path | None) -> Any:
-    """The compiled model, taken from the cache folder or put there."""
-    openvino = import_openvino()
-    core = openvino.Core()
-    if cache_dir is None:
-        return core.compile_model(path, "CPU", config)
+def _compiled(path: Path, config: dict[str, Any], cache: Cache | None) -> tuple[Any, Any]:
+    """The compiled model, taken from the cache folder or put there, and the memory that it reads."""
+    core = import_openvino().Core()
+    place = None if cache is None else cache.folder / _blob_name(core, config)
+    if place is not None and (found := _imported(core, place, config)) is not None:
+        return found
+    model = core.compile_model(path, "CPU", config)
+    if cache is None or place is None or cache.confirm is None:
+        return model, None
+    cache.confirm()
+    with contextlib.suppress(RuntimeError):  # a graph that cannot be kept is compiled every time
+        if keep(place, model.export_model().getbuffer()):
+            # it shares its weights with other processes
+            return _imported(core, place, config) or (model, None)
+    return model, None
+
+
+def _blob_name(core: Any, config: dict[str, Any]) -> str:
     cpu = [
         core.get_property("CPU", f"{what}")
         for what in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
     ]
-    key = json.dumps([openvino.get_version(), cpu, config], sort_keys=True)
-    place = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.blob"
-    if (kept := read_kept(place)) is not None:
-        with contextlib.suppress(RuntimeError):
-            return core.import_model(kept, "CPU", config)
-    model = core.compile_model(path, "CPU", config)
-    with contextlib.suppress(RuntimeError):  # a graph that cannot be kept is compiled every time
-        keep(place, model.export_model().getvalue())
-    return model
+    key = json.dumps([import_openvino().get_version(), cpu, config], sort_keys=True)
+    return f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.blob"
+
+
+def _imported(core: Any, place: Path, config: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The cached model and the mapped file that it reads; None when it is missing or damaged."""
+    if (kept := read_kept(place)) is None:
+        return None
+    tensor = import_openvino().Tensor(np.frombuffer(kept, np.uint8), shared_memory=True)
+    with contextlib.suppress(RuntimeError):
+        return core.import_model(tensor, "CPU", config), (kept, tensor)
+    return None
 
 
 def _ports(found: Sequence[Any], wanted: Sequence[TensorSpec]) -> Iterator[Port]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import io
+import json
 from collections.abc import Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from save_deploy.bundle import Arrays, GraphSpec
 from save_deploy.errors import BackendError
 from save_deploy.extras import named_extras
 from save_deploy.libraries import import_onnxruntime
-from save_deploy.machine import CUDA_LIBRARY, read_nvidia, version
+from save_deploy.machine import CUDA_LIBRARY, cpu_flags, cpu_name, read_nvidia, version
 from save_deploy.runtime.session.base import BufferedSession, Port, default_threads
+from save_deploy.runtime.session.compiled import Cache
 from save_deploy.runtime.session.links import gathered
 from save_deploy.runtime.session.ort_cuda import (
     RECORD_PLACEMENT,
     require_placement,
     require_version,
 )
+from save_deploy.runtime.session.packed import DATA, open_packed
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -36,6 +39,13 @@ PROVIDERS = {CUDA: "onnxruntime-cuda", TENSORRT: "onnxruntime-tensorrt"}
 TENSORRT_MAJOR = 10
 _CURE = "--backend onnxruntime runs on the CPU"
 _PRECISE = "session.x64quantprecision"
+_PACKED_FROM_BYTES = 1_000_000  # smaller graphs are not worth a file
+# the optimized graph and its packed weights in two files, weights from 1 KiB on in the second
+_WRITE_PACKED = {
+    "session.optimized_model_external_initializers_file_name": DATA,
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "session.save_external_prepacked_constant_initializers": "1",
+}
 _DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(half)": "float16"}
 Providers = Sequence[str | tuple[str, dict[str, Any]]]
 
@@ -98,6 +108,8 @@ def missing_library(provider: str, folder: Path) -> str:
 
 
 def _require_tensorrt() -> None:
+    from importlib import metadata  # not at every start: it is slow
+
     try:
         version = metadata.version("tensorrt")
     except metadata.PackageNotFoundError:
@@ -129,6 +141,7 @@ class OrtSession(BufferedSession):
         providers: Providers | None = None,
         weights: Sequence[str] = (),
         small_weights: bool = False,
+        cache: Cache | None = None,
     ) -> None:
         """Open an ONNX file.
 
@@ -139,6 +152,7 @@ class OrtSession(BufferedSession):
         providers: providers with options, the requested one first.
         weights: files of the graph, relative to its folder.
         small_weights: as in session_options.
+        cache: where the graph is kept with packed weights, on the CPU (packed.py).
         Raises BackendError when the provider is not active after loading (ONNX Runtime itself
         silently uses the CPU), and BundleError when the graph has other inputs or outputs than the
         spec.
@@ -147,19 +161,20 @@ class OrtSession(BufferedSession):
         if provider != CPU:
             require_provider(provider)
             self.backend = PROVIDERS.get(provider, self.backend)
-        with gathered(path, weights) as graph:
-            self._session: Any = _open(
-                graph,
-                # calling threads compute as well; the others are shared by all calls
-                session_options(
-                    max(1, self.threads - streams + 1),
-                    low_memory=low_memory,
-                    small_weights=small_weights,
-                ),
-                provider,
-                providers or [provider],
-                ["ConstantFolding"] if low_memory else None,
-            )
+        # calling threads compute as well; the others are shared by all calls
+        own = max(1, self.threads - streams + 1)
+        self._session: Any = None
+        if cache is not None and provider == CPU and not low_memory:
+            self._session = _open_packed(path, weights, cache, own, small_weights)
+        if self._session is None:
+            with gathered(path, weights) as graph:
+                self._session = _open(
+                    graph,
+                    session_options(own, low_memory=low_memory, small_weights=small_weights),
+                    provider,
+                    providers or [provider],
+                    ["ConstantFolding"] if low_memory else None,
+                )
         ports = self._session.get_inputs(), self._session.get_outputs()
         self._open_graph(path.name, *(map(_port, side) for side in ports))
 
@@ -209,6 +224,47 @@ def session_options(threads: int, *, low_memory: bool = False, small_weights: bo
     # threads would spin after a run, which slows other work of the application
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def _open_packed(
+    path: Path, weights: Sequence[str], cache: Cache, threads: int, small_weights: bool
+) -> Any | None:
+    """A CPU session on the cached graph; None without one, or for a small graph."""
+    n_bytes = sum((path.parent / name).stat().st_size for name in (path.name, *weights))
+    if n_bytes < _PACKED_FROM_BYTES:
+        return None
+
+    def load(packed: Path) -> Any:
+        options = session_options(threads, small_weights=small_weights)
+        levels = import_onnxruntime().GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL  # all was done before
+        return _load(packed, options, [CPU], None)
+
+    def make(packed: Path) -> None:
+        options = session_options(threads, small_weights=small_weights)
+        options.optimized_model_filepath = str(packed)
+        for entry, value in _WRITE_PACKED.items():
+            options.add_session_config_entry(entry, value)
+        with gathered(path, weights) as graph:
+            _load(graph, options, [CPU], None)
+
+    place = cache.folder / _packed_key(small_weights)
+    return open_packed(place, load, make=make, confirm=cache.confirm, n_bytes=n_bytes)
+
+
+def _packed_key(small_weights: bool) -> str:
+    """Hash of what decides the optimized graph and the layout of packed weights; the number of
+    threads does not."""
+    ort = import_onnxruntime()
+    cpu = [cpu_name(), sorted(cpu_flags())]
+    told = [
+        ort.__version__,
+        ort.get_build_info(),
+        cpu,
+        _WRITE_PACKED,
+        {_PRECISE: not small_weights},
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _open(

@@ -15,6 +15,7 @@ _KEPT = {
     "engines_built_here": "hashes of engines that were built on this machine",
     "lanes": "whether several frames at a time are faster here, as measured",
     "links": "bundles made of links, as OpenVINO and ONNX Runtime open them",
+    "onnxruntime": "graphs as ONNX Runtime optimized them, with packed weights",
     "onnxruntime-tensorrt": "engines and timings of ONNX Runtime's TensorRT",
     "openvino": "models as OpenVINO compiled them",
     "search": "precision searches that were ended, to go on with",

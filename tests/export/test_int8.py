@@ -219,7 +219,7 @@ def test_large_models_are_compared_one_by_one(
 
     monkeypatch.setattr(Entry, "open", one_at_a_time)
     monkeypatch.setattr(memory, "is_large", lambda *_: True)
-    monkeypatch.setattr(graph, "EXTERNAL_ABOVE_BYTES", 1)
+    monkeypatch.setattr(graph, "LARGE_BYTES", 1)
     result = export(ExportOptions(**tiny, precision="int8", out=tmp_path / "b"))
     rows = [(row.backend, row.precision) for row in result.rows]
     backends = sorted(available_backends(), reverse=True)

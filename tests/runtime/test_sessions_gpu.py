@@ -92,7 +92,7 @@ def test_a_missing_library_of_a_provider_is_named(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("found", ["11.4.0", "9.3.0"])
 def test_onnxruntime_needs_tensorrt_10(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
     with_gpu(monkeypatch)
-    monkeypatch.setattr(ort.metadata, "version", lambda name: found)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: found)
     with pytest.raises(BackendError, match=rf"needs TensorRT 10(.|\n)*TensorRT {found}"):
         ort.require_provider(ort.TENSORRT)
 
