@@ -67,7 +67,8 @@ def bundle_of(entry: dict[str, Any], bundle: Path, folder: Path) -> Manifest:
     path = folder / entry["file"]
     path.write_bytes(ENGINE)
     manifest = Manifest.read(bundle)
-    files = {**manifest.files, "model.onnx": FileRecord(ONNX, 1), path.name: record_of(path)}
+    files = {name: r for name, r in manifest.files.items() if not name.endswith(".data")}
+    files |= {"model.onnx": FileRecord(ONNX, 1), path.name: record_of(path)}
     manifest = replace(manifest, engines=(entry,), files=files)
     manifest.write(folder)
     return manifest
