@@ -75,7 +75,10 @@ def estimate(options: ExportOptions) -> Estimate:
 
 
 def _graph_file_bytes(deploy: DeployModel, options: ExportOptions) -> int:
-    """Return the size of model.onnx with its weights: quantized weights have one byte, others their float type."""
+    """Return the size of model.onnx with its weights.
+
+    Quantized weights have one byte, others their float type.
+    """
     total = sum(p.numel() for p in deploy.parameters())
     eight_bit = 0
     if options.precision.quantized:
