@@ -105,7 +105,7 @@ def test_it_scores_and_keeps_its_name(system: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", ["save", "gavs"])
+@pytest.mark.parametrize("system", ["save", pytest.param("gavs", marks=pytest.mark.thorough)])
 def test_export_with_parity(system: str, tmp_path: Path) -> None:
     """The real exporter on a small model, within 1e-4 of eager's range. Where the other systems differ
     from these two, test_merge.py compares in float64."""

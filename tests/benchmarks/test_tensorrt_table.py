@@ -60,7 +60,7 @@ def test_merged_bf16_has_no_half_weights_and_no_pairs(tmp_path: Path) -> None:
     assert quantized_matmuls(model) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_merged_int8_quantizes_every_product_of_the_encoder(tmp_path: Path) -> None:
     model = exported("merged", "int8", tmp_path / "model.onnx")
     assert quantized_matmuls(model) == QUANTIZED
@@ -75,7 +75,7 @@ def test_a_line_has_a_cell_for_each_head() -> None:
     assert failed.cells[4] == "does not build: no BF16 transposed convolution"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_tiny_engine_is_built(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='no tensorrt_rtx: pip install "save-deploy[rtx]"')
     path = tmp_path / "model.onnx"

@@ -164,7 +164,10 @@ def test_damaged_headers(tmp_path: Path, changes: dict[str, str], message: str) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read there")
-@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+@pytest.mark.parametrize(
+    "kind",
+    ["zip", *(pytest.param(k, marks=pytest.mark.thorough) for k in ("legacy", "safetensors"))],
+)
 def test_large_files_are_not_read(tmp_path: Path, kind: str) -> None:
     """Peak memory of a fresh process: 300 MB of weights must not show in it."""
     path = tmp_path / ("f.safetensors" if kind == "safetensors" else "f.pth")

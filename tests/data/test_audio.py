@@ -151,7 +151,7 @@ def test_resampling_differs_from_an_exact_kernel_at_odd_rates() -> None:
     assert np.abs(resample(sound, 44_100) - resample(sound, 44_101)).max() > 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_resampling_at_an_odd_rate_takes_little_memory() -> None:
     """Beside the sound itself: its padded copy and one kernel, not the kernels of 16,000 phases."""
     sound = np.zeros(44_101, np.float32)

@@ -146,7 +146,7 @@ def test_smoothing_saves_a_model_with_loud_channels(tmp_path: Path, smooth: bool
     assert db > 33 if smooth else db < 30
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_float_units_stay_float(table: CalibrationTable) -> None:
     deploy = deployed(make_tiny())
     image, sound = torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, 128)

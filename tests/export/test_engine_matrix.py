@@ -140,7 +140,7 @@ def test_engine(res: int, precision: str, graphs: Graphs) -> None:
     assert receipt.activation_bytes <= MORE * measured.activation_mb * 1e6
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_bf16_of_the_eager_model_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,10 +192,8 @@ def run_half(path: Path, inputs: tuple[torch.Tensor, ...]) -> np.ndarray:
         return evaluator.run(None, feeds)[0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "target", [pytest.param("portable", marks=pytest.mark.thorough), "tensorrt"]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("target", ["portable", "tensorrt"])
 def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Path) -> None:
     """They are divided and multiplied back, nothing else becomes FP32, and masks are right."""
     model, forms = huge_scores(), forms_for(target)
@@ -216,7 +214,7 @@ def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Pa
     assert not np.abs(wrong - expected).max() <= 0.02 * np.ptp(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_scores_with_a_bias_in_half(tiny_inputs: Inputs, tmp_path: Path) -> None:
     """The same in an encoder block, whose position terms are added to the scores."""
     model = make_tiny()

@@ -232,7 +232,7 @@ def child(film: Path, **parts: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_runs_of_one_target_at_once(tmp_path: Path) -> None:
     """Twenty times two processes that end together: one wins whole, the other is told, by force too."""
     film = write_film(tmp_path / "film.mp4", sound=tone(1, (0,)), seconds=1)
