@@ -178,8 +178,9 @@ def write_samples(
     eager = eager_pipeline(model, batch=options.batch)
     pairs = collect_pairs(clips, n, res=model.config.res)
     golden = run_golden(
-        eager, pairs, countdown(on_stage, "golden", f"{options.data}, eager model", n)
-    )
+        eager, pairs, countdown(on_stage, "golden", f"{options.data}, eager model", n),
+        threads=options.threads,
+    )  # fmt: skip
     require_both_sides(golden, options)
     entry = write_golden(folder, golden)
     conformance = write_conformance(folder, eager, options.budget, few=memory.large)

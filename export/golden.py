@@ -26,6 +26,7 @@ from save_deploy.data.transforms import Frame, read_frame, resize_frame
 from save_deploy.errors import ExportError
 from save_deploy.metrics.budget import ParityBudget
 from save_deploy.metrics.latency import LatencyResult
+from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.enlarge import at_frame_size
 from save_deploy.runtime.golden import (
     ANSWERS,
@@ -60,22 +61,26 @@ class Golden:
 
 
 def run_golden(
-    pipeline: SavePipeline, pairs: Pairs, on_pair: Callable[..., object] = lambda **_: None
-) -> Golden:
+    pipeline: SavePipeline, pairs: Pairs, on_pair: Callable[..., object] = lambda **_: None,
+    *, threads: int | None = None,
+) -> Golden:  # fmt: skip
     """Run the eager model on the pairs.
 
     on_pair: called as on_pair(n=number of pairs just done).
+    threads: of the pipeline; None for all cores.
     Raises ExportError for NaN or infinite outputs.
     """
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     logits, samples, batch = [], [], pipeline.batch
-    for start in range(0, len(pairs), batch):
+    starts, watch = range(0, len(pairs), batch), Watch(threads)
+    for _, start in zip(watch.rounds(len(starts)), starts, strict=False):
         chosen = slice(start, start + batch)
         begin = time.perf_counter()
         logits.append(pipeline.run(pairs.image[chosen], embeddings[chosen]))
         samples.append((time.perf_counter() - begin) * 1000)
+        watch.round_done()
         on_pair(n=len(pairs.image[chosen]))
-    latency = LatencyResult(tuple(samples), batch)
+    latency = LatencyResult(watch.pick(samples), batch, watch.result())
     golden = Golden(pairs, embeddings, np.concatenate(logits), latency)
     if not (np.isfinite(golden.mask_logits).all() and np.isfinite(golden.audio_embedding).all()):
         raise ExportError(

@@ -156,7 +156,7 @@ def prove_entries(
             precision=entry.precision,
             size_mb=entry.size_mb,
             latency=taken,
-            speedup=speedup(reference, taken) if together else reference.p50_ms / taken.p50_ms,
+            speedup=speedup(reference, taken, interleaved=together),
             score=score_videos(videos),
             parity=None if entry.name == REFERENCE else parity(golden.mask_logits, predicted),
         )
@@ -173,6 +173,7 @@ def _time_alone(
     return time_interleaved(
         {entry.name: partial(pipeline.model.infer, inputs)},
         rounds=max(MIN_ROUNDS, n_pairs + 2), warmup=0, batch=len(inputs["image"]),
+        threads=entry.threads,
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.files import new_folder
 from save_deploy.machine import cpu_name, read_nvidia, versions
 from save_deploy.model.save import SaveModel
+from save_deploy.runtime.compare import others
 from tests.child import kept_traces
 
 CACHE = kept_traces.share_with_children()
@@ -73,6 +74,17 @@ def make_tiny(**changes: Any) -> SaveModel:
     model = SaveModel(SaveConfig(**{**TINY, **changes}))
     randomise(model)
     return model.requires_grad_(False).eval()
+
+
+real_read_cpu = others.read_cpu
+
+
+@pytest.fixture(autouse=True, scope="session")
+def alone_on_the_machine() -> Iterator[None]:
+    """Tests run side by side: timings in them are not withheld for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(others, "read_cpu", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -198,7 +198,7 @@ def _speed(
         ran = f"{check.int8} of {check.asked} MatMuls ran INT8 kernels"
         floats = [row for row in here if Precision.parse(row.precision).quantized is None]
         if not floats:
-            text = f"{own.speedup:.2f} x eager on {check.backend}; {ran}"
+            text = f"{own.speedup_text} x eager on {check.backend}; {ran}"
             lines.append(f"{text}; no float graph was measured on this backend")
             continue
         best = min(floats, key=lambda row: row.latency.p50_ms)
@@ -214,11 +214,11 @@ def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: 
 
     INT8 is called faster or slower only when the quartiles of the speed-up agree.
     """
+    ratio = speedup(best.latency, own.latency, interleaved=interleaved)
+    if ratio is None or own.speedup is None:
+        why = best.latency.withheld or own.latency.withheld or "eager was disturbed"
+        return f"speed on {check.backend} not judged: {why}; {ran}"
     low, high = speedup_range(best.latency, own.latency, interleaved=interleaved)
-    if interleaved:
-        ratio = speedup(best.latency, own.latency)
-    else:
-        ratio = best.latency.p50_ms / own.latency.p50_ms
     text = f"{ratio:.2f} x {best.precision} on {check.backend}, {own.speedup:.2f} x eager; {ran}"
     if high < 1:
         return f"NOT faster than {best.precision}: {text}; {_why_slow(check)}"

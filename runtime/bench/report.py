@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from save_deploy.partials import replaced_files
 from save_deploy.runtime.bench.options import RESULTS
 from save_deploy.runtime.bench.run import BenchResult, Outcome
 from save_deploy.runtime.bench.yardsticks import gflops
+from save_deploy.runtime.compare.rows import WITHHELD
 from save_deploy.runtime.compare.table import (
     DEVICE,
     DEVICE_MS,
@@ -58,6 +60,7 @@ def table(result: BenchResult) -> Table:
     taken = lambda text: lambda o: "" if o.latency is None else text(o)
     number = lambda value, form: "" if value is None else format(value, form)
     percentile = lambda q: lambda o: f"{o.latency.percentile(q):.1f}"
+    ratio = lambda value, form: WITHHELD if result.withheld else number(value, form)
     columns = [
         Column("entry", lambda o: o.entry.form),
         Column("backend", lambda o: o.entry.backend),
@@ -68,10 +71,10 @@ def table(result: BenchResult) -> Table:
         DEVICE_MS,
         Column("FPS", taken(lambda o: f"{o.latency.frames_per_s:.3g}")),
         *(
-            Column(name, taken(lambda o, name=name: number(ratios(result, o)[name], ".2f")))
+            Column(name, taken(lambda o, name=name: ratio(ratios(result, o)[name], ".2f")))
             for name in _references(result)
         ),
-        Column("of GEMM rate", taken(lambda o: number(_share(result, o), ".0%"))),
+        Column("of GEMM rate", taken(lambda o: ratio(_share(result, o), ".0%"))),
         Column("load s", taken(lambda o: f"{o.load_s:.2f}")),
         Column("first mask s", taken(lambda o: f"{o.first_mask_s:.2f}")),
         Column("peak MiB", taken(lambda o: f"{o.peak_mib:.0f}")),
@@ -90,7 +93,9 @@ def _logit_error(outcome: Outcome) -> str:
 
 def _share(result: BenchResult, outcome: Outcome) -> float | None:
     floor = result.floor_of(outcome.entry)
-    return None if floor is None or outcome.latency is None else floor / outcome.latency.p50_ms
+    if floor is None or outcome.latency is None or result.withheld:
+        return None
+    return floor / outcome.latency.p50_ms
 
 
 def footnote(result: BenchResult) -> list[str]:
@@ -101,7 +106,8 @@ def footnote(result: BenchResult) -> list[str]:
     n = max((len(t.samples_ms) for t in taken), default=0)
     threads = subject.threads or default_threads()
     how = "all loaded at once" if result.resident else "loaded anew in every round, 2 calls each"
-    lines = [
+    lines = [result.others.text] if result.others and result.others.text else []
+    lines += [
         f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call, one process each, "
         f"interleaved, {how}: {n} samples, {noise_text(noise)}",
         f"{'' if _on_gpu(result) else 'all on the CPU: '}{here['cpu']}, {threads} threads, "
@@ -178,6 +184,8 @@ def write_result(result: BenchResult, folder: Path, command: str) -> list[Path]:
         "threads": subject.threads or default_threads(),
         "versions": versions(),
         "resident": result.resident,
+        "others": None if result.others is None else asdict(result.others),
+        "withheld": result.withheld or None,  # why there are no ratios
         "gemm": {b: {"gflops": gflops(g), **_latency(g)} for b, g in result.gemm.items()},
         "gemm_int8": {b: {"gops": gflops(g), **_latency(g)} for b, g in result.gemm_int8.items()},
         "floor_ms": result.floor_ms,
@@ -226,9 +234,10 @@ def plot(result: BenchResult, path: Path) -> bool:
         axes.axvline(ms, color="#a50f15", linestyle=style, linewidth=1, label=label)
     axes.legend(loc="lower right", fontsize=8)
     subject = result.subject
-    axes.set_title(
-        f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call", fontsize=10
-    )
+    title = f"{subject.name}, {subject.config.res} px, {subject.batch} frame(s) a call"
+    if result.withheld:
+        title += f"\nNOT A RESULT: {result.withheld}"
+    axes.set_title(title, fontsize=10, wrap=True, color="#a50f15" if result.withheld else "black")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return True

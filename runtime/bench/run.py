@@ -11,10 +11,12 @@ import psutil
 from numpy.typing import NDArray
 
 from save_deploy.bundle import Arrays
+from save_deploy.metrics.disturbance import Disturbance
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.runtime.bench.entries import Subject, graph_entry, is_int8
 from save_deploy.runtime.bench.yardsticks import Gemm, Yardsticks, gflops
 from save_deploy.runtime.compare.entries import Entry
+from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.compare.process import ModelCall, OwnProcess
 from save_deploy.runtime.eager_mode import HALVES
 
@@ -57,6 +59,7 @@ class BenchResult:
 
     gemm, gemm_int8: timings of the large products by backend.
     resident: True when all entries stayed loaded; otherwise each was loaded again in every round.
+    others: what other processes did to the rounds.
     """
 
     subject: Subject
@@ -66,6 +69,12 @@ class BenchResult:
     overhead_us: dict[str, float]
     resident: bool
     gemm_device: str = "cpu"
+    others: Disturbance | None = None
+
+    @property
+    def withheld(self) -> str:
+        """Why the run has no ratios, "" when it has."""
+        return self.others.reason if self.others else ""
 
     @property
     def gemm_gflops(self) -> float:
@@ -109,39 +118,44 @@ def run_bench(
     Each entry has its own process, so that its peak memory is measured alone and idle entries use
     no core. When not all fit into memory, each is loaded again in every round and called twice. A
     failing entry is reported and does not stop the run. The yardsticks are timed in every round
-    like entries.
+    like entries. Rounds that other processes disturbed are dropped and repeated, up to as many again
+    within the budget.
     """
     gemms = {gemm: OwnProcess(gemm.name, gemm) for gemm in yardsticks.gemms(entries)}
     ours = [OwnProcess(entry.name, ModelCall(entry, inputs)) for entry in entries]
     resident = _fits(subject, len(entries))
     overhead = _overhead_us(subject, entries, inputs, yardsticks)
+    watch = Watch(subject.threads)
     _run_rounds(
-        [*gemms.values(), *ours], resident=resident, rounds=rounds, budget_s=budget_s,
+        [*gemms.values(), *ours], watch, resident=resident, rounds=rounds, budget_s=budget_s,
         on_step=on_step,
     )  # fmt: skip
+    others = watch.result()
     pairs = list(zip(entries, ours, strict=True))
     reference = next((p.started.answer for e, p in pairs if e.form == "eager" and p.started), None)
     return BenchResult(
         subject=subject,
-        outcomes=tuple(_outcome(e, p, subject, reference) for e, p in pairs),
+        outcomes=tuple(_outcome(e, p, subject, reference, others) for e, p in pairs),
         gemm=_taken(gemms, int8=False),
         gemm_int8=_taken(gemms, int8=True),
         overhead_us=overhead,
         resident=resident,
         gemm_device=next((g.device_text for g in gemms if g.backend == "torch"), "cpu"),
+        others=others,
     )
 
 
 def _run_rounds(
-    processes: list[OwnProcess], *, resident: bool, rounds: int, budget_s: float, on_step: OnStep
-) -> None:
+    processes: list[OwnProcess], watch: Watch, *, resident: bool, rounds: int, budget_s: float,
+    on_step: OnStep,
+) -> None:  # fmt: skip
     try:
         if resident:
             for process in processes:
                 on_step(f"loading {process.name}", 0)
                 process.start()
         started = time.perf_counter()
-        for i in range(rounds):
+        for i in watch.rounds(rounds):
             if i >= 3 and time.perf_counter() - started > budget_s:
                 break
             shift = i % len(processes)
@@ -156,9 +170,14 @@ def _run_rounds(
                 for _ in range(_CALLS_PER_LOAD):
                     process.run()
                 process.stop()
+            watch.round_done()
     finally:
         for process in processes:
             process.stop()
+    calls = 1 if resident else _CALLS_PER_LOAD
+    for process in processes:
+        process.samples_ms = list(watch.pick(process.samples_ms, calls))
+        process.device_ms = list(watch.pick(process.device_ms, calls))
 
 
 def _overhead_us(
@@ -197,8 +216,9 @@ def _fits(subject: Subject, n: int) -> bool:
 
 
 def _outcome(
-    entry: Entry, process: OwnProcess, subject: Subject, reference: NDArray[np.float32] | None
-) -> Outcome:
+    entry: Entry, process: OwnProcess, subject: Subject, reference: NDArray[np.float32] | None,
+    others: Disturbance,
+) -> Outcome:  # fmt: skip
     started, error = process.started, None
     if process.failed or started is None:
         return Outcome(entry, failed=process.failed)
@@ -208,7 +228,7 @@ def _outcome(
         error = error if np.isfinite(error) else np.inf
     return Outcome(
         entry,
-        latency=LatencyResult(tuple(process.samples_ms), subject.batch),
+        latency=LatencyResult(tuple(process.samples_ms), subject.batch, others),
         load_s=started.load_s,
         first_mask_s=started.first_s,
         peak_mib=started.peak_mib,

@@ -25,12 +25,14 @@ N_LEFT = 2  # backend and precision are words
 def footnote(rows: Sequence[Row], data: str, *, interleaved: bool = True) -> str:
     """Return how and on which machine the rows were measured."""
     here, first = machine(), rows[0]
+    watched = dict.fromkeys(r.latency.others.text for r in rows if r.latency.others)
+    others = "; ".join(text for text in watched if text)
     how = "interleaved" if interleaved else "one after the other (too large to hold together)"
     return (
         f"{first.score.n_frames} frames of {data}; batch {first.latency.batch}, "
         f"rounds: {len(rows[-1].latency.samples_ms)}, {how}, "
         f"{noise_text(max(row.latency.spread for row in rows))}; "
-        f"all on the CPU: {here['cpu']}, {here['cores']} cores"
+        f"all on the CPU: {here['cpu']}, {here['cores']} cores" + (f"; {others}" if others else "")
     )
 
 

@@ -233,4 +233,5 @@ def _notes(
     if not options.eager:
         first = ", ".join(dict.fromkeys(group.entries[0].name for group in plan.groups))
         lines.append(f"no eager model: the reference of every ratio and agreement is {first}")
+    lines += dict.fromkeys(t.others.text for t in timings if t.others.text)
     return tuple(lines)

@@ -15,12 +15,15 @@ from PIL import Image
 from save_deploy.bundle import Arrays
 from save_deploy.data.sample import Clip, Sample
 from save_deploy.data.transforms import resize_frame
+from save_deploy.metrics.disturbance import Disturbance
 from save_deploy.metrics.latency import STEADY, LatencyResult
 from save_deploy.runtime.compare.entries import Entry, Pool
+from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.compare.rows import TimeSplit
 from save_deploy.runtime.pipeline import SavePipeline
 
-BUDGET_S = 30.0
+BUDGET_S, ONE_BUDGET_S = 30.0, 20.0
+_WARMUP = 2
 _TIMES_ROUNDS = 3  # at most, while samples are not steady
 _ROUNDS_ALONE, _CALLS_ALONE = 3, 2  # when entries are opened anew in every round
 
@@ -50,6 +53,12 @@ class Timing:
     def steady(self) -> bool:
         return self.noise <= STEADY
 
+    @property
+    def others(self) -> Disturbance:
+        """What other processes did to the rounds; the same for all names."""
+        found = next(iter(self.latency.values())).others
+        return found or Disturbance()
+
 
 def example_inputs(pipeline: SavePipeline, clip: Clip) -> Arrays:
     """Return real inputs of the model graph: the first frames of a clip and their audio."""
@@ -64,24 +73,41 @@ def time_interleaved(
     calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 20,
-    warmup: int = 2,
-    budget_s: float = 20.0,
+    warmup: int = _WARMUP,
+    budget_s: float = ONE_BUDGET_S,
     batch: int = 1,
-    on_round: Callable[[], None] = lambda: None,
+    threads: int | None = None,
     on_sample: Callable[[str], None] = lambda name: None,
 ) -> dict[str, LatencyResult]:
     """Time each call once per round: at least 3 rounds, then until `rounds` or the time budget.
 
-    The order rotates from round to round. Returns raw samples by name.
-    batch: frames per call.
-    on_sample: called with the name after each timed call.
+    The order rotates from round to round. Returns raw samples by name. Rounds that other processes
+    disturbed are dropped and repeated, up to as many again.
+    batch: frames per call. threads: of the calls, see Watch.
+    on_sample: called with the name after each timed call, also of rounds that are dropped.
     """
+    watch = Watch(threads)
+    samples = _time_rounds(calls, watch, rounds, warmup, budget_s, on_sample)
+    return _results(samples, watch, batch)
+
+
+def _results(
+    samples: Mapping[str, Sequence[float]], watch: Watch, batch: int, calls: int = 1
+) -> dict[str, LatencyResult]:
+    others = watch.result()
+    return {name: LatencyResult(watch.pick(s, calls), batch, others) for name, s in samples.items()}
+
+
+def _time_rounds(
+    calls: Mapping[str, Callable[[], object]], watch: Watch, rounds: int, warmup: int,
+    budget_s: float, on_sample: Callable[[str], None],
+) -> dict[str, list[float]]:  # fmt: skip
     for _ in range(warmup):
         for call in calls.values():
             call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names, started = list(calls), time.perf_counter()
-    for i in range(rounds):
+    for i in watch.rounds(rounds):
         if i >= 3 and time.perf_counter() - started > budget_s:
             break
         shift = i % len(names)
@@ -90,8 +116,8 @@ def time_interleaved(
             calls[name]()
             samples[name].append((time.perf_counter() - begin) * 1000)
             on_sample(name)
-        on_round()
-    return {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
+        watch.round_done()
+    return samples
 
 
 def time_entries(
@@ -103,19 +129,22 @@ def time_entries(
     extend: continue while the samples of an entry are not steady, up to three times `rounds` and
         within the time budget.
     Entries that do not fit into memory together are opened again in each of three rounds.
+    Rounds that other processes disturbed are dropped and repeated, see time_interleaved.
     """
+    watch = Watch(entries[0].threads)
     if not pool.resident:
-        return _alone(pool, entries, inputs)
+        return _alone(pool, entries, inputs, watch)
     batch, events = len(inputs["image"]), _DeviceTimes()
     with ExitStack() as stack:
         models = {e.name: stack.enter_context(pool.use(e)).model for e in entries}
         calls = {name: partial(model.infer, inputs) for name, model in models.items()}
         take = lambda name: events.take(name, models[name])
         if extend:
-            latency = _until_steady(calls, rounds, budget_s, batch, take)
+            latency = _until_steady(calls, watch, rounds, budget_s, batch, take)
         else:
-            latency = time_interleaved(calls, rounds=rounds, batch=batch, on_sample=take)
-    return Timing(latency, device_ms=events.samples)
+            samples = _time_rounds(calls, watch, rounds, _WARMUP, ONE_BUDGET_S, take)
+            latency = _results(samples, watch, batch)
+    return Timing(latency, device_ms=events.picked(watch))
 
 
 class _DeviceTimes:
@@ -129,32 +158,33 @@ class _DeviceTimes:
         if ms is not None:
             self.samples.setdefault(name, []).append(ms)
 
+    def picked(self, watch: Watch, calls: int = 1) -> dict[str, tuple[float, ...]]:
+        return {name: watch.pick(values, calls) for name, values in self.samples.items()}
+
 
 def _until_steady(
-    calls: Mapping[str, Callable[[], object]], rounds: int, budget_s: float, batch: int,
-    on_sample: Callable[[str], None],
+    calls: Mapping[str, Callable[[], object]], watch: Watch, rounds: int, budget_s: float,
+    batch: int, on_sample: Callable[[str], None],
 ) -> dict[str, LatencyResult]:  # fmt: skip
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     found: dict[str, LatencyResult] = {}
     begun = time.perf_counter()
     for i in range(_TIMES_ROUNDS):
         left = budget_s - (time.perf_counter() - begun)
         if i and (left <= 0 or Timing(found).steady):
             break
-        taken = time_interleaved(
-            calls, rounds=rounds, warmup=0 if i else 2, budget_s=left, batch=batch,
-            on_sample=on_sample,
-        )  # fmt: skip
-        found = {
-            name: LatencyResult((found[name].samples_ms if i else ()) + result.samples_ms, batch)
-            for name, result in taken.items()
-        }
+        warmup = 0 if i else _WARMUP
+        taken = _time_rounds(calls, watch, rounds, warmup, left, on_sample)
+        for name, values in taken.items():
+            samples[name] += values
+        found = _results(samples, watch, batch)
     return found
 
 
-def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
+def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays, watch: Watch) -> Timing:
     samples: dict[str, list[float]] = {entry.name: [] for entry in entries}
     events = _DeviceTimes()
-    for i in range(_ROUNDS_ALONE):
+    for i in watch.rounds(_ROUNDS_ALONE):
         shift = i % len(entries)
         for entry in [*entries[shift:], *entries[:shift]]:
             with pool.use(entry) as pipeline:
@@ -164,9 +194,9 @@ def _alone(pool: Pool, entries: Sequence[Entry], inputs: Arrays) -> Timing:
                     pipeline.model.infer(inputs)
                     samples[entry.name].append((time.perf_counter() - begin) * 1000)
                     events.take(entry.name, pipeline.model)
-    batch = len(inputs["image"])
-    taken = {name: LatencyResult(tuple(values), batch) for name, values in samples.items()}
-    return Timing(taken, resident=False, device_ms=events.samples)
+        watch.round_done()
+    taken = _results(samples, watch, len(inputs["image"]), _CALLS_ALONE)
+    return Timing(taken, resident=False, device_ms=events.picked(watch, _CALLS_ALONE))
 
 
 def split_times(pipeline: SavePipeline, samples: Sequence[Sample]) -> TimeSplit:

@@ -15,7 +15,7 @@ from typing import Any
 from save_deploy.files import write_bytes
 from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.margin import LEVELS
-from save_deploy.runtime.compare.rows import Row
+from save_deploy.runtime.compare.rows import Row, others_values
 from save_deploy.runtime.html import charts, frames, summary
 from save_deploy.runtime.html.data import Figure, Report, Section, Table, picture_type
 from save_deploy.runtime.html.summary import breakable
@@ -105,6 +105,7 @@ def _row(report: Report, row: Row) -> dict[str, Any]:
         "samples_ms": [round(s, 3) for s in taken.samples_ms],
         "frames_per_s": taken.frames_per_s,
         "speedup": row.speedup,
+        **others_values(taken),
         "time_split_ms": vars(row.time_split) if row.time_split else None,
         "score": vars(row.score),
         "m_j_change": change and {"points": change[0], "interval": change[1]},

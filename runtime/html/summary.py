@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from save_deploy.metrics.interval import Interval
 from save_deploy.metrics.latency import STEADY
 from save_deploy.metrics.margin import LEVELS
-from save_deploy.runtime.compare.rows import Row
+from save_deploy.runtime.compare.rows import WITHHELD, Row
 from save_deploy.runtime.html.data import Report
 from save_deploy.runtime.html.svg import mark
 
@@ -41,16 +41,7 @@ def cards(report: Report) -> str:
     ours = [row for row in report.rows if not row.reference]
     found = [_verdict_card(report)]
     if ours:
-        best = max(ours, key=lambda row: row.speedup)
-        found.append(
-            _card(
-                "Best speed-up",
-                f"{best.speedup:.2f}{_TIMES}",
-                _where(report, best),
-                f"{best.latency.p50_ms:.1f} ms, {best.latency.frames_per_s:.3g} frames/s",
-                *([f"not steady, noise {report.noise:.0%}"] if report.noise > STEADY else []),
-            )
-        )
+        found.append(_speed_card(report, ours))
     changes = [(change, row) for row in ours if (change := report.m_j_change(row)) is not None]
     if changes:
         (drop, interval), row = min(changes, key=lambda c: c[0][0])
@@ -74,6 +65,22 @@ def cards(report: Report) -> str:
         share = f"{small.size_mb / base.size_mb:.0%} of {base.name}" if base else ""
         found.append(_card("Smallest", f"{small.size_mb:.1f} MB", small.name, share))
     return "".join(found)
+
+
+def _speed_card(report: Report, ours: Sequence[Row]) -> str:
+    title = "Best speed-up"
+    judged = [(row.speedup, row) for row in ours if row.speedup is not None]
+    if not judged:
+        reasons = [row.latency.withheld for row in report.rows if row.latency.withheld]
+        return _card(title, WITHHELD, *reasons[:1], style="unsure")
+    speedup, best = max(judged, key=lambda item: item[0])
+    return _card(
+        title,
+        f"{speedup:.2f}{_TIMES}",
+        _where(report, best),
+        f"{best.latency.p50_ms:.1f} ms, {best.latency.frames_per_s:.3g} frames/s",
+        *([f"not steady, noise {report.noise:.0%}"] if report.noise > STEADY else []),
+    )
 
 
 def _verdict_card(report: Report) -> str:
@@ -178,7 +185,7 @@ COLUMNS = (
     Column(
         f"{_TIMES} eager",
         "Median ratio of calls of the same round.",
-        lambda _, r: Cell(f"{r.speedup:.2f}", "", r.speedup),
+        lambda _, r: Cell(r.speedup_text, "", r.speedup),
     ),
     Column(
         "M_J",

@@ -132,13 +132,13 @@ def _scores(bundle: Path, precision: str) -> str:
     try:
         rows = json.loads((bundle / "report.json").read_bytes())["rows"]
         own = [row for row in rows if row["precision"] == precision and row["parity"]]
-        best = max(own, key=lambda row: float(row["speedup"]))
+        best = max(own, key=lambda row: float(row["speedup"] or 0))
         m_j, eager = float(best["score"]["m_j"]), float(rows[0]["score"]["m_j"])
-        agreement, faster = float(best["parity"]["mask_agreement"]), float(best["speedup"])
-        return (
-            f"M_J {m_j:.1f} on the golden pairs (eager {eager:.1f}), agreement {agreement:.4f}, "
-            f"{faster:.1f} times as fast as eager with {best['backend']}"
-        )
+        agreement, faster = float(best["parity"]["mask_agreement"]), best["speedup"]
+        text = f"M_J {m_j:.1f} on the golden pairs (eager {eager:.1f}), agreement {agreement:.4f}, "
+        if faster is None:
+            return text + "speed not known (the machine was busy)"
+        return text + f"{float(faster):.1f} times as fast as eager with {best['backend']}"
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return ""
 

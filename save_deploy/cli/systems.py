@@ -109,5 +109,5 @@ def measure_system(
         "error/range": f"{graph.parity.max_abs_err / float(np.ptp(logits)):.0e}",
         "eager ms": f"{eager.latency.p50_ms:.0f}",
         "ONNX ms": f"{graph.latency.p50_ms:.0f}",
-        "x eager": f"{graph.speedup:.2f}",
+        "x eager": graph.speedup_text,
     }

@@ -6,15 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from save_deploy.metrics.disturbance import Disturbance
+
 STEADY = 0.1  # interquartile range over the median, at most
 
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Raw samples in ms, one per call, in order. A call is a batch of `batch` frames."""
+    """Raw samples in ms, one per call, in order. A call is a batch of `batch` frames.
+
+    others: what other processes did to the samples, None when that was not watched.
+    """
 
     samples_ms: tuple[float, ...]
     batch: int = 1
+    others: Disturbance | None = None
 
     def percentile(self, q: float) -> float:
         """Return the nearest-rank percentile, q in (0,100]."""
@@ -35,9 +41,24 @@ class LatencyResult:
         """Interquartile range divided by the median; above STEADY the machine was noisy."""
         return (self.percentile(75) - self.percentile(25)) / self.p50_ms
 
+    @property
+    def withheld(self) -> str:
+        """Why the samples may not be compared with others, "" when they may."""
+        return self.others.reason if self.others else ""
 
-def speedup(reference: LatencyResult, other: LatencyResult) -> float:
-    """Return the median ratio of samples of the same round. Both results must be from one run."""
+
+def speedup(
+    reference: LatencyResult, other: LatencyResult, *, interleaved: bool = True
+) -> float | None:
+    """Return how many times faster `other` is, None when other processes disturbed the timing.
+
+    interleaved: the median ratio of samples of the same round, of one run. Otherwise the ratio of
+        the medians.
+    """
+    if reference.withheld or other.withheld:
+        return None
+    if not interleaved:
+        return reference.p50_ms / other.p50_ms
     ratios = sorted(a / b for a, b in zip(reference.samples_ms, other.samples_ms, strict=True))
     return _median(ratios)
 

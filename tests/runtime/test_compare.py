@@ -18,7 +18,6 @@ from save_deploy.data.scenes import Scenes
 from save_deploy.data.transforms import resize_mask
 from save_deploy.errors import BackendError, BundleError, CheckpointError, SaveDeployError
 from save_deploy.metrics.interval import bootstrap_interval
-from save_deploy.metrics.latency import LatencyResult
 from save_deploy.metrics.margin import MarginMeter
 from save_deploy.metrics.parity import parity
 from save_deploy.metrics.segmentation import AVSBENCH, frame_iou, score_videos
@@ -26,6 +25,7 @@ from save_deploy.runtime.compare import accuracy as accuracy_module
 from save_deploy.runtime.compare import plan, run, speed
 from save_deploy.runtime.compare.accuracy import measure_accuracy, predict_clip
 from save_deploy.runtime.compare.entries import Entry, Pool
+from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.compare.report import print_comparison
 from save_deploy.runtime.compare.run import Comparison, run_comparison
 from save_deploy.runtime.compare.table import WIDTH
@@ -184,18 +184,18 @@ def test_one_model_at_a_time_gives_the_same(
 def test_rounds_go_on_until_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
-    def fake(calls: Any, *, rounds: int, warmup: int, **_: Any) -> dict[str, LatencyResult]:
+    def fake(calls: Any, watch: Watch, rounds: int, warmup: int, *_: Any) -> dict[str, list[float]]:
         taken.append(warmup)
-        return {"a": LatencyResult((1.0,) * rounds if steady else (1.0, 2.0, 3.0))}
+        return {"a": [1.0] * rounds if steady else [1.0, 2.0, 3.0]}
 
-    monkeypatch.setattr(speed, "time_interleaved", fake)
+    monkeypatch.setattr(speed, "_time_rounds", fake)
     for steady, warmups in ((True, [2]), (False, [2, 0, 0])):
         taken.clear()
-        result = speed.Timing(speed._until_steady({}, 3, 60.0, 1, print))
+        result = speed.Timing(speed._until_steady({"a": print}, Watch(), 3, 60.0, 1, print))
         assert taken == warmups and result.steady is steady
         assert len(result.latency["a"].samples_ms) == 3 * len(warmups)
     taken.clear()
-    speed._until_steady({}, 3, 0.0, 1, print)
+    speed._until_steady({"a": print}, Watch(), 3, 0.0, 1, print)
     assert taken == [2]  # the budget of time is over
 
 
