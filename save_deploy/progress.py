@@ -7,7 +7,6 @@ between stages and before an output is moved to its target.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import signal
 import sys
@@ -34,10 +33,9 @@ def listen_for_interrupts() -> None:
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # as under nohup
         signal.signal(hangup, _interrupt)
-    atexit.register(_stop_listening)
 
 
-def _stop_listening() -> None:
+def stop_listening() -> None:
     """Let signals end the process at once: an exception in the teardown of a library may crash it."""
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         if number is not None and signal.getsignal(number) is _interrupt:

@@ -42,6 +42,7 @@ def end_of_basic(lines: list[str]) -> int:
     return next(i for i, line in enumerate(lines) if i > begin and line.startswith("╰")) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), *COMMANDS], ids=["", *NAMES])
 def test_help_on_one_screen(words: tuple[str, ...]) -> None:
     lines = help_of(*words)
@@ -58,6 +59,7 @@ def test_help_on_one_screen(words: tuple[str, ...]) -> None:
     assert end_of_basic(longer) > LINES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=NAMES)
 def test_version_of_every_command(words: tuple[str, ...]) -> None:
     done = run(*words, "--version")
@@ -125,6 +127,7 @@ def test_json_is_one_thing(bundle_fp32: Path, tmp_path: Path) -> None:
     assert failed.returncode == 1 and failed.stdout == ""
 
 
+@pytest.mark.slow
 def test_every_json_is_a_file_or_standard_output() -> None:
     for words in COMMANDS:
         text = " ".join(" ".join(help_of(*words)).replace("│", " ").split())
@@ -200,6 +203,7 @@ def test_what_no_file_may_set() -> None:
     assert not [name for name in SETTABLE if re.search(loose, name)]
 
 
+@pytest.mark.slow
 def test_completion() -> None:
     code = "import sys; sys.argv[0] = 'save-deploy'; from save_deploy.cli import main; main()"
     for line, found in (("save-deploy ex", "export"), ("save-deploy run --thresh", "--threshold")):

@@ -63,6 +63,7 @@ def test_examples_of_docstrings(
     assert runner.summarize(verbose=False).failed == 0, "".join(said)
 
 
+@pytest.mark.slow
 def test_names_and_words() -> None:
     """What tab shows is what is meant for users; a package that can be called is still a package."""
     assert dir(save_deploy) == save_deploy.__all__ == sorted(save_deploy.__all__)

@@ -97,6 +97,7 @@ def strings_of(path: Path) -> Iterator[str]:
             yield node.value
 
 
+@pytest.mark.slow
 def test_messages_name_what_exists() -> None:
     texts = [(path, text) for path in SOURCES for text in strings_of(path)]
     assert sum(bool(_COMMAND.search(text)) for _, text in texts) > 50

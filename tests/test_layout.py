@@ -234,6 +234,7 @@ def imported(*command: str) -> set[str]:
     return {name.partition(".")[0] for name in rows}
 
 
+@pytest.mark.slow
 def test_help_imports_no_large_library() -> None:
     """numpy alone takes longer than everything else that --help needs."""
     found = imported("-m", "save_deploy", "--help")

@@ -43,6 +43,7 @@ def plant(folder: Path, mark: Path) -> None:
         (folder / name / "__main__.py").write_text(text)
 
 
+@pytest.mark.slow
 def test_children_of_the_library_are_safe_too(tmp_path: Path) -> None:
     """A program elsewhere that starts a child of multiprocessing while it stands in such a folder."""
     mark, folder = tmp_path / "mark", tmp_path / "folder"

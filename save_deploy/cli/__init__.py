@@ -44,7 +44,12 @@ from save_deploy.cli.everywhere import Speech, with_common_options, with_json_pl
 from save_deploy.cli.settings import default_map
 from save_deploy.errors import SaveDeployError
 from save_deploy.extras import named_extras
-from save_deploy.progress import Resumable, listen_for_interrupts, was_interrupted
+from save_deploy.progress import (
+    Resumable,
+    listen_for_interrupts,
+    stop_listening,
+    was_interrupted,
+)
 from save_deploy.terminal import check_written, protect_terminal
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -166,8 +171,11 @@ def _run(app: typer.Typer) -> None:
         _require_folder()
         words = [*with_json_place(given, _verb(command, given)), *sys.argv[1 + len(given) :]]
         settings = {} if _asks_only(given) else default_map(command, words, [*VERBS, *GROUPS])
-        with safe_path(), named_extras(), speech.applied():
-            code = command.main(words, standalone_mode=False, default_map=settings)
+        try:
+            with safe_path(), named_extras(), speech.applied():
+                code = command.main(words, standalone_mode=False, default_map=settings)
+        finally:
+            stop_listening()  # what is left is the end of the process
         check_written()
     except SaveDeployError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -40,6 +40,7 @@ def test_pairs_of_other_splits_differ() -> None:
     refuse_overlap(chosen_scenes(), other, "the golden samples")
 
 
+@pytest.mark.slow
 def test_an_equal_pair() -> None:
     found = chosen_scenes()
     other = collect_pairs(open_dataset("scenes", split="test"), 3, res=RES)

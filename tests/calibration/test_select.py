@@ -156,6 +156,7 @@ def test_fewer_pairs_than_asked_for(tmp_path: Path) -> None:
     assert len(pick(base, 100).pairs) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_silent", "kept"), [(1, 1), (2, 1), (20, 3), (34, 3)])
 def test_few_silent_seconds(tmp_path: Path, n_silent: int, kept: int) -> None:
     """One in ten at most, one at least when there are some; quiet and loud in equal parts."""
@@ -177,6 +178,7 @@ def test_loudness() -> None:
     assert names == ["silent", "silent", "quiet", "quiet", "loud"]
 
 
+@pytest.mark.slow
 def test_dict_is_json() -> None:
     found = scenes()
     shown = json.loads(json.dumps(found.to_dict()))

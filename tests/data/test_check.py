@@ -45,6 +45,7 @@ def all_trees(root: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [False, True])
 def test_complete(tmp_path: Path, deep: bool) -> None:
     found: dict[str, dict[str, int]] = {}

@@ -369,6 +369,7 @@ def test_a_clock_that_goes_back(tmp_path: Path) -> None:
     assert "the file's time stamps go back: 30 frames are skipped" in result.notes
 
 
+@pytest.mark.slow
 def test_a_sound_that_is_not_read_whole(tmp_path: Path) -> None:
     """Silence costs memory too: five hours of it in a file of some kilobytes."""
     sound = Track(tone(1), shift=lambda t: 18_000.0 * (t >= 0.5))

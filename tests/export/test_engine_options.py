@@ -205,6 +205,7 @@ def test_engine_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
         library.engine_for("tensorrt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "code"),
     [

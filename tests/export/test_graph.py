@@ -35,6 +35,8 @@ from save_deploy.precision import Precision
 from save_deploy.runtime.session import OrtSession
 from tests.child.kept_traces import kept, module_key
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> SaveModel:

@@ -291,6 +291,7 @@ def test_fp8_rounding_against_ml_dtypes() -> None:
     assert np.abs(back - values).max() <= 3.0 * 2**-4  # three bits of mantissa
 
 
+@pytest.mark.slow
 def test_weights_of_7_bits(deploy, pair, amax, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """Largest values 64, read back from the file; the plan's promise is checked against it."""
     sites = find_sites(deploy)

@@ -91,6 +91,7 @@ def test_nothing_stays_in_float_when_all_fits() -> None:
     assert found.float_units == () and found.chosen == found.full
 
 
+@pytest.mark.slow
 def test_what_is_measured(tmp_path: Path) -> None:
     found, _ = run(0.5)
     assert {s.unit: round(s.m_j_drop, 6) for s in found.sensitivity} == HARM

@@ -47,6 +47,7 @@ def test_rounded_numbers_need_masks_of_both_kinds(level: float) -> None:
     assert f"are {word}" in one_sided(sounding_share(logits))
 
 
+@pytest.mark.slow
 def test_a_rejected_export_leaves_its_report(tmp_path: Path) -> None:
     """Report and worst frames beside the bundle that is not there."""
     out = tmp_path / "b"

@@ -33,6 +33,7 @@ def sam_encoder(config: SaveConfig) -> ImageEncoderViT:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("res", [224, 256])
 @pytest.mark.parametrize("window_pad", ["materialise", "exact_skip"])
 def test_equals_segment_anything(res: int, window_pad: str) -> None:

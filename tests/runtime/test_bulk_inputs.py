@@ -73,6 +73,7 @@ def test_a_store_that_cannot_be_read(place: str) -> None:
         assert place in str(raised.value)
 
 
+@pytest.mark.slow
 def test_rows_of_both_kinds_of_manifest(tmp_path: Path) -> None:
     """Section of a row, else that of the options; uris below the manifest's folder."""
     (tmp_path / "x.mp4").write_bytes(b"12345")

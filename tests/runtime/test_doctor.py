@@ -49,6 +49,7 @@ def test_providers_are_tried_not_listed() -> None:
         assert found[name].active == "CPUExecutionProvider"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "problem"), [
     ("print('\"OtherProvider\"')", "ran on OtherProvider"),
     ("import sys; sys.exit('no such thing')", "no such thing"),

@@ -12,6 +12,7 @@ from save_deploy.runtime.html import Section, Table, write_html
 from save_deploy.runtime.html.frames import compared
 from tests.runtime.html_samples import NASTY, Browser, browser_missing, open_browser, sample_report
 
+pytestmark = pytest.mark.slow
 needs_browser = pytest.mark.skipif(
     browser_missing() is not None, reason=f"not installed: apt-get install {browser_missing()}"
 )

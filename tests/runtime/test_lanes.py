@@ -170,6 +170,7 @@ def test_the_faster_way_is_kept(
     assert found()[0] == 1 and len(measured) == 2, "no room for two"
 
 
+@pytest.mark.slow
 def test_a_measurement_counts_frames() -> None:
     class Slow(Ears):
         def run(self, images: np.ndarray, heard: np.ndarray) -> np.ndarray:

@@ -32,6 +32,8 @@ from tests.command import run
 from tests.runtime.films import Ears as Pipeline
 from tests.runtime.films import tone, write_film
 
+pytestmark = pytest.mark.slow
+
 CAMERA = "lavfi:testsrc2=size=96x64:rate=30,realtime"
 MICROPHONE = "lavfi:sine=frequency=440:sample_rate=48000,arealtime"
 EVENT_S = 1.5  # where a film of flash_and_beep changes

@@ -26,7 +26,7 @@ from tests.runtime.web_page import (
     write_lossless,
 )
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 CAMERA = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",

@@ -83,6 +83,7 @@ def test_resumed_warm_up_equals_uninterrupted(tiny, tmp_path: Path, monkeypatch)
         warm_up(encoder, classes, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_warm_up(tiny, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """The run's own state takes over; a warm-up that was done is not done again."""
     monkeypatch.setattr(sound, "SAVE_EVERY", 2)
