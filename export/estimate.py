@@ -98,7 +98,7 @@ def peak_bytes(
     Measured / formula in GiB for FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, vit_h
     at 1024 px 12.7 / 12.4.
     """
-    activations = 3 * options.batch * score_bytes(config)
+    activations = 3 * max(options.batches) * score_bytes(config)
     if is_large(config, eager_bytes):
         session = int(PACKED_FACTOR * graph_bytes) if options.precision.quantized else 0
         return LIBRARIES_BYTES + max(int(1.06 * eager_bytes), session) + activations

@@ -20,6 +20,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.data.open import open_dataset
 from save_deploy.errors import ExportError, ParityError
 from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.batches import batch_section, prove_batches, write_batches
 from save_deploy.export.fp16 import Fp16Plan, plan_fp16
 from save_deploy.export.golden import Golden, run_golden, write_conformance, write_golden
 from save_deploy.export.graph import WrittenGraph, write_graph
@@ -32,6 +33,7 @@ from save_deploy.export.prove import (
     Proved,
     choose_entries,
     prove_entries,
+    require_budget,
     require_fp8_backend,
 )
 from save_deploy.export.quantize.calibrate import obtain_table
@@ -62,7 +64,7 @@ class ExportResult:
     rows, note: comparison with eager and its footnote.
     proof: float64 proof of the merge.
     fp16: FP16 plan, None for FP32 floats.
-    lines: effects of quantization, as sentences.
+    lines: effects of quantization and the proof of further batches, as sentences.
     notes: what the comparison does not prove.
     """
 
@@ -119,7 +121,7 @@ class Plans:
 class Graphs:
     """Written graphs.
 
-    own: the bundle's model.onnx.
+    own: the bundle's model.onnx. Graphs of further batches have the same nodes.
     quant: quantization plan after the precision search.
     found: result of the search, None without one.
     compared: (precision, file) of graphs that only the comparison uses.
@@ -266,22 +268,22 @@ def write_graphs(
     folder: Path, model: SaveModel, merged: Merged, plans: Plans, memory: WeightMemory,
     options: ExportOptions, on_stage: OnStage, about: dict[str, str],
 ) -> Graphs:  # fmt: skip
-    """Write model.onnx, audio.onnx, and the graphs that only the comparison needs.
+    """Write model.onnx, those of further batches, audio.onnx, and what only the comparison needs.
 
-    The model is traced once; other precisions are made from the FP32 file. A large model has an
-    FP32 file only when it is quantized.
+    The model is traced once per batch; other precisions are made from the FP32 files. A large model
+    has FP32 files only when it is quantized.
     """
     spec = model_spec(model.config, options.batch)
     floats = plans.fp16 if options.precision.floats == "fp16" else None
     quant, found = plans.quant, None
     compared: list[tuple[str, Path]] = []
     on_stage("trace", f"{model.config.name} at {options.res} px")
-    source: DeployModel | Path = merged.deploy
+    sources: dict[int, DeployModel | Path] = dict.fromkeys(options.batches, merged.deploy)
     traced = folder / "fp32.onnx"
     if quant is not None or (floats is not None and not memory.large):
-        write_graph(merged.deploy, traced, spec)
+        found_files = write_batches(sources, folder, "fp32", model.config)
         compared.append(("fp32", traced))
-        source = traced
+        sources = {batch: graph.files[0] for batch, graph in found_files.items()}
     if quant is not None:
         if options.search.max_drop is not None:
             quant, found = search_precision(
@@ -293,7 +295,9 @@ def write_graphs(
             write_graph(traced, compared[-1][1], spec, fp16=plans.fp16)
         quant.table.write(folder / TABLE_FILE)
     on_stage("write", "model.onnx, audio.onnx")
-    own = write_graph(source, folder / "model.onnx", spec, quant=quant, fp16=floats, about=about)
+    written = write_batches(
+        sources, folder, "model", model.config, quant=quant, fp16=floats, about=about
+    )
     memory.free(merged.deploy)
     audio = DeployAudioEncoder(model.audio_encoder).eval()
     heard = {
@@ -302,21 +306,25 @@ def write_graphs(
     write_graph(
         audio, folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
     )
-    return Graphs(own, quant, found, tuple(compared))
+    return Graphs(written[options.batch], quant, found, tuple(compared))
 
 
 def compare_graphs(
     folder: Path, model: SaveModel, golden: Golden, graphs: Graphs, memory: WeightMemory,
     options: ExportOptions, on_stage: OnStage,
 ) -> Proved:  # fmt: skip
-    """Measure parity and speed of every graph against eager on the golden samples."""
+    """Measure parity and speed of every graph against eager on the golden samples.
+
+    Of graphs with further batches only the parity.
+    """
     on_stage("prove", "parity and speed against eager")
     pipeline = None if memory.large else eager_pipeline(model, batch=options.batch)
     memory.free(model)
     entries = choose_entries(options, model.config, graphs.compared, folder, large=memory.large)
     on_entry = countdown(on_stage, "prove", "graphs", len(entries))
     eager = Eager(pipeline, memory.weight_bytes / 1e6)
-    return prove_entries(golden, eager, entries, options, on_entry)
+    proved = prove_entries(golden, eager, entries, options, on_entry)
+    return replace(proved, batches=prove_batches(golden, entries, folder, options))
 
 
 def finish(
@@ -338,13 +346,14 @@ def finish(
         explained = explain(quantized, proved, samples.golden, folder, options)
         precision = explained.manifest
     for _, path in graphs.compared:
-        for file in folder.glob(f"{path.name}*"):
+        for file in folder.glob(f"{path.stem}*"):  # its weights and further batches as well
             file.unlink()
     note = footnote(proved.rows, f"{options.data} (golden)", interleaved=proved.interleaved)
     extra = {
         "merge": merged.proof.to_dict(),
         "precision": precision,
         "operators": graphs.own.operators,
+        **({"batches": [asdict(proof) for proof in proved.batches]} if proved.batches else {}),
     }
     write_report(
         folder,
@@ -352,7 +361,7 @@ def finish(
         title=f"{config.name} {config.res} px {options.precision}",
         note=note,
         extra=extra | explained.report,
-        sections=explained.sections,
+        sections=[*batch_section(proved.batches), *explained.sections],
     )
     Manifest(
         config=config,
@@ -365,26 +374,10 @@ def finish(
         source=sources.to_dict(),
         versions=versions(),
         conformance=samples.conformance_entry,
+        batches=options.more_batches,
     ).write(folder)
-    _require_budget(proved.rows, explained, options)
+    require_budget(proved, options, explained.why)
     wrong = one_sided(samples.golden.sounding_share)
     notes = (f"{wrong}; --data with clips of what the model was trained for",) if wrong else ()
-    return ExportResult(
-        options.folder, tuple(proved.rows), note, merged.proof, fp16, explained.lines, notes
-    )
-
-
-def _require_budget(rows: list[Row], explained: Explanation, options: ExportOptions) -> None:
-    """Raise ParityError for a row of the bundle's precision that is over the parity budget."""
-    hint = "export with --fp32, or allow more: --min-agreement, --max-logit-error"
-    if options.precision.quantized:
-        hint = "keep MatMuls in float with --max-drop, or allow more with --min-agreement"
-    for row in rows:
-        if row.parity is not None and row.precision == str(options.precision):
-            row.parity.require(
-                options.budget,
-                what=f"{row.backend} {row.precision} is over the parity budget; "
-                "no bundle was written",
-                hint=hint,
-                details=explained.why,
-            )
+    lines = (*explained.lines, *map(str, proved.batches))
+    return ExportResult(options.folder, tuple(proved.rows), note, merged.proof, fp16, lines, notes)

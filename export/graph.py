@@ -24,6 +24,7 @@ from save_deploy.bundle import GraphSpec
 from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
+from save_deploy.export.shared import share_weights
 from save_deploy.export.trace import graph_from_module
 from save_deploy.machine import version
 from save_deploy.runtime.session.open import graph_bytes
@@ -49,7 +50,7 @@ class WrittenGraph:
 def write_graph(
     source: nn.Module | Path, path: Path, spec: GraphSpec, *,
     quant: QuantPlan | None = None, fp16: Fp16Plan | None = None, memo: dict[str, Any] | None = None,
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, str] | None = None, shared: Path | None = None,
 ) -> WrittenGraph:  # fmt: skip
     """Write a float32 module, or a float32 graph file, in the precision of the plans.
 
@@ -57,6 +58,7 @@ def write_graph(
         without plans.
     memo: cache of rounded weights for further calls with the same source.
     about: metadata_props of the file.
+    shared: as in save_graph.
     Raises ExportError when the result is not valid ONNX, and DataError when the calibration table
     lacks a MatMul.
     """
@@ -69,7 +71,7 @@ def write_graph(
         drop_unused_weights(graph)
     graph.producer_name, graph.producer_version = "save-deploy", version("save-deploy")
     graph.metadata_props.update(about or {})
-    files = save_graph(graph, path)
+    files = save_graph(graph, path, shared)
     operators = operator_counts(graph)
     _release(graph)
     return WrittenGraph(tuple(files), operators, nodes)
@@ -82,14 +84,19 @@ def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
     return graph_from_module(module, example, inputs=names, output=spec.outputs[0].name)
 
 
-def save_graph(model: ir.Model, path: Path) -> list[Path]:
+def save_graph(model: ir.Model, path: Path, shared: Path | None = None) -> list[Path]:
     """Write and check an ONNX file, with NAME.data beside it when the weights need it.
 
+    shared: ONNX file whose NAME.data holds the weights of several graphs: `path` itself for the first
+        one, which then always has that file.
     Returns the written files. Weights are streamed one tensor at a time.
     """
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     files = [path]
-    if size > EXTERNAL_ABOVE_BYTES:
+    if shared is not None and shared != path:
+        share_weights(model, shared)
+        ir.save(model, path)
+    elif size > EXTERNAL_ABOVE_BYTES or shared is not None:
         data = path.with_name(path.name + ".data")
         ir.save(model, path, external_data=data.name)
         files.append(data)

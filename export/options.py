@@ -26,6 +26,29 @@ COMPARISON = "Comparison with eager"
 GRAPH = "Graph"
 _QUANTIZED = ("--int8", "--fp8")
 _READ = ("--calibration-table", "--precision-from")
+MAX_FRAMES = 64  # frames per call, at most
+MAX_BATCHES = 8  # graphs
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """Parse "1,8,32". Raises SaveDeployError for other text."""
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    check_batches(found, text)
+    return found
+
+
+def check_batches(batches: tuple[int, ...], text: str = "") -> None:
+    """Raise SaveDeployError unless these are different numbers from 1 to MAX_FRAMES, not too many."""
+    fits = all(type(batch) is int and 1 <= batch <= MAX_FRAMES for batch in batches)
+    if not fits or not 0 < len(batches) <= MAX_BATCHES or len(set(batches)) < len(batches):
+        raise SaveDeployError(
+            "wrong --batch",
+            got=(text or ",".join(map(str, batches)))[:80],
+            expected=f"frames per call from 1 to {MAX_FRAMES}, such as 5, or several as 1,8,32",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +148,8 @@ class ExportOptions:
 
     checkpoint None: the built-in checkpoint.
     data: dataset name, see `data/open.py`.
+    batch: frames per call of model.onnx.
+    more_batches: frames per call of further graphs, on the same weights.
     """
 
     checkpoint: Path | None = option(
@@ -148,10 +173,8 @@ class ExportOptions:
         "Default: 7, or 8 for --target tensorrt.",
     )  # fmt: skip
     sam: Path | None = sam_option(GRAPH)
-    batch: int = option(
-        "--batch", panel=GRAPH, default=1, low=1, high=64,
-        help="Frames per call, for example 5 for the clips of AVSBench.",
-    )  # fmt: skip
+    batch: int = 1
+    more_batches: tuple[int, ...] = ()
     without: tuple[str, ...] = option(
         "--no-merge", panel=GRAPH, default=(), metavar="NAME",
         help="Leave out a rewrite (repeatable); `save-deploy merge` lists their names.",
@@ -183,6 +206,7 @@ class ExportOptions:
         if not isinstance(self.precision, Precision):  # text such as "int8_fp16"
             object.__setattr__(self, "precision", Precision.parse(self.precision))
         check_resolution(self.res)
+        check_batches(self.batches)
         _ = self.forms  # raises for unknown targets and rewrites
         if self.calibration.table is not None and self.search.reuse is not None:
             raise SaveDeployError(
@@ -190,6 +214,11 @@ class ExportOptions:
                 got="--calibration-table and --precision-from",
                 expected="one of them: a bundle has its own ranges",
             )
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Frames per call of every graph, model.onnx first."""
+        return (self.batch, *self.more_batches)
 
     @property
     def measures_ranges(self) -> bool:
@@ -218,7 +247,7 @@ class ExportOptions:
     @property
     def folder(self) -> Path:
         stem = (self.checkpoint or Path("save_vit_t")).stem
-        clip = "" if self.batch == 1 else f"_x{self.batch}"
+        clip = "" if self.batches == (1,) else f"_x{'_'.join(map(str, self.batches))}"
         return self.out or Path(f"{stem}_{self.res}_{self.precision}{clip}")
 
     @property

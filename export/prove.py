@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from save_deploy.bundle import Arrays
 from save_deploy.config import SaveConfig
 from save_deploy.errors import BackendError
+from save_deploy.export.batches import BatchProof
 from save_deploy.export.golden import Golden, predict_golden
 from save_deploy.export.options import ExportOptions
 from save_deploy.extras import install_line
@@ -54,6 +55,7 @@ class Proved:
     logits: (N,S,S) per entry.
     inputs: inputs of the timed calls.
     interleaved: True when all entries were timed in every round.
+    batches: parity of the graphs with further batches.
     """
 
     entries: list[Entry]
@@ -61,6 +63,7 @@ class Proved:
     logits: list[NDArray[np.float32]]
     inputs: Arrays
     interleaved: bool
+    batches: tuple[BatchProof, ...] = ()
 
 
 def require_fp8_backend() -> list[str]:
@@ -164,6 +167,28 @@ def prove_entries(
     rows = [row(eager.entry, golden.mask_logits)]
     rows += [row(entry, predicted) for entry, predicted in zip(entries, logits, strict=True)]
     return Proved(entries, rows, logits, inputs, interleaved=together)
+
+
+def require_budget(proved: Proved, options: ExportOptions, details: tuple[str, ...]) -> None:
+    """Raise ParityError for a graph of the bundle's precision that is over the parity budget.
+
+    details: further lines of the error.
+    """
+    hint = "export with --fp32, or allow more: --min-agreement, --max-logit-error"
+    if options.precision.quantized:
+        hint = "keep MatMuls in float with --max-drop, or allow more with --min-agreement"
+    own = str(options.precision)
+    found = [
+        (row.backend, row.parity) for row in proved.rows if row.precision == own and row.parity
+    ]
+    found += [(f"{p.backend}, {p.batch} frames a call,", p.parity) for p in proved.batches]
+    for backend, result in found:
+        result.require(
+            options.budget,
+            what=f"{backend} {own} is over the parity budget; no bundle was written",
+            hint=hint,
+            details=details,
+        )
 
 
 def _time_alone(

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manifest
+from save_deploy.bundle import GRAPHS, WINDOW_SAMPLES, Arrays, GraphSpec, Manifest, batch_file
 from save_deploy.bundle_files import checked, require_unchanged, stamps_of
 from save_deploy.config import SaveConfig
 from save_deploy.data.audio import Waveform, second
@@ -25,6 +26,7 @@ from save_deploy.data.transforms import Frame, resize_frame
 from save_deploy.errors import DataError
 from save_deploy.extras import named_extras
 from save_deploy.onnx_files import weight_files
+from save_deploy.runtime.batches import batch_plan, opened_later
 from save_deploy.runtime.engine_check import GRAPH
 from save_deploy.runtime.enlarge import mask_at
 from save_deploy.runtime.inputs import (
@@ -51,7 +53,10 @@ ROUNDING_S = 1e-6  # times are floats: 2.9999999 counts as 3
 
 
 class SavePipeline:
-    """A bundle's two sessions: `audio` runs once per second of sound, `model` once per frame."""
+    """A bundle's sessions: `audio` runs once per second of sound, `model` once per frame.
+
+    further: sessions of other graphs by frames per call, for several frames at once.
+    """
 
     def __init__(
         self,
@@ -60,10 +65,12 @@ class SavePipeline:
         precision: str,
         audio: Session,
         model: Session,
+        further: Mapping[int, Session] = MappingProxyType({}),
         threshold: float = 0.5,
     ) -> None:
         """threshold: probability in (0,1) above which a pixel sounds. Raises DataError."""
         self.config, self.precision, self.audio, self.model = config, precision, audio, model
+        self.further = further
         self.threshold = as_threshold(threshold)
 
     def __repr__(self) -> str:
@@ -80,6 +87,11 @@ class SavePipeline:
     def batch(self) -> int:
         """Frames per call of the model graph; above 1 for clips."""
         return self.model.spec.inputs[0].shape[0]
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Frames per call of every graph, the model graph first."""
+        return (self.batch, *self.further)
 
     def embed(self, waveform: Any, rate: int | None = None) -> NDArray[np.float32]:
         """Return the audio_embedding float32 (1,128) of one second of sound.
@@ -109,15 +121,17 @@ class SavePipeline:
         """Return mask_logits float32 (F,S,S) for images at network size.
 
         images: uint8 (F,S,S,3); audio_embedding: float32 (F,128).
-        F may be any number: the last batch of the graph is padded with the last frame.
+        F may be any number: the largest graphs are filled first, and the last call of the smallest
+        one is padded with the last frame.
         """
         images = as_images(images, self.config.res)
         embeddings = as_embeddings(audio_embedding, len(images))
-        found, batch = [], self.batch
-        for start in range(0, len(images), batch):
+        sessions, found, start = {self.batch: self.model, **self.further}, [], 0
+        for batch in batch_plan(len(images), sessions):
             chosen = np.minimum(np.arange(start, start + batch), len(images) - 1)
             inputs: Arrays = {"image": images[chosen], "audio_embedding": embeddings[chosen]}
-            found.append(self.model.infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
+            found.append(sessions[batch].infer(inputs)["mask_logits"][:, 0])  # (batch,S,S)
+            start += batch
         return np.concatenate(found)[: len(images)]
 
     def clip_logits(self, frames: Sequence[Frame], waveform: Waveform) -> NDArray[np.float32]:
@@ -165,11 +179,12 @@ class SavePipeline:
         for itself. CPU backends only."""
         other = copy.copy(self)
         other.audio, other.model = (twin_of(s) for s in (self.audio, self.model))
+        other.further = {batch: twin_of(session) for batch, session in self.further.items()}
         return other
 
     def close(self) -> None:
-        self.audio.close()
-        self.model.close()
+        for session in (self.audio, self.model, *self.further.values()):
+            session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -305,13 +320,14 @@ def load(
     manifest = Manifest.read(folder)
     stamps = stamps_of(folder, manifest.files)
     on_cpu = runs_on_cpu(backend)
+    graphs = (*GRAPHS, *map(batch_file, manifest.batches))
     checks: AbstractContextManager[Callable[[], object] | None] = nullcontext()
     if verify:
         # before hashing, which takes seconds for gigabytes
         require_machine(backend, manifest, trust=trust)
-        checks = checked(folder, manifest.files, meanwhile=on_cpu, parsed=GRAPHS)
+        checks = checked(folder, manifest.files, meanwhile=on_cpu, parsed=graphs)
     with ExitStack() as stack, checks as confirm:  # closes the sessions after an error
-        weights = {name: weight_files(folder / name, manifest.files) for name in GRAPHS}
+        weights = {name: weight_files(folder / name, manifest.files) for name in graphs}
         choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
         precision, entry = manifest.precision["precision"], choice.engine or {}
         engine = EngineOptions(
@@ -336,6 +352,13 @@ def load(
                 cuda=cuda,
             )
 
+        def check(name: str) -> None:  # at its first use: it was hashed when the bundle was opened
+            files = (name, *weights[name])
+            require_unchanged(folder, {file: stamps[file] for file in files if file in stamps})
+
+        further = {}
+        if choice.engine is None:  # an engine has one batch
+            further = opened_later(manifest, choice.backend, partial(opened, choice.backend), check)
         audio_backend = "auto" if choice.backend in GPU_BACKENDS else choice.backend
         model, audio = open_both(
             partial(opened, choice.backend, choice.file, manifest.model),
@@ -351,6 +374,7 @@ def load(
             precision=precision,
             audio=audio,
             model=model,
+            further=further,
             threshold=threshold,
         )
         if self_test or (self_test is None and choice.machine is not None):

@@ -1,7 +1,8 @@
-"""Bundle format: inputs and outputs of the graphs, and manifest.json, its only contract.
+"""Bundle format: manifest.json, its only contract.
 
 A bundle is a folder: manifest.json, model.onnx [+ model.onnx.data], audio.onnx, golden/*.npy,
-conformance/, engines (*.plan), report.json/.md. Python and C++ read the same manifest.
+conformance/, engines (*.plan), report.json/.md; with further batches model_x8.onnx ..., whose weights
+are in model.onnx.data too. Python and C++ read the same manifest.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from save_deploy import bundle_files
 from save_deploy.bundle_files import FileRecord as FileRecord
 from save_deploy.bundle_files import sha256_of as sha256_of
-from save_deploy.config import AUDIO_DIM, SaveConfig
-from save_deploy.errors import BundleError, DataError, SaveDeployError
+from save_deploy.config import SaveConfig
+from save_deploy.errors import BundleError, SaveDeployError
 from save_deploy.fields import Fields, read_json, shown
 from save_deploy.files import write_text
+from save_deploy.graph_specs import WINDOW_SAMPLES as WINDOW_SAMPLES
+from save_deploy.graph_specs import Arrays as Arrays
+from save_deploy.graph_specs import GraphSpec as GraphSpec
+from save_deploy.graph_specs import TensorSpec as TensorSpec
+from save_deploy.graph_specs import audio_spec as audio_spec
+from save_deploy.graph_specs import model_spec as model_spec
 from save_deploy.precision import Precision
 from save_deploy.preprocessing import PREPROCESSING, check_preprocessing
 
@@ -33,74 +37,9 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GRAPHS = ("model.onnx", "audio.onnx")  # frames and embeddings -> masks; audio -> embeddings
 GOLDEN_FILES = [f"golden/{n}.npy" for n in "image waveform audio_embedding mask_logits".split()]
-WINDOW_SAMPLES = 16_000  # one second at 16 kHz
 MAX_BATCH = 1024  # frames per call of a graph
+MAX_GRAPHS = 16  # further batches of a bundle
 SMALL_WEIGHT = 64  # products of two such INT8 weights with 0..255 add up to at most 32,640
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph: name, numpy dtype, fixed shape, meaning."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    meaning: str
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """Inputs and outputs of one graph, the only definition of their names and shapes."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def check_inputs(self, arrays: Arrays) -> None:
-        """Raise DataError unless names, dtypes and shapes match exactly."""
-        wanted = {spec.name: spec for spec in self.inputs}
-        if set(arrays) != set(wanted):
-            raise DataError(
-                "wrong input names",
-                got=", ".join(sorted(arrays)),
-                expected=", ".join(sorted(wanted)),
-            )
-        for name, spec in wanted.items():
-            array = arrays[name]
-            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array)
-            if found != f"{spec.dtype} {spec.shape}":
-                raise DataError(
-                    f"wrong input {name}",
-                    got=str(found),
-                    expected=f"{spec.dtype} {spec.shape} ({spec.meaning})",
-                )
-
-
-def model_spec(config: SaveConfig, batch: int = 1) -> GraphSpec:
-    """Return the spec of model.onnx: frames and audio embeddings -> mask logits."""
-    side = config.res
-    return GraphSpec(
-        inputs=(
-            TensorSpec(
-                "image", "uint8", (batch, side, side, 3), "RGB, 0..255, resized to a square"
-            ),
-            TensorSpec("audio_embedding", "float32", (batch, AUDIO_DIM), "output of audio.onnx"),
-        ),
-        outputs=(
-            TensorSpec("mask_logits", "float32", (batch, 1, side, side), "sounding where > 0"),
-        ),
-    )
-
-
-def audio_spec(batch: int = 1) -> GraphSpec:
-    """Return the spec of audio.onnx: one second of audio -> audio embedding."""
-    return GraphSpec(
-        inputs=(TensorSpec("waveform", "float32", (batch, WINDOW_SAMPLES), "16 kHz mono, -1..1"),),
-        outputs=(TensorSpec("audio_embedding", "float32", (batch, AUDIO_DIM), "VGGish features"),),
-    )
 
 
 @dataclass(frozen=True)
@@ -122,6 +61,8 @@ class Manifest:
     preflight: dict[str, Any] = field(default_factory=dict)
     # inputs that every client must convert to the same tensors (export/golden.py)
     conformance: dict[str, Any] = field(default_factory=dict)
+    # frames per call of the graphs beside model.onnx, each in batch_file(frames)
+    batches: tuple[int, ...] = ()
 
     @property
     def small_weights(self) -> bool:
@@ -137,7 +78,7 @@ class Manifest:
             "config": self.config.to_dict(),
             "precision": self.precision,
             "graphs": {
-                "model": {"file": GRAPHS[0], **self.model.to_dict()},
+                "model": {"file": GRAPHS[0], **self.model.to_dict(), **_batches(self.batches)},
                 "audio": {"file": GRAPHS[1], **self.audio.to_dict()},
             },
             "preprocessing": PREPROCESSING,
@@ -189,6 +130,7 @@ class Manifest:
             engines=tuple(_read_engine(row) for row in fields.tables("engines")),
             preflight=fields.table("preflight", {}).values,
             conformance=_read_conformance(fields.table("conformance", {}), files),
+            batches=_read_batches(fields.table("graphs").table("model"), model, files),
         )
 
     def verify(self, folder: Path) -> None:
@@ -201,6 +143,11 @@ class Manifest:
         hashes = [self.files[name].sha256 for name in (graph, *weights)]
         joined = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
         return hashes[0] if len(hashes) == 1 else joined
+
+
+def batch_file(batch: int, stem: str = "model") -> str:
+    """Return the name of the graph with another number of frames per call than STEM.onnx."""
+    return f"{stem}_x{batch}.onnx"
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
@@ -249,6 +196,26 @@ def _read_graphs(fields: Fields, config: SaveConfig) -> tuple[GraphSpec, GraphSp
             if (found := _tensors(graph, key)) != wanted:
                 raise graph.error(key, got=_listed(found), expected=_listed(wanted))
     return specs
+
+
+def _batches(batches: Iterable[int]) -> dict[str, Any]:
+    rows = [{"batch": batch, "file": batch_file(batch)} for batch in batches]
+    return {"batches": rows} if rows else {}
+
+
+def _read_batches(fields: Fields, model: GraphSpec, files: Collection[str]) -> tuple[int, ...]:
+    """Return the further batches. Raises for one that is there twice or has no listed file."""
+    seen, rows = [model.inputs[0].shape[0]], fields.tables("batches")
+    if len(rows) > MAX_GRAPHS:
+        raise fields.error("batches", got=f"{len(rows)} graphs", expected=f"up to {MAX_GRAPHS}")
+    for row in rows:
+        batch = row.integer("batch", low=1, high=MAX_BATCH)
+        if batch in seen:
+            raise row.error("batch", got=f"{batch} again", expected="every batch once")
+        row.string("file", (batch_file(batch),))
+        _path(row, "file", files)
+        seen.append(batch)
+    return tuple(seen[1:])
 
 
 def _tensors(fields: Fields, key: str) -> list[tuple[str, str, tuple[int, ...]]]:

@@ -218,6 +218,15 @@ def bundle_fp32() -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def bundle_batches() -> Path:
+    """The same with graphs for one, two and four frames a call."""
+    return exported_once(
+        "batches", checkpoint=tiny_file(), precision="fp32", res=224, n_golden=2, threads=1,
+        more_batches=(2, 4),
+    )  # fmt: skip
+
+
 def has_stamps() -> bool:
     from save_deploy.data.stamps import find_package
     from save_deploy.errors import DataError
@@ -231,8 +240,8 @@ def has_stamps() -> bool:
 
 # Fixtures that export a model or build the C++ runtime.
 HEAVY = {
-    "bundle", "bundle_int8", "bundle_fp32", "other", "small", "found", "build", "built", "prepared",
-    "files", "results",
+    "bundle", "bundle_int8", "bundle_fp32", "bundle_batches", "other", "small", "found", "build",
+    "built", "prepared", "files", "results",
 }  # fmt: skip
 
 

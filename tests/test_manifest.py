@@ -32,7 +32,7 @@ def manifest() -> Manifest:
         precision={"precision": "int8_fp16", "islands": [{"module": "image_encoder.blocks.0"}]},
         model=model_spec(config, 2),
         audio=audio_spec(),
-        files={name: FileRecord(HASH, 1) for name in (*GRAPHS, *GOLDEN_FILES, *PACK)},
+        files={n: FileRecord(HASH, 1) for n in (*GRAPHS, "model_x4.onnx", *GOLDEN_FILES, *PACK)},
         golden={
             "n": 2,
             "names": ["a", "b"],
@@ -60,6 +60,7 @@ def manifest() -> Manifest:
             "tolerances": {},
             "cases": [{"name": "a", "image_sha256": HASH, **sample}],
         },
+        batches=(4,),
     )  # fmt: skip
 
 
@@ -149,6 +150,15 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
         (("preprocessing", "mask", "threshold_logit"), False),
         (("preprocessing", "mask"), {}),
         (("graphs", "model", "file"), "audio.onnx"),
+        (("graphs", "model", "batches", 0, "batch"), 2),  # that of model.onnx
+        (("graphs", "model", "batches", 0, "batch"), 0),
+        (("graphs", "model", "batches", 0, "batch"), 1025),
+        (("graphs", "model", "batches", 0, "batch"), 8),  # of another file
+        (("graphs", "model", "batches", 0, "file"), "../model_x4.onnx"),
+        (("graphs", "model", "batches", 0, "file"), "audio.onnx"),
+        (("graphs", "model", "batches"), [{"batch": 4, "file": "model_x4.onnx"}] * 2),
+        (("graphs", "model", "batches"), [{"batch": 8, "file": "model_x8.onnx"}]),  # not in files
+        (("graphs", "model", "batches"), [{}] * 17),
         (("files",), {"model.onnx": {"sha256": HASH, "size": 1}}),
     ],
 )

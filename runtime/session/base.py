@@ -162,9 +162,45 @@ class BufferedSession(ABC):
         self.close()
 
 
+class LazySession:
+    """Session that its first call opens, for a graph that may never be needed.
+
+    infer and twins may be used from several threads. Calls raise the errors of `opener` as well.
+    """
+
+    def __init__(self, backend: str, spec: GraphSpec, opener: Callable[[], Session]) -> None:
+        self.backend, self.spec, self._opener = backend, spec, opener
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    def _opened(self) -> Session:
+        with self._lock:
+            if self._session is None:
+                self._session = self._opener()
+            return self._session
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        return self._opened().infer(inputs)
+
+    def twin(self) -> Self:
+        """Return a session on the same compiled graph, which is opened for all twins together."""
+        return type(self)(self.backend, self.spec, lambda: twin_of(self._opened()))
+
+    def close(self) -> None:
+        with self._lock:
+            if self._session is not None:
+                self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
 def twin_of(session: Session) -> Session:
     """Return session.twin(). Raises BackendError for a backend without twins."""
-    if not isinstance(session, BufferedSession):
+    if not isinstance(session, (BufferedSession, LazySession)):
         raise BackendError(
             "no twin of this session", got=session.backend, expected="onnxruntime or openvino"
         )

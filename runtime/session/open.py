@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -138,9 +138,9 @@ def open_session(
         )
     if backend in PROVIDERS.values():
         return _open_gpu(backend, path, spec, threads, content, precision, cuda)
-    size = graph_bytes(path)
+    size = graph_bytes(path, content.weights)
     if low_memory is None:
-        low_memory = not fits(path)
+        low_memory = not fits(path, content.weights)
     if backend == "auto":
         backend = preferred_backend(precision, low_memory=low_memory)
     if backend == "openvino":
@@ -206,20 +206,23 @@ def _open_gpu(
     )  # fmt: skip
 
 
-def cpu_bytes(path: Path) -> int:
+def cpu_bytes(path: Path, weights: Sequence[str] = ()) -> int:
     """Estimate the memory in bytes for an ONNX file on the CPU with packed weights."""
-    return int(PACKED_FACTOR * graph_bytes(path))
+    return int(PACKED_FACTOR * graph_bytes(path, weights))
 
 
-def fits(path: Path) -> bool:
+def fits(path: Path, weights: Sequence[str] = ()) -> bool:
     """Return True if free memory is enough for packed weights (see cpu_bytes)."""
-    return cpu_bytes(path) <= available_bytes()
+    return cpu_bytes(path, weights) <= available_bytes()
 
 
-def graph_bytes(path: Path) -> int:
-    """Return the size in bytes of an ONNX file with its external data."""
-    data = path.with_name(path.name + ".data")
-    return sum(p.stat().st_size for p in (path, data) if p.is_file())
+def graph_bytes(path: Path, weights: Sequence[str] = ()) -> int:
+    """Return the size in bytes of an ONNX file with its external data.
+
+    weights: names of that data; NAME.data without them.
+    """
+    files = [path, *(path.with_name(name) for name in weights or (f"{path.name}.data",))]
+    return sum(p.stat().st_size for p in files if p.is_file())
 
 
 def _cache(kind: str, sha256: str | None) -> Path | None:

@@ -31,6 +31,7 @@ class ModelConfig:
     gpus: () for the CPU.
     parameters: parameters of the backend.
     optional: inputs that a request may omit.
+    most_frames: 0 for dims that contain the batch dimension, else the largest batch that Triton makes.
     more: further fields as text.
     """
 
@@ -43,15 +44,16 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=dict)
     warmups: tuple[Warmup, ...] = ()
     optional: tuple[str, ...] = ()
+    most_frames: int = 0
     more: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Return config.pbtxt. max_batch_size is 0, so dims contain the batch dimension."""
+        """Return config.pbtxt."""
         lines = [
             f'name: "{self.name}"',
             f'backend: "{self.backend}"',
             *([f'default_model_filename: "{self.file}"'] if self.file else []),
-            "max_batch_size: 0",
+            f"max_batch_size: {self.most_frames}",
             *ports("input", self.spec.inputs, self.optional),
             *ports("output", self.spec.outputs),
             self._instances(),

@@ -46,8 +46,7 @@ class FilmModel(PythonModel):
                         break
                     sender.send(self.response(outputs))
             except Exception as error:  # one bad video must not end the model
-                failed = self.server.InferenceResponse(error=self.error_of(error))
-                sender.send(failed, flags=final)
+                sender.send(self.failed(error), flags=final)
             else:
                 sender.send(flags=final)
 

@@ -1,11 +1,11 @@
-"""Models save_audio and save_model on the python engine: a graph in a session of this package."""
+"""Models save_audio, save_model ... on the python engine: a graph in a session of this package."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 
-from save_deploy.bundle import Arrays
+from save_deploy.bundle import Arrays, model_spec
 from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.inputs import check_window
 from save_deploy.runtime.session import open_session
@@ -21,12 +21,13 @@ class GraphModel(OneAnswer):
 
     def start(self, arguments: Mapping[str, str]) -> None:
         manifest, config = self.manifest, json.loads(arguments["model_config"])
-        self.is_audio = config["input"][0]["name"] == manifest.audio.inputs[0].name
+        first = config["input"][0]
+        self.is_audio = first["name"] == manifest.audio.inputs[0].name
         path = self.folder / FILE
         self.session = open_session(
             "auto",
             path,
-            manifest.audio if self.is_audio else manifest.model,
+            manifest.audio if self.is_audio else model_spec(manifest.config, int(first["dims"][0])),
             threads=int(config["parameters"]["threads"]["string_value"]),
             content=Content(None, weight_files(path, manifest.files), manifest.small_weights),
             precision=manifest.precision["precision"],

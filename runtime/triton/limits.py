@@ -51,7 +51,7 @@ def check_bundle(options: TritonOptions, manifest: Manifest) -> None:
             "this bundle computes several frames per call",
             got=f"a batch of {batch}",
             expected="one frame per request",
-            hint="save-export --batch 1",
+            hint="save-export --batch 1, or --batch 1,8 for more in one call",
         )
     if not manifest.golden:
         raise BundleError(
@@ -86,6 +86,8 @@ def notes(options: TritonOptions, manifest: Manifest) -> Iterator[str]:
             "Triton's OpenVINO backend has no setting for f32: on a CPU with bf16 instructions "
             "masks differ"
         )
+    if manifest.batches and options.engine == "tensorrt":
+        yield "save_batch is left out: a plan is of one batch"
     if options.engine == "tensorrt":
         engine = plan_of(manifest)
         yield f"{PLAN} runs with TensorRT {engine['library_version']}, on {_targets(engine)}"

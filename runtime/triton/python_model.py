@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from save_deploy.bundle import Arrays, GraphSpec, Manifest
+from save_deploy.bundle import Arrays, GraphSpec, Manifest, model_spec
 from save_deploy.errors import BackendError, DataError, SaveDeployError
 from save_deploy.runtime.pipeline import SavePipeline
 
@@ -50,6 +50,9 @@ class PythonModel(ABC):
         tensors = [self.server.Tensor(name, array) for name, array in outputs.items()]
         return self.server.InferenceResponse(tensors)
 
+    def failed(self, error: Exception) -> Response:
+        return self.server.InferenceResponse(error=self.error_of(error))
+
     def error_of(self, error: Exception) -> Any:
         """Return Triton's error: INVALID_ARG with our text for bad input, INTERNAL for the rest."""
         kinds = self.server.TritonError
@@ -78,13 +81,21 @@ class PythonModel(ABC):
             )
         return bytes(array.reshape(-1)[0])
 
-    def pipeline(self) -> SavePipeline:
-        """Return a pipeline over the server's own models save_audio and save_model."""
-        audio = ServedGraph(self.server, "save_audio", self.manifest.audio)
-        model = ServedGraph(self.server, "save_model", self.manifest.model)
-        precision = self.manifest.precision["precision"]
+    def pipeline(self, batches: Iterable[int] = ()) -> SavePipeline:
+        """Return a pipeline over the server's own models save_audio and save_model.
+
+        batches: further ones, of the models save_model_x8 ...
+        """
+        config, server = self.manifest.config, self.server
         return SavePipeline(
-            config=self.manifest.config, precision=precision, audio=audio, model=model
+            config=config,
+            precision=self.manifest.precision["precision"],
+            audio=ServedGraph(server, "save_audio", self.manifest.audio),
+            model=ServedGraph(server, "save_model", self.manifest.model),
+            further={
+                batch: ServedGraph(server, f"save_model_x{batch}", model_spec(config, batch))
+                for batch in batches
+            },
         )
 
 
@@ -102,7 +113,7 @@ class OneAnswer(PythonModel):
         try:
             return self.response(self.answer(request))
         except Exception as error:  # an error of one request must not end the model
-            return self.server.InferenceResponse(error=self.error_of(error))
+            return self.failed(error)
 
 
 class ServedGraph:

@@ -13,13 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from save_deploy.bundle import GRAPHS, MANIFEST, GraphSpec, Manifest
+from save_deploy.bundle import (
+    GRAPHS,
+    MANIFEST,
+    Arrays,
+    GraphSpec,
+    Manifest,
+    batch_file,
+    model_spec,
+)
 from save_deploy.errors import BundleError
 from save_deploy.files import check_folder_target, new_folder
 from save_deploy.onnx_files import weight_files
 from save_deploy.runtime.golden import read_golden
 from save_deploy.runtime.session.open import cpu_bytes
 from save_deploy.runtime.triton import film, frame, stream, templates
+from save_deploy.runtime.triton.batch import batching, without_batch
 from save_deploy.runtime.triton.config import ModelConfig, Warmup, ensemble
 from save_deploy.runtime.triton.limits import (
     PLAN,
@@ -31,7 +40,7 @@ from save_deploy.runtime.triton.limits import (
 )
 from save_deploy.runtime.triton.options import TritonOptions
 
-AUDIO, MODEL, WHOLE = "save_audio", "save_model", "save"
+AUDIO, MODEL, WHOLE, BATCH = "save_audio", "save_model", "save", "save_batch"
 VERSION = "1"  # of every model
 _MARK = "written by save-deploy triton"
 _WARMUP = "golden"
@@ -86,6 +95,9 @@ class _Writer:
         audio, model = self.manifest.audio, self.manifest.model
         yield self._graph(AUDIO, GRAPHS[1], audio)
         yield self._graph(MODEL, GRAPHS[0], model)
+        for batch in self._batches():
+            spec = model_spec(self.manifest.config, batch)
+            yield self._graph(f"{MODEL}_x{batch}", batch_file(batch), spec)
         whole = GraphSpec((model.inputs[0], audio.inputs[0]), model.outputs)
         self._config(WHOLE, ensemble(WHOLE, whole, [(AUDIO, audio), (MODEL, model)]))
         place = self.folder / WHOLE / VERSION  # Triton requires a version folder
@@ -95,6 +107,12 @@ class _Writer:
         )  # object stores do not keep empty folders
         yield WHOLE
         n = self.options.instances
+        if batches := self._batches():
+            config = ModelConfig(
+                BATCH, without_batch(model), "python", n, most_frames=max(batches),
+                more=batching(batches),
+            )  # fmt: skip
+            yield self._python(config, "BatchModel")
         yield self._python(ModelConfig("save_frame", frame.SPEC, "python", n), "FrameModel")
         stream_config = ModelConfig("save_stream", stream.SPEC, "python", n, more=stream.BATCHING)
         yield self._python(stream_config, "StreamModel")
@@ -105,17 +123,23 @@ class _Writer:
 
     def beside(self) -> dict[str, str]:
         options, n = self.options, self.options.instances
-        needs = n * cpu_bytes(options.bundle / GRAPHS[0]) + _PYTHON_BYTES * (1 + 3 * n)
+        graphs, pythons = 1 + len(self._batches()), 4 if self._batches() else 3
+        needs = n * graphs * cpu_bytes(options.bundle / GRAPHS[0])
+        needs += _PYTHON_BYTES * (1 + pythons * n)
         return templates.beside(
             cores=self.share.threads * n, memory_gib=needs // 2**30 + 1, n_gpus=len(self._gpus())
         )
+
+    def _batches(self) -> tuple[int, ...]:
+        """Return the further batches that are served: none with plans, which are of one batch."""
+        return () if self.options.engine == "tensorrt" else self.manifest.batches
 
     def _config(self, name: str, text: str) -> None:
         (self.folder / name).mkdir(exist_ok=True)
         (self.folder / name / "config.pbtxt").write_text(f"# {name}: {_MARK}\n{text}")
 
     def _graph(self, name: str, graph: str, spec: GraphSpec) -> str:
-        """Write save_audio or save_model. The audio graph always runs on the CPU."""
+        """Write save_audio, save_model ... The audio graph always runs on the CPU."""
         options, threads = self.options, self.share.threads
         is_audio = name == AUDIO
         engine = "onnxruntime" if is_audio and options.engine == "tensorrt" else options.engine
@@ -169,9 +193,9 @@ class _Writer:
         return config.name
 
     def _warmup(self, name: str, spec: GraphSpec) -> Warmup:
-        """Write the first golden sample as raw files."""
+        """Write the first golden sample as raw files, once for every frame of a call."""
         golden = read_golden(self.options.bundle, self.manifest)
-        arrays = {
+        arrays: Arrays = {
             "image": golden.image[:1],
             "waveform": golden.answers.waveform[:1],
             "audio_embedding": golden.answers.audio_embedding[:1],
@@ -179,5 +203,6 @@ class _Writer:
         place = self.folder / name / "warmup"
         place.mkdir()
         for tensor in spec.inputs:
-            np.ascontiguousarray(arrays[tensor.name], tensor.dtype).tofile(place / tensor.name)
+            sample = np.repeat(arrays[tensor.name], tensor.shape[0], axis=0)
+            np.ascontiguousarray(sample, tensor.dtype).tofile(place / tensor.name)
         return Warmup(_WARMUP, {tensor.name: tensor.name for tensor in spec.inputs})

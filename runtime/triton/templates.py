@@ -22,7 +22,8 @@ class TritonPythonModel({kind}):
     server = pb_utils
 '''
 _MODULES = {
-    "GraphModel": "graph", "FrameModel": "frame", "StreamModel": "stream", "FilmModel": "film",
+    "GraphModel": "graph", "BatchModel": "batch", "FrameModel": "frame", "StreamModel": "stream",
+    "FilmModel": "film",
 }  # fmt: skip
 _VERIFY = '''"""Run the bundle's conformance pack on this server and compare with its expected outputs.
 

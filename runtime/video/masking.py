@@ -145,7 +145,7 @@ class FilmMasks:
         sound = source.sound_seconds() if source.has_sound else iter(())
         listener, waiting = Listener(lanes.first, sound), deque[_Group]()
         try:
-            for items in in_groups(read, lanes.first.batch):
+            for items in in_groups(read, max(lanes.first.batches)):
                 waiting.append(self._submitted(items, listener))
                 if len(waiting) > lanes.n:
                     yield from self._finished(waiting.popleft())

@@ -12,7 +12,7 @@ import typer
 
 from save_deploy.cli.takes import takes
 from save_deploy.errors import SaveDeployError
-from save_deploy.export.options import GRAPH, QUANTIZATION, ExportOptions
+from save_deploy.export.options import GRAPH, QUANTIZATION, ExportOptions, parse_batches
 from save_deploy.precision import Precision
 
 if TYPE_CHECKING:
@@ -42,6 +42,15 @@ def export(
             rich_help_panel=QUANTIZATION,
         ),
     ] = False,
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="N,...",
+            help="Frames per call, for example 5 for the clips of AVSBench. Several as 1,8,32: further "
+            "graphs on the same weights, which calls with enough frames fill.",
+            rich_help_panel=GRAPH,
+        ),
+    ] = "1",
     target: Annotated[
         str | None,
         typer.Option(
@@ -71,7 +80,10 @@ def export(
     library = engine_for(engine)
     target = target or ("tensorrt" if library else "portable")
     precision = _precision(fp16, int8=int8, fp8=fp8, target=target)
-    options = replace(options, target=target, precision=precision)
+    first, *more = parse_batches(batch)
+    options = replace(
+        options, target=target, precision=precision, batch=first, more_batches=tuple(more)
+    )
     if dry_run:
         from save_deploy.export.estimate import estimate, print_estimate
 

@@ -70,8 +70,8 @@ def inspect_bundle(
 def _lines(bundle: Path, manifest: Manifest) -> dict[str, str]:
     """Return the summary as label -> text, without empty entries."""
     config, golden = manifest.config, manifest.golden
-    batch = manifest.model.inputs[0].shape[0]
-    calls = "" if batch == 1 else f", {batch} frames a call"
+    batches = [manifest.model.inputs[0].shape[0], *manifest.batches]
+    calls = "" if batches == [1] else f", {' or '.join(map(str, batches))} frames a call"
     sources = [f"{f['name']} (sha256 {f['sha256'][:12]})" for f in manifest.source["files"]]
     lines = {
         "system": f"{config.system}, {config.name} at {config.res} px{calls}",

@@ -28,7 +28,7 @@ class Eyes:
     config = SimpleNamespace(res=64)
 
     def __init__(self, batch: int = 1) -> None:
-        self.batch, self.calls = batch, list[int]()
+        self.batch, self.batches, self.calls = batch, (batch,), list[int]()
 
     def embed(self, waveform: np.ndarray) -> np.ndarray:
         return np.full((1, 128), np.sqrt(np.mean(np.square(waveform))), np.float32)

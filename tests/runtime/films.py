@@ -105,7 +105,7 @@ def with_matrix(source: Path, target: Path, a: int, b: int, c: int, d: int) -> P
 class Ears:
     """In place of a pipeline: masks what is bright, when something is heard."""
 
-    precision, backend, batch, threshold = "none", "none", 1, 0.5
+    precision, backend, batch, batches, threshold = "none", "none", 1, (1,), 0.5
     config = SimpleNamespace(res=256)  # above the films' sizes, so that edges stay where they are
 
     def __init__(self) -> None:

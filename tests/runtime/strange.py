@@ -38,7 +38,7 @@ def honest(folder: Path, *, unlisted: Sequence[str] = ()) -> Path:
     files = {n: r for n, r in record_files(folder).items() if n not in unlisted}
     spec = model_spec(good.config)
     replace(good, model=spec, audio=audio_spec(), files=files, conformance={},
-            engines=()).write(folder)  # fmt: skip
+            engines=(), batches=()).write(folder)  # fmt: skip
     return folder
 
 

@@ -36,14 +36,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle with everything a manifest may speak of: an engine, golden samples, a pack."""
     monkeypatch.setenv("SAVE_DEPLOY_CACHE", str(tmp_path / "cache"))
     made = strange_bundle(tmp_path / "b")
-    for name in (*PACK, "model.rtx.plan"):
+    for name in (*PACK, "model.rtx.plan", "model_x2.onnx"):
         (made / name).parent.mkdir(exist_ok=True)
         (made / name).write_bytes(crafted_engine())
     honest(made)
     found = Manifest.read(made)
     graph = {"onnx_sha256": found.files["model.onnx"].sha256}
     entry = entry_of(crafted_engine(), **graph)
-    replace(found, engines=(entry,), conformance=manifest().conformance).write(made)
+    pack = manifest().conformance
+    replace(found, engines=(entry,), conformance=pack, batches=(2,)).write(made)
     return made
 
 

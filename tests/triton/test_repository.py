@@ -229,3 +229,28 @@ def test_run_lengths(seed: int) -> None:
 def test_options_in_python() -> None:
     with pytest.raises(SaveDeployError, match="unknown engine"):
         TritonOptions(bundle=Path("b"), out=Path("r"), engine="torch")
+
+
+def test_several_batches(bundle_batches: Path, tmp_path: Path) -> None:
+    """A model for each graph, with the weights beside it, and save_batch in front of them."""
+    write_repository(TritonOptions(bundle=bundle_batches, out=tmp_path / "repo", threads=1))
+    repo = tmp_path / "repo"
+    models = {p.name for p in repo.iterdir() if p.is_dir()}
+    assert models == {*MODELS, "save_model_x2", "save_model_x4", "save_batch"}
+    for name, graph in (("save_model", "model"), ("save_model_x4", "model_x4")):
+        assert sha256(repo / name / "1/model.onnx") == sha256(bundle_batches / f"{graph}.onnx")
+        weights = repo / name / "1/model.onnx.data"
+        assert sha256(weights) == sha256(bundle_batches / "model.onnx.data")
+    four = (repo / "save_model_x4/config.pbtxt").read_text()
+    assert 'name: "image" data_type: TYPE_UINT8 dims: [4, 224, 224, 3]' in four
+    assert "max_batch_size: 0\n" in four
+    assert (repo / "save_model_x4/warmup/image").stat().st_size == 4 * 224 * 224 * 3
+    batch = (repo / "save_batch/config.pbtxt").read_text()
+    assert 'name: "image" data_type: TYPE_UINT8 dims: [224, 224, 3]' in batch
+    assert "max_batch_size: 4\n" in batch and "preferred_batch_size: [2, 4]\n" in batch
+    compile((repo / "save_batch/1/model.py").read_text(), "save_batch", "exec")
+
+
+def test_plans_are_of_one_batch(bundle_batches: Path, tmp_path: Path) -> None:
+    manifest = with_plan(bundle_batches)
+    assert "save_batch is left out: a plan is of one batch" in checked(manifest, engine="tensorrt")
