@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from save_deploy.calibration.methods import METHODS
 from save_deploy.errors import DataError
+from save_deploy.fields import check_word
 
 BINS = 2048
 CHUNK = 1 << 18  # values per step, so that temporaries fit into the CPU cache
@@ -81,10 +82,7 @@ class Histogram:
         Raises DataError when all values are zero or none were added, and for an unknown method or a
         percentile out of range.
         """
-        if method not in METHODS:
-            raise DataError(
-                "unknown calibration method", got=method, expected=f"one of {', '.join(METHODS)}"
-            )
+        check_word("calibration method", method, METHODS, DataError)
         if not 0 < percentile <= 100:
             raise DataError("percentile out of range", got=f"{percentile:g}", expected="(0, 100]")
         if not self.count:

@@ -9,6 +9,7 @@ from save_deploy.calibration.methods import METHODS
 from save_deploy.config import check_resolution
 from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
+from save_deploy.fields import check_word
 from save_deploy.metrics.budget import ParityBudget
 from save_deploy.options import option, sam_option, skip_bad_option, threads_option
 from save_deploy.precision import Precision
@@ -88,10 +89,8 @@ class CalibrationOptions:
     skip_bad: bool = skip_bad_option(QUANTIZATION, needs=_QUANTIZED, excludes=_READ)
 
     def __post_init__(self) -> None:
-        if self.method is not None and self.method not in METHODS:
-            raise SaveDeployError(
-                "unknown calibration method", got=self.method, expected=", ".join(METHODS)
-            )
+        if self.method is not None:
+            check_word("calibration method", self.method, METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +129,8 @@ class SearchOptions:
             raise SaveDeployError(
                 "--max-drop out of range", got=f"{self.max_drop:g}", expected="0 to 100 M_J points"
             )
-        if self.cost is not None and self.cost not in SEARCH_COSTS:
-            raise SaveDeployError(
-                "unknown --search-cost", got=self.cost, expected=" or ".join(SEARCH_COSTS)
-            )
+        if self.cost is not None:
+            check_word("--search-cost", self.cost, SEARCH_COSTS)
         if self.max_drop is not None and self.reuse is not None:
             raise SaveDeployError(
                 "two choices of precision",

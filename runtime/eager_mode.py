@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 from save_deploy.runtime.session import GPU_BACKENDS
 
 DEVICES = ("cpu", "cuda")
@@ -31,10 +32,7 @@ class EagerMode:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise SaveDeployError(
-                "unknown device of the eager model", got=self.device, expected=", ".join(DEVICES)
-            )
+        check_word("device of the eager model", self.device, DEVICES)
         if self.tf32 and self.device != "cuda":
             raise SaveDeployError(
                 "TF32 exists on CUDA only", got=self.device, expected="--eager-device cuda"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
-from save_deploy.fields import Fields, near, shown
+from save_deploy.fields import Fields, check_word, shown
 from save_deploy.systems import LATE_BLOCKS, SYSTEMS, system
 
 RESOLUTIONS = (224, 256, 1024)
@@ -219,8 +219,7 @@ class SaveConfig:
     @classmethod
     def preset(cls, name: str, *, res: int = 256, **changes: Any) -> SaveConfig:
         """Return vit_t (demo), vit_b, vit_l or vit_h at 224, 256 or 1024 px (SPEC 1.1)."""
-        if name not in PRESETS:
-            raise SaveDeployError("unknown preset", got=name, expected=near(name, PRESETS))
+        check_word("preset", name, PRESETS)
         check_resolution(res)
         return cls(name=name, res=res, **{**PRESETS[name], **changes})
 

@@ -83,6 +83,15 @@ def near(name: str, known: Iterable[str], n: int = 5) -> str:
     return ", ".join(difflib.get_close_matches(name, known, n=n, cutoff=0.5) or known)
 
 
+def check_word(
+    what: str, word: str, known: Iterable[str], error: type[SaveDeployError] = SaveDeployError
+) -> None:
+    """Raise `error` for a word that is not among the known ones, with those similar to it."""
+    known = list(known)
+    if word not in known:
+        raise error(f"unknown {what}", got=str(word)[:_SHOWN], expected=near(str(word), known))
+
+
 class Fields:
     """One table of a file. Keys are read one by one; `done` raises for keys that were not read."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 
 _NO_AUDIO_IN_ENCODER: dict[str, Any] = dict(
     image_adapter="off", audio_mode="off", audio_inject="none"
@@ -114,8 +115,7 @@ _UNUSED = re.compile(
 
 def system(name: str) -> System:
     """Return a system by name. Raises SaveDeployError for an unknown name."""
-    if name not in SYSTEMS:
-        raise SaveDeployError("unknown system", got=name, expected=", ".join(SYSTEMS))
+    check_word("system", name, SYSTEMS)
     return SYSTEMS[name]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from save_deploy.errors import BundleError, SaveDeployError
-from save_deploy.fields import Fields, parse_json, read_json, read_toml, shown
+from save_deploy.fields import Fields, check_word, parse_json, read_json, read_toml, shown
 
 
 def fields(text: str) -> Fields:
@@ -97,3 +97,14 @@ def test_what_no_other_reader_of_json_takes(value: str, said: str) -> None:
         parse_json(f'{{"extra": {value}}}', "table")
     fine = f'{{"a": 1e308, "b": 1{300 * "0"}, "c": {60 * "[" + 60 * "]"}}}'
     assert parse_json(fine, "table").values["a"] == 1e308
+
+
+def test_words_of_options() -> None:
+    """Similar words are shown, all of them where none is similar; the twin: a known word passes."""
+    engines = ("rtx", "tensorrt", "none", "auto")
+    check_word("engine", "rtx", engines)
+    for word, expected in (("tensort", "tensorrt"), ("steam", ", ".join(engines))):
+        with pytest.raises(BundleError) as caught:
+            check_word("engine", word, engines, BundleError)
+        error = caught.value
+        assert (error.what, error.got, error.expected) == ("unknown engine", word, expected)

@@ -18,6 +18,7 @@ from typing import Any
 
 from save_deploy.errors import BackendError, ExportError
 from save_deploy.export.engine.targets import RTX_TARGETS
+from save_deploy.fields import check_word
 from save_deploy.files import write_bytes
 from save_deploy.machine import Gpu, read_nvidia
 
@@ -90,8 +91,7 @@ def engine_for(asked: str) -> str:
         library that supports it.
     Raises ExportError for another name, and BackendError when a requested library cannot build.
     """
-    if asked not in ENGINES:
-        raise ExportError("unknown engine", got=asked, expected=", ".join(ENGINES))
+    check_word("engine", asked, ENGINES, ExportError)
     if asked == "none":
         return ""
     if asked != "auto":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from save_deploy.errors import ExportError
 from save_deploy.export.engine.targets import DEFAULT_TARGETS, FP8_TARGETS, resolve
+from save_deploy.fields import check_word
 from save_deploy.options import option
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         """Raise ExportError for a value that no library accepts."""
-        _one_of("library", self.library, LIBRARIES)
-        _one_of("hardware compatibility", self.hardware_compatibility, COMPATIBILITY)
+        check_word("library", self.library, LIBRARIES, ExportError)
+        how = self.hardware_compatibility
+        check_word("hardware compatibility", how, COMPATIBILITY, ExportError)
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise ExportError("workspace is too small", got=f"{self.workspace_mib} MiB",
                               expected="at least 1 MiB", hint="omit --workspace")  # fmt: skip
@@ -149,13 +151,6 @@ class BuildOptions:
                 expected="a machine with a driver: TensorRT-RTX 1.7 fails without one",
                 hint="build without --strip-weights and --refit, or on a machine with a driver",
             )
-
-
-def _one_of(what: str, got: str, allowed: object) -> None:
-    names = list(allowed)  # type: ignore[call-overload]
-    if got not in names:
-        raise ExportError(f"unknown {what}", got=got, expected=", ".join(names),
-                          hint=f"choose one of {', '.join(names)}")  # fmt: skip
 
 
 def _refuse(targets: list[str], why: str) -> None:

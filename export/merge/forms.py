@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 
 REWRITES: dict[str, str] = {
     "normalise": "image normalization in the patch convolution, uint8 NHWC input, constant positions",
@@ -67,8 +68,7 @@ class Forms:
 
 def forms_for(target: str, *, res: int = 256) -> Forms:
     """Return the forms for a target of TARGETS at res px. Raises SaveDeployError for others."""
-    if target not in TARGETS:
-        raise SaveDeployError("unknown target", got=target, expected=", ".join(TARGETS))
+    check_word("target", target, TARGETS)
     if target == "tensorrt":
         # few large kernels; at 1024 px a bias for 64x64 global tokens is as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"

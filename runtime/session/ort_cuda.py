@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from save_deploy.errors import BackendError, SaveDeployError
+from save_deploy.fields import check_word
 from save_deploy.machine import Nvidia
 
 # session option: the session remembers which provider every node was given to (1.24 and newer)
@@ -44,10 +45,7 @@ class CudaOptions:
     arena: str = "grow"
 
     def __post_init__(self) -> None:
-        if self.arena not in _ARENA:
-            raise SaveDeployError(
-                "unknown arena of CUDA memory", got=self.arena, expected=", ".join(_ARENA)
-            )
+        check_word("arena of CUDA memory", self.arena, _ARENA)
         if self.memory_mib is not None and not 64 <= self.memory_mib <= 2**20:
             raise SaveDeployError(
                 "CUDA memory out of range", got=f"{self.memory_mib} MiB", expected="64 to 1048576"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 from save_deploy.options import option
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "python")
@@ -63,7 +64,4 @@ class TritonOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise SaveDeployError(
-                "unknown engine", got=self.engine[:80], expected=", ".join(ENGINES)
-            )
+        check_word("engine", self.engine, ENGINES)

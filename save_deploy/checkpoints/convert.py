@@ -15,6 +15,7 @@ from save_deploy.checkpoints.mapping import MapReport, map_file, read_names
 from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.config import SaveConfig, check_resolution
 from save_deploy.errors import CheckpointError
+from save_deploy.fields import check_word
 from save_deploy.files import new_file
 
 OWN = "save"
@@ -81,8 +82,7 @@ def convert(
 def _check_target(out: Path, layout: str, *, force: bool) -> None:
     """Raise CheckpointError for an unknown layout, a wrong suffix, or an existing file."""
     writable = (OWN, *(name for name, table in LAYOUTS.items() if table.systems))
-    if layout not in writable:
-        raise CheckpointError("unknown layout", got=layout, expected=", ".join(writable))
+    check_word("layout", layout, writable, CheckpointError)
     suffixes = (".safetensors",) if layout == OWN else _PTH_SUFFIXES
     if out.suffix not in suffixes:
         raise CheckpointError(

@@ -24,6 +24,10 @@ def inspect(
 
     Reads no weights.
     """
+    from save_deploy.weight_files import check_weights
+
+    check_weights(file)
+    # late import: a damaged file must not wait for torch
     from rich.table import Table
 
     from save_deploy.checkpoints.inspect import inspect_checkpoint

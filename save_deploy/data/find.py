@@ -11,6 +11,7 @@ from typing import cast
 from save_deploy.data import avsbench, avss, synthetic, v3
 from save_deploy.data.released import Family
 from save_deploy.errors import DataError
+from save_deploy.fields import check_word
 
 FAMILIES = cast(tuple[Family, ...], (avsbench, avss, v3, synthetic))
 SUBSETS: dict[str, Family] = {subset: family for family in FAMILIES for subset in family.SUBSETS}
@@ -102,8 +103,7 @@ def find_dataset(root: Path, key: str) -> str:
 
     Raises DataError with the files that were searched for, and metadata found without media.
     """
-    if key not in SUBSETS:
-        raise DataError("unknown subset", got=key, expected=", ".join(SUBSETS))
+    check_word("subset", key, SUBSETS, DataError)
     without_media = []
     for folder in _folders(root):
         place = Place(folder, key)

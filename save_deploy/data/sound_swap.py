@@ -11,6 +11,7 @@ from save_deploy.data.log_mel import LOG_OFFSET
 from save_deploy.data.sample import Clip, ClipDataset
 from save_deploy.data.skipping import SkippingDataset
 from save_deploy.errors import DataError
+from save_deploy.fields import check_word
 
 SOUNDS = ("right", "wrong", "silent")
 
@@ -68,8 +69,7 @@ def _silenced(clip: Clip) -> Clip:
 
 def swap_sound(clips: ClipDataset, how: str) -> ClipDataset:
     """Return clips with sound `how`: right (unchanged), wrong (another clip's), silent (zeros)."""
-    if how not in SOUNDS:
-        raise DataError("unknown sound", got=how, expected=", ".join(SOUNDS))
+    check_word("sound", how, SOUNDS, DataError)
     if how == "right":
         return clips
     swapped = SwappedSound(clips, how)

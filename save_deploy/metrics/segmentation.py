@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 from save_deploy.metrics.interval import Interval, bootstrap_interval
 
 THRESHOLDS = np.linspace(0, 1 - 1e-10, 255, dtype=np.float64).astype(np.float32)
@@ -67,8 +68,7 @@ AVSBENCH = PROTOCOLS["avsbench"]
 
 def protocol(name: str) -> Protocol:
     """Return a protocol by name. Raises SaveDeployError for an unknown name."""
-    if name not in PROTOCOLS:
-        raise SaveDeployError("unknown metrics", got=name, expected=", ".join(PROTOCOLS))
+    check_word("metrics", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 

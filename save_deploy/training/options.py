@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from save_deploy.errors import SaveDeployError
+from save_deploy.fields import check_word
 from save_deploy.options import option, skip_bad_option, sound_option
 
 LOSS_NAMES = ("bce+iou", "bce", "bce+iou+edge")
@@ -74,10 +75,7 @@ class Savings:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.moments not in ("fp32", "bf16"):
-            raise SaveDeployError(
-                "unknown precision of the moments", got=self.moments, expected="fp32, bf16"
-            )
+        check_word("precision of the moments", self.moments, ("fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +184,7 @@ class TrainConfig:
     sound_from: str = sound_option(DATA)
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSS_NAMES:
-            raise SaveDeployError("unknown loss", got=self.loss, expected=", ".join(LOSS_NAMES))
+        check_word("loss", self.loss, LOSS_NAMES)
 
     def share(self, world: int) -> int:
         """Return the samples of one accumulated part on one device.

@@ -90,6 +90,7 @@ AT_ONCE = [
     (["bench", "--what", "bundle:bundle"], "bundle file was altered"),
     (["merge", "cut.pth"], "truncated or damaged"),
     (["checkpoint", "convert", "cut.pth", "-o", "out.pth"], "truncated or damaged"),
+    (["checkpoint", "inspect", "cut.safetensors"], "checkpoint cannot be read"),
     (["compare", "bundle", "--report", "report"], "bundle file was altered"),
     (["compare", "intact", "--checkpoint", "cut.safetensors"], "checkpoint cannot be read"),
     (["export", "cut.safetensors", "--res", "256", "--fp16"], "checkpoint cannot be read"),
