@@ -19,13 +19,14 @@ from save_deploy.checkpoints.foreign import (
     shapes_of,
     to_save,
 )
-from save_deploy.checkpoints.native import read_native
+from save_deploy.checkpoints.native import read_native, sam_fingerprint
 from save_deploy.checkpoints.weights import is_ours, open_weights
 from save_deploy.config import SaveConfig, check_resolution
 from save_deploy.errors import BackendError, CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam
 from save_deploy.systems import system as check_system
+from save_deploy.weight_files import open_safetensors, read_notes
 
 _SHOWN = 8
 # layout of a part of a model -> message, command to run
@@ -93,7 +94,7 @@ def load_model(
         _refuse_extra("VGGish", "--vggish", vggish)
         state, config, kind = read_native(path)
         if kind == "adapter":
-            state = over_sam(state, config, sam)
+            state = over_sam(state, config, sam, path)
         else:
             _refuse_extra("SAM base", "--sam", sam)
     if system is not None and config.system != system:
@@ -131,10 +132,13 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
     return model.eval()
 
 
-def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> dict[str, Tensor]:
-    """Return the adapter-only tensors merged with the frozen SAM they were trained on.
+def over_sam(
+    state: dict[str, Tensor], config: SaveConfig, sam: Path | None, path: Path
+) -> dict[str, Tensor]:
+    """Return the adapter-only tensors of the file `path`, merged with the SAM they were trained on.
 
-    Raises CheckpointError without a SAM file of the right size.
+    Raises CheckpointError without a SAM file of the right size, and for another SAM of this size
+    where the file says on which one it was trained.
     """
     if sam is None:
         raise CheckpointError(
@@ -153,6 +157,15 @@ def over_sam(state: dict[str, Tensor], config: SaveConfig, sam: Path | None) -> 
             "SAM base of another size", got=f"{preset} in {sam}", expected=config.name
         )
     frozen = {k: v for k, v in base.items() if comes_with_sam(k, config.system, config.depth)}
+    with open_safetensors(path) as (_, header):
+        trained_on = read_notes(header).get("sam")
+    if trained_on is not None and trained_on != (found := sam_fingerprint(base, config)):
+        raise CheckpointError(
+            "another SAM than the one these weights were trained on",
+            got=f"{sam} (weights {found})",
+            expected=f"the --sam of the training of {path.name} (weights {trained_on})",
+            hint="give the file that save-train was given; a fine-tuned SAM is another one",
+        )
     return {**frozen, **state}
 
 

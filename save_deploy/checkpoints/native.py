@@ -6,8 +6,10 @@ system does not train (systems.comes_with_sam).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ DTYPES = {  # safetensors' names
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+_TABLES = re.compile(r"\.(pos_embed|rel_pos_[hw])$")
 
 
 def save_checkpoint(
@@ -71,6 +75,21 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
     with open_safetensors(path) as (file, metadata):
         config, kind = read_metadata(metadata)
         return {key: file.get_tensor(key).float() for key in file.keys()}, config, kind
+
+
+def sam_fingerprint(state: dict[str, Tensor], config: SaveConfig) -> str:
+    """Return a hash of the tensors that an adapter-only checkpoint leaves out.
+
+    Position tables do not count and values do as bfloat16, so that it is the same for SAM's file and
+    for a model in training, whose tables are resized and whose frozen weights may be bfloat16.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        if comes_with_sam(key, config.system, config.depth) and not _TABLES.search(key):
+            value = state[key].detach().cpu().to(torch.bfloat16).contiguous()
+            digest.update(f"{key} {tuple(value.shape)}\n".encode())
+            digest.update(value.view(torch.int16).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def read_header(path: Path) -> tuple[SaveConfig, str]:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from save_deploy.checkpoints.native import save_checkpoint
+from save_deploy.checkpoints.native import sam_fingerprint, save_checkpoint
 from save_deploy.data.compose import Staging
 from save_deploy.data.open import open_dataset
 from save_deploy.data.sample import ClipDataset
@@ -280,6 +281,8 @@ class _Run:
     def _keep(self, report: Progress, notes: dict[str, Any]) -> None:
         """Save the current weights as the best checkpoint."""
         config = self.config
+        if config.adapter_only:
+            notes = {**notes, "sam": self._sam}
         save_checkpoint(
             self.best_path,
             self.kept,
@@ -287,6 +290,11 @@ class _Run:
             dtype=torch.float16 if config.half else None,
             notes={"data": config.data, "step": report.step, **notes},
         )
+
+    @cached_property
+    def _sam(self) -> str:
+        """Which SAM the weights fit; it is frozen, so hashed once."""
+        return sam_fingerprint(self.model.state_dict(), self.model.config)
 
     def _log(self, report: Progress, seconds: float) -> None:
         """Append a line to the curve."""

@@ -81,7 +81,7 @@ def _from_checkpoint(
             )
         state, config, kind = read_native(init)
         if kind == "adapter":
-            state = over_sam(state, config, sam)
+            state = over_sam(state, config, sam, init)
         elif sam is not None:
             raise SaveDeployError(
                 "two initial models given",

@@ -16,6 +16,7 @@ from save_deploy import config as config_module
 from save_deploy.checkpoints import builtin_path, load_model, save_checkpoint
 from save_deploy.checkpoints.foreign import read_sam
 from save_deploy.checkpoints.load import resize_abs_pos, resize_rel_pos
+from save_deploy.checkpoints.native import sam_fingerprint
 from save_deploy.checkpoints.weights import open_weights
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError, SaveDeployError
@@ -76,6 +77,22 @@ def test_adapter_only_over_official_sam(small: SaveModel, tmp_path: Path) -> Non
     assert loaded["image_encoder.blocks.2.attn.rel_pos_h"].shape == (31, 16)
     with pytest.raises(CheckpointError, match=r"--sam"):
         load_model(tmp_path / "a.safetensors")
+
+
+@pytest.mark.slow
+def test_trained_parts_fit_one_sam(small: SaveModel, tmp_path: Path) -> None:
+    """Trained on a copy of SAM (resized tables, bfloat16), refused over a fine-tuned one: one weight of
+    the frozen encoder differs."""
+    base, path = official_sam(tmp_path / "sam.pth", small), tmp_path / "a.safetensors"
+    save_checkpoint(path, small, kind="adapter")
+    trained = load_model(path, sam=tmp_path / "sam.pth").bfloat16()
+    fits = sam_fingerprint(trained.state_dict(), trained.config)
+    save_checkpoint(path, small, kind="adapter", notes={"sam": fits})
+    load_model(path, sam=tmp_path / "sam.pth")
+    base["image_encoder.blocks.1.mlp.lin1.weight"][3, 4] += 0.1
+    torch.save(base, tmp_path / "tuned.pth")
+    with pytest.raises(CheckpointError, match=rf"another SAM than(.|\n)*tuned.pth(.|\n)*{fits}"):
+        load_model(path, sam=tmp_path / "tuned.pth")
 
 
 def test_other_resolution(small: SaveModel, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from save_deploy.checkpoints.inspect import inspect_checkpoint
-from save_deploy.checkpoints.native import read_native
+from save_deploy.checkpoints.native import read_native, sam_fingerprint
 from save_deploy.errors import OutputError, SaveDeployError
 from save_deploy.training.curve import plot_curve
 from save_deploy.training.evaluate import evaluate
@@ -19,6 +19,7 @@ from save_deploy.training.loop import learning_rate, train
 from save_deploy.training.options import TrainConfig
 from save_deploy.training.parameters import trainable_parameters
 from save_deploy.training.start import fresh_model
+from save_deploy.weight_files import open_safetensors, read_notes
 
 CONFIG = TrainConfig(
     data={"scenes": 1.0}, n_val_clips=2, steps=4, batch_size=2, lr=1e-3, warmup_steps=2,
@@ -108,7 +109,9 @@ def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-unty
         or k == "prompt_encoder.no_mask_embed.weight"
         for k in changed
     )  # fmt: skip
-    state, _, kind = read_native(best)
+    state, config_of_best, kind = read_native(best)
+    with open_safetensors(best) as (_, header):
+        assert read_notes(header)["sam"] == sam_fingerprint(before, config_of_best)
     assert kind == "adapter" and not any(k.startswith("image_encoder.patch_embed") for k in state)
 
 
