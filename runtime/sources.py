@@ -25,6 +25,10 @@ RUNS = "runs"  # the folder of runs without -o
 STDIN = "-"
 _LIVE = re.compile(rf"camera(:\d+)?|(rtsps?|rtmps?|srt|udp|rtp):/.+|({'|'.join(DEVICES)}):.+")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/+[^/?#]*", re.IGNORECASE)
+_PICTURES, _SOUNDS = (
+    (".png", ".jpg", ".jpeg"),
+    (".wav", ".flac", ".ogg", ".mp3"),
+)  # as they are named
 _LONGEST = 80  # characters of a name
 
 
@@ -43,7 +47,7 @@ def kind_of(sources: Sequence[str], *, folder: bool = False) -> Kind:
     """
     if not sources:
         raise DataError("which video?", got="none", expected=f"{EXPECTED}; or --manifest FILE")
-    if len(sources) == 2 and is_picture(Path(sources[0])):
+    if len(sources) == 2 and _is_still(*sources):
         return Kind.STILL
     if len(sources) > 1:
         for word in sources:
@@ -68,6 +72,15 @@ def kind_of(sources: Sequence[str], *, folder: bool = False) -> Kind:
     if not folder and _is_film_url(word):
         return Kind.FILM
     return Kind.MANY if is_many(word) else Kind.FILM
+
+
+def _is_still(first: str, second: str) -> bool:
+    """Return True for a picture and its sound, or what is named so: their reader says what is wrong."""
+    if is_picture(Path(first)):
+        return True
+    if is_many(first) or is_many(second) or STDIN in (first, second) or is_picture(Path(second)):
+        return False
+    return first.lower().endswith(_PICTURES) or second.lower().endswith(_SOUNDS)
 
 
 def _is_film_url(word: str) -> bool:

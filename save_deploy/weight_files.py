@@ -28,11 +28,27 @@ _PICKLE = b"\x80"  # how every file of torch.save starts that is no zip
 def check_given(
     checkpoint: Path | None = None, sam: Path | None = None, vggish: Path | None = None
 ) -> None:
-    """Check the weight files of a command line (check_weights); None for one that is not given."""
+    """Check the weight files of a command line (check_weights); None for one that is not given.
+
+    Raises CheckpointError for trained parts without their SAM, too.
+    """
     files = {"checkpoint": checkpoint, "SAM checkpoint": sam, "VGGish checkpoint": vggish}
     for what, path in files.items():
         if path is not None:
             check_weights(path, what)
+    if checkpoint is not None and sam is None and is_safetensors(checkpoint):
+        with open_safetensors(checkpoint, "np") as (_, metadata):
+            if is_native(metadata) and (found := read_metadata(metadata))[1] == "adapter":
+                raise without_sam(checkpoint, found[0])
+
+
+def without_sam(checkpoint: Path, config: SaveConfig) -> CheckpointError:
+    return CheckpointError(
+        "this checkpoint has only the trained parts",
+        got=f"{checkpoint} without --sam",
+        expected=f"the SAM ({config.name}) on which it was trained, too",
+        hint="add --sam FILE, the file that save-train was given",
+    )
 
 
 def check_weights(path: Path, what: str = "checkpoint") -> None:

@@ -59,6 +59,14 @@ def test_help_on_one_screen(words: tuple[str, ...]) -> None:
     assert end_of_basic(longer) > LINES
 
 
+def test_a_command_alone_shows_its_help() -> None:
+    """And no empty error after it; the twin: a wrong word is an error."""
+    for words in ((), *((group,) for group in GROUPS)):
+        done = run(*words)
+        assert (done.returncode, done.stderr) == (1, "") and "─ Commands" in done.stdout
+    assert run("data", "scnes").stderr.startswith("error: No such command 'scnes'")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=NAMES)
 def test_version_of_every_command(words: tuple[str, ...]) -> None:

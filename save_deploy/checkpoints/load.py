@@ -26,14 +26,15 @@ from save_deploy.errors import BackendError, CheckpointError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD, SaveModel
 from save_deploy.systems import SYSTEMS, comes_with_sam
 from save_deploy.systems import system as check_system
-from save_deploy.weight_files import open_safetensors, read_notes
+from save_deploy.weight_files import open_safetensors, read_notes, without_sam
 
 _SHOWN = 8
 # layout of a part of a model -> message, command to run
 _ALONE = {
     "sam": (
         "this is SAM without SAVE's trained parts",
-        "save-export ADAPTERS.safetensors --sam {path}   (save-train --sam makes them)",
+        "save-train --sam {path}, then save-export runs/save/best.safetensors --sam {path}   "
+        "(docs/checkpoints.md)",
     ),
     "sam_med2d": (
         "this is SAM-Med2D, which has image adapters but no audio modules",
@@ -141,12 +142,7 @@ def over_sam(
     where the file says on which one it was trained.
     """
     if sam is None:
-        raise CheckpointError(
-            "this checkpoint has only the trained parts",
-            got="no SAM base",
-            expected=f"SAM's official {config.name} weights",
-            hint="add --sam sam_vit_*.pth",
-        )
+        raise without_sam(path, config)
     if not os.path.isfile(sam):
         raise CheckpointError(
             "SAM checkpoint not found", got=str(sam), expected="SAM's official weights"
@@ -209,7 +205,7 @@ def _read_foreign(
     if layout.name in _ALONE:
         refuse_unmatched(layout)
         what, hint = _ALONE[layout.name]
-        beside = f", beside it {', '.join(file.dropped[:_SHOWN])}" if file.dropped else ""
+        beside = f" (and in it {', '.join(file.dropped[:_SHOWN])})" if file.dropped else ""
         raise CheckpointError(
             what,
             got=f"{path}{beside}",

@@ -199,7 +199,8 @@ def _run(app: typer.Typer) -> None:
             sys.exit(1)
         if not hasattr(error, "format_message"):  # not a usage error, so a bug of ours
             raise
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        if said := error.format_message():  # nothing after the help of a command without arguments
+            print(f"error: {said}", file=sys.stderr)
         sys.exit(1)
     if code == INTERRUPTED:  # Typer handled Ctrl-C itself
         _say_interrupted()

@@ -67,7 +67,7 @@ def _judge(found: Examination, bundle: Path | None, backend: str | None) -> None
     from save_deploy.runtime.engine_check import refusal_error
 
     nearest = min(asked, key=lambda answer: len(answer.refusals))
-    where = f"{bundle} on {nearest.backend}" if backend else f"{bundle}, on any backend,"
+    where = f"{bundle} on {_shown(nearest.backend)}" if backend else f"{bundle}, on any backend,"
     raise refusal_error(where, nearest.refusals)
 
 
@@ -110,18 +110,22 @@ def _verdict(found: Examination) -> list[str]:
     from save_deploy.runtime.session.open import ENGINE_BACKENDS
 
     if found.answers:
-        runs = [answer.backend for answer in found.answers if answer.runs]
+        runs = [_shown(answer.backend) for answer in found.answers if answer.runs]
         return [f"runs on    {', '.join(runs) or 'nothing here: see what is missing below'}"]
     works = {trial.name for trial in found.trials if trial.works}
     ready = [name for name, trial in _CPU.items() if trial in works]
     cuda = "CUDAExecutionProvider" in works
-    engines = [n.replace("_", "-") for n in found.machine.libraries if n in ENGINE_BACKENDS]
+    engines = [_shown(n) for n in found.machine.libraries if n in ENGINE_BACKENDS]
     gpu = [*(["onnxruntime-cuda"] if cuda else []), *engines] if found.machine.gpus else []
     cpu_words = ", ".join(ready) or f"nothing: {install_line('cpu')}"
     gpu_words = ", ".join(gpu) or (
         "nothing: see what does not load below" if found.machine.gpus else "no NVIDIA GPU here"
     )
     return [f"on the CPU {cpu_words}", f"on a GPU   {gpu_words}"]
+
+
+def _shown(backend: str) -> str:
+    return backend.replace("_", "-")
 
 
 def _why(problem: str) -> str:
@@ -131,7 +135,7 @@ def _why(problem: str) -> str:
 def _answer_lines(answer: Answer) -> list[str]:
     memory = f", about {answer.memory_bytes / 2**20:.0f} MiB" if answer.memory_bytes else ""
     file = f" ({answer.file}{memory})" if answer.file else ""
-    lines = [f"{'can run' if answer.runs else 'cannot':<10} {answer.backend}{file}"]
+    lines = [f"{'can run' if answer.runs else 'cannot':<10} {_shown(answer.backend)}{file}"]
     for refusal in answer.refusals:
         lines.append(f"           {refusal.what}: {refusal.got}; expected {refusal.expected}")
         lines.append(f"           next: {refusal.cure}")

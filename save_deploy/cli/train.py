@@ -156,7 +156,8 @@ def _train(model: SaveModel, config: TrainConfig, out: Path, request: TrainReque
     with progress("training", config.steps) as advance:
 
         def on_step(step: Progress) -> None:
-            advance(f"loss {step.loss:.3f}, best M_J {step.best_m_j:.2f}", n=step.n)
+            best = f", best M_J {step.best_m_j:.2f}" if step.best_m_j >= 0 else ""  # none so far
+            advance(f"loss {step.loss:.3f}{best}", n=step.n)
 
         def on_sound(step: int, loss: float) -> None:
             if (step + 1) % 50 == 0:

@@ -95,6 +95,8 @@ AT_ONCE = [
     (["compare", "intact", "--checkpoint", "cut.safetensors"], "checkpoint cannot be read"),
     (["export", "cut.safetensors", "--res", "256", "--fp16"], "checkpoint cannot be read"),
     (["export", "wrong.safetensors"], "config: audio_mode"),
+    (["export", "trained.safetensors"], "only the trained parts"),
+    (["eval", "trained.safetensors"], "the SAM (vit_t) on which it was trained"),
     (["export", "--sam", "none.pth"], "SAM checkpoint not found"),
     (["export", "--int8", "--calib-data", "empty"], "no dataset in this folder"),
     (["export", "--int8", "--calibration-table", "text.pth"], "calibration table"),
@@ -111,6 +113,8 @@ def damaged(tmp_path: Path) -> Path:
     for name, mode in (("good", "literal"), ("wrong", "loud")):
         metadata = {**header, "config": json.dumps({**config, "audio_mode": mode})}
         save_file(weights, tmp_path / f"{name}.safetensors", metadata=metadata)
+    trained = {**header, "kind": "adapter", "config": json.dumps(config)}
+    save_file(weights, tmp_path / "trained.safetensors", metadata=trained)
     torch.save({"w": torch.zeros(1000)}, tmp_path / "good.pth")
     for suffix in (".safetensors", ".pth"):
         content = (tmp_path / f"good{suffix}").read_bytes()
@@ -142,7 +146,10 @@ def test_user_errors_are_told_at_once(damaged: Path) -> None:
         "        except SystemExit as end: told.append((end.code, error.getvalue()))\n"
         "print(json.dumps(told))"
     )
-    intact = ["export", "good.safetensors"], ["export", "--sam", "good.pth", "-o", "new"]
+    intact = (
+        ["export", "good.safetensors"], ["export", "--sam", "good.pth", "-o", "new"],
+        ["export", "trained.safetensors", "--sam", "good.pth"],
+    )  # fmt: skip
     asked = [*(args for args, _ in AT_ONCE), *intact]
     command = [sys.executable, "-c", code, json.dumps(asked)]
     done = subprocess.run(command, cwd=damaged, capture_output=True, text=True, timeout=120)

@@ -86,6 +86,7 @@ def test_archive(sdk: Path) -> None:
         "save_runtime.h", "save_runtime.hpp", "save_media.h", "save_media.hpp", "libsave_runtime.so",
         "libsave_media.so", "save-infer", "save_runtimeConfig.cmake", "save_runtime.pc",
         "save_media.pc", "LICENSE", "NOTICE", "THIRD_PARTY", "mask.cpp",
+        "cpp.md", "shipping.md",
     } <= names  # fmt: skip
     assert not any(name.startswith(("libopenvino", "test_")) for name in names)
     for path in sdk.rglob("*"):

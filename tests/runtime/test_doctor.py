@@ -112,9 +112,9 @@ def test_engines_are_checked(
         doctor(folder, backend="tensorrt_rtx")
     note_built_here(manifest.files["model.rtx.plan"].sha256, "by a test")
     doctor(folder, backend="tensorrt_rtx")
-    assert "can run    tensorrt_rtx (model.rtx.plan, about 2 MiB)" in capsys.readouterr().out
+    assert "can run    tensorrt-rtx (model.rtx.plan, about 2 MiB)" in capsys.readouterr().out
     quick(gpus=(gpu("T4", (7, 5)),))
-    with pytest.raises(BackendError, match=r"tensorrt_rtx: engine of another compute(.|\n)*SM75"):
+    with pytest.raises(BackendError, match=r"tensorrt-rtx: engine of another compute(.|\n)*SM75"):
         doctor(folder, backend="tensorrt_rtx")
 
 

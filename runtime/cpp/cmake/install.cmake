@@ -28,7 +28,8 @@ foreach(library ${SAVE_LIBRARIES})
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endforeach()
 
-install(FILES THIRD_PARTY ../../LICENSE ../../NOTICE ../../docs/examples/mask.cpp
+install(FILES THIRD_PARTY ../../LICENSE ../../NOTICE
+    ../../docs/examples/mask.cpp ../../docs/cpp.md ../../docs/shipping.md
     DESTINATION ${CMAKE_INSTALL_DOCDIR} OPTIONAL)
 
 install(CODE "
