@@ -291,7 +291,10 @@ def _table(title: str, body: Table) -> str:
 
 
 def _pairs(found: Any) -> str:
-    return "".join(
-        f"<dt>{escape(str(k).replace('_', ' '))}</dt><dd>{escape(str(v))}</dd>"
-        for k, v in found.items()
-    )
+    """Return names and values as pairs of a list; memory_gib 23.5 becomes "memory", "23.5 GiB"."""
+    pairs = []
+    for key, value in found.items():
+        name, gib, _ = str(key).partition("_gib")
+        words = f"{value} GiB" if gib else str(value)
+        pairs.append(f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(words)}</dd>")
+    return "".join(pairs)

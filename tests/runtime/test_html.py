@@ -226,9 +226,10 @@ def test_origin(tmp_path: Path) -> None:
     digest = "0123456789abcdef" * 4
     report = replace(
         sample_report(), made="2026-11-28 14:55 UTC", command="save-compare 'my bundle'",
-        bundles={"my_bundle": digest},
+        bundles={"my_bundle": digest}, machine={"cpu": "some CPU", "memory_gib": 23.5},
     )  # fmt: skip
     text, page = written(report, tmp_path)
+    assert page.texts[page.texts.index("23.5 GiB") - 1] == "memory"
     for words in (report.made, report.command, "my_bundle", "sha256 0123456789abcdef", "some CPU"):
         assert words in page.texts
     assert "my_<wbr>bundle" in text and digest in text
