@@ -20,7 +20,7 @@ from save_deploy.data.open import generated_actors
 from save_deploy.errors import SaveDeployError
 from save_deploy.model.audio_encoder import AudioEncoder
 from save_deploy.training.losses import sound_class_loss
-from save_deploy.training.state import read_parts, write_parts
+from save_deploy.training.state import Part, read_parts, write_parts
 
 SAVE_EVERY = 200
 
@@ -89,7 +89,7 @@ def warm_up_sound(
     learned = [*encoder.features.parameters(), *hidden, *classes.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    parts = {
+    parts: dict[str, Part] = {
         "encoder": encoder, "classes": classes, "optimizer": optimizer, "schedule": schedule,
     }  # fmt: skip
     options = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
