@@ -13,7 +13,7 @@ from torch import Tensor
 from save_deploy.checkpoints.fit import meta_state
 from save_deploy.checkpoints.foreign import Layout, identify, shapes_of
 from save_deploy.checkpoints.native import DTYPES, read_shapes
-from save_deploy.checkpoints.weights import WeightFile, is_ours, open_weights
+from save_deploy.checkpoints.weights import WeightFile, is_ours, open_stored, open_weights
 from save_deploy.config import PRESETS, RESOLUTIONS, SaveConfig
 from save_deploy.errors import SaveDeployError
 from save_deploy.systems import SYSTEMS, group_of
@@ -101,7 +101,8 @@ def _inspect_foreign(file: WeightFile) -> Inspection:
     path, tensors = file.path, file.tensors
     layout = identify(shapes_of(tensors))
     if layout is None:
-        first = ", ".join(list(tensors)[:_SHOWN])
+        stored = tuple(open_stored(path, shapes_only=True).tensors)  # names as a map has them
+        first = ", ".join(stored[:_SHOWN])
         return Inspection(
             path=str(path),
             size_bytes=path.stat().st_size,
@@ -111,7 +112,9 @@ def _inspect_foreign(file: WeightFile) -> Inspection:
             res=None,
             parts=_parts(((f"?{k}", t) for k, t in tensors.items()), None, 0),
             dropped=file.dropped,
-            unused=tuple(tensors),
+            unused=stored,
+            next=f"save-deploy checkpoint convert {path} --map names.toml -o ours.safetensors   "
+            "(docs/checkpoints.md)",
         )
     table = layout.table
     named = (

@@ -119,7 +119,10 @@ def test_unknown_files_say_their_first_names(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(2), "bn": torch.zeros(1)}, tmp_path / "f.pth")
     found = inspect_checkpoint(tmp_path / "f.pth")
     assert found.layout == "unknown (PyTorch): conv.weight, bn"
-    assert (found.system, found.next, found.parameters) == (None, "", 3)
+    assert (found.system, found.parameters) == (None, 3) and "--map names.toml" in found.next
+    torch.save({"net.conv.weight": torch.zeros(2), "net.bn": torch.zeros(1)}, tmp_path / "f.pth")
+    found = inspect_checkpoint(tmp_path / "f.pth")  # the names as a map has to have them
+    assert found.unused == ("net.conv.weight", "net.bn")
     save_file({"a.b": torch.zeros(2, dtype=torch.int64)}, tmp_path / "g.safetensors")
     found = inspect_checkpoint(tmp_path / "g.safetensors")
     assert found.layout == "unknown (safetensors): a.b"
