@@ -30,6 +30,7 @@ from save_deploy.runtime.hub import publish
 from save_deploy.runtime.hub_options import PublishOptions
 from save_deploy.runtime.pipeline import load
 from save_deploy.runtime.session.base import default_threads
+from save_deploy.runtime.session.open import preferred_backend
 from tests import command as command_line
 from tests.runtime.cpp import SOURCE, Library, infer
 
@@ -122,7 +123,8 @@ def test_masks_equal_python(
     assert done.returncode == 0, done.stderr
     got = {path.stem: np.load(path) for path in tensors.glob("*.npy")}
     picture, waveform = read_frame(frame), read_waveform(sound)
-    with load(folder, backend="openvino") as pipeline:
+    backend = preferred_backend(Manifest.read(folder).precision["precision"])
+    with load(folder, backend=backend) as pipeline:
         res = pipeline.config.res
         embedding = pipeline.embed(waveform)
         logits = pipeline.logits(picture, embedding)
@@ -362,6 +364,15 @@ def test_outputs_of_every_kind(build: Path, bundle_fp32: Path, tmp_path: Path) -
     escapes = infer(build, "verify", tmp_path / "\x1b]0;title\x07")
     assert escapes.returncode == 1 and r"\x1b]0;title\x07" in escapes.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.png", "mine.png", "real.png"]
+
+
+@pytest.mark.parametrize("kind", ["bundle", "bundle_int8"])
+def test_auto_as_python_chooses(build: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    """FP16, and INT8, for which the CPU decides."""
+    folder: Path = request.getfixturevalue(kind)
+    done = infer(build, "bench", folder, "--rounds", "1", "--no-hashes")
+    wanted = preferred_backend(Manifest.read(folder).precision["precision"])
+    assert json.loads(done.stdout)["backend"] == wanted
 
 
 def test_threads_as_python_counts_them(build: Path, bundle: Path) -> None:

@@ -72,8 +72,10 @@ typedef struct save_runtime save_runtime;
 typedef struct save_params {
     size_t struct_size;    /* set by save_params_default: fields may be added at the end */
     const char* backend;   /* auto, openvino, onnxruntime, onnxruntime_cuda, tensorrt, tensorrt_rtx.
-                              auto: the first CPU backend compiled in. onnxruntime_cuda and engines
-                              run the model graph on a GPU, the audio graph stays on the CPU. */
+                              auto: the CPU backend that is faster here, of those compiled in:
+                              openvino, but onnxruntime for INT8 on a CPU without an INT8 dot product.
+                              onnxruntime_cuda and engines run the model graph on a GPU, the audio
+                              graph stays on the CPU. */
     const char* cache_dir; /* where OpenVINO and TensorRT-RTX keep what they compile, for a faster start;
                               NULL: nowhere */
     int threads;           /* of a CPU backend; 0: processors this process may use, at most as many as

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu.hpp"
 #include "engine_check.hpp"
 #include "error.hpp"
 #include "files.hpp"
@@ -36,16 +37,13 @@ std::string all_backends() {
     return text.empty() ? "none" : text;
 }
 
-std::string first_cpu_backend() {
-    for (const char* name : kCpuBackends)
-        if (has(name)) return name;
-    throw Error(SAVE_DETAIL_BACKEND, "no CPU backend is compiled in", all_backends(), "openvino",
-        "build save_runtime with -DOpenVINO_DIR=...");
+std::string cpu_backend(const Manifest& manifest) {
+    return preferred_cpu_backend(manifest.precision, has_int8_dot_product(), compiled_backends());
 }
 
-std::string chosen_backend(std::string asked) {
+std::string chosen_backend(std::string asked, const Manifest& manifest) {
     std::replace(asked.begin(), asked.end(), '-', '_');  // tensorrt-rtx, as Python spells it, too
-    if (asked == "auto") return first_cpu_backend();
+    if (asked == "auto") return cpu_backend(manifest);
     const bool known = on_gpu(asked) || std::find(std::begin(kCpuBackends),
                                                std::end(kCpuBackends), asked) != std::end(kCpuBackends);
     if (!known && asked != "onnxruntime_tensorrt")  // which Python alone has
@@ -101,8 +99,8 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     const float threshold = params.threshold > 0.0F ? params.threshold : 0.5F;
     threshold_logit_ = std::log(threshold / (1.0F - threshold));
     const std::string asked = params.backend == nullptr ? "auto" : params.backend;
-    const std::string backend = chosen_backend(asked);
-    const std::string audio_backend = on_gpu(backend) ? first_cpu_backend() : backend;
+    const std::string backend = chosen_backend(asked, manifest_);
+    const std::string audio_backend = on_gpu(backend) ? cpu_backend(manifest_) : backend;
     const EngineEntry* engine = chosen_engine(backend, manifest_, folder, params);
     const Stamps stamps = stamps_of(manifest_, folder);
     verify_files(manifest_, folder, params.verify_files != 0);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "check.hpp"
+#include "cpu.hpp"
 #include "engine_check.hpp"
 #include "files.hpp"
 #include "kept.hpp"
@@ -95,6 +96,29 @@ void test_small_weights() {
         CHECK_THROWS(parse_manifest(quantized(wrong), "m"), SAVE_DETAIL_BUNDLE, "");
 }
 
+// CPU flags of real machines, shortened; the second processor is not read.
+void test_preferred_backend() {
+    const std::string avx2 = "processor\t: 0\nflags\t\t: fpu avx2 fma\nprocessor\t: 1\nflags : avx_vnni\n";
+    const std::string vnni = "vmx flags\t: x\nflags\t\t: fpu avx512f avx512_vnni\n";
+    CHECK(!has_int8_dot_product(avx2) && has_int8_dot_product(vnni));
+    CHECK(has_int8_dot_product("Features\t: fp asimd asimddp\n"));
+    CHECK(!has_int8_dot_product("Features\t: fp asimd\n"));
+    CHECK(!has_int8_dot_product("flags : avx512_vnni2 xavx_vnni\n"));  // whole words
+    for (const char* unknown : {"", "model name: x\n", "flags\n", "flags :\n"})
+        CHECK(has_int8_dot_product(unknown));
+
+    const std::vector<std::string> both = {"openvino", "onnxruntime"}, ours = {"openvino"};
+    for (const char* precision : {"int8", "int8_fp16"}) {
+        CHECK(preferred_cpu_backend(precision, false, both) == "onnxruntime");
+        CHECK(preferred_cpu_backend(precision, true, both) == "openvino");
+        CHECK(preferred_cpu_backend(precision, false, ours) == "openvino");
+    }
+    for (const char* precision : {"fp32", "fp16", "fp8"})
+        CHECK(preferred_cpu_backend(precision, false, both) == "openvino");
+    CHECK(preferred_cpu_backend("fp32", true, {"onnxruntime"}) == "onnxruntime");
+    CHECK_THROWS(preferred_cpu_backend("int8", false, {"tensorrt"}), SAVE_DETAIL_BACKEND, "tensorrt");
+}
+
 // An engine is code: it runs where it was built, or where its source is trusted.
 void test_trust() {
     const Manifest manifest = parse_manifest(sample_manifest(), "m");
@@ -142,5 +166,6 @@ int main() {
     test_small_weights();
     test_depth();
     test_trust();
+    test_preferred_backend();
     return failures == 0 ? 0 : 1;
 }
