@@ -68,6 +68,7 @@ class Library:
         self._c = ctypes.CDLL(str(build / "libsave_runtime.so"))
         self._c.save_last_error.restype = ctypes.c_char_p
         self._c.save_version.restype = ctypes.c_char_p
+        self._c.save_backends.restype = ctypes.c_char_p
         self._c.save_make_waveform_at.argtypes = (
             ctypes.c_void_p, ctypes.c_double, ctypes.c_void_p,
         )  # fmt: skip
@@ -75,6 +76,11 @@ class Library:
     @property
     def version(self) -> str:
         return str(self._c.save_version().decode())
+
+    @property
+    def backends(self) -> list[str]:
+        """Compiled in, the preferred CPU backend first."""
+        return str(self._c.save_backends().decode()).split()
 
     def image(self, frame: NDArray[np.uint8], res: int) -> NDArray[np.uint8]:
         frame, found = np.ascontiguousarray(frame), np.empty((res, res, 3), np.uint8)
