@@ -92,6 +92,7 @@ def mixed(bundle: Path) -> None:
     onnx.save(model, path)
 
 
+@pytest.mark.thorough
 def test_a_graph_that_mixes_frames_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from save_deploy.runtime.triton.repository import write_repository
 from tests.triton.server import Server, running, triton_files
 
 InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 GRAPHS = {1: "save_model", 2: "save_model_x2", 4: "save_model_x4"}
 N = 8
 
