@@ -46,7 +46,8 @@ from save_deploy.runtime.result import Result, logit_of
 from save_deploy.runtime.seconds import SILENCE, SoundSource, seconds_of
 from save_deploy.runtime.session import GPU_BACKENDS, Session, as_batch, open_session, twin_of
 from save_deploy.runtime.session.choose import choose, require_machine, runs_on_cpu
-from save_deploy.runtime.session.open import Content, EngineOptions, known_backend, open_both
+from save_deploy.runtime.session.measured import measured_choice
+from save_deploy.runtime.session.open import Content, EngineOptions, fits, known_backend, open_both
 from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 ROUNDING_S = 1e-6  # times are floats: 2.9999999 counts as 3
@@ -67,11 +68,13 @@ class SavePipeline:
         model: Session,
         further: Mapping[int, Session] = MappingProxyType({}),
         threshold: float = 0.5,
+        chosen: str = "",
     ) -> None:
-        """threshold: probability in (0,1) above which a pixel sounds. Raises DataError."""
+        """threshold: probability in (0,1) above which a pixel sounds. Raises DataError.
+        chosen: why this backend."""
         self.config, self.precision, self.audio, self.model = config, precision, audio, model
         self.further = further
-        self.threshold = as_threshold(threshold)
+        self.threshold, self.chosen = as_threshold(threshold), chosen
 
     def __repr__(self) -> str:
         return (
@@ -82,6 +85,11 @@ class SavePipeline:
     @property
     def backend(self) -> str:
         return self.model.backend
+
+    @property
+    def backend_text(self) -> str:
+        """The backend, with why it was chosen."""
+        return f"{self.backend} ({self.chosen})" if self.chosen else self.backend
 
     @property
     def batch(self) -> int:
@@ -291,12 +299,15 @@ def load(
     trust: bool = False,
     cuda: CudaOptions = CudaOptions(),
     threshold: float = 0.5,
+    measured: bool = True,
 ) -> SavePipeline:
     """Open a bundle.
 
     backend: onnxruntime, openvino, onnxruntime-cuda, onnxruntime-tensorrt, tensorrt or tensorrt-rtx
     (the last two run the bundle's engines), or auto: an engine that can run here, else a GPU, else
-    the CPU with OpenVINO if installed. The audio graph always runs on the CPU.
+    the CPU with the backend that save-compare measured to be faster, or else by a rule: OpenVINO if
+    installed, ONNX Runtime for INT8 on CPUs without an INT8 dot product. The audio graph always runs
+    on the CPU.
     threads: CPU threads; None for all cores.
     streams: frames masked at the same time on a CPU, by the pipeline and its twins, which share the
     threads. More than one gives more frames per second, each of them later.
@@ -306,6 +317,7 @@ def load(
     trust: also run engines that were not built on this machine; engines are code (docs/security.md).
     cuda: settings of backend onnxruntime-cuda (docs/gpu.md).
     threshold: probability in (0,1) above which a pixel sounds.
+    measured: False: auto chooses by the rule alone, as when nothing was measured or without verify.
 
     >>> segment = load(bundle)
     >>> segment
@@ -329,6 +341,8 @@ def load(
     with ExitStack() as stack, checks as confirm:  # closes the sessions after an error
         weights = {name: weight_files(folder / name, manifest.files) for name in graphs}
         choice = choose(backend, folder, manifest, hashed=verify, trust=trust).with_settings(cuda)
+        if verify and measured and fits(folder / GRAPH):
+            choice = measured_choice(choice, manifest.content_of(GRAPH, weights[GRAPH]), threads)
         precision, entry = manifest.precision["precision"], choice.engine or {}
         engine = EngineOptions(
             # choose() returns only trusted engines
@@ -376,6 +390,7 @@ def load(
             model=model,
             further=further,
             threshold=threshold,
+            chosen=choice.why,
         )
         if self_test or (self_test is None and choice.machine is not None):
             from save_deploy.runtime.self_test import run_self_test  # a start needs few modules

@@ -92,6 +92,7 @@ class Worker:
                 self_test=task.self_test,
                 trust=task.trust,
                 threshold=task.threshold,
+                measured=False,  # workers on several machines must choose alike
             )
 
         if task.streams is not None:

@@ -17,6 +17,7 @@ from save_deploy.metrics.segmentation import AVSBENCH
 from save_deploy.progress import countdown, raise_if_interrupted
 from save_deploy.runtime.compare.accuracy import Accuracy, measure_accuracy
 from save_deploy.runtime.compare.budget import check_rows
+from save_deploy.runtime.compare.choice import keep_choices
 from save_deploy.runtime.compare.entries import Entry, Pool, fit_together
 from save_deploy.runtime.compare.options import CompareOptions
 from save_deploy.runtime.compare.plan import Group, Plan, make_plan, with_dataset
@@ -81,11 +82,13 @@ def run_comparison(
     rows: list[Row] = []
     frames: list[ReportFrame] = []
     timings: list[Timing] = []
+    choices: list[str] = []
     for group in plan.groups:
         found = _run_group(group, datasets, options, on_stage)
         rows += found.rows
         frames += found.frames
         timings.append(found.timing)
+        choices += keep_choices(plan.bundles, group.entries, found.timing, options.threads)
     frames.sort(key=lambda frame: frame_badness(frame.reference_mask, frame.masks, 0), reverse=True)
     sections = [Section("Backends left out", "\n\n".join(plan.left_out))] if plan.left_out else []
     sections += [
@@ -102,7 +105,7 @@ def run_comparison(
         frames=tuple(frames),
         sections=tuple(sections),
         checks=check_rows(rows, options.budget),
-        notes=_notes(plan, rows, timings, options),
+        notes=(*_notes(plan, rows, timings, options), *choices),
         skipped=skipped,
         options=options,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

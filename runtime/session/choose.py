@@ -40,6 +40,7 @@ class Choice:
     engine: manifest entry of the chosen engine, else None.
     machine: set for GPU backends; its libraries include the version of the backend.
     settings: provider settings that change numerical results; part of the self-test's key.
+    why: reason for a CPU backend other than the rule of `auto`.
     """
 
     backend: str
@@ -47,6 +48,7 @@ class Choice:
     engine: RawEntry | None = None
     machine: Machine | None = None
     settings: str = ""
+    why: str = ""
 
     def with_settings(self, cuda: CudaOptions) -> Choice:
         """Add the CUDA provider's settings, which change its numerical results."""

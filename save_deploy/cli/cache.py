@@ -13,6 +13,7 @@ from save_deploy.files import cache_root
 _KEPT = {
     "calibration": "calibration tables of earlier exports",
     "engines_built_here": "hashes of engines that were built on this machine",
+    "faster": "which CPU backend save-compare measured to be faster for a bundle",
     "lanes": "whether several frames at a time are faster here, as measured",
     "links": "bundles made of links, as OpenVINO and ONNX Runtime open them",
     "onnxruntime": "graphs as ONNX Runtime optimized them, with packed weights",

@@ -115,7 +115,7 @@ def _run_film(request: RunRequest) -> None:
         f"{_written(outputs)}: {result.frames} frames, {heard}, "
         f"{result.mask_share:.1%} of the picture sounds"
     )
-    print(f"{pipeline.backend}, {pipeline.precision}: {rate:.1f} frames/s; {lanes.how}")
+    print(f"{pipeline.backend_text}, {pipeline.precision}: {rate:.1f} frames/s; {lanes.how}")
     print(f"a frame's time, stages beside each other: {split_of(prepared.times, result.frames)}")
 
 
@@ -144,7 +144,7 @@ def mask_still(prepared: StillRun, bundle: Path, placement: Placement) -> None:
         took = time.monotonic() - began
     overlay = () if prepared.overlay is None else (prepared.overlay,)
     print(f"{_written(outputs, *overlay)}: {found.share:.1%} of the picture sounds")
-    print(f"{pipeline.backend}, {pipeline.precision}: {1000 * took:.0f} ms")
+    print(f"{pipeline.backend_text}, {pipeline.precision}: {1000 * took:.0f} ms")
 
 
 def _head(bundle: Path, pipeline: SavePipeline) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _run_live(request: RunRequest, source: str) -> None:
         print(line)
     if options.out is not None:
         print(f"{options.out}: {result.masks} frames")
-    print(f"{pipeline.backend}, {pipeline.precision}: {result.frames_per_s:.1f} frames/s")
+    print(f"{pipeline.backend_text}, {pipeline.precision}: {result.frames_per_s:.1f} frames/s")
 
 
 def _run_many(request: RunRequest) -> None:
