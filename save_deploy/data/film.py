@@ -48,8 +48,9 @@ def opened(path: Path) -> Iterator[InputContainer]:
     except NO_ROOM as error:
         raise DataError("not enough memory for this video", got=str(path)) from error
     except (av.FFmpegError, ValueError, IndexError) as error:
+        why = getattr(error, "strerror", None) or error  # without FFmpeg's number
         raise DataError(
-            "video cannot be read", got=f"{path}: {error}", expected="an mp4, mkv or webm file"
+            "video cannot be read", got=f"{path}: {why}", expected="an mp4, mkv or webm file"
         ) from error
 
 

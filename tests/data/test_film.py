@@ -318,8 +318,9 @@ def test_no_other_file_is_opened(
     films.write_film(tmp_path / "f.ts", seconds=0.5)
     assert len(read_video_frames(Path("f.ts"), [0.0])) == 1
     Path(name).write_text(text)
-    with pytest.raises(DataError, match="video cannot be read"):
+    with pytest.raises(DataError, match="video cannot be read") as caught:
         read_video_frames(Path(name), [0.0])
+    assert caught.value.got.startswith(f"{name}: ") and "Errno" not in caught.value.got
 
 
 @pytest.mark.parametrize("name", ["12:30:15.mp4", "http:x.mp4", "file:x.mp4", "a%03d.mp4"])
