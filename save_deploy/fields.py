@@ -28,6 +28,7 @@ _WORDS = {
     list: "a list",
 }  # fmt: skip
 _SHOWN = 80  # characters of a value in an error
+_FEW = 5  # words that an error lists in full
 
 
 def read_json(
@@ -86,10 +87,14 @@ def near(name: str, known: Iterable[str], n: int = 5) -> str:
 def check_word(
     what: str, word: str, known: Iterable[str], error: type[SaveDeployError] = SaveDeployError
 ) -> None:
-    """Raise `error` for a word that is not among the known ones, with those similar to it."""
+    """Raise `error` for a word that is not among the known ones.
+
+    It shows all of them when they are few, else those similar to the word.
+    """
     known = list(known)
     if word not in known:
-        raise error(f"unknown {what}", got=str(word)[:_SHOWN], expected=near(str(word), known))
+        expected = ", ".join(known) if len(known) <= _FEW else near(str(word), known)
+        raise error(f"unknown {what}", got=str(word)[:_SHOWN], expected=expected)
 
 
 class Fields:

@@ -100,10 +100,15 @@ def test_what_no_other_reader_of_json_takes(value: str, said: str) -> None:
 
 
 def test_words_of_options() -> None:
-    """Similar words are shown, all of them where none is similar; the twin: a known word passes."""
+    """Of many words those similar to it, else all; the twin: a known word passes."""
     engines = ("rtx", "tensorrt", "none", "auto")
+    many = (*engines, "cpu", "cuda")
     check_word("engine", "rtx", engines)
-    for word, expected in (("tensort", "tensorrt"), ("steam", ", ".join(engines))):
+    for word, engines, expected in (
+        ("tensort", engines, ", ".join(engines)),
+        ("tensort", many, "tensorrt"),
+        ("steam", many, ", ".join(many)),
+    ):
         with pytest.raises(BundleError) as caught:
             check_word("engine", word, engines, BundleError)
         error = caught.value

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from safetensors.numpy import save_file
 
 from save_deploy import __version__
 from save_deploy.checkpoints import load
@@ -103,6 +104,7 @@ def test_unknown_missing_module_stays_a_bug() -> None:
 )
 def test_verb_without_its_extra(verb: list[str], blocked: str, extra: str, tmp_path: Path) -> None:
     """Exit 3, the install line, no traceback."""
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
     code = (
         f"import sys; sys.modules[{blocked!r}] = None; sys.argv = ['save-deploy', *{verb!r}]\n"
         "from save_deploy.cli import main; main()"

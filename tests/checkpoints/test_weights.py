@@ -119,7 +119,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     ),
     "SAM in a model of one's own": (
         lambda s: {**under("sam.", s), "sound.fc.weight": torch.ones(1)},
-        r"SAM without SAVE's trained parts\n.*beside it sound\.fc\.weight",
+        r"SAM without SAVE's trained parts\n.*and in it sound\.fc\.weight",
     ),
     "embeddings, not VGGish": (
         lambda _: {"embeddings.0.weight": torch.ones(4, 4), "encoder.0.weight": torch.ones(4)},

@@ -54,9 +54,8 @@ def small_bundle(folder: Path, *, factor: float = 0.5) -> Path:
         "names": ["a", "b", "c"],
         "budget": {"max_abs_err": 1e-3, "min_agreement": 0.97},
     }
-    replace(about, golden=golden, files=record_files(folder), engines=(), conformance={}).write(
-        folder
-    )
+    files = record_files(folder)
+    replace(about, golden=golden, files=files, engines=(), conformance={}, batches=()).write(folder)
     return folder
 
 
