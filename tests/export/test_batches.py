@@ -117,7 +117,7 @@ def test_other_precisions(tiny_checkpoint: Path, tmp_path: Path, precision: str)
     options = ExportOptions(
         checkpoint=tiny_checkpoint, res=224, n_golden=3, rounds=3, threads=1, out=tmp_path / "b",
         precision=precision, more_batches=(4,), min_agreement=0.0, allow_one_sided=True,
-        calibration=CalibrationOptions(pairs=8),
+        calibration=CalibrationOptions(pairs=32),
     )  # fmt: skip
     export(options)
     check_shared(tmp_path / "b", (4,))
