@@ -104,12 +104,12 @@ def test_words_of_options() -> None:
     engines = ("rtx", "tensorrt", "none", "auto")
     many = (*engines, "cpu", "cuda")
     check_word("engine", "rtx", engines)
-    for word, engines, expected in (
+    for word, known, expected in (
         ("tensort", engines, ", ".join(engines)),
         ("tensort", many, "tensorrt"),
         ("steam", many, ", ".join(many)),
     ):
         with pytest.raises(BundleError) as caught:
-            check_word("engine", word, engines, BundleError)
+            check_word("engine", word, known, BundleError)
         error = caught.value
         assert (error.what, error.got, error.expected) == ("unknown engine", word, expected)
