@@ -150,12 +150,10 @@ def open_session(
         return OpenVinoSession(
             path, spec, threads=threads, streams=streams, cache=cache, weights=content.weights
         )
-    # ONNX Runtime 1.31 crashes in INT8 products whose packed weights it reads from a file
-    packed = Precision.parse(precision).quantized != "int8"
     return OrtSession(
         path, spec, threads=threads, streams=streams, low_memory=low_memory,
         weights=content.weights, small_weights=content.small_weights,
-        cache=content.cache(backend) if packed else None,
+        cache=content.cache(backend),
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import hashlib
 import importlib
 import io
 import json
+import mmap
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -229,9 +231,9 @@ def session_options(threads: int, *, low_memory: bool = False, small_weights: bo
 def _open_packed(
     path: Path, weights: Sequence[str], cache: Cache, threads: int, small_weights: bool
 ) -> Any | None:
-    """A CPU session on the cached graph; None without one, or for a small graph."""
+    """A CPU session on the cached graph; None without one, and for small or quantized graphs."""
     n_bytes = sum((path.parent / name).stat().st_size for name in (path.name, *weights))
-    if n_bytes < _PACKED_FROM_BYTES:
+    if n_bytes < _PACKED_FROM_BYTES or _is_quantized(path):
         return None
 
     def load(packed: Path) -> Any:
@@ -250,6 +252,16 @@ def _open_packed(
 
     place = cache.folder / _packed_key(small_weights)
     return open_packed(place, load, make=make, confirm=cache.confirm, n_bytes=n_bytes)
+
+
+def _is_quantized(path: Path) -> bool:
+    """Return True for a graph with INT8 operators.
+
+    ONNX Runtime 1.31 crashes in INT8 products whose packed weights it reads from a file, whatever the
+    manifest says of the graph.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return re.search(rb"uantizeLinear|QLinear|MatMulInteger|ConvInteger", content) is not None
 
 
 def _packed_key(small_weights: bool) -> str:
