@@ -25,6 +25,7 @@ from save_deploy.bundle import GRAPHS, MANIFEST
 from save_deploy.config import AUDIO_DIM
 from save_deploy.files import cache_folder
 from save_deploy.machine import allowed_cores, available_bytes, cpu_name, versions
+from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.inputs import require_finite
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import GPU_BACKENDS, default_threads
@@ -123,11 +124,14 @@ def faster_lanes(
     if most < 2 or not (bundle / MANIFEST).is_file() or not _fits_twice(bundle):
         return open_lanes(load, threads, 1)
     place = _place(bundle, backend, threads, most)
-    rates = None if place is None else _kept(place)
-    if rates is not None:
+    kept = None if place is None else _kept(place)
+    if kept is not None:
+        rates, of_backend = kept
         lanes = open_lanes(load, threads, max(rates, key=rates.__getitem__))
-        lanes.how += f" ({_said(rates)}, measured before)"
-        return lanes
+        if lanes.first.backend == of_backend:  # "auto" may choose another one than it did
+            lanes.how += f" ({_said(rates)}, measured before)"
+            return lanes
+        lanes.close()
     one = open_lanes(load, threads, 1)
     if one.first.backend in GPU_BACKENDS or (frames is not None and frames < FEWEST_FRAMES):
         return one
@@ -136,12 +140,12 @@ def faster_lanes(
     except BaseException:
         one.close()
         raise
-    rates = _measured(ways)
-    if place is not None:
-        keep(place, json.dumps(rates).encode())
+    rates, others = _measured(ways, threads)
+    if place is not None and not others:
+        keep(place, json.dumps({"backend": one.first.backend, "rates": rates}).encode())
     ways.sort(key=lambda lanes: rates[lanes.n])
     ways[0].close()
-    ways[1].how += f" (measured: {_said(rates)})"
+    ways[1].how += f" (measured: {_said(rates)}{', beside other processes' if others else ''})"
     return ways[1]
 
 
@@ -154,16 +158,21 @@ def _said(rates: dict[int, float]) -> str:
     return ", ".join(f"{rate:.1f} frames/s with {n} at a time" for n, rate in rates.items())
 
 
-def _measured(ways: Sequence[Lanes]) -> dict[int, float]:
-    """Return the frames per second of the models alone, by number of lanes. Medians of bursts in
-    turn, so that other work on the machine meets all of them."""
+def _measured(ways: Sequence[Lanes], threads: int | None) -> tuple[dict[int, float], bool]:
+    """Return the frames per second of the models alone by number of lanes, and if others disturbed it.
+
+    Medians of bursts in turn, of rounds in which no other process used the cores, if there are any.
+    """
     for lanes in ways:
         _burst(lanes, 0.0)  # the first call allocates
     found: dict[int, list[float]] = {lanes.n: [] for lanes in ways}
-    for _ in range(_ROUNDS):
+    watch = Watch(threads)
+    for _ in watch.rounds(_ROUNDS):
         for lanes in ways:
             found[lanes.n].append(_burst(lanes, _BURST_S))
-    return {n: round(statistics.median(rates), 1) for n, rates in found.items()}
+        watch.round_done()
+    medians = {n: statistics.median(watch.pick(rates)) for n, rates in found.items()}
+    return {n: round(rate, 1) for n, rate in medians.items()}, watch.result().withheld
 
 
 def _burst(lanes: Lanes, seconds: float) -> float:
@@ -196,8 +205,13 @@ def _place(bundle: Path, backend: str, threads: int | None, most: int) -> Path |
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _kept(place: Path) -> dict[int, float] | None:
+def _kept(place: Path) -> tuple[dict[int, float], str] | None:
+    """Return the kept rates and the backend that they are of."""
     content = read_kept(place)
     if content is None:
         return None
-    return {int(n): rate for n, rate in json.loads(bytes(content)).items()}
+    try:
+        found = json.loads(bytes(content))
+        return {int(n): float(rate) for n, rate in found["rates"].items()}, str(found["backend"])
+    except (ValueError, KeyError, TypeError, AttributeError):  # of another version
+        return None
