@@ -83,6 +83,7 @@ def _lines(bundle: Path, manifest: Manifest) -> dict[str, str]:
         ),
         "golden": _golden(golden),
         "scores": _scores(bundle, str(manifest.precision["precision"])),
+        "backend": _backend(bundle, manifest),
         "engines": "; ".join(map(_engine_line, manifest.engines))
         or f"none   (save-deploy build {bundle})",
         "made with": ", ".join(
@@ -141,6 +142,17 @@ def _scores(bundle: Path, precision: str) -> str:
         return text + f"{float(faster):.1f} times as fast as eager with {best['backend']}"
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return ""
+
+
+def _backend(bundle: Path, manifest: Manifest) -> str:
+    """Return what auto takes where save-compare measured it on this machine, else ""."""
+    from save_deploy.bundle import GRAPHS
+    from save_deploy.onnx_files import weight_files
+    from save_deploy.runtime.session.measured import MEASURED, faster_backend
+
+    beside = weight_files(bundle / GRAPHS[0], manifest.files)
+    found = faster_backend(manifest.content_of(GRAPHS[0], beside), None)
+    return f"auto takes {found} on this machine, {MEASURED}" if found else ""
 
 
 def _engine_line(entry: Mapping[str, Any]) -> str:

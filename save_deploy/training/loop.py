@@ -353,7 +353,8 @@ class _Run:
         self.first_step, self.best = read_state(self.state_path, self._state(), config=self.config)
 
     def _state(self) -> RunState:
-        return RunState(self.model, self.aux, self.optimizer, self.average)
+        sam = self._sam if self.config.adapter_only else ""
+        return RunState(self.model, self.aux, self.optimizer, self.average, sam)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

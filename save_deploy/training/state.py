@@ -20,12 +20,13 @@ from save_deploy.training.options import TrainConfig
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run changes. average: averaged model, or None."""
+    """What a run changes. average: averaged model, or None. sam: which frozen SAM it is trained on."""
 
     model: nn.Module
     aux: nn.Module | None
     optimizer: torch.optim.Optimizer
     average: nn.Module | None = None
+    sam: str = ""
 
 
 def write_state(
@@ -48,6 +49,7 @@ def write_state(
         "train_config": json.dumps(dataclasses.asdict(config)),
         "step": step,
         "best": best,
+        "sam": run.sam,
     }
     with new_file(path, what="the state of the run") as partial:
         torch.save(state, partial)
@@ -61,10 +63,12 @@ def read_state(
 ) -> tuple[int, float]:
     """Load the state into the run; return the next step and the best M_J.
 
-    Raises SaveDeployError when the state is of another model or other options.
+    Raises SaveDeployError when the state is of another model, another frozen SAM or other options.
     """
     try:
         state = _loaded(path)
+        if state.get("sam", run.sam) != run.sam:  # states of before have none
+            raise _other_run(path, "it was trained on the weights of another SAM")
         run.model.load_state_dict(state["model"], strict=not config.freeze_sam)
         if run.aux is not None:
             run.aux.load_state_dict(state["aux"])

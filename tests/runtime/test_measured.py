@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from save_deploy.bundle import GRAPHS, Manifest
+from save_deploy.cli.inspect import inspect_bundle
 from save_deploy.metrics.disturbance import Disturbance
 from save_deploy.metrics.latency import LatencyResult
 from save_deploy.onnx_files import weight_files
@@ -119,3 +120,13 @@ def test_a_comparison_keeps_its_choice(
     kept = not others.disturbed
     assert faster_backend(content(bundle_fp32), 1) == ("onnxruntime" if kept else None)
     assert any("auto takes onnxruntime from now on" in n for n in found.notes) == kept
+
+
+def test_inspect_names_the_measured_backend(
+    bundle_fp32: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect_bundle(bundle_fp32)
+    assert "auto takes" not in capsys.readouterr().out
+    keep_faster(content(bundle_fp32), None, {"openvino": SLOW, "onnxruntime": FAST})
+    inspect_bundle(bundle_fp32)
+    assert "auto takes onnxruntime on this machine, measured by" in capsys.readouterr().out

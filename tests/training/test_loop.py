@@ -113,6 +113,12 @@ def test_frozen_sam_stays(tiny, tmp_path: Path) -> None:  # type: ignore[no-unty
     with open_safetensors(best) as (_, header):
         assert read_notes(header)["sam"] == sam_fingerprint(before, config_of_best)
     assert kind == "adapter" and not any(k.startswith("image_encoder.patch_embed") for k in state)
+    longer = dataclasses.replace(config, steps=config.steps + 2)
+    other = model(tiny)
+    other.image_encoder.patch_embed.proj.weight.data[0] += 0.5
+    with pytest.raises(SaveDeployError, match="trained on the weights of another SAM"):
+        train(other, longer, tmp_path, resume=True)
+    train(model(tiny), longer, tmp_path, resume=True)
 
 
 def test_parameters_without_gradient_are_left_alone(tiny) -> None:  # type: ignore[no-untyped-def]
