@@ -1,6 +1,6 @@
 """Record of the engines that this user built on this machine. Engines are executable code.
 
-A bundle cannot prove where its engine was built. `save-deploy build` records each engine in the
+A bundle cannot prove where its engine was built. `save-build` records each engine in the
 user's cache by its sha256; the C++ runtime reads the same records (cpp/src/engine_check.cpp).
 """
 
@@ -44,7 +44,7 @@ def trust_refusals(
             "an engine is code, and this one was not built on this machine",
             f"{entry['file']}, sha256 {record.sha256[:12]}...",
             "an engine built here, or a trusted source",
-            "build it here: save-deploy build BUNDLE; or, if you trust the source of the bundle: "
+            "build it here: save-build BUNDLE; or, if you trust the source of the bundle: "
             "--trust-engine, trust=True",
         )
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,23 @@ def options_of() -> dict[str, set[str]]:
             walk(inner, (*words, name))
 
     walk(root, ())
+    return found
+
+
+@cache
+def programs() -> set[str]:
+    """Verbs that have a program of their own, `export` for save-export."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    return {name.removeprefix("save-") for name in scripts} - {"deploy"}
+
+
+def misspelled_in(text: str) -> list[str]:
+    """Commands by the longer of two names, or by a program that does not exist."""
+    found = []
+    for match in _COMMAND.finditer(text):
+        words, verb = match["words"], match["verb"]
+        if (words and words in programs()) or (verb in VERBS and verb not in programs()):
+            found.append(match[0].strip())
     return found
 
 
@@ -103,6 +121,19 @@ def test_messages_name_what_exists() -> None:
     assert sum(bool(_COMMAND.search(text)) for _, text in texts) > 50
     wrong = [w for path, text in texts for w in wrong_in(text, where=str(path.relative_to(ROOT)))]
     assert not wrong
+
+
+@pytest.mark.slow
+def test_commands_have_one_name() -> None:
+    """save-export where there is a program of that name, `save-deploy verify` for other verbs."""
+    texts = [(path, text) for path in SOURCES for text in strings_of(path)]
+    texts += [(path, path.read_text()) for path in DOCS]
+    found = [f"{path.name}: {name}" for path, text in texts for name in misspelled_in(text)]
+    assert not found
+    assert misspelled_in("run save-deploy export X, or save-verify X") == [
+        "save-deploy export X, or save-verify X"
+    ]
+    assert misspelled_in("save-verify X") and not misspelled_in("save-deploy verify X")
 
 
 def test_twins() -> None:

@@ -135,7 +135,7 @@ class BufferedSession(ABC):
                 what = "the graph gives other outputs than the manifest says"
                 raise mismatch(what, got=text, expected=wanted) from error
             raise BackendError(
-                f"{self.backend} failed", got=text, hint="save-deploy doctor BUNDLE"
+                f"{self.backend} failed", got=text, hint="save-doctor BUNDLE"
             ) from error
 
     @abstractmethod

@@ -28,8 +28,8 @@ from save_deploy.runtime.session.ort_cuda import CudaOptions
 
 _log = logging.getLogger(__name__)
 BUILD = {
-    "tensorrt_rtx": "save-deploy build BUNDLE --library rtx",
-    "tensorrt": "save-deploy build BUNDLE --library tensorrt, on this GPU",
+    "tensorrt_rtx": "save-build BUNDLE --library rtx",
+    "tensorrt": "save-build BUNDLE --library tensorrt, on this GPU",
 }
 
 

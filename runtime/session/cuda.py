@@ -45,7 +45,7 @@ class Cuda:
                 "CUDA call failed",
                 got=f"{name}: {text.decode()} ({int(status)})",
                 expected="success",
-                hint="save-deploy doctor: it shows the driver, the memory and the libraries",
+                hint="save-doctor: it shows the driver, the memory and the libraries",
             )
         return values[0] if values else None
 

@@ -151,7 +151,7 @@ def with_options(
             f"{TENSORRT} has no option for this precision",
             got=precision,
             expected="fp32, fp16, int8 or int8_fp16",
-            hint="an engine of TensorRT itself: save-deploy build BUNDLE, or --backend onnxruntime",
+            hint="an engine of TensorRT itself: save-build BUNDLE, or --backend onnxruntime",
         )
     options = {"trt_fp16_enable": str("fp16" in parts), "trt_int8_enable": str("int8" in parts)}
     if cache_dir is not None:

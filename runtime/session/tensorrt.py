@@ -174,7 +174,7 @@ class TensorRtSession:
 
     def _failed(self, what: str, expected: str) -> BackendError:
         got = self._logger.last or "no reason given"
-        hint = "save-deploy doctor BUNDLE, or build the engine again"
+        hint = "save-doctor BUNDLE, or build the engine again"
         return BackendError(what, got=got[:300], expected=expected, hint=hint)
 
     def _check_spec(self, path: Path) -> None:

@@ -134,7 +134,7 @@ class Worker:
         if not done:
             raise BackendError(
                 f"the engine refuses: {what}", got="no success", expected="an accepted call",
-                hint="save-deploy doctor BUNDLE",
+                hint="save-doctor BUNDLE",
             )  # fmt: skip
 
     def _drop_context(self) -> None:

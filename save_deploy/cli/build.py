@@ -50,4 +50,4 @@ def build(
         on_line=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print_engine(entry, Receipt.from_dict(entry["receipt"]))
-    print(f"engine: {bundle / entry['file']}   (save-deploy inspect {bundle})")
+    print(f"engine: {bundle / entry['file']}   (save-inspect {bundle})")

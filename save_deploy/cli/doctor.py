@@ -43,7 +43,7 @@ def doctor(
     if backend is not None and bundle is None:
         raise SaveDeployError(
             "--backend needs a bundle", got=f"--backend {backend} alone",
-            expected="BUNDLE as well", hint=f"save-deploy doctor BUNDLE --backend {backend}",
+            expected="BUNDLE as well", hint=f"save-doctor BUNDLE --backend {backend}",
         )  # fmt: skip
     if backend is not None:
         named = known_backend(backend)

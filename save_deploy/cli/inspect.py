@@ -85,7 +85,7 @@ def _lines(bundle: Path, manifest: Manifest) -> dict[str, str]:
         "scores": _scores(bundle, str(manifest.precision["precision"])),
         "backend": _backend(bundle, manifest),
         "engines": "; ".join(map(_engine_line, manifest.engines))
-        or f"none   (save-deploy build {bundle})",
+        or f"none   (save-build {bundle})",
         "made with": ", ".join(
             f"{name} {manifest.versions[name]}"
             for name in ("save-deploy", "torch", "onnx")
@@ -174,7 +174,7 @@ def _print_entry(entry: dict[str, Any], *, kernels: bool) -> None:
             "engine receipt cannot be read",
             got=f"{entry.get('file')}: {error!r}",
             expected="a receipt of this version of save-deploy",
-            hint="build the engine again: save-deploy build BUNDLE",
+            hint="build the engine again: save-build BUNDLE",
         ) from error
     table = new_table("part", "kernels")
     for part, n in parts.items():

@@ -89,7 +89,7 @@ def measure_system(
     from save_deploy.runtime.golden import read_golden
     from save_deploy.training.systems_table import scene_batch, try_score, try_step
 
-    with tempfile.TemporaryDirectory(prefix="save-systems-") as folder:
+    with tempfile.TemporaryDirectory(prefix="save_systems_") as folder:
         path = Path(folder) / "random.safetensors"
         write_random_checkpoint(path, SaveConfig.of_system(key, backbone, res=res))
         options = ExportOptions(

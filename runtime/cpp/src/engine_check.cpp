@@ -143,7 +143,7 @@ void check_source(Found& found, const EngineEntry& entry, const Manifest& manife
     found.push_back({"trust", "an engine is code, and this one was not built on this machine",
         entry.file + ", sha256 " + record->second.sha256.substr(0, 12) + "...",
         "an engine built here, or a trusted source",
-        "build it here: save-deploy build BUNDLE; or, if you trust the source of the bundle: "
+        "build it here: save-build BUNDLE; or, if you trust the source of the bundle: "
         "save_params.trust_engine = 1, save-infer --trust-engine"});
 }
 

@@ -41,7 +41,7 @@ private:
     std::string path_, folder_;
 };
 
-// Was an engine built on this machine by this user? `save-deploy build` notes it in the user's cache
+// Was an engine built on this machine by this user? `save-build` notes it in the user's cache
 // (runtime/engine_trust.py); a bundle cannot say so of itself.
 bool built_here(const std::string& sha256);
 
