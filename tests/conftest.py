@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,15 @@ from torch import nn
 
 from save_deploy.config import SaveConfig
 from save_deploy.files import new_folder
+from save_deploy.libraries import ENV_ONNXRUNTIME
 from save_deploy.machine import cpu_name, read_nvidia, versions
 from save_deploy.model.save import SaveModel
 from save_deploy.runtime.compare import others
 from tests.child import kept_traces
+
+# Tests import both libraries themselves: without their telemetry, as the product does.
+os.environ.setdefault(ENV_ONNXRUNTIME, "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 CACHE = kept_traces.share_with_children()
 if not hasattr(torch.onnx.export, "__wrapped__"):  # else this process is a child of a test

@@ -3,9 +3,12 @@
 Needs onnxruntime (or onnxruntime-gpu), numpy, pillow and soundfile. It checks no hashes.
 """
 
+import os
 import sys
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import
 import onnxruntime
 import soundfile
 from PIL import Image
