@@ -61,7 +61,8 @@ class LiveResult:
         elif self.apart_p99_ms > IN_STEP_MS:
             yield f"note: the sound is {self.apart_p99_ms} ms behind its frame (p99)"
         if self.losses:
-            yield f"note: the source was lost and reconnected {self.losses} times"
+            times = "once" if self.losses == 1 else f"{self.losses} times"
+            yield f"note: the source was lost and reconnected {times}"
 
 
 class Stats:
