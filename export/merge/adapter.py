@@ -1,8 +1,9 @@
-"""Deploy forms of the image adapter: TokenAdapter with convolutions, DeployAdapter with MatMuls.
+"""Deploy forms of the image adapter: with convolutions, MatMuls, or one of them by Winograd.
 
 INT8 needs MatMuls: every runtime has INT8 kernels for a MatMul with a constant weight, but TensorRT
 computes a quantized transposed convolution in float. FP16 keeps the convolutions, which need fewer
-kernels. Tokens are channels-last (B,s,s,C); only the convolutions read channels-first.
+kernels. On CPUs the transposed convolution is fastest by Winograd when there are many tokens. Tokens
+are channels-last (B,s,s,C); only the convolutions read channels-first.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
 from save_deploy.export.merge.product import GatheredMatMuls, constant, stacked
+from save_deploy.export.merge.winograd import WinogradUp
 from save_deploy.model.adapters import ImageAdapter
 
 
 def deploy_adapter(adapter: ImageAdapter, grid: int, forms: Forms) -> nn.Module:
-    """Return the adapter in the form of forms.adapter: "matmul", "tokens" or "off" (unchanged).
+    """Return the adapter in the form of forms.adapter; "off": unchanged.
 
-    A depthwise adapter has no "matmul" form and is returned unchanged.
+    A depthwise adapter has no form "matmul" or "winograd" and is returned unchanged.
     """
     if forms.adapter == "matmul" and can_be_matmuls(adapter):
         return DeployAdapter(adapter, grid, joined=forms.joined)
+    if forms.adapter == "winograd" and can_be_matmuls(adapter):
+        return WinogradAdapter(adapter)
     return TokenAdapter(adapter) if forms.adapter == "tokens" else adapter
 
 
@@ -52,6 +56,23 @@ class TokenAdapter(nn.Module):
         # (B,s,s,C) -> (B,C,s,s) for the convolutions -> (B,s,s,C)
         y = self.spatial(gated.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(_add(self.skip, tokens, gated, y))
+
+
+class WinogradAdapter(nn.Module):
+    """Image adapter on tokens (B,s,s,C) -> (B,s,s,C), the transposed convolution as WinogradUp."""
+
+    def __init__(self, adapter: ImageAdapter) -> None:
+        super().__init__()
+        up = adapter.spatial[2]
+        assert isinstance(up, nn.ConvTranspose2d)
+        self.channel, self.norm, self.skip = adapter.channel, adapter.norm, adapter.skip
+        self.down, self.up = adapter.spatial[0], WinogradUp(up.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gated = tokens * self.channel(tokens.mean(dim=(1, 2)))[:, None, None, :]
+        # (B,s,s,C) -> (B,C,s,s) for the convolution -> (B,s/2,s/2,C)
+        small = torch.relu(self.down(gated.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.norm(_add(self.skip, tokens, gated, torch.relu(self.up(small))))
 
 
 class DeployAdapter(nn.Module):

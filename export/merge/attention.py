@@ -4,6 +4,10 @@ windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token 
     The rewrite pads the product without bias and adds the bias afterwards. The output of a padded
     query is cropped, so it need not be computed. A padded key must stay, because real tokens attend
     to it.
+strips: each query attends on its own, so global attention is computed for STRIP_ROWS query rows of
+    one head at a time. On CPUs the scores of a strip (8 MiB at 1024 px, of all queries 768 MiB in
+    ViT-B) stay in the cache and their memory is used again. Smaller strips gain nothing more and
+    double the nodes of the graph.
 Shapes: B frames, s x s tokens, C channels, n x n windows of w x w tokens, B' = windows of all
     frames, hd = channels of a head.
 """
@@ -19,6 +23,8 @@ from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
 from save_deploy.export.merge.product import MatMul, Scores, constant
+
+STRIP_ROWS = 8  # rows of queries
 
 
 class _Part(NamedTuple):
@@ -46,7 +52,7 @@ class DeployAttention(nn.Module):
         self.windows = forms.windows if self.n_windows * self.side > grid else "late_pad"
         self.joined = forms.joined and self.windows != "real_queries"
         self.rel_pos = forms.rel_pos
-        if self.rel_pos == "fold_global" and window_size:
+        if self.rel_pos in ("fold_global", "strips") and window_size:
             self.rel_pos = "bias"
         dim, self.scale = attn.proj.in_features, 1.0 if forms.scale else attn.scale
         if forms.scale:
@@ -173,9 +179,30 @@ class DeployAttention(nn.Module):
             k, v = (torch.cat([t, columns], dim=-1) for t in (k, v))
             return (self.scores(q, k.transpose(-2, -1)).softmax(dim=-1) @ v)[..., :head_dim]
         q = q * self.scale if self.scale != 1.0 else q
-        bias = rows[..., :, None] + cols[..., None, :]  # (B',heads,h,w,side,side)
-        bias = bias.reshape(count, heads, length, -1)  # (B',heads,h*w,side*side)
-        return self.scores(q, k.transpose(-2, -1), bias).softmax(dim=-1) @ v
+        parts = [q, k.transpose(-2, -1), v, rows[..., :, None], cols[..., None, :]]
+        if self.rel_pos != "strips":
+            return self._biased(*parts)
+        of_heads = []
+        for head in zip(*(part.split(1, dim=1) for part in parts), strict=True):
+            q, k, v, rows, cols = head
+            strips = zip(
+                q.split(STRIP_ROWS * width, dim=2),
+                rows.split(STRIP_ROWS, dim=2),
+                cols.split(STRIP_ROWS, dim=2),
+                strict=True,
+            )
+            of_heads.append(torch.cat([self._biased(q, k, v, *bias) for q, *bias in strips], dim=2))
+        return torch.cat(of_heads, dim=1)
+
+    def _biased(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        """Compute attention of queries (B',heads,h*w,hd) with relative positions: the same shape.
+
+        k: (B',heads,hd,side*side), v: (B',heads,side*side,hd), rows: (B',heads,h,w,side,1), cols:
+        (B',heads,h,w,1,side).
+        """
+        bias = rows + cols  # (B',heads,h,w,side,side)
+        bias = bias.reshape(*q.shape[:3], -1)  # (B',heads,h*w,side*side)
+        return self.scores(q, k, bias).softmax(dim=-1) @ v
 
     def _rel_pos_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Return q.Rh and q.Rw of every query: 2 x (B',heads,h,w,side).

@@ -17,14 +17,14 @@ REWRITES: dict[str, str] = {
     "windows": "padded window tokens skipped in the linears (and as queries)",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",
-    "adapter": "image adapter on tokens, convolutions optionally as matrix products",
+    "adapter": "image adapter on tokens, convolutions optionally as matrix products or by Winograd",
     "audio": "all audio adapters batched",
     "decoder": "one mask of four, constants folded, upscaling as linears",
 }
 TARGETS = ("portable", "onnxruntime", "openvino", "tensorrt")
 WINDOWS = ("off", "late_pad", "real_queries")
-REL_POS = ("off", "bias", "fold_global")
-ADAPTER = ("off", "tokens", "matmul")
+REL_POS = ("off", "bias", "fold_global", "strips")
+ADAPTER = ("off", "tokens", "matmul", "winograd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,10 @@ class Forms:
     windows: late_pad pads after qkv instead of before; real_queries also drops padded queries, with
         one attention per window shape.
     rel_pos: bias computes one product per row and column of queries; fold_global also appends the
-        terms to q, k and v of global blocks, which then need no bias of the size of the scores.
-    adapter: tokens keeps the convolutions; matmul replaces them with MatMuls.
+        terms to q, k and v of global blocks, which then need no bias of the size of the scores;
+        strips is bias, in global blocks for a few query rows of one head at a time.
+    adapter: tokens keeps the convolutions; matmul replaces them with MatMuls; winograd replaces the
+        transposed one, with 9/16 of its multiplications and 9/4 of its weights.
     joined: products of the same tokens become one, and one transposition splits the heads.
     """
 
@@ -73,4 +75,6 @@ def forms_for(target: str, *, res: int = 256) -> Forms:
         # few large kernels; at 1024 px a bias for 64x64 global tokens is as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"
         return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
+    if res > 512:  # at 256 px neither gains
+        return Forms(windows="real_queries", rel_pos="strips", adapter="winograd")
     return Forms(windows="real_queries")

@@ -215,21 +215,27 @@ def test_huge_scores_stay_in_half(target: str, tiny_inputs: Inputs, tmp_path: Pa
 
 
 @pytest.mark.thorough
-def test_scores_with_a_bias_in_half(tiny_inputs: Inputs, tmp_path: Path) -> None:
-    """The same in an encoder block, whose position terms are added to the scores."""
-    model = make_tiny()
-    attn = model.image_encoder.blocks[1].attn
+@pytest.mark.parametrize(("target", "res", "block"), [("tensorrt", 256, 1), ("portable", 1024, 2)])
+def test_scores_with_a_bias_in_half(
+    target: str, res: int, block: int, tiny_inputs: Inputs, tmp_path: Path
+) -> None:
+    """The same in an encoder block, whose position terms are added to the scores (of every strip)."""
+    model, forms = make_tiny(), forms_for(target, res=res)
+    attn = model.image_encoder.blocks[block].attn
     attn.qkv.weight[:64].mul_(2000)  # q and k
-    plan = plan_fp16(DeployModel(model, forms_for("tensorrt")).eval(), tiny_inputs[:1])
-    assert "blocks.1.attn.scores" in {s.module for s in plan.scaled}
-    assert "blocks.1.attn.scores" not in {i.module for i in plan.fp32_modules}
-    path = export(model, forms_for("tensorrt"), tmp_path / "model.onnx", plan)
+    plan = plan_fp16(DeployModel(model, forms).eval(), tiny_inputs[:1])
+    name = f"blocks.{block}.attn"
+    assert f"{name}.scores" in {s.module for s in plan.scaled}
+    assert f"{name}.scores" not in {i.module for i in plan.fp32_modules}
+    path = export(model, forms, tmp_path / "model.onnx", plan)
     assert max(largest_half(path, tiny_inputs[:1]).values()) <= FP16_MAX / HEADROOM
     graph = onnx.load(path).graph
     made_by = {o: n for n in graph.node for o in n.output}
-    softmax = next(n for n in graph.node if n.name == "blocks.1.attn/softmax")
-    add = made_by[softmax.input[0]]
-    assert add.op_type == "Add" and made_by[add.input[0]].name.endswith("/whole")
+    softmaxes = [n for n in graph.node if n.name.startswith(f"{name}/softmax")]
+    assert len(softmaxes) == (1 if target == "tensorrt" else 2)  # a strip for each of two heads
+    for softmax in softmaxes:
+        add = made_by[softmax.input[0]]
+        assert add.op_type == "Add" and made_by[add.input[0]].name.endswith("/whole")
 
 
 def test_plan_is_stored(tiny_inputs: Inputs) -> None:

@@ -73,6 +73,8 @@ def test_deploy_equals_eager(tiny, inputs, name: str, forms: Forms) -> None:  # 
 
 ALL_FORMS = {
     "portable": forms_for("portable"),
+    "portable 1024": forms_for("portable", res=1024),
+    "portable 1024 matmul": forms_for("portable", res=1024).quantizable(),
     "tensorrt": forms_for("tensorrt"),
     "tensorrt 1024": forms_for("tensorrt", res=1024),
     "matmul": Forms(windows="real_queries", adapter="matmul"),
@@ -85,6 +87,8 @@ ALL_FORMS = {
     "scale alone": Forms().without("windows", "rel_pos"),
     "rel_pos alone": Forms().without("windows", "scale"),
     "rel_pos in q and k alone": Forms(rel_pos="fold_global").without("windows", "scale"),
+    "strips alone": Forms(rel_pos="strips").without("windows", "scale"),
+    "joined strips": Forms(rel_pos="strips", joined=True),
     "nothing": Forms().without("windows", "scale", "rel_pos"),
 }
 
@@ -102,7 +106,7 @@ def test_block_in_float64(res: int, window: int, forms: Forms) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forms", ["portable", "tensorrt 1024", "matmul"])
+@pytest.mark.parametrize("forms", ["portable", "portable 1024", "tensorrt 1024", "matmul"])
 @pytest.mark.parametrize("window", [14, 0])
 def test_block_at_1024_in_float64(window: int, forms: str) -> None:
     block = double_block(1024, window)
@@ -117,6 +121,7 @@ ADAPTERS = {
     "tokens": Forms(adapter="tokens"),
     "matmul": Forms(adapter="matmul"),
     "matmul joined": Forms(adapter="matmul", joined=True),
+    "winograd": Forms(adapter="winograd"),
 }
 
 
@@ -227,11 +232,17 @@ def test_joined_decoder_in_float64(tiny, breakage: str) -> None:  # type: ignore
 
 @pytest.mark.parametrize("target", ["portable", "onnxruntime", "openvino"])
 def test_cpu_targets_join_nothing(target: str) -> None:
-    """The fastest forms on CPUs (docs/benchmarks.md): separate products, the eager adapter."""
+    """The fastest forms on CPUs (docs/benchmarks.md): separate products, the eager adapter.
+
+    At 1024 px strips and Winograd. TensorRT has neither, nor has what is quantized Winograd.
+    """
     for res in (224, 256, 1024):
         forms = forms_for(target, res=res)
-        assert forms == Forms(windows="real_queries") and not forms.joined
-        assert forms.adapter == "off"
+        wide = dict(rel_pos="strips", adapter="winograd") if res == 1024 else {}
+        assert forms == Forms(windows="real_queries", **wide) and not forms.joined
+        assert forms.quantizable().adapter == "matmul"
+        engine = forms_for("tensorrt", res=res)
+        assert engine.rel_pos != "strips" and engine.adapter == "tokens"
 
 
 def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:

@@ -142,10 +142,16 @@ def test_every_product_and_nothing_else_is_quantized(files, deploy) -> None:  # 
 
 
 @pytest.mark.slow
-def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """The `tensorrt` forms have one product where others have four, under the same names and ranges."""
+@pytest.mark.parametrize(
+    "forms", [forms_for("tensorrt"), forms_for("portable", res=1024)], ids=["tensorrt", "1024 px"]
+)
+def test_other_forms_are_quantized(forms: Forms, pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Under the same names and ranges.
+
+    The `tensorrt` forms have one product where others have four; at 1024 px attention is in strips.
+    """
     model = make_tiny()
-    joined = DeployModel(model, forms_for("tensorrt").quantizable()).eval()
+    joined = DeployModel(model, forms.quantizable()).eval()
     products = find_sites(joined)
     assert products == find_sites(DeployModel(model, FORMS))
     observer = Observer(joined, [p.name for p in products])
@@ -154,7 +160,8 @@ def test_joined_products_are_quantized(pair, tmp_path: Path) -> None:  # type: i
     graph = traced(joined, pair)
     nodes = insert_qdq(graph, products, ranges)
     save_graph(graph, tmp_path / "int8.onnx")
-    assert len(nodes) == len(quantized_nodes(tmp_path / "int8.onnx")) == 6 * TINY["depth"]
+    n_products = (6 if forms.joined else 9) * TINY["depth"]
+    assert len(nodes) == len(quantized_nodes(tmp_path / "int8.onnx")) == n_products
     got = ReferenceEvaluator(str(tmp_path / "int8.onnx")).run(None, arrays(pair))[0]
     assert sqnr_db(joined(*pair).detach().numpy(), got) >= 35
 
