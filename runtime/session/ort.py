@@ -216,6 +216,9 @@ def session_options(threads: int, *, low_memory: bool = False, small_weights: bo
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = not low_memory
+    # the first call's sizes would be planned as one block, which the second call takes in addition to
+    # the memory of the first: twice the activations, and the time in which the system provides them
+    options.enable_mem_pattern = False
     if low_memory:
         levels = import_onnxruntime().GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_BASIC
@@ -283,6 +286,7 @@ def _open(
     path: Path, options: Any, provider: str, providers: Providers, disabled: list[str] | None
 ) -> Any:
     if provider != CPU:
+        options.enable_mem_pattern = True
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.add_session_config_entry(RECORD_PLACEMENT, "1")
     try:

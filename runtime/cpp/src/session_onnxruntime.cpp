@@ -19,6 +19,8 @@ public:
         const std::string what = "onnxruntime cannot run " + path;
         env_ = ort::new_env(what);
         const ort::Options settings = ort::new_options(options, what);
+        // a plan of all tensors as one block would be added to the memory of the first call
+        check(api_->DisableMemPattern(settings.get()), what);
         session_ = ort::open(env_.get(), settings.get(), path, spec, options);
         OrtMemoryInfo* memory = nullptr;
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory), what);

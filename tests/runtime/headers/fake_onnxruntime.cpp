@@ -69,6 +69,7 @@ OrtApi made() {
     api.ReleaseSessionOptions = [](OrtSessionOptions* options) { delete options; };
     api.SetIntraOpNumThreads = [](OrtSessionOptions*, int) -> OrtStatus* { return nullptr; };
     api.SetInterOpNumThreads = [](OrtSessionOptions*, int) -> OrtStatus* { return nullptr; };
+    api.DisableMemPattern = [](OrtSessionOptions*) -> OrtStatus* { return nullptr; };
     api.AddSessionConfigEntry = [](OrtSessionOptions*, const char* key, const char* value) -> OrtStatus* {
         if (std::strstr(key, "fallback") != nullptr) std::printf("%s=%s\n", key, value);
         return nullptr;

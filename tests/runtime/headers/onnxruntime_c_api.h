@@ -38,6 +38,7 @@ typedef struct OrtApi {
     void (*ReleaseSessionOptions)(OrtSessionOptions*);
     OrtStatus* (*SetIntraOpNumThreads)(OrtSessionOptions*, int);
     OrtStatus* (*SetInterOpNumThreads)(OrtSessionOptions*, int);
+    OrtStatus* (*DisableMemPattern)(OrtSessionOptions*);
     OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions*, const char*, const char*);
     OrtStatus* (*CreateSession)(const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**);
     void (*ReleaseSession)(OrtSession*);
