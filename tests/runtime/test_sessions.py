@@ -245,13 +245,14 @@ for _ in range(3):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_a_second_call_takes_no_more_memory(tmp_path: Path) -> None:
-    """Two tensors of 64 MiB in a call; the twin: with ONNX Runtime's plan both are there twice."""
-    nodes = [
-        helper.make_node("Transpose", ["x"], ["row"]),
-        helper.make_node("MatMul", ["x", "row"], ["square"]),
-        helper.make_node("Softmax", ["square"], ["soft"]),
-        helper.make_node("ReduceSum", ["soft"], ["y"], keepdims=0),
-    ]
+    """12 tensors of 64 MiB at a time; the twin: with ONNX Runtime's plan they are there twice."""
+    names = [f"square{i}" for i in range(12)]
+    nodes = [helper.make_node("Transpose", ["x"], ["row0"])]
+    for i, name in enumerate(names):
+        nodes.append(helper.make_node("MatMul", ["x", f"row{i}"], [name]))
+        nodes.append(helper.make_node("Exp", [f"row{i}"], [f"row{i + 1}"]))
+    nodes.append(helper.make_node("Sum", names, ["sum"]))
+    nodes.append(helper.make_node("ReduceSum", ["sum"], ["y"], keepdims=0))
     side = lambda name, *shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "square", [side("x", 4096, 1)], [side("y")])
     path = tmp_path / "square.onnx"
@@ -264,7 +265,7 @@ def test_a_second_call_takes_no_more_memory(tmp_path: Path) -> None:
         first, *_, last = map(int, subprocess.check_output(command, text=True).split())
         grown[how] = last - first
     assert session_options(1).enable_mem_pattern is False
-    assert grown["ours"] < 32 and grown["planned"] > 100, grown
+    assert grown["ours"] < 200 and grown["planned"] > 700, grown
 
 
 def test_an_8_bit_weight_that_two_products_share(tmp_path: Path) -> None:
