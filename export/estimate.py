@@ -97,7 +97,7 @@ def peak_bytes(
     model, one FP32 session replaces the weights if it is larger. For a smaller model both FP32
     sessions of the comparison count, each with its own packed copy of the weights.
     Measured / formula in GiB for FP16: vit_t at 256 px 1.3 / 1.3, vit_h at 256 px 9.4 / 9.4, vit_h
-    at 1024 px with the adapter's own convolutions 12.7 / 12.4.
+    at 1024 px 12.7 / 12.4.
     """
     activations = 3 * max(options.batches) * score_bytes(config)
     if is_large(config, eager_bytes):

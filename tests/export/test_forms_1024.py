@@ -24,7 +24,7 @@ from save_deploy.export.merge.winograd import WinogradUp
 from save_deploy.export.trace import graph_from_module
 from tests.export.test_merge import double_block
 
-WIDE = forms_for("portable", res=1024)
+WIDE = forms_for("onnxruntime", res=1024)
 
 
 @pytest.mark.parametrize("side", [1, 4, 5, 7, 8])

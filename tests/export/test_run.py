@@ -324,9 +324,9 @@ def test_estimate_of_large_models(tmp_path: Path, name: str) -> None:
     assert found.peak_bytes > 4 * total
     # at 1024 px each transposed convolution, 16 C^2 weights, has 36 C^2 by Winograd
     more = config.depth * 20 * config.embed_dim**2
-    assert found.file_bytes["model.onnx"] == pytest.approx(2 * (total + more), rel=0.2)
-    plain = estimate(
-        ExportOptions(checkpoint=path, res=1024, precision="fp16", without=("adapter",))
+    assert found.file_bytes["model.onnx"] == pytest.approx(2 * total, rel=0.25)
+    fast = estimate(
+        ExportOptions(checkpoint=path, res=1024, precision="fp16", target="onnxruntime")
     )
-    assert found.file_bytes["model.onnx"] - plain.file_bytes["model.onnx"] == 2 * more
-    assert found.peak_bytes > plain.peak_bytes
+    assert fast.file_bytes["model.onnx"] - found.file_bytes["model.onnx"] == 2 * more
+    assert fast.peak_bytes > found.peak_bytes
