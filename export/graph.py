@@ -23,6 +23,7 @@ from torch import nn
 from save_deploy.bundle import GraphSpec
 from save_deploy.errors import ExportError
 from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
+from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
 from save_deploy.export.shared import share_weights
 from save_deploy.export.trace import graph_from_module
@@ -81,7 +82,10 @@ def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
     """Trace a module on zeros with the shapes and dtypes of `spec`."""
     example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
     names = [s.name for s in spec.inputs]
-    return graph_from_module(module, example, inputs=names, output=spec.outputs[0].name)
+    blocks = "blocks" if isinstance(module, DeployModel) else None
+    return graph_from_module(
+        module, example, inputs=names, output=spec.outputs[0].name, blocks=blocks
+    )
 
 
 def save_graph(model: ir.Model, path: Path, shared: Path | None = None) -> list[Path]:
