@@ -110,7 +110,11 @@ def insert(graph: ir.Graph, call: ir.Node, piece: ir.Graph, block: nn.Module) ->
     name, weights = called_block(call), _weights(block)
     x, *inputs = piece.inputs
     values: dict[ir.Value | None, ir.Value | None] = {None: None, x: call.inputs[0]}
-    held = {id(v.const_value.raw): v for v in graph.initializers.values() if _is_torch(v)}
+    held = {
+        id(v.const_value.raw): v
+        for v in graph.initializers.values()
+        if isinstance(v.const_value, TorchTensor)
+    }
     for value in inputs:
         weight = weights[str(value.name)]
         tensor = TorchTensor(weight, name=f"{name}.{value.name}")
@@ -131,13 +135,11 @@ def insert(graph: ir.Graph, call: ir.Node, piece: ir.Graph, block: nn.Module) ->
         )  # fmt: skip
         values.update(zip(node.outputs, outputs, strict=True))
     graph.insert_before(call, made)
-    ir.convenience.replace_all_uses_with(call.outputs[0], values[piece.outputs[0]])
+    result = values[piece.outputs[0]]
+    assert result is not None
+    ir.convenience.replace_all_uses_with(call.outputs[0], result)
     graph.remove(call, safe=True)
     return made
-
-
-def _is_torch(value: ir.Value) -> bool:
-    return isinstance(value.const_value, TorchTensor)
 
 
 def _initializer(graph: ir.Graph, tensor: Any, name: str | None = None) -> ir.Value:
