@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <iterator>
+#include <set>
 
 #include "error.hpp"
 #include "files.hpp"
@@ -16,6 +17,8 @@ namespace {
 
 constexpr const char* kFormat = "save-deploy-bundle";
 constexpr std::int64_t kFormatVersion = 1;
+constexpr std::int64_t kMaxBatch = 1024;  // frames per call of a graph
+constexpr std::size_t kMaxGraphs = 16;    // with further batches
 constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
 // Written for people, read by no runtime: a bundle runs without them.
 constexpr const char* kForPeople[] = {"report.md", "report.json", "calibration.json"};
@@ -90,19 +93,35 @@ void require(const std::vector<TensorSpec>& found, const std::vector<TensorSpec>
         "export again with this version of save-deploy");
 }
 
+// The graphs for more frames a call, which are not run here: read as in save_deploy/bundle.py.
+void check_batches(const Manifest& manifest, const Json& model) {
+    if (!model.contains("batches")) return;
+    const Json& rows = list(model, "batches");
+    if (rows.size() > kMaxGraphs) refuse_json("batches of " + std::to_string(rows.size()) + " graphs");
+    std::set<std::int64_t> seen = {manifest.batch};
+    for (const Json& row : rows) {
+        const std::int64_t batch = whole(field(row, "batch"), "batch", 1, kMaxBatch);
+        const std::string file = text(row, "file"), name = "model_x" + std::to_string(batch) + ".onnx";
+        if (!seen.insert(batch).second) refuse_json("batch " + std::to_string(batch) + " again");
+        if (file != name) refuse_json("graph in " + file + " instead of " + name);
+        (void)listed(manifest, file);
+    }
+}
+
 void parse_graphs(Manifest& manifest, const Json& graphs) {
     manifest.model = parse_graph(manifest, field(graphs, "model"), "model.onnx");
     manifest.audio = parse_graph(manifest, field(graphs, "audio"), "audio.onnx");
     if (manifest.model.inputs.empty() || manifest.model.inputs[0].shape.size() != 4)
         refuse_json("model graph without an image input");
     const std::int64_t batch = manifest.model.inputs[0].shape[0], side = manifest.res;
-    if (batch > 1024) refuse_json("batch " + std::to_string(batch));
+    if (batch > kMaxBatch) refuse_json("batch " + std::to_string(batch));
     manifest.batch = static_cast<int>(batch);
     require(manifest.model.inputs, {{"image", "uint8", {batch, side, side, 3}},
                                        {"audio_embedding", "float32", {batch, SAVE_EMBEDDING_SIZE}}});
     require(manifest.model.outputs, {{"mask_logits", "float32", {batch, 1, side, side}}});
     require(manifest.audio.inputs, {{"waveform", "float32", {1, SAVE_WINDOW_SAMPLES}}});
     require(manifest.audio.outputs, {{"audio_embedding", "float32", {1, SAVE_EMBEDDING_SIZE}}});
+    check_batches(manifest, field(graphs, "model"));
 }
 
 EngineEntry parse_engine(const Json& values) {

@@ -72,6 +72,41 @@ void test_manifest() {
     CHECK_THROWS(read_manifest("no/such/folder"), SAVE_DETAIL_BUNDLE, "not a bundle");
 }
 
+// Graphs for more frames a call, which this library does not run, are read as Python reads them.
+void test_batches() {
+    const auto batches = [](const std::string& entry, const std::string& file = "model_x2.onnx") {
+        std::string source = with("\"file\": \"model.onnx\"", "\"file\": \"model.onnx\", \"batches\": " + entry);
+        const std::string first = "\"model.rtx.plan\": {\"sha256\"";
+        return source.replace(source.find(first), first.size(),
+            "\"" + file + "\": {\"sha256\": \"" + std::string(64, 'a') + "\", \"size\": 1}, " + first);
+    };
+    const std::string two = R"({"batch": 2, "file": "model_x2.onnx"})";
+    for (const std::string& fine : {std::string("[]"), "[" + two + "]"})
+        CHECK(parse_manifest(batches(fine), "m").batch == 1);
+    std::string many = "[" + two;
+    for (int i = 0; i < 16; ++i) many += ", " + two;
+    const struct {
+        std::string entry, part;
+    } broken[] = {
+        {"null", "batches is no list"},
+        {"{}", "batches is no list"},
+        {"[2]", "batch"},
+        {many + "]", "17 graphs"},
+        {"[" + two + ", " + two + "]", "batch 2 again"},
+        {R"([{"batch": 1, "file": "model_x1.onnx"}])", "batch 1 again"},
+        {R"([{"batch": 0, "file": "model_x0.onnx"}])", "batch = 0"},
+        {R"([{"batch": 1025, "file": "model_x1025.onnx"}])", "batch = 1025"},
+        {R"([{"batch": "2", "file": "model_x2.onnx"}])", "no whole number"},
+        {R"([{"batch": 2, "file": "model_x3.onnx"}])", "instead of model_x2.onnx"},
+        {R"([{"batch": 2, "file": 2}])", "file is no text"},
+        {R"([{"batch": 2}])", "no file"},
+    };
+    for (const auto& one : broken)
+        CHECK_THROWS(parse_manifest(batches(one.entry), "m"), SAVE_DETAIL_BUNDLE, one.part);
+    CHECK_THROWS(parse_manifest(batches("[" + two + "]", "other.onnx"), "m"), SAVE_DETAIL_BUNDLE,
+        "model_x2.onnx without size and sha256");
+}
+
 // Manifests of earlier versions carry the rules of their exporter; they are passed over.
 void test_older_bundles() {
     for (const char* rules : {R"({"format_version": 1, "libraries": {}})", R"({"format_version": 2})", "7"}) {
@@ -162,6 +197,7 @@ void test_depth() {
 
 int main() {
     test_manifest();
+    test_batches();
     test_older_bundles();
     test_small_weights();
     test_depth();
