@@ -287,19 +287,20 @@ def test_values_of_the_configuration(build: Path, bundle: Path, tmp_path: Path) 
     assert len(config) <= accepted < 0.3 * len(WRONG) * len(config)
 
 
+@pytest.mark.parametrize("end", ["/", "//", "/.", "/./"])
 def test_a_name_with_a_slash_at_its_end(
-    build: Path, bundle: Path, files: tuple[Path, Path], tmp_path: Path
+    build: Path, bundle: Path, files: tuple[Path, Path], tmp_path: Path, end: str
 ) -> None:
     """mask.png/ is mask.png, in C++ as in Python, and never the picture that is read."""
-    done = infer(build, "run", bundle, *files, "-o", f"{tmp_path}/there.png/")
+    done = infer(build, "run", bundle, *files, "-o", f"{tmp_path}/there.png{end}")
     assert done.returncode == 0 and done.stdout.startswith(f"{tmp_path}/there.png: ")
-    here = command_line.run("mask", bundle, *files, "-o", f"{tmp_path}/here.png/")
+    here = command_line.run("mask", bundle, *files, "-o", f"{tmp_path}/here.png{end}")
     assert here.returncode == 0 and here.stdout.startswith(f"{tmp_path}/here.png: ")
     assert {"here.png", "there.png"} < {p.name for p in tmp_path.iterdir()}
     before = files[0].read_bytes()
     for done in (
-        infer(build, "run", bundle, *files, "-o", f"{files[0]}/"),
-        command_line.run("mask", bundle, *files, "-o", f"{files[0]}/", "--force"),
+        infer(build, "run", bundle, *files, "-o", f"{files[0]}{end}"),
+        command_line.run("mask", bundle, *files, "-o", f"{files[0]}{end}", "--force"),
     ):
         assert done.returncode == 1 and "output and input are the same file" in done.stderr
     assert files[0].read_bytes() == before

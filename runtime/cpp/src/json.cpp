@@ -65,10 +65,10 @@ const Json& object_of(const Json& object, const char* key) {
 
 std::int64_t whole(const Json& value, const char* key, std::int64_t low, std::int64_t high) {
     if (!value.is_number_integer()) refuse_json(std::string(key) + " is no whole number");
-    // an unsigned number above int64 is out of any range here
+    // an unsigned number above int64 is out of any range
     const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
     const std::int64_t found = huge ? INT64_MAX : value.get<std::int64_t>();
-    if (found < low || found > high)
+    if (huge || found < low || found > high)
         refuse_json(std::string(key) + " = " + value.dump() + ", allowed: " + std::to_string(low) +
                     " to " + std::to_string(high));
     return found;

@@ -149,8 +149,13 @@ EngineEntry parse_engine(const Json& values) {
 Golden parse_golden(const Manifest& manifest, const Json& values) {
     const Json& budget = field(values, "budget");
     for (const char* name : kGoldenFiles) (void)listed(manifest, std::string("golden/") + name);
-    return {count(values, "n", 1, 1 << 20), number(values, "audio_embedding_tolerance"),
+    const Golden golden = {count(values, "n", 1, 1 << 20), number(values, "audio_embedding_tolerance"),
         number_or_none(budget, "max_abs_err"), number(budget, "min_agreement")};
+    if (golden.embedding_tolerance < 0.0 || golden.max_abs_err.value_or(0.0) < 0.0)
+        refuse_json("a tolerance below 0");
+    if (golden.min_agreement < 0.0 || golden.min_agreement > 1.0)
+        refuse_json("min_agreement, allowed: 0 to 1");
+    return golden;
 }
 
 std::optional<Conformance> parse_conformance(const Manifest& manifest, const Json& root) {

@@ -110,8 +110,13 @@ void stop_cleanly() {
 }
 
 std::string file_name(const std::string& path) {
-    const std::size_t end = path.find_last_not_of('/');
-    return end == std::string::npos ? path : path.substr(0, end + 1);
+    std::string name = path;
+    const auto ends = [&](const char* with) {
+        const std::string end = with;
+        return name.size() > end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
+    };
+    while (ends("/") || ends("/.")) name.resize(name.rfind('/'));
+    return name.empty() ? path : name;
 }
 
 void check_not_input(const std::string& path, const std::string& input) {

@@ -9,7 +9,8 @@ namespace save_core {
 // renamed yet; signals that are ignored stay so, as under nohup. A closed pipe is an error of writing.
 void stop_cleanly();
 
-// The name without slashes at its end, as Python reads it: "mask.png/" is mask.png.
+// The name without slashes and "/." at its end, as Python reads it: "mask.png/" and "mask.png/." are
+// mask.png.
 std::string file_name(const std::string& path);
 
 // Throws Error when the output is one of the files that are read.

@@ -14,6 +14,7 @@
 #include "error.hpp"
 #include "files.hpp"
 #include "npy.hpp"
+#include "output_file.hpp"
 #include "resize.hpp"
 #include "sha256.hpp"
 #include "sound.hpp"
@@ -286,6 +287,13 @@ void test_visible() {
           "what\n  got:      \\x1b[31m");
 }
 
+void test_file_name() {
+    for (const char* name : {"a/m.png", "a/m.png/", "a/m.png//", "a/m.png/.", "a/m.png/.//./"})
+        CHECK(file_name(name) == "a/m.png");
+    for (const char* same : {"", "/", ".", "..", "a/..", ".m", "a/.m", "m."}) CHECK(file_name(same) == same);
+    CHECK(file_name("./") == "." && file_name("//") == "/");
+}
+
 void test_write_file() {
     namespace fs = std::filesystem;
     const fs::path folder = fs::temp_directory_path() / ("save_core_" + std::to_string(::getpid()));
@@ -309,6 +317,7 @@ void test_write_file() {
 
 int main() {
     test_visible();
+    test_file_name();
     test_write_file();
     test_sha256();
     test_resize_frame();
