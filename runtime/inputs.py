@@ -227,12 +227,14 @@ def require_finite(logits: NDArray[np.float32]) -> None:
         )
 
 
-def check_threads(threads: Any) -> None:
-    """Raise DataError for a number of threads that is neither None nor 1 to 4096."""
-    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
-        raise DataError(
-            "wrong number of threads", got=repr(threads)[:80], expected=f"1 to {MAX_THREADS}"
-        )
+def check_threads(threads: Any, streams: Any = 1) -> None:
+    """Raise DataError for threads that are neither None nor 1 to 4096, or streams that are not."""
+    for what, number in (("threads", 1 if threads is None else threads), ("streams", streams)):
+        whole = isinstance(number, int) and not isinstance(number, bool)
+        if not (whole and 1 <= number <= MAX_THREADS):
+            raise DataError(
+                f"wrong number of {what}", got=repr(number)[:80], expected=f"1 to {MAX_THREADS}"
+            )
 
 
 def _array(value: Any, what: str, expected: str) -> NDArray[Any]:

@@ -327,7 +327,7 @@ def load(
     BackendError (cannot run here), ParityError (self-test).
     """
     folder, backend = as_folder(bundle), known_backend(backend)
-    check_threads(threads)
+    check_threads(threads, streams)
     as_threshold(threshold)
     manifest = Manifest.read(folder)
     stamps = stamps_of(folder, manifest.files)

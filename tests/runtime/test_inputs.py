@@ -345,6 +345,9 @@ def test_load_with_wrong_options(bundle_fp32: Path) -> None:
     for threads in (0, -1, 5000, 1.5, "two"):
         with pytest.raises(DataError, match="wrong number of threads"):
             load(bundle_fp32, threads=threads)  # type: ignore[arg-type]
+    for streams in (0, -1, 10**9, 1.5, "two", None, True):
+        with pytest.raises(DataError, match="wrong number of streams"):
+            load(bundle_fp32, streams=streams)  # type: ignore[arg-type]
     for backend in (None, 5, "cuda"):
         with pytest.raises(BackendError, match="unknown backend"):
             load(bundle_fp32, backend=backend)  # type: ignore[arg-type]
