@@ -75,9 +75,8 @@ def forms_for(target: str, *, res: int = 256) -> Forms:
         # few large kernels; at 1024 px a bias for 64x64 global tokens is as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"
         return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
-    if (
-        res > 512
-    ):  # at 256 px neither gains; on OpenVINO Winograd's weights cost more than strips save
+    if res > 512:  # at 256 px neither gains
+        # on OpenVINO the weights of Winograd take more memory than strips save
         adapter = "winograd" if target == "onnxruntime" else "off"
         return Forms(windows="real_queries", rel_pos="strips", adapter=adapter)
     return Forms(windows="real_queries")

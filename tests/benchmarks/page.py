@@ -145,7 +145,7 @@ def side_by_side(pages: dict[str, str]) -> list[str]:
 
 
 def _order(entry: str) -> int:
-    known = ("eager", "compile", "naive", "naive-int8", "merged", "int8 (8 bits)", "int8")
+    known = ("eager", "compile", "naive", "naive-int8", "merged", "int8, 8-bit weights", "int8")
     return known.index(entry) if entry in known else len(known)
 
 
