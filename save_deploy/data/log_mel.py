@@ -19,6 +19,9 @@ FFT = 512
 N_MELS = 64
 MEL_LOW_HZ, MEL_HIGH_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
+# OpenBLAS computes a product of up to 2^18 multiplications on the calling thread. A larger one wakes
+# its own threads, which then wait busily on the CPU cores of the model.
+_PRODUCT_FRAMES = 8
 EXAMPLE_FRAMES = 96
 EXAMPLE_SAMPLES = (EXAMPLE_FRAMES - 1) * HOP + WINDOW  # 15,600 = 0.975 s, the minimum length
 
@@ -56,7 +59,8 @@ def log_mel_frames(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
         )
     windows = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), WINDOW)[::HOP]
     magnitude = np.abs(np.fft.rfft(windows * hann_window(), FFT))  # (frames,257)
-    return np.log(magnitude @ mel_filterbank() + LOG_OFFSET)
+    pieces = np.array_split(magnitude, -(-len(magnitude) // _PRODUCT_FRAMES))
+    return np.log(np.concatenate([piece @ mel_filterbank() for piece in pieces]) + LOG_OFFSET)
 
 
 def log_mel_examples(waveform: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -158,18 +159,24 @@ def batches(
     last_step: int,
     part: tuple[int, int] = (0, 1),
     threads: int = 2,
+    ahead: int = 0,
 ) -> Iterator[Batch]:
     """Yield the batches of steps first_step .. last_step - 1.
 
     The batch of step k has samples k*batch_size .. (k+1)*batch_size - 1; part (r, n) is the r-th of
     n equal parts of it.
-    Samples are drawn by a few threads between steps. Worker processes would take CPU cores from the
-    model.
+    threads: how many draw samples.
+    ahead: how many further batches they draw during a step. 0 for a model on the CPU, from which
+        they would take cores.
     """
     rank, world = part
     size = batch_size // world
     with ThreadPoolExecutor(threads) as pool:
-        for step in range(first_step, last_step):
-            start = step * batch_size + rank * size
-            items = pool.map(samples.__getitem__, range(start, start + size))
-            yield Batch(*(torch.from_numpy(np.stack(field)) for field in zip(*items, strict=True)))
+        drawn: deque[Iterator[tuple[np.ndarray, ...]]] = deque()
+        for step in range(first_step, last_step + ahead):
+            if step < last_step:
+                start = step * batch_size + rank * size
+                drawn.append(pool.map(samples.__getitem__, range(start, start + size)))
+            if step >= first_step + ahead:
+                columns = zip(*drawn.popleft(), strict=True)
+                yield Batch(*(torch.from_numpy(np.stack(column)) for column in columns))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from save_deploy.errors import BackendError
+from save_deploy.machine import allowed_cores
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Team:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of this process: its part of the machine's."""
+        return max(1, allowed_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in rank order."""

@@ -180,6 +180,8 @@ class _Run:
             first_step=self.first_step,
             last_step=config.steps,
             part=(here.rank, here.world),
+            # a model on the CPU needs the cores itself
+            **({} if here.device.type == "cpu" else {"threads": here.cores, "ahead": 2}),
         )
         started = time.time()
         for step, batch in enumerate(stream, start=self.first_step):
@@ -338,6 +340,7 @@ class _Run:
             heard_actors(config.data),
             steps=config.sound_steps,
             seed=config.seed,
+            amp=config.savings.amp,
             state=self.hearing_path if self.here.leads else None,
             resume=resume,
             on_step=on_step,

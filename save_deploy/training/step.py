@@ -80,8 +80,9 @@ class TrainStep(nn.Module):
             loss = loss + self.aux_weight * (pixels + sound)
             parts |= {"pixels": pixels.detach(), "sound": sound.detach()}
             if mixtures is not None:
-                heard = self.aux.sound(self.model.audio_encoder.hear(mixtures.log_mel))
-                more = sound_class_loss(heard, mixtures.sounding)
+                with self._autocast(batch.frames):
+                    heard = self.aux.sound(self.model.audio_encoder.hear(mixtures.log_mel))
+                more = sound_class_loss(heard.float(), mixtures.sounding)
                 loss = loss + self.aux_weight * more
                 parts["mixtures"] = more.detach()
         return loss, parts

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from save_deploy.config import SaveConfig
+from save_deploy.data import log_mel
 from save_deploy.data.log_mel import (
     EXAMPLE_SAMPLES,
     log_mel_examples,
@@ -72,6 +73,17 @@ def test_shortest_sound_with_five_examples() -> None:
     assert len(log_mel_examples(np.zeros(round(4.815 * 16_000)))) == 5
     assert len(log_mel_examples(np.zeros(round(4.815 * 16_000) - 1))) == 4
     assert len(log_mel_examples(np.zeros(EXAMPLE_SAMPLES))) == 1
+
+
+@pytest.mark.parametrize("frames", [1, 7, 8, 9, 96, 198])
+def test_products_are_those_of_the_whole(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces, each small enough that OpenBLAS wakes no thread (2^18 multiplications)."""
+    assert log_mel._PRODUCT_FRAMES * mel_filterbank().size <= 2**18
+    sound = chirp()[: 400 + 160 * (frames - 1)]
+    found = log_mel_frames(sound)
+    monkeypatch.setattr(log_mel, "_PRODUCT_FRAMES", 10_000)
+    assert found.shape == (frames, 64)
+    np.testing.assert_allclose(found, log_mel_frames(sound), rtol=0, atol=1e-12)
 
 
 def test_silence() -> None:
