@@ -29,6 +29,7 @@ from save_deploy.export.merge.deploy import DeployModel, merge
 from save_deploy.export.merge.proof import MergeProof
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import (
+    LARGE_ROUNDS,
     Eager,
     Proved,
     choose_entries,
@@ -177,11 +178,11 @@ def write_samples(
     n = options.n_golden
     on_stage("golden", f"{n} pairs of {options.data} through the eager model")
     clips = open_dataset(options.data, split="test")
-    eager = eager_pipeline(model, batch=options.batch)
+    eager = eager_pipeline(model, batch=options.batch, further=memory.together)
     pairs = collect_pairs(clips, n, res=model.config.res)
     golden = run_golden(
         eager, pairs, countdown(on_stage, "golden", f"{options.data}, eager model", n),
-        threads=options.threads,
+        threads=options.threads, timed=LARGE_ROUNDS if memory.large else None,
     )  # fmt: skip
     require_both_sides(golden, options)
     entry = write_golden(folder, golden)

@@ -62,17 +62,20 @@ class Golden:
 
 def run_golden(
     pipeline: SavePipeline, pairs: Pairs, on_pair: Callable[..., object] = lambda **_: None,
-    *, threads: int | None = None,
+    *, threads: int | None = None, timed: int | None = None,
 ) -> Golden:  # fmt: skip
     """Run the eager model on the pairs.
 
     on_pair: called as on_pair(n=number of pairs just done).
     threads: of the pipeline; None for all cores.
+    timed: how many calls of `pipeline.batch` pairs are timed; the other pairs are run as the pipeline
+        runs several frames. None times all.
     Raises ExportError for NaN or infinite outputs.
     """
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in pairs.waveform])
     logits, samples, batch = [], [], pipeline.batch
-    starts, watch = range(0, len(pairs), batch), Watch(threads)
+    n_timed = len(pairs) if timed is None else min(timed * batch, len(pairs))
+    starts, watch = range(0, n_timed, batch), Watch(threads)
     for _, start in zip(watch.rounds(len(starts)), starts, strict=False):
         chosen = slice(start, start + batch)
         begin = time.perf_counter()
@@ -80,6 +83,9 @@ def run_golden(
         samples.append((time.perf_counter() - begin) * 1000)
         watch.round_done()
         on_pair(n=len(pairs.image[chosen]))
+    if n_timed < len(pairs):
+        logits.append(pipeline.run(pairs.image[n_timed:], embeddings[n_timed:]))
+        on_pair(n=len(pairs) - n_timed)
     latency = LatencyResult(watch.pick(samples), batch, watch.result())
     golden = Golden(pairs, embeddings, np.concatenate(logits), latency)
     if not (np.isfinite(golden.mask_logits).all() and np.isfinite(golden.audio_embedding).all()):
@@ -150,6 +156,7 @@ CASES = (
     # height shrinks more than twice as much as width: Pillow resizes vertically first in this case
     Case("portrait", (9, 11), of_res=True),
 )
+_FILES = {"frame": ".png", "sound": ".wav", "mask": "_mask.png"}  # of a case, after its name
 FEW = ("normal", "silence", "short", "rate_48000_stereo", "portrait")
 
 
@@ -166,29 +173,30 @@ def write_conformance(
     tolerances = Tolerances(mask_logits=budget.max_abs_err, min_agreement=budget.min_agreement)
     margin = _WIDE_MARGIN if budget.max_abs_err is None else budget.max_abs_err
     step = max(1, pipeline.config.res // _LOGITS_SIDE)
-    rows, answers = [], []
+    cases, images, waveforms, seen = [], [], [], []
     for case, frame, sound in _inputs(few):
-        names = {"frame": f"{case.name}.png", "sound": f"{case.name}.wav"}
-        _write_frame(place / names["frame"], frame, case, pipeline.config.res)
-        _write_sound(place / names["sound"], sound, case)
-        image, waveform = read_frame(place / names["frame"]), read_waveform(place / names["sound"])
-        embedding = pipeline.embed(waveform)
-        found = pipeline.logits(image, embedding)
-        names["mask"] = f"{case.name}_mask.png"
+        _write_frame(place / f"{case.name}.png", frame, case, pipeline.config.res)
+        _write_sound(place / f"{case.name}.wav", sound, case)
+        cases.append(case)
+        images.append(read_frame(place / f"{case.name}.png"))
+        waveforms.append(read_waveform(place / f"{case.name}.wav"))
+        seen.append(np.ascontiguousarray(resize_frame(images[-1], pipeline.config.res)))
+    embeddings = np.concatenate([pipeline.embed(waveform) for waveform in waveforms])
+    logits = pipeline.run(np.stack(seen), embeddings)
+    rows = []
+    for case, image, network_image, found in zip(cases, images, seen, logits, strict=True):
+        names = {kind: f"{case.name}{end}" for kind, end in _FILES.items()}
         mask = _three_valued(at_frame_size(found, image.shape[:2]), margin)
         Image.fromarray(mask).save(place / names["mask"])
-        seen = np.ascontiguousarray(resize_frame(image, pipeline.config.res))
         rows.append(
             {
                 "name": case.name,
                 **{kind: f"{CONFORMANCE}/{name}" for kind, name in names.items()},
-                "image_sha256": hashlib.sha256(seen.tobytes()).hexdigest(),
+                "image_sha256": hashlib.sha256(network_image.tobytes()).hexdigest(),
             }
         )
-        answers.append((second(waveform), embedding[0], found[::step, ::step]))
-    Answers(*(np.stack(arrays).astype(np.float32) for arrays in zip(*answers, strict=True))).write(
-        place
-    )
+    sounds = np.stack([second(waveform) for waveform in waveforms]).astype(np.float32)
+    Answers(sounds, embeddings, np.ascontiguousarray(logits[:, ::step, ::step])).write(place)
     return {
         "cases": rows,
         **{name: f"{CONFORMANCE}/{name}.npy" for name in ANSWERS},

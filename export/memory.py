@@ -15,6 +15,7 @@ from save_deploy.config import SaveConfig
 
 # Above this the eager model and a session are not held together: eager is timed first.
 LARGE_BYTES = 2_000_000_000
+TOGETHER = 5  # frames in one call of a large eager model
 # Linux MADV_PAGEOUT: reclaim pages now; pages of a file are read again on access
 _MADV_PAGEOUT = 21
 
@@ -30,6 +31,10 @@ class WeightMemory:
         self.model = model
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.large = is_large(config, self.weight_bytes)
+        # frames of one call: each of them alone would read all weights again
+        self.together = 1
+        if self.large and TOGETHER * score_bytes(config) <= LARGE_BYTES:
+            self.together = TOGETHER
 
     def between_stages(self, on_stage: Callable[[str, str], None]) -> Callable[[str, str], None]:
         """Return an on_stage(stage, detail) that also pages out the weights at a new stage."""

@@ -28,7 +28,7 @@ from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import available_backends
 from save_deploy.runtime.session.open import fits
 
-MIN_ROUNDS = 8  # timing rounds of a large model; a call takes seconds
+LARGE_ROUNDS = 3  # timed calls of a large model, each of which takes seconds
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def prove_entries(
             with pool.use(entry) as pipeline:
                 logits.append(predict_golden(pipeline, golden.pairs))
                 if not together:
-                    latency |= _time_alone(entry, pipeline, inputs, len(golden.pairs))
+                    latency |= _time_alone(entry, pipeline, inputs)
             on_entry(entry.name)
         if together:
             everyone = [eager.entry, *entries]
@@ -191,13 +191,11 @@ def require_budget(proved: Proved, options: ExportOptions, details: tuple[str, .
         )
 
 
-def _time_alone(
-    entry: Entry, pipeline: SavePipeline, inputs: Arrays, n_pairs: int
-) -> dict[str, LatencyResult]:
+def _time_alone(entry: Entry, pipeline: SavePipeline, inputs: Arrays) -> dict[str, LatencyResult]:
     """Time one large graph alone. It is opened only once, and its golden run was the warm-up."""
     return time_interleaved(
         {entry.name: partial(pipeline.model.infer, inputs)},
-        rounds=max(MIN_ROUNDS, n_pairs + 2), warmup=0, batch=len(inputs["image"]),
+        rounds=LARGE_ROUNDS, warmup=0, batch=len(inputs["image"]),
         threads=entry.threads,
     )  # fmt: skip
 

@@ -113,10 +113,11 @@ def arithmetic(mode: EagerMode) -> Iterator[None]:
 
 
 def eager_pipeline(
-    model: SaveModel, *, batch: int = 1, mode: EagerMode = EagerMode()
-) -> SavePipeline:  # fmt: skip
+    model: SaveModel, *, batch: int = 1, further: int = 1, mode: EagerMode = EagerMode()
+) -> SavePipeline:
     """Return a model as a pipeline of `batch` frames, with the log-mel of data/log_mel.py.
 
+    further: frames of a larger call where there are as many, 1 for none.
     The weights are already on the mode's device. The log-mel is computed on the host.
     """
     embed = model.audio_encoder
@@ -125,11 +126,15 @@ def eager_pipeline(
         log_mel = np.stack([log_mel_examples(w)[0] for w in inputs["waveform"]])  # (B,1,96,64)
         return (torch.from_numpy(log_mel).to(model.pixel_mean.dtype),)
 
+    def frames(n: int) -> EagerSession:
+        return EagerSession(model_spec(model.config, n), model.forward_embedding, mode)
+
     return SavePipeline(
         config=model.config,
         precision=mode.precision,
         audio=EagerSession(audio_spec(), embed, mode, prepare=as_log_mel),
-        model=EagerSession(model_spec(model.config, batch), model.forward_embedding, mode),
+        model=frames(batch),
+        further={further: frames(further)} if further > batch else {},
     )
 
 
