@@ -117,7 +117,7 @@ in {precision}{batch}, with golden samples to verify them.
 ## Use
 
 ```
-pip install "save-deploy[cpu]" huggingface_hub
+pip install "/path/to/save-deploy[cpu]" huggingface_hub    # a clone of save-deploy
 hf download {repo} --local-dir {folder}
 save-run {folder} film.mp4 -o masked.mp4
 ```

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from save_deploy.bundle import GRAPHS, MANIFEST
 from save_deploy.config import AUDIO_DIM
-from save_deploy.files import cache_folder
-from save_deploy.machine import allowed_cores, available_bytes, cpu_name, versions
+from save_deploy.machine import allowed_cores, available_bytes
 from save_deploy.runtime.compare.others import Watch
 from save_deploy.runtime.inputs import require_finite
 from save_deploy.runtime.pipeline import SavePipeline
 from save_deploy.runtime.session import GPU_BACKENDS, default_threads
 from save_deploy.runtime.session.compiled import keep, read_kept
+from save_deploy.runtime.session.measured import measurement_file
 from save_deploy.runtime.session.open import cpu_bytes
 
 FEWEST_FRAMES = 100  # of a film, for which the measurement pays
@@ -123,7 +123,8 @@ def faster_lanes(
     most = min(threads or default_threads(), allowed_cores(), _MOST_STREAMS)
     if most < 2 or not (bundle / MANIFEST).is_file() or not _fits_twice(bundle):
         return open_lanes(load, threads, 1)
-    place = _place(bundle, backend, threads, most)
+    manifest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    place = measurement_file("lanes", manifest, backend, threads, most)
     kept = None if place is None else _kept(place)
     if kept is not None:
         rates, of_backend = kept
@@ -193,16 +194,6 @@ def _burst(lanes: Lanes, seconds: float) -> float:
 def _fits_twice(bundle: Path) -> bool:
     needed = sum(cpu_bytes(bundle / name) for name in GRAPHS)
     return 2 * needed < available_bytes() / 2
-
-
-def _place(bundle: Path, backend: str, threads: int | None, most: int) -> Path | None:
-    """Return the cache file of the measurement for this bundle, this machine and these libraries."""
-    folder = cache_folder("lanes")
-    if folder is None:
-        return None
-    manifest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
-    key = json.dumps([manifest, backend, threads, most, cpu_name(), versions()], sort_keys=True)
-    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _kept(place: Path) -> tuple[dict[int, float], str] | None:

@@ -34,7 +34,7 @@ def keep_faster(model: str, threads: int | None, taken: Mapping[str, LatencyResu
         return None
     low, high = speedup_range(*ours)  # of the second over the first
     faster = CPU_BACKENDS[1] if low > 1 else CPU_BACKENDS[0] if high < 1 else None
-    place = _place(model, threads)
+    place = measurement_file(_FOLDER, model, threads or default_threads())
     # an earlier choice that this timing does not confirm is forgotten
     if place is None or not keep(place, json.dumps({"backend": faster}).encode()):
         return None
@@ -45,7 +45,7 @@ def faster_backend(model: str, threads: int | None) -> str | None:
     """Return the kept choice for a model on this CPU with these libraries, None without one."""
     if not (cache_root() / _FOLDER).is_dir():  # nothing was ever measured: a start stays short
         return None
-    place = _place(model, threads)
+    place = measurement_file(_FOLDER, model, threads or default_threads())
     content = None if place is None else read_kept(place)
     if content is None:
         return None
@@ -62,9 +62,13 @@ def measured_choice(choice: Choice, model: str, threads: int | None) -> Choice:
     return replace(choice, backend=faster, why=MEASURED) if faster else choice
 
 
-def _place(model: str, threads: int | None) -> Path | None:
-    folder = cache_folder(_FOLDER)
+def measurement_file(kind: str, *of: object) -> Path | None:
+    """Return the cache file of a measurement on this CPU with these libraries, None without a cache.
+
+    kind: folder of the cache. of: what was measured, as JSON values.
+    """
+    folder = cache_folder(kind)
     if folder is None:
         return None
-    key = json.dumps([model, threads or default_threads(), cpu_name(), versions()], sort_keys=True)
+    key = json.dumps([*of, cpu_name(), versions()], sort_keys=True)
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

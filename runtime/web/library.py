@@ -111,7 +111,9 @@ def _download() -> bytes:
     url = f"{registry.rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
     if not url.startswith(("https://", "http://")):
         raise BackendError(
-            "wrong npm registry", got=f"{ENV_REGISTRY}={registry}", expected="an https:// address"
+            "wrong npm registry",
+            got=f"{ENV_REGISTRY}={registry}",
+            expected="an https:// or http:// address",
         )
     content = bytearray()
     try:
