@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -104,11 +104,15 @@ def open_lanes(load: Load, threads: int | None, n: int) -> Lanes:
 
     load is called once on a CPU, where lanes share the weights, else once per lane. Raises its errors.
     """
-    first = load(threads, n)
-    if first.backend in GPU_BACKENDS:
-        return Lanes([first, *(load(threads, n) for _ in range(n - 1))], _how(n, 0))
-    each = max(1, (threads or default_threads()) // n)
-    return Lanes([first, *(first.twin() for _ in range(n - 1))], _how(n, each))
+    with ExitStack() as opened:  # closes them if not all can be opened
+        pipelines = [opened.enter_context(load(threads, n))]
+        on_gpu = pipelines[0].backend in GPU_BACKENDS
+        for _ in range(n - 1):
+            another = load(threads, n) if on_gpu else pipelines[0].twin()
+            pipelines.append(opened.enter_context(another))
+        opened.pop_all()
+    each = 0 if on_gpu else max(1, (threads or default_threads()) // n)
+    return Lanes(pipelines, _how(n, each))
 
 
 def faster_lanes(
@@ -141,7 +145,12 @@ def faster_lanes(
     except BaseException:
         one.close()
         raise
-    rates, others = _measured(ways, threads)
+    try:
+        rates, others = _measured(ways, threads)
+    except BaseException:
+        for lanes in ways:
+            lanes.close()
+        raise
     if place is not None and not others:
         keep(place, json.dumps({"backend": one.first.backend, "rates": rates}).encode())
     ways.sort(key=lambda lanes: rates[lanes.n])

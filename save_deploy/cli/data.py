@@ -16,7 +16,7 @@ Subset = Annotated[str, typer.Option(help="s4 (one source) or ms3 (two).")]
 Train = Annotated[int, typer.Option(min=0, help="Clips per split.")]
 Some = Annotated[int, typer.Option(min=0)]
 Size = Annotated[int, typer.Option(min=64, help="Frame side in px.")]
-Seed = Annotated[int, typer.Option()]
+Seed = Annotated[int, typer.Option(min=0)]
 
 
 def _writer(name: str, what: str) -> Callable[..., None]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from save_deploy.cli.takes import takes
-from save_deploy.errors import SaveDeployError
+from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.options import option
-from save_deploy.training.options import MEMORY, Savings, TrainConfig
+from save_deploy.training.options import FIXED_BY_RECIPE, MEMORY, Savings, TrainConfig
 
 if TYPE_CHECKING:
     from save_deploy.model.save import SaveModel
@@ -42,11 +42,15 @@ class TrainRequest:
         "--sam", default=None, help="Freeze this SAM .pth and train the rest on it."
     )
     system: str | None = option(
-        "--system", panel=MODEL, default=None,
+        "--system", panel=MODEL, default=None, excludes=FIXED_BY_RECIPE,
         help="save, sama_avs, gavs, ... (save-deploy systems). Default: save, or --init's.",
     )  # fmt: skip
     res: int = option(
-        "--res", panel=MODEL, default=256, help="Training side in px, a multiple of 32."
+        "--res",
+        panel=MODEL,
+        default=256,
+        excludes=FIXED_BY_RECIPE,
+        help="Training side in px, a multiple of 32.",
     )
     init: Path | None = option(
         "--init", panel=MODEL, default=None,
@@ -117,9 +121,18 @@ def train(request: TrainRequest) -> None:
         preset, system=request.system, res=request.res, init=request.init, sam=request.sam,
         vggish=request.vggish, seed=config.seed,
     )  # fmt: skip
+    _require_size(model, request.preset, request.init or request.sam)
     best = _train(model, config, request.out, request)
     if best is not None:
         print(f"best checkpoint: {best}")
+
+
+def _require_size(model: SaveModel, preset: str | None, source: Path | None) -> None:
+    """Raise CheckpointError for weights of another size than the one asked for."""
+    if preset is not None and source is not None and model.config.name != preset:
+        raise CheckpointError(
+            "weights of another size", got=f"{model.config.name} in {source}", expected=preset
+        )
 
 
 def _check_inputs(request: TrainRequest, config: TrainConfig) -> None:
@@ -136,8 +149,18 @@ def _check_inputs(request: TrainRequest, config: TrainConfig) -> None:
 
 
 def _estimate_recipe(recipe: Recipe, request: TrainRequest) -> None:
-    size = recipe.config(**({"backbone": request.preset} if request.preset else {}))
-    frames = request.per_device or (recipe.stages[0].batch if recipe.stages else 1)
+    backbone = {"backbone": request.preset} if request.preset else {}
+    if not recipe.stages:
+        print_estimate(
+            recipe.config(**backbone),
+            request.config.savings,
+            request.per_device or 1,
+            freeze_sam=True,
+        )
+        return
+    largest = max(recipe.stages, key=lambda stage: (stage.res, stage.frames))
+    size = recipe.config(**backbone, res=largest.res)
+    frames = request.per_device or largest.frames
     print_estimate(size, request.config.savings, frames, freeze_sam=True)
 
 
@@ -179,7 +202,7 @@ def _train(model: SaveModel, config: TrainConfig, out: Path, request: TrainReque
 def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
     """Train the stages of a recipe in order, each from the best weights of the previous one."""
     from save_deploy.training.chain import describe, plan_chain, run_chain
-    from save_deploy.training.distributed import leads
+    from save_deploy.training.distributed import leads, team
     from save_deploy.training.start import initial_model
 
     root, sam, init = request.root, request.sam, request.init
@@ -193,6 +216,10 @@ def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
             "this row is tested on several datasets", got="no --test",
             expected=f"--test {' or --test '.join(recipe.test)}",
         )  # fmt: skip
+    if init is not None and request.vggish is not None:
+        raise SaveDeployError(
+            "two sources of VGGish", got="--init and --vggish", expected="the checkpoint's own"
+        )
     dataset = request.test or next(iter(recipe.test))
     base = replace(
         request.config, freeze_sam=sam is not None or init is not None, adapter_only=sam is not None
@@ -215,9 +242,11 @@ def _train_recipe(recipe: Recipe, request: TrainRequest) -> None:
             vggish=None if before or init else request.vggish,
             seed=plan.config.seed,
         )
+        _require_size(model, request.preset or recipe.backbone, before or init or sam)
         _train(model, plan.config, plan.folder, request)
 
-    best = run_chain(planned, train_stage, resume=request.resume)
+    with team(base.device):  # one group of processes for all stages
+        best = run_chain(planned, train_stage, resume=request.resume)
     if leads():
         print(f"best checkpoint: {best}")
         sam_option = f" --sam {sam}" if sam else ""

@@ -12,15 +12,19 @@ class SkippingDataset:
     """Wrapper whose iteration yields only readable clips. `skipped` maps name to reason.
 
     len() counts all clips. Indexing reads exactly that clip, so it raises DataError for a bad one.
+    is_part: others read further clips, so it is no error that none of these can be read.
     """
 
-    def __init__(self, clips: ClipDataset, bad_rows: Mapping[str, DataError] | None = None) -> None:
-        self.clips = clips
+    def __init__(
+        self, clips: ClipDataset, bad_rows: Mapping[str, DataError] | None = None, *,
+        is_part: bool = False,
+    ) -> None:  # fmt: skip
+        self.clips, self.is_part = clips, is_part
         self.skipped = {where: reason(error) for where, error in (bad_rows or {}).items()}
 
-    def over(self, clips: ClipDataset) -> SkippingDataset:
+    def over(self, clips: ClipDataset, *, is_part: bool = False) -> SkippingDataset:
         """Wrap clips that are derived from these; both share `skipped`."""
-        other = SkippingDataset(clips)
+        other = SkippingDataset(clips, is_part=is_part)
         other.skipped = self.skipped
         return other
 
@@ -31,7 +35,7 @@ class SkippingDataset:
         return self.clips[index]
 
     def __iter__(self) -> Iterator[Clip]:
-        """Yield the readable clips. Raises DataError at the end when there is none."""
+        """Yield the readable clips. Raises DataError at the end when there is none of the whole."""
         good = False
         for i in range(len(self.clips)):
             try:
@@ -41,7 +45,7 @@ class SkippingDataset:
                 continue
             good = True
             yield clip
-        if not good:
+        if not good and not self.is_part:
             raise self._all_bad()
 
     def pairs(self) -> list[tuple[int, int]]:

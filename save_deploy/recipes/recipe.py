@@ -28,6 +28,9 @@ TRAINABLE = tuple(d for d in DATASETS if d != "v3_unseen")  # the 0-shot test
 _CHOSEN_BY_ROW = ("name", "res", "system")  # keys of a recipe that are not switches
 
 
+_LABELED = {"s4": 1, "ms3": 5}  # labeled frames of a training video; all other datasets have 10
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One training run, starting from the best weights of the previous stage (SPEC 6).
@@ -50,6 +53,11 @@ class Stage:
     warmup_steps: int
     weight_decay: float
     loss: str
+
+    @property
+    def frames(self) -> int:
+        """Frames of a step on one GPU: `batch`, or the labeled frames of so many training videos."""
+        return self.batch * (_LABELED.get(self.dataset, 10) if self.item == "video" else 1)
 
 
 @dataclass(frozen=True)

@@ -54,16 +54,18 @@ class Team:
 def team(device: str = "auto") -> Iterator[Team]:
     """Join the process group of torchrun (RANK, WORLD_SIZE, LOCAL_RANK), or run alone.
 
-    Raises BackendError when a GPU is requested and there is none.
+    A process joins once: inside another `team` the group stays as it is.
+    Raises BackendError when a GPU is requested and there is none, or fewer than processes.
     """
     rank, world = int(os.environ.get("RANK", "0")), world_size()
     chosen = _device(device)
-    if world > 1:
+    joins = world > 1 and not dist.is_initialized()
+    if joins:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Team(rank, world, chosen)
     finally:
-        if world > 1:
+        if joins:
             dist.destroy_process_group()
 
 
@@ -90,6 +92,12 @@ def _device(name: str) -> torch.device:
         )
     if name == "cpu" or not available:
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= n_gpus:
+        raise BackendError(
+            "more processes than GPUs",
+            got=f"process {local + 1} of this machine, {n_gpus} GPUs",
+            expected=f"torchrun --nproc-per-node {n_gpus} at most",
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

@@ -109,7 +109,7 @@ class _EveryNth:
 
 def _share(clips: ClipDataset, among: Team) -> ClipDataset:
     share = _EveryNth(clips, among.rank, among.world)
-    return clips.over(share) if isinstance(clips, SkippingDataset) else share
+    return clips.over(share, is_part=True) if isinstance(clips, SkippingDataset) else share
 
 
 def evaluate(

@@ -136,6 +136,7 @@ class _Run:
         self.first_step, self.best = 0, -1.0
         if resume and self.state_path.is_file():
             self._load()
+            self._forget_later_rows()
         elif config.sound_steps:
             self._listen(on_sound, resume)
         self.actors = heard_actors(config.data) if config.sound_batch else []
@@ -230,6 +231,7 @@ class _Run:
                 hint="lower --lr, or check the last batch of data",
             )
         nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
+        torch.manual_seed(config.seed + 1 + step)  # rounds bf16 moments: a resumed run as another
         self.optimizer.step()
         if self.score_limit is not None:
             scores = self.here.gather(self.score_limit.scores())
@@ -312,6 +314,13 @@ class _Run:
         before = self.curve.read_text() if self.curve.is_file() else ""
         write_text(self.curve, f"{before}{json.dumps(row)}\n", what="the learning curve")
 
+    def _forget_later_rows(self) -> None:
+        """Drop the rows of the curve after the state, whose steps are done again."""
+        if self.here.leads and self.curve.is_file():
+            rows = self.curve.read_text().splitlines(keepends=True)
+            kept = [row for row in rows if json.loads(row)["step"] <= self.first_step]
+            write_text(self.curve, "".join(kept), what="the learning curve")
+
     def _val_clips(self) -> ClipDataset | None:
         config = self.config
         if config.val_data is None:
@@ -328,12 +337,7 @@ class _Run:
     def _listen(self, on_step: Callable[[int, float], None], resume: bool) -> None:
         """Run the sound warm-up on the objects of the generated data, the same in every process."""
         config = self.config
-        if self.aux is None:
-            raise SaveDeployError(
-                "the sound warm-up needs the sound classifier",
-                got="--aux 0",
-                expected="a weight above 0, such as --aux 0.25",
-            )
+        assert self.aux is not None
         warm_up_sound(
             self.model.audio_encoder,
             self.aux.sound,
@@ -341,7 +345,8 @@ class _Run:
             steps=config.sound_steps,
             seed=config.seed,
             amp=config.savings.amp,
-            state=self.hearing_path if self.here.leads else None,
+            state=self.hearing_path,
+            writes=self.here.leads,
             resume=resume,
             on_step=on_step,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,32 +12,44 @@ from save_deploy.fields import check_word
 from save_deploy.options import option, skip_bad_option, sound_option
 
 LOSS_NAMES = ("bce+iou", "bce", "bce+iou+edge")
+METRICS = ("avsbench", "sama", "sama_val", "gavs")
 DATA, SCHEDULE, MEMORY, RUN = "Data", "Schedule", "Memory", "Run"
+FIXED_BY_RECIPE = ("--recipe",)  # a row of the paper sets these options itself
+MOST_SOURCES = 2
 
 
 def parse_mixture(text: str) -> dict[str, float]:
     """Parse "a=0.2,b=0.8" or "a" to weights by source."""
-    mixture = {}
-    for part in text.split(","):
-        name, _, weight = part.partition("=")
-        try:
-            mixture[name] = float(weight or 1.0)
-        except ValueError:
-            raise SaveDeployError(
-                "unreadable data mixture", got=text, expected="scenes=0.2,stamps=0.8"
-            ) from None
+    try:
+        parts = [part.partition("=") for part in text.split(",")]
+        mixture = {name: float(weight or 1.0) for name, _, weight in parts}
+        _check_shares(mixture.values())
+    except ValueError:
+        raise SaveDeployError(
+            "unreadable data mixture", got=text, expected="weights, such as scenes=0.2,stamps=0.8"
+        ) from None
     return mixture
+
+
+def _check_shares(shares: Iterable[float]) -> None:
+    """Raise ValueError for shares below 0 or not finite, or with a sum of 0."""
+    shares = list(shares)
+    if not all(map(math.isfinite, shares)) or min(shares) < 0 or sum(shares) <= 0:
+        raise ValueError
 
 
 def parse_odds(text: str) -> tuple[float, ...]:
     """Parse "0.1,0.6,0.3" to shares of 0, 1, 2 sources."""
     try:
         odds = tuple(float(part) for part in text.split(","))
-        if min(odds) < 0 or sum(odds) <= 0:
+        _check_shares(odds)
+        if len(odds) > MOST_SOURCES + 1:
             raise ValueError
     except ValueError:
         raise SaveDeployError(
-            "unreadable shares", got=text, expected="such as 0.08,0.78,0.14"
+            "unreadable shares",
+            got=text,
+            expected=f"those of 0 to {MOST_SOURCES} sources, such as 0.08,0.78,0.14",
         ) from None
     return odds
 
@@ -45,6 +58,8 @@ def parse_range(text: str, kind: Callable[[str], Any]) -> tuple[Any, Any]:
     """Parse "2-4" to (2, 4)."""
     try:
         low, high = (kind(part) for part in text.split("-"))
+        if not 0 < low <= high < math.inf:
+            raise ValueError
     except ValueError:
         raise SaveDeployError(
             "unreadable range", got=text, expected="MIN-MAX, such as 2-4"
@@ -87,44 +102,79 @@ class TrainConfig:
 
     # source -> weight, e.g. {"scenes": 0.2, "stamps": 0.8}
     data: dict[str, float] = option(
-        "--data", parse=parse_mixture, text="scenes",
+        "--data", parse=parse_mixture, text="scenes", excludes=FIXED_BY_RECIPE,
         help="Sources and weights: scenes=0.2,stamps=0.8, or a dataset folder.",
     )  # fmt: skip
     val_data: str | None = option(  # None: the last weights count as the best
-        "--val-data", default="scenes", help="Where validation M_J is measured."
+        "--val-data",
+        default="scenes",
+        excludes=FIXED_BY_RECIPE,
+        help="Where validation M_J is measured.",
     )
     n_val_clips: int | None = option(
-        "--val-clips", panel=DATA, default=24, low=1, help="Clips per validation."
+        "--val-clips",
+        panel=DATA,
+        default=24,
+        low=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Clips per validation.",
     )
     steps: int = 10_000
     # per step, over all devices and accumulated parts
     batch_size: int = option(
-        "--batch", default=16, low=1, help="Frames per step, over all devices and parts."
+        "--batch",
+        default=16,
+        low=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Frames per step, over all devices and parts.",
     )
     by_video: bool = False  # stored data: frames of a video are consecutive
     accumulate: int = option(
-        "--accumulate", panel=MEMORY, default=1, low=1,
+        "--accumulate", panel=MEMORY, default=1, low=1, excludes=FIXED_BY_RECIPE,
         help="Parts in which a device processes its share of a batch.",
     )  # fmt: skip
     loss: str = option(
-        "--loss", panel=SCHEDULE, default="bce+iou",
+        "--loss", panel=SCHEDULE, default="bce+iou", excludes=FIXED_BY_RECIPE,
         help="bce+iou (the paper's), bce (GAVS), or bce+iou+edge.",
     )  # fmt: skip
     metrics: str = option(
-        "--metrics", panel=RUN, default="avsbench",
+        "--metrics", panel=RUN, default="avsbench", excludes=FIXED_BY_RECIPE,
         help="Protocol of the validation: avsbench, sama, sama_val or gavs.",
     )  # fmt: skip
     lr: float = option(  # A11
-        "--lr", panel=SCHEDULE, default=2e-4, help="Peak rate; linear warm-up, then cosine."
+        "--lr",
+        panel=SCHEDULE,
+        default=2e-4,
+        low=0,
+        high=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Peak rate; linear warm-up, then cosine.",
     )
     weight_decay: float = option(
-        "--weight-decay", panel=SCHEDULE, default=0.01, help="Weight decay of AdamW."
+        "--weight-decay",
+        panel=SCHEDULE,
+        default=0.01,
+        low=0,
+        high=10,
+        excludes=FIXED_BY_RECIPE,
+        help="Weight decay of AdamW.",
     )
     warmup_steps: int = option(
-        "--warmup", panel=SCHEDULE, default=200, low=1, help="Steps of linear warm-up."
+        "--warmup",
+        panel=SCHEDULE,
+        default=200,
+        low=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Steps of linear warm-up.",
     )
     final_lr_ratio: float = option(
-        "--final-lr-ratio", panel=SCHEDULE, default=0.01, help="Last learning rate over the peak."
+        "--final-lr-ratio",
+        panel=SCHEDULE,
+        default=0.01,
+        low=0,
+        high=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Last learning rate over the peak.",
     )
     clip_norm: float = 1.0
     ema: float = option(
@@ -136,7 +186,7 @@ class TrainConfig:
         help="Largest decoder score before its division, for float16; 0: no limit.",
     )  # fmt: skip
     freeze_sam: bool = option(
-        "--freeze", panel=RUN, default=False,
+        "--freeze", panel=RUN, default=False, excludes=FIXED_BY_RECIPE,
         help="Train only what the system trains (always with --sam).",
     )  # fmt: skip
     aux_weight: float = option(
@@ -144,10 +194,17 @@ class TrainConfig:
         help="Weight of the auxiliary object and sound class losses (generated data).",
     )  # fmt: skip
     eval_every: int = option(
-        "--eval-every", panel=RUN, default=500, low=1, help="Steps between validations."
+        "--eval-every",
+        panel=RUN,
+        default=500,
+        low=1,
+        excludes=FIXED_BY_RECIPE,
+        help="Steps between validations.",
     )
     save_every: int = 250
-    seed: int = option("--seed", panel=RUN, default=0, help="Seed of weights, data and order.")
+    seed: int = option(
+        "--seed", panel=RUN, default=0, low=0, high=2**32, help="Seed of weights, data and order."
+    )
     adapter_only: bool = False  # best.safetensors without the weights of a SAM file
     half: bool = option(
         "--half", panel=RUN, default=False, help="Store best.safetensors in float16."
@@ -185,6 +242,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_word("loss", self.loss, LOSS_NAMES)
+        check_word("metrics", self.metrics, METRICS)
+        if (self.sound_steps or self.sound_batch) and not self.aux_weight:
+            raise SaveDeployError(
+                "hearing alone needs the sound classifier",
+                got="--sound-steps or --sound-batch without --aux",
+                expected="a weight above 0, such as --aux 0.25",
+            )
 
     def share(self, world: int) -> int:
         """Return the samples of one accumulated part on one device.

@@ -13,6 +13,8 @@ import torch
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
+from save_deploy.errors import SaveDeployError
+
 
 class ScoreLimit:
     """Scales the projections of q and k after steps whose largest score exceeds the limit.
@@ -23,9 +25,22 @@ class ScoreLimit:
     """
 
     def __init__(self, decoder: nn.Module, limit: float) -> None:
-        """limit: largest |q k^T| before SAM's division."""
+        """limit: largest |q k^T| before SAM's division. Frozen attentions stay as they are.
+
+        Raises SaveDeployError when all are frozen.
+        """
         self.limit = limit
-        self._attentions = [m for m in decoder.modules() if isinstance(m, Attention)]
+        self._attentions = [
+            m
+            for m in decoder.modules()
+            if isinstance(m, Attention) and m.q_proj.weight.requires_grad
+        ]
+        if not self._attentions:
+            raise SaveDeployError(
+                "no attention of the decoder is trained",
+                got=f"a limit of its scores ({limit:g})",
+                expected="--score-limit 0 for this system",
+            )
         self._projected: list[dict[str, Tensor]] = [{} for _ in self._attentions]
         for attention, kept in zip(self._attentions, self._projected, strict=True):
             for name in ("q_proj", "k_proj"):

@@ -80,13 +80,15 @@ def warm_up_sound(
     seed: int = 0,
     amp: bool = False,
     state: Path | None = None,
+    writes: bool = True,
     resume: bool = False,
     on_step: Callable[[int, float], None] = lambda _step, _loss: None,
 ) -> None:
     """Train the encoder, except its last linear, and the linear classifier `classes` in place.
 
     amp: MatMuls and convolutions in bfloat16.
-    state: file that is written every SAVE_EVERY steps and at the end.
+    state: file that is written every SAVE_EVERY steps and at the end, unless `writes` is False: of
+        several processes that do the same one writes it, and all read it.
     resume: continue from the state file, if there is one. The result is that of one run.
     on_step: called as on_step(step, loss), with the loss summed over classes.
     Raises SaveDeployError for the state of another warm-up, OutputError when it cannot be written.
@@ -115,6 +117,6 @@ def warm_up_sound(
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
-        if state is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+        if state is not None and writes and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
             write_parts(state, parts, options, step + 1)
         on_step(step, loss.item())

@@ -17,6 +17,12 @@ from save_deploy.errors import SaveDeployError
 from save_deploy.files import new_file
 from save_deploy.training.options import TrainConfig
 
+# Options of a run that a resumed one may have otherwise: they change no step that both have
+MAY_CHANGE = (
+    "steps", "device", "deterministic", "val_data", "n_val_clips", "eval_every", "save_every", "half",
+    "skip_bad",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -63,10 +69,13 @@ def read_state(
 ) -> tuple[int, float]:
     """Load the state into the run; return the next step and the best M_J.
 
-    Raises SaveDeployError when the state is of another model, another frozen SAM or other options.
+    Raises SaveDeployError when the state is of another model, another frozen SAM or other options than
+    those in MAY_CHANGE.
     """
     try:
         state = _loaded(path)
+        if other := _other_options(state, config):
+            raise _other_run(path, other)
         if state.get("sam", run.sam) != run.sam:  # states of before have none
             raise _other_run(path, "it was trained on the weights of another SAM")
         run.model.load_state_dict(state["model"], strict=not config.freeze_sam)
@@ -129,8 +138,15 @@ def _other_run(path: Path, got: str) -> SaveDeployError:
         "the run cannot be resumed with these options",
         got=f"{path}: {got.splitlines()[0] if got else 'it ends early'}",
         expected="the model and options it was started with",
-        hint="choose another --out, or omit --resume",
+        hint="give the same options, or train on in another folder: --init best.safetensors -o DIR",
     )
+
+
+def _other_options(state: Mapping[str, Any], config: TrainConfig) -> str:
+    """Return the options of a state that are others now, as text; "" for none."""
+    was, now = json.loads(state["train_config"]), json.loads(json.dumps(dataclasses.asdict(config)))
+    other = [k for k in now if k in was and k not in MAY_CHANGE and was[k] != now[k]]
+    return ", ".join(f"{k} was {was[k]} and is {now[k]}" for k in other)
 
 
 def _own_weights(model: nn.Module, *, freeze_sam: bool) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from save_deploy.data.open import open_dataset
+from save_deploy.data.sample import Clip
 from save_deploy.data.scenes import Scenes
 from save_deploy.data.skipping import SkippingDataset, iter_clips
 from save_deploy.data.sound_swap import swap_sound
@@ -64,6 +65,22 @@ def test_every_clip_is_bad(tmp_path: Path) -> None:
         clips.sample(0, 0)
     with pytest.raises(DataError, match="no clip can be read"):
         list(clips)
+
+
+def test_a_part_may_have_no_good_clip(tmp_path: Path) -> None:
+    """Another process may have good ones; a view of the whole may not."""
+
+    class Bad:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Clip:
+            raise DataError("bad", got=str(index))
+
+    whole = SkippingDataset(Bad())
+    assert list(whole.over(Bad(), is_part=True)) == [] and len(whole.skipped) == 2
+    with pytest.raises(DataError, match="no clip can be read"):
+        list(whole.over(Bad()))
 
 
 def test_bad_rows_are_skipped_too(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def gradients(here: Team, how: str) -> dict[str, torch.Tensor]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with team("cpu") as here:
+        with team("cpu") as stage:  # of a recipe: the group goes on after it
+            assert stage == here
         for how in ("wrapped", "bare"):
             found = gradients(here, how)
             save_file(found, Path(sys.argv[1]) / f"{how}_{here.rank}.safetensors")

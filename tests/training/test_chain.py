@@ -11,6 +11,7 @@ import pytest
 
 from save_deploy import cli
 from save_deploy.checkpoints.native import read_header, save_checkpoint
+from save_deploy.cli import train
 from save_deploy.data.compose import Staging
 from save_deploy.errors import DataError, SaveDeployError
 from save_deploy.recipes.recipe import load_recipe
@@ -202,3 +203,32 @@ def test_tables_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing to train" in capsys.readouterr().err
     assert run("train", "--recipe", "t1_save_256") == 1
     assert "--root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [(["--lr", "1e-4"], "--lr"), (["--batch", "4"], "--batch"), (["--system", "gavs"], "--system"),
+     (["--res", "1024"], "--res"), (["--data", "scenes"], "--data"), (["--freeze"], "--freeze")],
+)  # fmt: skip
+def test_what_a_row_sets_cannot_be_set(
+    given: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", "--recipe", "t1_save_256", "--root", "nowhere", *given) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "options that exclude each other" in error and named in error and "--recipe" in error
+
+
+@pytest.mark.parametrize(
+    ("row", "largest"),
+    [("t7_sama_256", (1024, 2)), ("t1_gavs", (1024, 5)), ("t1_save_256", (256, 16))],
+)
+def test_estimate_is_of_the_largest_stage(
+    row: str, largest: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SAMA-AVS at 256 px trains at 1024 px; GAVS counts videos, of 5 labeled frames in MS3."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        train, "print_estimate", lambda size, _savings, n, **_: asked.append((size.res, n))
+    )
+    assert run("train", "--recipe", row, "--estimate") == 0
+    assert asked == [largest]

@@ -43,6 +43,14 @@ def test_gradients_equal_those_of_the_joint_batch(tmp_path: Path) -> None:
     assert worst["wrapped"] <= 1e-5 * largest and worst["bare"] > 1e-2 * largest
 
 
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(BackendError, match="more processes than GPUs"), team("auto"):
+        pass
+
+
 @pytest.mark.thorough
 def test_training_of_two_equals_training_of_one(tmp_path: Path) -> None:
     """The whole command, with accumulation and validation dealt out: same weights, same score."""

@@ -13,13 +13,15 @@ import torch
 from save_deploy.checkpoints.inspect import inspect_checkpoint
 from save_deploy.checkpoints.native import read_native, sam_fingerprint
 from save_deploy.errors import OutputError, SaveDeployError
+from save_deploy.metrics.segmentation import PROTOCOLS
 from save_deploy.training.curve import plot_curve
 from save_deploy.training.evaluate import evaluate
 from save_deploy.training.loop import learning_rate, train
-from save_deploy.training.options import TrainConfig
+from save_deploy.training.options import METRICS, TrainConfig
 from save_deploy.training.parameters import trainable_parameters
 from save_deploy.training.start import fresh_model
 from save_deploy.weight_files import open_safetensors, read_notes
+from tests.command import run
 
 CONFIG = TrainConfig(
     data={"scenes": 1.0}, n_val_clips=2, steps=4, batch_size=2, lr=1e-3, warmup_steps=2,
@@ -65,6 +67,72 @@ def test_resumed_run_equals_uninterrupted(tiny, tmp_path: Path) -> None:  # type
         straight.named_parameters(), resumed.named_parameters(), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_with_its_own_options(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Other data, rates or seeds are refused, and named; its length and its validation may change."""
+    config = dataclasses.replace(CONFIG, steps=2, eval_every=1, save_every=1)
+    train(model(tiny), config, tmp_path)
+    rows = (tmp_path / "curve.jsonl").read_text()
+    with (tmp_path / "curve.jsonl").open("a") as file:  # of a step after the last save
+        file.write(json.dumps({"step": 3, "m_j": 1.0}) + "\n")
+    for change in (
+        {"data": {"scenes": 2.0}}, {"lr": 1e-4}, {"seed": 1}, {"batch_size": 4}, {"ema": 0.9},
+    ):  # fmt: skip
+        other = dataclasses.replace(config, steps=3, **change)  # type: ignore[arg-type]
+        with pytest.raises(
+            SaveDeployError, match=rf"{next(iter(change))} was .* and is"
+        ) as refused:
+            train(model(tiny), other, tmp_path, resume=True)
+        assert "best.safetensors" in (refused.value.hint or "")
+    longer = dataclasses.replace(config, steps=3, eval_every=3, n_val_clips=1)
+    train(model(tiny), longer, tmp_path, resume=True)
+    found = (tmp_path / "curve.jsonl").read_text()
+    steps = [json.loads(row)["step"] for row in found.splitlines()]
+    assert found.startswith(rows) and steps == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_bf16_moments_are_rounded_alike_after_a_resume(tiny, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    config = dataclasses.replace(
+        CONFIG, val_data=None, save_every=2, savings=dataclasses.replace(CONFIG.savings, moments="bf16")
+    )  # fmt: skip
+    straight, first, resumed = model(tiny), model(tiny), model(tiny)
+    train(straight, config, tmp_path / "a")
+
+    def stop(progress) -> None:  # type: ignore[no-untyped-def]
+        if progress.step == 3:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train(first, config, tmp_path / "b", on_step=stop)
+    train(resumed, config, tmp_path / "b", resume=True)
+    pairs = zip(straight.parameters(), resumed.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"metrics": "avsbanch"}, {"loss": "dice"}, {"sound_batch": 8}, {"sound_steps": 8}],
+)
+def test_options_are_checked_before_training(options: dict[str, object]) -> None:
+    with pytest.raises(SaveDeployError):
+        TrainConfig(data={"scenes": 1.0}, **options)  # type: ignore[arg-type]
+    assert tuple(PROTOCOLS) == METRICS
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--data", "scenes=0"), ("--data", "scenes=-1"), ("--data", "scenes=nan"), ("--data", "scenes=a"),
+     ("--objects", "4-2"), ("--objects", "0-2"), ("--scale", "0.5-nan"), ("--sources", "nan,1"),
+     ("--sources", "0,0"), ("--sources", "1,1,1,1"), ("--seed", "-1"), ("--lr", "-1"),
+     ("--weight-decay", "-1")],
+)  # fmt: skip
+def test_wrong_numbers_are_refused_at_once(option: str, text: str, tmp_path: Path) -> None:
+    done = run("train", "-o", tmp_path / "run", f"{option}={text}")
+    assert done.returncode == 1 and (text in done.stderr or option in done.stderr)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

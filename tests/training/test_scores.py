@@ -10,6 +10,7 @@ import torch
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 
+from save_deploy.errors import SaveDeployError
 from save_deploy.training.loop import train
 from save_deploy.training.scores import ScoreLimit
 from tests.training.test_loop import CONFIG, model
@@ -50,6 +51,21 @@ def test_only_scores_above_the_limit_are_scaled(decoder: nn.ModuleList) -> None:
         assert largest(decoder[0], q, k) == pytest.approx(LIMIT, rel=1e-4)
     assert all(map(torch.equal, before, decoder[1].parameters()))
     assert all(map(torch.equal, value, decoder[0].v_proj.parameters()))
+
+
+def test_frozen_attentions_stay(decoder: nn.ModuleList) -> None:
+    """Of a system that trains a part of the decoder, or none of it."""
+    decoder[0].requires_grad_(False)
+    watched = ScoreLimit(decoder, 1e-6)
+    q = torch.randn(2, 5, 16)
+    for attention in decoder:
+        attention(q, q, q)
+    before = [p.clone() for p in decoder.parameters()]
+    watched.apply(watched.scores())
+    same = [torch.equal(a, b) for a, b in zip(before, decoder.parameters(), strict=True)]
+    assert all(same[: len(same) // 2]) and not all(same[len(same) // 2 :])
+    with pytest.raises(SaveDeployError, match="no attention of the decoder is trained"):
+        ScoreLimit(decoder.requires_grad_(False), LIMIT)
 
 
 @pytest.mark.slow
