@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -202,8 +203,24 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.precision, Precision):  # text such as "int8_fp16"
             object.__setattr__(self, "precision", Precision.parse(self.precision))
+        if self.precision.floats == "bf16":
+            raise SaveDeployError(
+                "no export in this precision",
+                got=str(self.precision),
+                expected="fp32 or fp16 floats",
+            )
         check_resolution(self.res)
         check_batches(self.batches)
+        if self.weight_bits not in (None, 7, 8):
+            raise SaveDeployError(
+                "wrong --weight-bits", got=str(self.weight_bits), expected="7 or 8"
+            )
+        limits = {"--max-logit-error": self.max_abs_err, "--min-agreement": self.min_agreement}
+        for name, limit in limits.items():
+            if limit is not None and not 0 <= limit < math.inf:
+                raise SaveDeployError(
+                    f"wrong {name}", got=f"{limit:g}", expected="a finite number from 0 on"
+                )
         _ = self.forms  # raises for unknown targets and rewrites
         if self.calibration.table is not None and self.search.reuse is not None:
             raise SaveDeployError(

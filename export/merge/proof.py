@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -71,8 +72,9 @@ class MergeProof:
 
 
 def relative_difference(expected: Tensor, got: Tensor) -> float:
-    """Return max |expected - got| / max |expected|, 0 for equal tensors."""
-    return float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
+    """Return max |expected - got| / max |expected|, 0 for equal tensors, infinity for NaN."""
+    found = float((expected - got).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return math.inf if math.isnan(found) else found  # max(0.0, nan) is 0.0
 
 
 def in_double(module: ModuleT) -> ModuleT:

@@ -111,7 +111,9 @@ def make_validation(
             images.append(image)
             embeddings.append(eager.embed(sound))
             truth.append(resize_mask(clip.masks[k], res))
+            digest.update(truth[-1].tobytes())
         sizes.append(len(clip.frames))
+        digest.update(f"/{sizes[-1]}".encode())
         start = len(images) - sizes[-1]
         logits.append(eager.run(np.stack(images[start:]), np.concatenate(embeddings[start:])))
         on_clip()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from save_deploy.errors import SaveDeployError
 from save_deploy.options import (
     clips_option,
     option,
@@ -40,6 +42,13 @@ class Budget:
         "--min-speedup", default=None,
         help="Exit 2 if the fastest backend of a bundle is below this speed-up over eager.",
     )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            if limit is not None and not math.isfinite(limit):
+                raise SaveDeployError(
+                    f"wrong --{name.replace('_', '-')}", got=str(limit), expected="a finite number"
+                )
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.data.audio import Waveform
 from save_deploy.errors import DataError
-from save_deploy.files import check_file_target, new_file
+from save_deploy.files import check_file_target, check_not_input, new_file
 from save_deploy.progress import ended_by_interrupt
 from save_deploy.runtime.live.options import LiveOptions
 from save_deploy.runtime.live.place import places_of
@@ -53,6 +54,8 @@ class LiveRun:
             check_display()
         if options.out is not None:
             find_encoder(format_of(options.out, FORMATS).encoders)
+            microphone = [Path(live.microphone)] if live.microphone else []
+            check_not_input(options.out, options.video, *microphone)
             check_file_target(options.out, force=options.force)
         self.places = places_of(str(options.video), live.microphone)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -217,9 +218,14 @@ class _Totals:
 
 
 def _check_distinct(paths: list[Path]) -> None:
-    places = [path.absolute() for path in paths]
+    places = [Path(os.path.realpath(path)) for path in paths]
     if len(set(places)) < len(places):
         raise DataError("two outputs have the same name", got=str(paths[0]), expected="two names")
+    inside = [path for path in places if any(other in path.parents for other in places)]
+    if inside:  # a folder of masks must be empty at the end
+        raise DataError(
+            "an output inside the folder of masks", got=str(inside[0]), expected="another folder"
+        )
 
 
 @contextmanager

@@ -56,6 +56,10 @@ def compare(
     )
     if report is not None:
         check_folder(report, force=force)
+    if json_out is not None:
+        from save_deploy.files import check_file_target
+
+        check_file_target(json_out, force=True)
     stages = Stages(STAGES)
     try:
         found = run_comparison(options, on_stage=stages)

@@ -221,7 +221,7 @@ def test_builtin_checkpoint_is_small_and_loads() -> None:
     assert builtin_path().stat().st_size < 30e6
     model = load_model()
     assert (model.config.name, model.config.res) == ("vit_t", 256)
-    assert model.config.image_adapter_skip == "gated"  # its header says true
+    assert model.config.image_adapter_skip == "input"  # as SAM-Med2D's published code
 
 
 @pytest.mark.parametrize("beside", [True, False])

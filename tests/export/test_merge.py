@@ -296,6 +296,13 @@ def test_proof_says_what_is_not_exact(tiny, monkeypatch) -> None:  # type: ignor
 
 
 @pytest.mark.slow
+def test_nan_is_not_exact() -> None:
+    """max(0.0, nan) is 0.0: a rewrite that gives NaN would be exact."""
+    whole = torch.ones(2)
+    assert relative_difference(whole, whole) == 0
+    assert relative_difference(whole, torch.tensor([1.0, float("nan")])) == float("inf")
+
+
 def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     """Parameters and multiplications of each rewrite, against counts by hand.
 

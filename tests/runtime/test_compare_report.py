@@ -70,6 +70,9 @@ def test_rules_of_the_budgets() -> None:
     for figure in ("0.98000 (A ov on d)", "1.50 (B ort)", "at most 0.4", "at least 1.6 x"):
         assert figure in str(caught.value)
     assert check_rows(rows, Budget()) == ()
+    for name in ("max_drop", "min_agreement", "min_speedup"):
+        with pytest.raises(SaveDeployError, match=name.replace("_", "-")):
+            Budget(**{name: float("nan")})  # no row would be over it
 
 
 def test_a_speed_that_is_not_steady() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from save_deploy.errors import DataError
+from save_deploy.errors import DataError, OutputError
 from save_deploy.runtime.live.clock import Clock, Now
 from save_deploy.runtime.live.options import LiveOptions
 from save_deploy.runtime.live.place import places_of
@@ -317,6 +317,11 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
     options = RunOptions(video=Path(CAMERA), out=tmp_path / "o.mp4", masks=tmp_path / "masks")
     with pytest.raises(DataError, match="not available for a live source"):
         LiveRun(options, LiveOptions(live=True))
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="same file"):
+        LiveRun(RunOptions(video=film, out=film, force=True), LiveOptions(live=True))
+    assert film.read_bytes() == b"mine"
     done = run("run", tmp_path, CAMERA, "--window")  # --show under its older name
     assert done.returncode == 1 and "--live" in done.stderr
 

@@ -115,10 +115,12 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
     before = film.read_bytes()
     (tmp_path / "there.mp4").write_bytes(b"mine")
     (tmp_path / "full").mkdir()
+    (tmp_path / "m").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     (tmp_path / "link.mp4").symlink_to(film)
     for options, message in [
         ({}, "nothing to write"),
+        ({"masks": tmp_path / "m", "record": tmp_path / "m" / "r.json"}, "inside the folder"),
         ({"out": film, "force": True}, "same file"),
         ({"out": tmp_path / "link.mp4", "force": True}, "same file"),
         ({"out": tmp_path / "there.mp4"}, r"exists(.|\n)*--force"),
@@ -133,7 +135,7 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
         with pytest.raises(SaveDeployError, match=message):
             VideoRun(RunOptions(video=film, **options))
     assert film.read_bytes() == before
-    assert left_in(tmp_path) == {"film.mp4", "there.mp4", "full", "link.mp4"}
+    assert left_in(tmp_path) == {"film.mp4", "there.mp4", "full", "link.mp4", "m"}
     for _ in range(2):
         run(film, out=tmp_path / "there.mp4", masks=tmp_path / "m", force=True)
     assert len(masks_in(tmp_path / "m")) == 30 and len(frames_of(tmp_path / "there.mp4")[0]) == 30
