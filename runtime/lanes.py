@@ -105,11 +105,13 @@ def open_lanes(load: Load, threads: int | None, n: int) -> Lanes:
     load is called once on a CPU, where lanes share the weights, else once per lane. Raises its errors.
     """
     with ExitStack() as opened:  # closes them if not all can be opened
-        pipelines = [opened.enter_context(load(threads, n))]
+        pipelines = [load(threads, n)]
+        opened.callback(pipelines[0].close)
         on_gpu = pipelines[0].backend in GPU_BACKENDS
         for _ in range(n - 1):
             another = load(threads, n) if on_gpu else pipelines[0].twin()
-            pipelines.append(opened.enter_context(another))
+            opened.callback(another.close)
+            pipelines.append(another)
         opened.pop_all()
     each = 0 if on_gpu else max(1, (threads or default_threads()) // n)
     return Lanes(pipelines, _how(n, each))

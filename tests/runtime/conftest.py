@@ -70,7 +70,7 @@ def other(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = numpy_helper.to_array(tensor)
         if values.ndim >= 2 and np.issubdtype(values.dtype, np.floating) and values.size > 1000:
             noise = np.random.default_rng(0).normal(size=values.shape) * values.std()
-            changed = (values + 0.3 * noise).astype(values.dtype)
+            changed = (values + 0.8 * noise).astype(values.dtype)
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     onnx.save(model, folder / "model.onnx")
     manifest = Manifest.read(folder)
