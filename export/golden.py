@@ -175,11 +175,12 @@ def write_conformance(
     step = max(1, pipeline.config.res // _LOGITS_SIDE)
     cases, images, waveforms, seen = [], [], [], []
     for case, frame, sound in _inputs(few):
-        _write_frame(place / f"{case.name}.png", frame, case, pipeline.config.res)
-        _write_sound(place / f"{case.name}.wav", sound, case)
+        picture, recording = (place / f"{case.name}{_FILES[kind]}" for kind in ("frame", "sound"))
+        _write_frame(picture, frame, case, pipeline.config.res)
+        _write_sound(recording, sound, case)
         cases.append(case)
-        images.append(read_frame(place / f"{case.name}.png"))
-        waveforms.append(read_waveform(place / f"{case.name}.wav"))
+        images.append(read_frame(picture))
+        waveforms.append(read_waveform(recording))
         seen.append(np.ascontiguousarray(resize_frame(images[-1], pipeline.config.res)))
     embeddings = np.concatenate([pipeline.embed(waveform) for waveform in waveforms])
     logits = pipeline.run(np.stack(seen), embeddings)

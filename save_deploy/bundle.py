@@ -329,8 +329,10 @@ def _read_conformance(fields: Fields, files: Collection[str]) -> dict[str, Any]:
             _path(fields, key, files)
         fields.integer("logits_step", low=1, high=1 << 13)
         fields.table("tolerances")
-        fields.take("cases", list)  # tables() takes a missing key for an empty list
-        for row in fields.tables("cases"):
+        rows = fields.tables("cases")
+        if not rows:
+            raise fields.error("cases", got="none", expected="at least one")
+        for row in rows:
             row.string("name")
             for key in ("frame", "sound", "mask"):
                 _path(row, key, files)

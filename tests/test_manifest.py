@@ -126,11 +126,15 @@ def test_every_value_of_another_type_is_refused(tmp_path: Path) -> None:
     assert n > 100
 
 
-def test_conformance_without_cases(tmp_path: Path) -> None:
+@pytest.mark.parametrize("empty", [True, False])
+def test_conformance_without_cases(tmp_path: Path, empty: bool) -> None:
+    """As in C++."""
     manifest().write(tmp_path)
     path = tmp_path / "manifest.json"
     values = json.loads(path.read_text())
     del values["conformance"]["cases"]
+    if empty:
+        values["conformance"]["cases"] = []
     path.write_text(json.dumps(values))
     with pytest.raises(BundleError, match="cases"):
         Manifest.read(tmp_path)

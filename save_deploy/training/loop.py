@@ -231,7 +231,9 @@ class _Run:
                 hint="lower --lr, or check the last batch of data",
             )
         nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
-        torch.manual_seed(config.seed + 1 + step)  # rounds bf16 moments: a resumed run as another
+        torch.manual_seed(
+            config.seed + 1 + step
+        )  # bf16 moments: a resumed run rounds as a whole one
         self.optimizer.step()
         if self.score_limit is not None:
             scores = self.here.gather(self.score_limit.scores())
