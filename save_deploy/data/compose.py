@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from save_deploy.data.audio import Waveform
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
@@ -49,6 +49,10 @@ class Staging:
     n_frames: int = CLIP_SECONDS
     # share of training clips with 0 (only room noise), 1 and 2 sources
     source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)
+    # share of clips with one more sound, of an object out of view
+    out_of_view: float = 0.0
+    # backgrounds of `stamps` blended from two photos, in other colors
+    varied: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,37 +79,53 @@ def choose_actors(rng: Rng, actors: Sequence[Actor], n: int) -> list[Actor]:
     return chosen
 
 
+@dataclass(frozen=True)
+class Cast:
+    """The actors of a clip: the sources, silent objects, and what only sounds, out of view."""
+
+    sources: list[Actor]
+    silent: list[Actor]
+    out_of_view: list[Actor]
+
+
+def draw_cast(
+    rng: Rng, actors: Sequence[Actor], *, n_sources: int, n_objects: int, staging: Staging
+) -> Cast:
+    """Draw n_objects actors in view, the first n_sources of them sounding, and maybe one more."""
+    chosen = choose_actors(rng, actors, n_objects + 1)
+    more = bool(staging.out_of_view) and rng.random() < staging.out_of_view
+    return Cast(
+        sources=chosen[:n_sources],
+        silent=chosen[n_sources:n_objects],
+        out_of_view=chosen[n_objects:] if more else [],
+    )
+
+
 def compose_clip(
-    rng: Rng,
-    *,
-    name: str,
-    cast: Sequence[Actor],
-    n_sources: int,
-    background: NDArray[np.uint8],
-    staging: Staging,
+    rng: Rng, *, name: str, cast: Cast, background: NDArray[np.uint8], staging: Staging
 ) -> Clip:
-    """Draw the cast on a background; the first n_sources actors sound, the others are silent.
+    """Draw the cast in view on a background and mix its sounds.
 
     background: uint8 (S,S,3).
-    n_sources: 0 gives room noise and empty masks.
+    Without sources the masks are empty; without any sound there is room noise.
     Every source is at least half visible in every frame.
     """
-    sources = cast[:n_sources]
-    sounding = tuple(actor.label for actor in sources)
+    visible, heard = [*cast.sources, *cast.silent], [*cast.sources, *cast.out_of_view]
+    sounding = tuple(actor.label for actor in heard)
     while True:
-        placed = [_place(rng, actor, staging) for actor in cast]
+        placed = [_place(rng, actor, staging) for actor in visible]
         placed = _spread(rng, placed, staging.size_px)
         order = rng.permutation(len(placed))
         drawn = [_draw(background, [placed[i] for i in order], t) for t in range(staging.n_frames)]
-        if all(_visible(drawn, placed[i], staging) for i in range(n_sources)):
+        if all(_visible(drawn, placed[i], staging) for i in range(len(cast.sources))):
             break
     labels = np.stack([label for _, label in drawn])  # (F,S,S)
     return Clip(
         name=name,
-        category="_".join(actor.name for actor in sources) or "silence",
+        category="_".join(actor.name for actor in cast.sources) or "silence",
         frames=np.stack([frame for frame, _ in drawn]),
         masks=np.isin(labels, sounding) if sounding else np.zeros(labels.shape, bool),
-        waveform=mix_sounds(rng, [actor.recording for actor in sources], staging.n_frames),
+        waveform=mix_sounds(rng, [actor.recording for actor in heard], staging.n_frames),
         labels=labels,
         sounding=sounding,
     )
@@ -146,6 +166,43 @@ def crop_background(rng: Rng, photo: Image.Image, size_px: int) -> NDArray[np.ui
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(_light(rng, crop).convert("RGB"))
+
+
+def varied_background(rng: Rng, photos: Sequence[Image.Image], size_px: int) -> NDArray[np.uint8]:
+    """Return a background that few photos give in many forms, uint8 (S,S,3).
+
+    Two crops (20-100 % of the short side), turned by quarters and with other hues, are blended
+    patch by patch.
+    """
+    one, other = (
+        _turned_crop(rng, photos[int(rng.integers(len(photos)))], size_px) for _ in range(2)
+    )
+    cells = int(rng.integers(1, 6))
+    share = (
+        rng.uniform(-0.5, 1.5, (cells, cells)).clip(0, 1) * 255
+    )  # beyond 0 and 1: one crop alone
+    patches = Image.fromarray(share.astype(np.uint8)).resize((size_px, size_px))
+    mixed = Image.composite(one, other, patches)
+    if rng.random() < 0.2:
+        mixed = mixed.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3.0)))
+    return np.asarray(ImageEnhance.Contrast(mixed).enhance(rng.uniform(0.5, 1.5)))
+
+
+def _turned_crop(rng: Rng, photo: Image.Image, size_px: int) -> Image.Image:
+    side = int(min(photo.size) * rng.uniform(0.2, 1.0))
+    left = int(rng.integers(photo.width - side + 1))
+    top = int(rng.integers(photo.height - side + 1))
+    crop = photo.resize((size_px, size_px), box=(left, top, left + side, top + side))
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if rng.random() < 0.3:
+        crop = crop.rotate(90 * int(rng.integers(1, 4)))
+    if rng.random() < 0.5:
+        hue, saturation, value = crop.convert("HSV").split()
+        turn = int(rng.integers(256))
+        hue = hue.point([(level + turn) % 256 for level in range(256)])
+        crop = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    return _light(rng, crop)
 
 
 def _place(rng: Rng, actor: Actor, staging: Staging) -> _Placed:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from save_deploy.data.audio import Waveform
-from save_deploy.data.compose import Actor, Rng, Staging, choose_actors, compose_clip, scene_rng
+from save_deploy.data.compose import Actor, Rng, Staging, compose_clip, draw_cast, scene_rng
 from save_deploy.data.log_mel import SAMPLE_RATE_HZ
 from save_deploy.data.sample import Clip
 
@@ -50,11 +50,13 @@ class Scenes:
         rng = scene_rng(self.seed, self.split, index)
         n_sources = draw_n_sources(rng, self.staging) if self.n_sources is None else self.n_sources
         n_objects = max(int(rng.integers(*self.staging.n_objects, endpoint=True)), n_sources + 1)
+        cast = draw_cast(
+            rng, actors(), n_sources=n_sources, n_objects=n_objects, staging=self.staging
+        )
         return compose_clip(
             rng,
             name=f"scene_{self.split}_{index:05d}",
-            cast=choose_actors(rng, actors(), n_objects),
-            n_sources=n_sources,
+            cast=cast,
             background=_background(rng, self.staging.size_px),
             staging=self.staging,
         )

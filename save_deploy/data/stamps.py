@@ -21,10 +21,11 @@ from save_deploy.data.compose import (
     Actor,
     Staging,
     audible,
-    choose_actors,
     compose_clip,
     crop_background,
+    draw_cast,
     scene_rng,
+    varied_background,
 )
 from save_deploy.data.pictures import open_picture
 from save_deploy.data.sample import Clip
@@ -90,12 +91,17 @@ class StampScenes:
         n_sources = draw_n_sources(rng, self.staging) if self.n_sources is None else self.n_sources
         n_objects = max(int(rng.integers(*self.staging.n_objects, endpoint=True)), n_sources + 1)
         photo = self.photos[int(rng.integers(len(self.photos)))]
+        cast = draw_cast(
+            rng, self.actors, n_sources=n_sources, n_objects=n_objects, staging=self.staging
+        )
+        size_px = self.staging.size_px
         return compose_clip(
             rng,
             name=f"stamp_{self.split}_{index:05d}",
-            cast=choose_actors(rng, self.actors, n_objects),
-            n_sources=n_sources,
-            background=crop_background(rng, photo, self.staging.size_px),
+            cast=cast,
+            background=varied_background(rng, self.photos, size_px)
+            if self.staging.varied
+            else crop_background(rng, photo, size_px),
             staging=self.staging,
         )
 
@@ -129,12 +135,16 @@ def actors(among: str = ALL) -> tuple[Actor, ...]:
 
     among: seen and unseen split the objects by whole groups that sound or look alike, and keep the
         labels that the objects have among all.
+    Four objects of the package have a recording of zeros: nothing can find them by their sound.
     """
     found = _all_actors()
-    if among == ALL:
-        return found
     held_out = set(sorted({actor.sound_group for actor in found})[::_HELD_OUT_EVERY])
-    return tuple(a for a in found if (a.sound_group in held_out) == (among == UNSEEN))
+    return tuple(
+        actor
+        for actor in found
+        if actor.recording.any()
+        and (among == ALL or (actor.sound_group in held_out) == (among == UNSEEN))
+    )
 
 
 @cache

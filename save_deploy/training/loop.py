@@ -161,6 +161,8 @@ class _Run:
                 scale=config.scale,
                 n_frames=1,
                 source_odds=config.source_odds,
+                out_of_view=config.out_of_view,
+                varied=True,
             ),
             seed=config.seed,
             n_classes=N_CLASSES,
@@ -331,7 +333,9 @@ class _Run:
             config.val_data,
             split="val",
             n_clips=config.n_val_clips,
-            staging=dataclasses.replace(self.samples.staging, n_frames=2),
+            staging=dataclasses.replace(
+                self.samples.staging, n_frames=2, out_of_view=0.0, varied=False
+            ),
             source=config.sound_from,
             skip_bad=config.skip_bad,
         )

@@ -221,6 +221,10 @@ class TrainConfig:
         "--sources", panel=DATA, default=(0.08, 0.78, 0.14), text="0.08,0.78,0.14",
         parse=parse_odds, help="Share of generated clips with 0, 1, 2 sources.",
     )  # fmt: skip
+    out_of_view: float = option(
+        "--out-of-view", panel=DATA, default=0.0, low=0, high=1,
+        help="Share of generated clips with one more sound, of an object out of view.",
+    )  # fmt: skip
     sound_steps: int = option(
         "--sound-steps", panel=SCHEDULE, default=0, low=0,
         help="Audio-only warm-up steps before training (batch 64).",
