@@ -1,8 +1,8 @@
 """FP16 as tensor types in the graph, with FP32 modules selected by measured ranges.
 
 TensorRT 11 has no precision flags: the types in the ONNX file decide the engine. A module stays
-FP32 when a value inside it exceeds FP16's maximum divided by HEADROOM on real inputs, or when
-rounding loses too much of its weights (subnormals). Softmax always stays FP32: it sums up to
+FP32 when a value it reads or computes exceeds FP16's maximum divided by HEADROOM on real inputs, or
+when rounding loses too much of its weights (subnormals). Softmax always stays FP32: it sums up to
 thousands of exponentials, and fused attention kernels compute it in FP32 anyway.
 
 Attention scores can reach millions. Their MatMul then stays FP16, because an FP32 one is never
@@ -21,6 +21,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from save_deploy.export.merge.product import Scores
 from save_deploy.export.trace import module_of, set_module
@@ -67,11 +69,15 @@ class Fp16Plan:
 
 
 class _RangeRecorder(TorchDispatchMode):
-    """Records the largest absolute value computed in each innermost module."""
+    """Records the largest absolute value that each innermost module reads or computes.
+
+    What softmax reads does not count: it stays FP32. Parameters do not count: see _weight_errors.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.amax: dict[str, float] = {}
+        self.known = WeakTensorKeyDictionary()  # value -> its largest absolute value
         self.stack: list[str] = [""]
         self.handles = []
         for name, module in model.named_modules():
@@ -85,12 +91,23 @@ class _RangeRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
-                low, high = torch.aminmax(tensor.detach())
-                value = max(abs(low.item()), abs(high.item()))
-                self.amax[self.stack[-1]] = max(self.amax.get(self.stack[-1], 0.0), value)
+        values = tree_leaves(out)
+        if func is not torch.ops.aten._softmax.default:
+            values += tree_leaves((args, kwargs))
+        for value in values:
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self._record(value)
         return out
+
+    def _record(self, tensor: Tensor) -> None:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return
+        if tensor not in self.known:
+            low, high = torch.aminmax(tensor.detach())
+            value = max(abs(low.item()), abs(high.item()))
+            self.known[tensor] = math.inf if math.isnan(value) else value
+        module = self.stack[-1]
+        self.amax[module] = max(self.amax.get(module, 0.0), self.known[tensor])
 
     def close(self) -> None:
         for handle in self.handles:

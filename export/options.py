@@ -12,7 +12,7 @@ from save_deploy.errors import SaveDeployError
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.fields import check_word
 from save_deploy.metrics.budget import ParityBudget
-from save_deploy.options import option, sam_option, skip_bad_option, threads_option
+from save_deploy.options import check_limits, option, sam_option, skip_bad_option, threads_option
 from save_deploy.precision import Precision
 
 SEARCH_COSTS = {"time": "ms", "work": "GMAC"}
@@ -90,6 +90,7 @@ class CalibrationOptions:
     skip_bad: bool = skip_bad_option(QUANTIZATION, needs=_QUANTIZED, excludes=_READ)
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if self.method is not None:
             check_word("calibration method", self.method, METHODS)
 
@@ -118,7 +119,7 @@ class SearchOptions:
     cost: str | None = option(
         "--search-cost", panel=SEARCH, needs=("--max-drop",), default=None,
         help="What the search minimizes: time, measured here, or work, multiplications with INT8 ones "
-        "counted half. Default: time; work for --target tensorrt.",
+        "counted half. Default: time; work for FP8 and for --target tensorrt.",
     )  # fmt: skip
     reuse: Path | None = option(
         "--precision-from", panel=QUANTIZATION, needs=_QUANTIZED, default=None,
@@ -126,6 +127,7 @@ class SearchOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if self.max_drop is not None and not 0 <= self.max_drop <= 100:
             raise SaveDeployError(
                 "--max-drop out of range", got=f"{self.max_drop:g}", expected="0 to 100 M_J points"
@@ -201,6 +203,7 @@ class ExportOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if not isinstance(self.precision, Precision):  # text such as "int8_fp16"
             object.__setattr__(self, "precision", Precision.parse(self.precision))
         if self.precision.floats == "bf16":
@@ -211,10 +214,6 @@ class ExportOptions:
             )
         check_resolution(self.res)
         check_batches(self.batches)
-        if self.weight_bits not in (None, 7, 8):
-            raise SaveDeployError(
-                "wrong --weight-bits", got=str(self.weight_bits), expected="7 or 8"
-            )
         limits = {"--max-logit-error": self.max_abs_err, "--min-agreement": self.min_agreement}
         for name, limit in limits.items():
             if limit is not None and not 0 <= limit < math.inf:
@@ -250,9 +249,10 @@ class ExportOptions:
     def search_cost(self) -> str:
         """What the search minimizes.
 
-        Measured CPU time does not predict the time of a TensorRT engine.
+        Measured CPU time does not predict the time of a TensorRT engine, and no CPU has FP8 kernels.
         """
-        return self.search.cost or ("work" if self.target == "tensorrt" else "time")
+        elsewhere = self.target == "tensorrt" or self.precision.quantized == "fp8"
+        return self.search.cost or ("work" if elsewhere else "time")
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from save_deploy.errors import SaveDeployError
+
 KEY = "option"
 
 
@@ -48,6 +50,27 @@ def option(*names: str, help: str, default: Any = dataclasses.MISSING, **more: A
     """Return a dataclass field with this option. more: the other fields of Option."""
     how = Option(help, names, **more)
     return dataclasses.field(default=default, metadata={KEY: how})
+
+
+def check_limits(options: Any) -> None:
+    """Raise SaveDeployError for a number outside the limits of its option, or NaN.
+
+    The command line checks before; this is for options that are made in Python.
+    """
+    for field in dataclasses.fields(options):
+        how, value = field.metadata.get(KEY), getattr(options, field.name)
+        if how is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        low, high = how.low, how.high
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        if not inside or value != value:
+            limits = [f"{low:g} or more"] if low is not None else []
+            limits += [f"{high:g} or less"] if high is not None else []
+            raise SaveDeployError(
+                f"wrong {how.names[0] if how.names else field.name}",
+                got=f"{value:g}",
+                expected=" and ".join(limits) or "a number",
+            )
 
 
 # Options of several verbs. panel: their heading in --help.

@@ -186,10 +186,13 @@ def _speed(
     proved: Proved, kernels: Sequence[KernelCheck],
     found: SearchResult | None, options: ExportOptions,
 ) -> list[str]:  # fmt: skip
-    if options.precision.quantized == "fp8":
+    fmt = str(options.precision.quantized).upper()
+    if found is not None and len(found.float_units) == found.units:
+        return [_nothing(found, fmt)]
+    if fmt == "FP8":
         return [FP8_NOTE]
     if not kernels:
-        return [_nothing(found)]
+        return [_nothing(found, fmt)]
     mapped = {(e.backend, e.precision) for e in proved.entries if e.graph and e.graph.low_memory}
     lines = []
     for check in kernels:
@@ -232,17 +235,17 @@ def _against(best: Row, own: Row, check: KernelCheck, ran: str, *, interleaved: 
     return text
 
 
-def _nothing(found: SearchResult | None) -> str:
+def _nothing(found: SearchResult | None, fmt: str) -> str:
     """Return why no MatMul is quantized."""
     if found is None:
         return "nothing is quantized, as in the bundle of --precision-from"
     reasons = []
     if found.slower:
         cpu = "" if has_int8_dot_product() else f"; {NO_DOT_PRODUCT}"
-        reasons.append(f"INT8 makes no {' or '.join(found.slower)} faster on {found.backend}{cpu}")
+        reasons.append(f"{fmt} makes no {' or '.join(found.slower)} faster on {found.backend}{cpu}")
     if len(found.slower) < len(found.saved):
         of = "of the others " if found.slower else ""
-        reasons.append(f"the budget of {found.max_drop:g} M_J points allows none {of}in INT8")
+        reasons.append(f"the budget of {found.max_drop:g} M_J points allows none {of}in {fmt}")
     text = f"nothing is quantized: {', and '.join(reasons)}"
     if found.slower:
         text += ". For an engine on another machine, search with --search-cost work"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from save_deploy.options import option
+from save_deploy.options import check_limits, option
 
 MODEL, MEASUREMENT = "Model", "Measurement"
 RESULTS = ("bench.json", "bench.md")  # files in --out
@@ -72,3 +72,6 @@ class BenchOptions:
     threads: int | None = option(
         "--threads", panel=MEASUREMENT, default=None, low=1, help="CPU threads. Default: all cores."
     )
+
+    def __post_init__(self) -> None:
+        check_limits(self)

@@ -201,6 +201,6 @@ def bundle_mb(manifest: Manifest, backend: str) -> float:
     """Return the size in MB of the files that a backend reads: model or engine, and audio graph."""
     names = ("model.onnx", "audio.onnx")
     if backend in ENGINE_BACKENDS:
-        engine = next(e["file"] for e in manifest.engines if e["library"] == backend)
+        engine = next(e["file"] for e in manifest.engines if e.get("library") == backend)
         names = (engine, "audio.onnx")
     return sum(r.size for name, r in manifest.files.items() if name.startswith(names)) / _MB

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from save_deploy.errors import SaveDeployError
 from save_deploy.options import (
+    check_limits,
     clips_option,
     option,
     self_test_option,
@@ -128,3 +129,6 @@ class CompareOptions:
     sound_from: str = sound_option(DATA)
     skip_bad: bool = skip_bad_option(DATA)
     budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        check_limits(self)

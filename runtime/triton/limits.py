@@ -138,7 +138,7 @@ def plan_of(manifest: Manifest) -> dict[str, Any]:
 
 def _tensorrt(options: TritonOptions, manifest: Manifest) -> None:
     engine = plan_of(manifest)
-    built, server = engine["library_version"], options.tensorrt
+    built, server = engine.get("library_version"), options.tensorrt
     if engine.get("options", {}).get("strip_weights"):
         raise BundleError(
             "Triton cannot run a plan without weights", got=engine["file"], expected="weights in it",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from save_deploy.errors import SaveDeployError
 from save_deploy.fields import check_word
-from save_deploy.options import option
+from save_deploy.options import check_limits, option
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt", "python")
 SERVER = "Server"
@@ -64,4 +64,5 @@ class TritonOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_limits(self)
         check_word("engine", self.engine, ENGINES)

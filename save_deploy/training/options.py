@@ -9,7 +9,7 @@ from typing import Any
 
 from save_deploy.errors import SaveDeployError
 from save_deploy.fields import check_word
-from save_deploy.options import option, skip_bad_option, sound_option
+from save_deploy.options import check_limits, option, skip_bad_option, sound_option
 
 LOSS_NAMES = ("bce+iou", "bce", "bce+iou+edge")
 METRICS = ("avsbench", "sama", "sama_val", "gavs")
@@ -245,6 +245,7 @@ class TrainConfig:
     sound_from: str = sound_option(DATA)
 
     def __post_init__(self) -> None:
+        check_limits(self)
         check_word("loss", self.loss, LOSS_NAMES)
         check_word("metrics", self.metrics, METRICS)
         if (self.sound_steps or self.sound_batch) and not self.aux_weight:

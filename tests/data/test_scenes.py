@@ -39,6 +39,22 @@ def test_mask_is_what_sounds(n_sources: int) -> None:
         assert clip.masks.any() == (n_sources > 0)
 
 
+@pytest.mark.parametrize("n_sources", [0, 1])
+def test_a_sound_out_of_view_has_no_mask(n_sources: int) -> None:
+    for i in range(4):
+        staging = Staging(n_frames=1, out_of_view=1.0)
+        clip = Scenes(n_sources=n_sources, n_clips=4, staging=staging)[i]
+        plain = Scenes(n_sources=n_sources, n_clips=4, staging=Staging(n_frames=1))[i]
+        assert clip.labels is not None and len(clip.sounding) == n_sources + 1
+        assert clip.sounding[-1] not in clip.labels
+        assert clip.masks.any() == (n_sources > 0)
+        np.testing.assert_array_equal(clip.masks, np.isin(clip.labels, clip.sounding))
+        assert np.abs(clip.waveform).max() > 0.03, "room noise is below 0.01"
+        assert len(plain.sounding) == n_sources
+    assert len({len(Scenes("train", n_sources=1, n_clips=40, staging=Staging(
+        n_frames=1, size_px=32, out_of_view=0.5))[i].sounding) for i in range(12)}) == 2  # fmt: skip
+
+
 def test_every_second_of_a_source_is_audible() -> None:
     for actor in actors():
         pieces = actor.recording[: len(actor.recording) // 4000 * 4000].reshape(-1, 4000)  # 0.25 s

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from save_deploy.data import stamps
+from save_deploy.data.compose import Staging, varied_background
 from save_deploy.data.open import generated_actors, open_dataset
 from save_deploy.errors import DataError
 
@@ -21,10 +23,12 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.stamps
 def test_objects() -> None:
     found = stamps.actors()
-    assert 85 <= len(found) <= 100
+    assert 80 <= len(found) <= 100
     assert len({a.label for a in found}) == len(found)
     assert min(a.label for a in found) == stamps.FIRST_LABEL
     assert all(a.recording.size > 1600 and np.isfinite(a.recording).all() for a in found)
+    quietest = min(float(np.sqrt((a.recording**2).mean())) for a in found)
+    assert quietest > 0.005, "an object with a recording of zeros cannot be found by its sound"
 
 
 @pytest.mark.stamps
@@ -62,6 +66,22 @@ def test_seen_and_unseen_objects() -> None:
             assert set(np.unique(clips[i].labels)) - {0} <= labels
     heard = {actor.label for actor in generated_actors("stamps:seen")}
     assert heard == {a.label for a in seen}
+
+
+@pytest.mark.stamps
+def test_varied_backgrounds_of_a_split_are_many_and_repeatable() -> None:
+    def frames(index: int) -> np.ndarray:
+        staging = Staging(n_frames=1, varied=True)
+        return stamps.StampScenes("train", n_clips=9, seed=1, staging=staging)[index].frames
+
+    np.testing.assert_array_equal(frames(3), frames(3))
+    corners = {frames(i)[0, :16, :16].tobytes() for i in range(9)}
+    assert len(corners) == 9
+    photos = [Image.new("RGB", (90, 60), color) for color in ("red", "blue")]
+    made = [varied_background(np.random.default_rng(seed), photos, 64) for seed in range(12)]
+    assert all(image.shape == (64, 64, 3) and image.dtype == np.uint8 for image in made)
+    blended = [len(np.unique(image.reshape(-1, 3), axis=0)) > 10 for image in made]
+    assert sum(blended) >= 4, "parts of both photos"
 
 
 def test_unknown_subsets_name_the_known_ones() -> None:

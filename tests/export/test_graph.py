@@ -194,11 +194,11 @@ def test_a_broken_graph_is_caught(  # type: ignore[no-untyped-def]
 
 
 def test_ranges_are_those_of_hooks(model: SaveModel, example) -> None:  # type: ignore[no-untyped-def]
-    """The recorder against a plain forward hook on one module's output."""
+    """The recorder against a plain forward hook on what one module reads and computes."""
     deploy = DeployModel(model).eval()
     seen = []
     handle = deploy.blocks[1].norm2.register_forward_hook(
-        lambda _m, _i, o: seen.append(o.abs().max())
+        lambda _m, i, o: seen.append(max(i[0].abs().max(), o.abs().max()))
     )
     amax, count = measure_ranges(deploy, [example])
     handle.remove()
@@ -235,6 +235,33 @@ def test_large_values_make_an_island(model: SaveModel, example, tmp_path: Path) 
     without = plan_fp16(DeployModel(model).eval(), [example])
     assert not without.fp32_modules, "an ordinary model has none"
     assert not np.isfinite(run_typed(without, "naive.onnx")).all()
+
+
+@pytest.mark.slow
+def test_a_module_that_only_reads_large_values_is_fp32(example, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A norm has small outputs for any input: what it reads decides."""
+    from tests.conftest import make_tiny
+
+    huge = make_tiny()
+    huge.image_encoder.pos_embed.data[..., 0] += 1e5
+    plan = plan_fp16(DeployModel(huge).eval(), [example])
+    kept = {island.module for island in plan.fp32_modules}
+    assert {"blocks.0.norm1", "blocks.1.norm1"} <= kept
+    graph = traced(huge, example)
+    to_fp16(graph, plan)
+    drop_unused_weights(graph)
+    save_graph(graph, tmp_path / "model.onnx")
+    inputs = {"image": example[0].numpy(), "audio_embedding": example[1].numpy()}
+    logits = ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, inputs)[0]
+    assert np.isfinite(logits).all()
+
+
+def test_a_value_that_is_no_number_is_not_lost() -> None:
+    """NaN in the first input stays the maximum, whatever comes later."""
+    layer = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+    inputs = [(torch.tensor([[float("nan"), 1.0]]),), (torch.tensor([[2.0, 1.0]]),)]
+    amax, _ = measure_ranges(layer, inputs)
+    assert amax["1"] == float("inf")
 
 
 def test_external_data(model: SaveModel, example, fp32: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

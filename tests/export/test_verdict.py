@@ -12,7 +12,7 @@ from save_deploy.config import SaveConfig
 from save_deploy.export import prove as module
 from save_deploy.export.options import ExportOptions
 from save_deploy.export.prove import Proved, choose_entries
-from save_deploy.export.quantize.explain import explain_lines, weakest_blocks
+from save_deploy.export.quantize.explain import FP8_NOTE, explain_lines, weakest_blocks
 from save_deploy.export.quantize.search import SearchResult
 from save_deploy.export.quantize.trial import Scored
 from save_deploy.metrics.latency import LatencyResult, speedup_range
@@ -111,6 +111,16 @@ def test_why_nothing_is_quantized(
     found = replace(SEARCH, saved=saved)
     line = explain_lines(proved, [], [20.0], found, OPTIONS)[0]
     assert all(words in line for words in told) and untold not in line
+
+
+def test_fp8_tells_when_nothing_is_quantized() -> None:
+    options = ExportOptions(precision="fp8")
+    taken = noisy(100, 0.01)
+    proved = Proved([], [row("fp32", taken, "eager"), row("fp8", taken)], [], {}, True)
+    none = explain_lines(proved, [], [20.0], SEARCH, options)[0]
+    assert none == "nothing is quantized: the budget of 0.5 M_J points allows none in FP8"
+    some = replace(SEARCH, float_units=("blocks.0.mlp",))
+    assert explain_lines(proved, [], [20.0], some, options)[0] == FP8_NOTE
 
 
 def test_what_was_not_measured_is_told() -> None:
