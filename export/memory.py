@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from save_deploy.config import SaveConfig
+from save_deploy.machine import available_bytes
 
 # Above this the eager model and a session are not held together: eager is timed first.
 LARGE_BYTES = 2_000_000_000
 TOGETHER = 5  # frames in one call of a large eager model
+# With this much memory for each byte of weights they stay between stages: reading them again from
+# disk takes longer than a stage that only needs a few of them.
+PLENTY = 2
 # Linux MADV_PAGEOUT: reclaim pages now; pages of a file are read again on access
 _MADV_PAGEOUT = 21
 
@@ -24,7 +28,8 @@ class WeightMemory:
     """Keeps at most one copy of a large model's weights in memory. Does nothing for a small model.
 
     Weights are mapped from the checkpoint. Those of a large model (see `is_large`) are paged out at
-    the start of each stage and read again on use. Modules are freed after their last use.
+    the start of each stage and read again on use, where memory is short. Modules are freed after
+    their last use.
     """
 
     def __init__(self, model: nn.Module, config: SaveConfig) -> None:
@@ -37,12 +42,13 @@ class WeightMemory:
             self.together = TOGETHER
 
     def between_stages(self, on_stage: Callable[[str, str], None]) -> Callable[[str, str], None]:
-        """Return an on_stage(stage, detail) that also pages out the weights at a new stage."""
+        """Return an on_stage(stage, detail) that pages out the weights where memory is short."""
         current = ""
 
         def announce(stage: str, detail: str) -> None:
             nonlocal current
-            if self.large and stage != current:
+            short = available_bytes() < PLENTY * self.weight_bytes
+            if self.large and stage != current and short:
                 page_out(self.model)
             current = stage
             on_stage(stage, detail)
