@@ -97,7 +97,8 @@ def found_in(
     """Return the videos in a folder (recursive) or of a pattern, ordered by id.
 
     An id is the path relative to the folder; it has the suffix only if two files differ by it alone.
-    without: a folder that is skipped.
+    A link to a file is that file; folders behind links are not searched.
+    without: a folder whose files are skipped, also those that are reached through a link.
     more: further local files; `place` is then the first one.
     Raises DataError for a place that cannot be read, contains no video, or has two videos with one
     id.
@@ -127,11 +128,15 @@ def found_in(
 def _videos_of(
     listed: Mapping[str, Any], root: str, place: str, section: Section, files: Any, without: Path
 ) -> list[Video]:
+    from fsspec.implementations.local import LocalFileSystem
+
+    local, skipped = isinstance(files, LocalFileSystem), os.path.realpath(without)
     videos = {
         name: entry for name, entry in listed.items()
-        if entry["type"] == "file" and posixpath.splitext(name)[1].lower() in SUFFIXES
-        and not _is_below(name, without, local=_is_local(place))
+        if posixpath.splitext(name)[1].lower() in SUFFIXES
         and not any(part.startswith(".") for part in _below(name, root).split("/"))
+        and (_is_file(name, entry) if local else entry["type"] == "file")
+        and not (local and Path(os.path.realpath(name)).is_relative_to(skipped))
     }  # fmt: skip
     if not videos:
         raise DataError(
@@ -333,5 +338,6 @@ def _fixed_part(pattern: str) -> str:
     return posixpath.dirname(pattern[:first])
 
 
-def _is_below(name: str, folder: Path, *, local: bool) -> bool:
-    return local and Path(name).is_relative_to(folder.absolute())
+def _is_file(name: str, entry: Mapping[str, Any]) -> bool:
+    """Return True for a local file and for a link to one, which fsspec lists as "other"."""
+    return entry["type"] == "file" or (entry["islink"] and os.path.isfile(name))

@@ -119,6 +119,33 @@ def test_videos_of_a_folder_and_of_a_pattern(tmp_path: Path) -> None:
     assert not is_many(str(tmp_path / "a.mp4")) and not is_many("missing.mp4")
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_links_are_what_they_lead_to(tmp_path: Path, scheme: str) -> None:
+    """A link to a file is a video of its size; what lies in OUT is passed over on every way there."""
+    films, out = tmp_path / "films", tmp_path / "films" / "out"
+    out.mkdir(parents=True)
+    (films / "plain.mp4").write_bytes(b"12345")
+    (out / "made.mp4").write_bytes(b"1")
+    (tmp_path / "store").write_bytes(b"123")
+    (films / "linked.mp4").symlink_to(tmp_path / "store")
+    (films / "twice.mp4").symlink_to("linked.mp4")
+    (films / "gone.mp4").symlink_to("nothing")
+    (films / "folder.mp4").symlink_to(tmp_path)
+    (films / "own.mp4").symlink_to(out / "made.mp4")
+    (tmp_path / "door").symlink_to(films)
+    (tmp_path / "exit").symlink_to(out)
+    sizes = {"linked": 3, "plain": 5, "twice": 3}
+    for place in (films, tmp_path / "door", tmp_path / "door" / "*.mp4", films / "**"):
+        for without in (out, tmp_path / "door" / "out", tmp_path / "exit"):
+            found = found_in(f"{scheme}{place}", Section(), without=without)
+            assert {video.id.split("__")[-1]: video.size for video in found} == sizes, place
+    found = found_in(str(films / "linked.mp4"), Section(), without=out)
+    more = found_in(
+        str(films / "linked.mp4"), Section(), without=out, more=[str(films / "twice.mp4")]
+    )
+    assert [(v.id, v.size) for v in (*found, *more)] == [("linked", 3), ("linked", 3), ("twice", 3)]
+
+
 @pytest.mark.parametrize("text", ["3/3", "1/0", "-1/3", "a/3", "3", "1/3/3"])
 def test_shards_that_do_not_exist(text: str) -> None:
     with pytest.raises(DataError, match="wrong shard"):
