@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from save_deploy.data.pictures import is_picture
 from save_deploy.errors import DataError, OutputError
-from save_deploy.partials import unwritable
+from save_deploy.partials import make_in, unwritable
 from save_deploy.runtime.bulk.fetch import FULL, local_copy
 from save_deploy.runtime.bulk.videos import SUFFIXES, is_many, is_pattern, is_remote
 from save_deploy.runtime.live.place import DEVICES
@@ -128,8 +128,7 @@ def run_folder(name: str) -> Iterator[Path]:
 
 
 def _made(parent: Path, name: str) -> Path:
-    try:
-        parent.mkdir(exist_ok=True)
+    def make() -> Path:
         number = 1
         while True:
             folder = parent / (name if number == 1 else f"{name}-{number}")
@@ -137,6 +136,9 @@ def _made(parent: Path, name: str) -> Path:
                 folder.mkdir()
                 return folder
             number += 1
+
+    try:
+        return make_in(parent, make)
     except OSError as error:
         raise OutputError(
             "no folder for the outputs can be made here",

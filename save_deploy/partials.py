@@ -11,8 +11,9 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from save_deploy.errors import OutputError, SaveDeployError
 from save_deploy.progress import raise_if_interrupted, shielded
@@ -21,6 +22,8 @@ _MARK = ".partial-"  # .{target}.partial-{random}, a folder locked by its proces
 _RANDOM = re.compile(r"[0-9a-f]{8}")
 _NAME_CHARS = 50  # characters of the target's name, so that the partial name is not too long
 _FULL_BYTES = 65_536
+_ATTEMPTS = 100  # to create a folder that other processes remove in the same moment
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -31,14 +34,13 @@ def partial_folder(target: Path, *, what: str = "the folder") -> Iterator[Path]:
     folder, or files in it. Raises OutputError for errors of the system, including those that a
     library reports in its own way.
     """
-    created = [parent for parent in target.absolute().parents if not parent.exists()]
+    created = list[Path]()
     with contextlib.ExitStack() as cleanup, contextlib.ExitStack() as shield:
         cleanup.push(lambda kind, *_: _remove_empty(created) if kind else None)
         shield.enter_context(shielded())
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             remove_dead_partials(target)
-            folder, lock = _locked_folder(target)
+            folder, lock = make_in(target.parent, lambda: _locked_folder(target), created)
         except OSError as error:
             raise unwritable(what, error) from error
         cleanup.callback(_give_back, target, folder, lock)
@@ -71,11 +73,9 @@ def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
 
     Raises OutputError("`what` cannot be written") when it cannot be created.
     """
-    created = [
-        path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()
-    ]
+    created = list[Path]()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_in(folder, lambda: None, created)
     except OSError as error:
         _remove_empty(created)
         raise unwritable(what, error) from error
@@ -84,6 +84,26 @@ def filled_folder(folder: Path, *, what: str = "the folder") -> Iterator[None]:
     except BaseException:
         _remove_empty(created)
         raise
+
+
+def make_in(folder: Path, make: Callable[[], T], created: list[Path] | None = None) -> T:
+    """Create a folder with its parents and return make(), which makes an entry in it.
+
+    Another process may remove the folder while it is empty; then both are done again.
+    created: takes up the folders that did not exist, each before its parents. Raises OSError.
+    """
+    place = folder.absolute()
+
+    def attempt() -> T:
+        if created is not None:
+            created.extend(path for path in (place, *place.parents) if not path.exists())
+        folder.mkdir(parents=True, exist_ok=True)
+        return make()
+
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return attempt()
+    return attempt()
 
 
 def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:

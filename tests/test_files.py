@@ -26,7 +26,7 @@ from save_deploy.files import (
     new_folder,
     write_text,
 )
-from save_deploy.partials import partial_folder
+from save_deploy.partials import filled_folder, partial_folder
 from tests.test_manifest import manifest
 
 
@@ -278,3 +278,71 @@ def test_only_a_bundle_of_ours_is_replaced(tmp_path: Path) -> None:
     for folder, why in ((photos, "not a bundle"), (page, "manifest"), (ours, "thesis.txt")):
         with pytest.raises(OutputError, match=f"refusing(.|\n)*{why}"):
             check_folder_target(folder, force=True, is_ours=check_own_bundle)
+
+
+def removed_once(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, how: str, *more: Path
+) -> list[Path]:
+    """Another process removes a folder (and more): right after it is made, or while it is found."""
+    real, gone = os.mkdir, list[Path]()
+
+    def mkdir(path: Path, *mode: int) -> None:
+        first = Path(path) == folder and not gone
+        if first:
+            gone.extend((folder, *more))
+        if first and how == "found":
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        real(path, *mode)
+        if first:
+            for each in gone:
+                each.rmdir()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return gone
+
+
+@pytest.mark.parametrize("how", ["made", "found"])
+def test_an_empty_folder_that_another_process_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """After its own error it removes what it made; whoever came meanwhile makes it again."""
+    for folder in (tmp_path / "a", tmp_path / "b" / "c"):
+        gone = removed_once(monkeypatch, folder, how)
+        write_text(folder / "file", "whole")
+        assert gone == [folder] and (folder / "file").read_text() == "whole"
+        assert names(folder) == ["file"]
+
+
+def test_a_folder_that_is_filled_and_was_found_a_moment_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = removed_once(monkeypatch, tmp_path / "a", "found")
+    with pytest.raises(ZeroDivisionError), filled_folder(tmp_path / "a"):
+        assert gone and (tmp_path / "a").is_dir()
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+def test_folders_made_again_go_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that was there at first, of the process that removed it."""
+    (tmp_path / "a").mkdir()
+    gone = removed_once(monkeypatch, tmp_path / "a" / "b", "made", tmp_path / "a")
+    with pytest.raises(ZeroDivisionError), partial_folder(tmp_path / "a" / "b" / "c"):
+        raise ZeroDivisionError
+    assert len(gone) == 2 and names(tmp_path) == []
+
+
+def test_what_is_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    for name in ("file", "nowhere"):
+        with (
+            pytest.raises(OutputError, match="the folder cannot be written"),
+            filled_folder(tmp_path / name),
+        ):
+            pass
+        with pytest.raises(OutputError, match="the folder cannot be written"):
+            partial_folder(tmp_path / name / "below").__enter__()
+    assert names(tmp_path) == ["file", "nowhere"]

@@ -24,7 +24,7 @@ from save_deploy.errors import OutputError
 from save_deploy.fields import Fields, read_json
 from save_deploy.files import new_file, remove, write_text
 from save_deploy.machine import version
-from save_deploy.partials import dead_partials, unwritable
+from save_deploy.partials import dead_partials, make_in, unwritable
 from save_deploy.runtime.bulk.videos import COLUMNS, Video, id_hash
 
 RUN = "run.json"
@@ -138,12 +138,11 @@ class Place:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the files that all shards share."""
-        with contextlib.ExitStack() as stack:
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self.root / ".lock").open("w"))
-            except OSError as error:
-                raise unwritable(_WHAT, error) from error
+        try:
+            lock = make_in(self.root, lambda: (self.root / ".lock").open("w"))
+        except OSError as error:
+            raise unwritable(_WHAT, error) from error
+        with lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -199,8 +198,7 @@ class Place:
     def begin_try(self, name: str) -> None:
         """Record the start of an attempt. Raises OutputError."""
         try:
-            self.attempts.mkdir(parents=True, exist_ok=True)
-            with (self.attempts / name).open("ab") as file:
+            with make_in(self.attempts, lambda: (self.attempts / name).open("ab")) as file:
                 file.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
         except OSError as error:
             raise unwritable(_WHAT, error) from error

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from save_deploy.errors import OutputError
 from save_deploy.runtime.bulk import film as bulk_film
 from save_deploy.runtime.bulk.place import Place
 from tests.runtime import bulk
@@ -132,31 +131,3 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half(
     assert "free some space" in done.stderr and not bulk.left_over(out)
     assert bulk.run(empty, films, "-o", out).returncode == 2
     assert set(bulk.mask_bytes(out)) == {f"{name}.parquet" for name in IDS}
-
-
-def test_two_writers_of_one_run_json(tmp_path: Path) -> None:
-    """The first facts stay; others are refused."""
-    from save_deploy.runtime.bulk.place import RunFacts
-
-    facts = RunFacts(
-        "b",
-        "fp32",
-        "none",
-        1,
-        "rle",
-        "frame",
-        "exact",
-        "",
-        False,
-        0.5,
-        0.0,
-        None,
-        "native",
-        {"av": "1"},
-    )
-    Place(tmp_path / "out").open(facts, force=False)
-    Place(tmp_path / "out").open(facts, force=False)
-    from dataclasses import replace
-
-    with pytest.raises(OutputError, match="other settings"):
-        Place(tmp_path / "out").open(replace(facts, bundle="c"), force=False)

@@ -22,6 +22,7 @@ from save_deploy.errors import DataError, OutputError
 from save_deploy.runtime.sources import Kind, kind_of, local_film, name_of, run_folder
 from tests.command import run
 from tests.runtime.films import left_in, masks_in, tone, write_film
+from tests.test_files import removed_once
 
 
 @pytest.fixture
@@ -112,6 +113,13 @@ def test_run_folders_are_new(place: Path) -> None:
     with pytest.raises(ZeroDivisionError), run_folder("cat") as third:
         raise ZeroDivisionError
     assert str(third) == "runs/cat-3" and left_in(place / "runs") == {"cat", "cat-2"}
+
+
+def test_a_run_folder_beside_one_that_ends(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run that wrote nothing removes runs/ while this one begins."""
+    gone = removed_once(monkeypatch, Path("runs"), "made")
+    with run_folder("cat") as folder:
+        assert gone and (place / folder).is_dir()
 
 
 def test_a_run_folder_that_cannot_be_made(place: Path) -> None:
