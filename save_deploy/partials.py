@@ -113,14 +113,13 @@ def dead_partials(folder: Path) -> Iterator[tuple[Path, str, int]]:
     """
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
-            name, mark, random = path.name.rpartition(_MARK)
-            ours = name.startswith(".") and bool(mark) and bool(_RANDOM.fullmatch(random))
-            if not ours or path.is_symlink() or not path.is_dir():
+            name = _target_of(path)
+            if name is None or path.is_symlink() or not path.is_dir():
                 continue
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 if (lock := _lock(path)) is not None:
                     try:
-                        yield path, name[1:], lock
+                        yield path, name, lock
                     finally:
                         os.close(lock)
 
@@ -140,9 +139,21 @@ def remove_dead_partials(target: Path) -> None:
 
     A target that a dead process was replacing is restored.
     """
-    for path, name, _ in dead_partials(target.parent):
-        if name == target.name[:_NAME_CHARS]:
+    for path, _, _ in dead_partials(target.parent):
+        if is_partial_of(path, target):
             _give_back(target, path, None)
+
+
+def is_partial_of(path: Path, target: Path) -> bool:
+    """Return True for the name of a partial folder of a target in the same folder."""
+    return _target_of(path) == target.name[:_NAME_CHARS]
+
+
+def _target_of(path: Path) -> str | None:
+    """Return the start of the target's name for a partial folder, None for another path."""
+    name, mark, random = path.name.rpartition(_MARK)
+    ours = name.startswith(".") and mark and _RANDOM.fullmatch(random)
+    return name[1:] if ours else None
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:

@@ -24,7 +24,7 @@ from save_deploy.errors import OutputError
 from save_deploy.fields import Fields, read_json
 from save_deploy.files import new_file, remove, write_text
 from save_deploy.machine import version
-from save_deploy.partials import dead_partials, make_in, unwritable
+from save_deploy.partials import dead_partials, is_partial_of, make_in, unwritable
 from save_deploy.runtime.bulk.videos import COLUMNS, Video, id_hash
 
 RUN = "run.json"
@@ -100,26 +100,35 @@ class Place:
         force: also accept a run with other facts; its masks are then replaced one by one.
         Raises OutputError for a folder of something else, and for a run with other facts.
         """
-        if self.root.exists() and not self.run.exists() and any(self.root.iterdir()):
+        text = json.dumps(
+            {"format_version": FORMAT_VERSION, "hash": facts.hash, "run": asdict(facts)}, indent=2
+        )
+        if not self.run.exists():
+            self._require_new()
+            try:
+                with new_file(self.run, what=_WHAT, replace=False) as partial:
+                    partial.write_text(text + "\n")
+            except OutputError:
+                if not self.run.exists():  # else another shard was first
+                    raise
+        if not force:  # also for the file written here, which another shard may have replaced
+            self._require_same(facts)
+        elif self.hash != facts.hash:
+            write_text(self.run, text + "\n", what=_WHAT)
+
+    def _require_new(self) -> None:
+        """Raise OutputError for a folder of something else; another shard may be writing run.json."""
+        try:
+            others = [p for p in self.root.iterdir() if not is_partial_of(p, self.run)]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise unwritable(_WHAT, error) from error
+        if others and not self.run.exists():  # in this order: run.json is the first file of a run
             raise OutputError(
                 "refusing to write to a folder with other files", got=str(self.root),
                 expected=f"a new folder, an empty one, or one with {RUN}",
             )  # fmt: skip
-        text = json.dumps(
-            {"format_version": FORMAT_VERSION, "hash": facts.hash, "run": asdict(facts)}, indent=2
-        )
-        with contextlib.suppress(OutputError):
-            if not self.run.exists():  # the first of several shards writes it
-                with new_file(self.run, what=_WHAT, replace=False) as partial:
-                    partial.write_text(text + "\n")
-                return
-        if not self.run.exists():  # no other shard wrote it: raise the reason
-            write_text(self.run, text + "\n", what=_WHAT)
-        elif force:
-            if self.hash != facts.hash:
-                write_text(self.run, text + "\n", what=_WHAT)
-        else:
-            self._require_same(facts)
 
     def _require_same(self, facts: RunFacts) -> None:
         known, there = facts.flat(), _read_facts(self.run)[1]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from save_deploy.errors import OutputError
+from save_deploy.files import new_file
 from save_deploy.runtime.bulk.place import Place, RunFacts
 from tests.test_files import names, removed_once
 
@@ -45,6 +50,84 @@ def test_two_writers_of_one_run_json(tmp_path: Path) -> None:
     Place(tmp_path / "out").open(FACTS, force=False)
     with pytest.raises(OutputError, match="other settings"):
         Place(tmp_path / "out").open(replace(FACTS, bundle="c"), force=False)
+
+
+@pytest.mark.parametrize("living", [True, False])
+def test_run_json_that_another_shard_writes(tmp_path: Path, living: bool) -> None:
+    """Its half written file is no other file; nor is that of a process that was killed at it."""
+    place = Place(tmp_path / "out")
+    with contextlib.ExitStack() as writes:
+        if living:
+            writes.enter_context(new_file(place.run)).write_text("half")
+        else:
+            (place.root / ".run.json.partial-0123abcd").mkdir(parents=True)
+        place.open(FACTS, force=False)
+        assert place.hash == FACTS.hash
+    (tmp_path / "mine").mkdir()
+    for name in (
+        ".thesis.tex.partial-0123abcd",
+        ".run.json.partial-x",
+        "run.json.partial-0123abcd",
+    ):
+        mine = tmp_path / "mine" / name
+        mine.touch()
+        with pytest.raises(OutputError, match="with other files"):
+            Place(tmp_path / "mine").open(FACTS, force=False)
+        mine.unlink()
+
+
+MOMENTS = {"listed": (Path, "iterdir"), "written": (os, "link"), "replaced": (os, "link")}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("bundle", ["b", "c"])
+def test_another_shard_is_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, bundle: str
+) -> None:
+    """It writes run.json while this one lists the folder, writes or has written its own one."""
+    place, other = Place(tmp_path), replace(FACTS, bundle=bundle)
+    owner, name = MOMENTS[moment]
+    real, called = getattr(owner, name), list[str]()
+
+    def first(*given: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        called.append(moment)
+        if moment == "replaced":
+            real(*given, **more)
+        Place(tmp_path).open(other, force=moment == "replaced")
+        return None if moment == "replaced" else real(*given, **more)
+
+    monkeypatch.setattr(owner, name, first)
+    with contextlib.ExitStack() as refused:
+        if other != FACTS:
+            refused.enter_context(pytest.raises(OutputError, match="other settings"))
+        place.open(FACTS, force=False)
+    assert called and place.hash == other.hash and names(tmp_path) == ["run.json"]
+
+
+def test_shards_that_start_at_once(tmp_path: Path) -> None:
+    """All proceed; of two settings one is refused."""
+    both = (FACTS, replace(FACTS, bundle="c"))
+    for number in range(20):
+        one, two = tmp_path / f"one {number}", tmp_path / f"two {number}"
+        assert at_once(4, lambda _, out=one: Place(out).open(FACTS, force=False)) == []
+        assert names(one) == ["run.json"] and Place(one).hash == FACTS.hash
+        errors = at_once(4, lambda n, out=two: Place(out).open(both[n % 2], force=False))
+        assert len(errors) == 2 and all("other settings" in str(error) for error in errors)
+
+
+def test_the_reason_why_run_json_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the run remains."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OutputError, match="No space left"):
+        Place(tmp_path / "out").open(FACTS, force=False)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("how", ["made", "found"])
