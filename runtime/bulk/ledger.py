@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from save_deploy.files import new_file, remove
-from save_deploy.partials import unwritable
+from save_deploy.partials import make_in, unwritable
 from save_deploy.progress import was_interrupted
 from save_deploy.runtime.bulk.place import Place, read_table
 from save_deploy.runtime.bulk.videos import COLUMNS, Video
@@ -80,13 +80,13 @@ class Ledger:
 
     def __enter__(self) -> Self:
         place = self.place
-        try:
-            place.results.mkdir(parents=True, exist_ok=True)
-            self._path = place.results / f".{secrets.token_hex(6)}.jsonl"
-            self._journal = self._path.open("a")
-            _lock(self._journal.fileno())
-        except OSError as error:
-            raise unwritable(_WHAT, error) from error
+        path = place.results / f".{secrets.token_hex(6)}.jsonl"
+        with place.locked():  # until it is locked it looks like the journal of an ended driver
+            try:
+                self._journal = make_in(place.results, lambda: path.open("a"))
+                _lock(self._journal.fileno())
+            except OSError as error:
+                raise unwritable(_WHAT, error) from error
         self.rows = {row["id"]: row for row in self._merge()}
         return self
 

@@ -15,7 +15,10 @@ import pytest
 
 from save_deploy.errors import OutputError
 from save_deploy.files import new_file
-from save_deploy.runtime.bulk.place import Place, RunFacts
+from save_deploy.runtime.bulk import ledger
+from save_deploy.runtime.bulk.ledger import FAILED, Ledger, Result
+from save_deploy.runtime.bulk.place import Place, RunFacts, read_table
+from save_deploy.runtime.bulk.videos import Video
 from tests.test_files import names, removed_once
 
 FACTS = RunFacts(
@@ -168,3 +171,25 @@ def test_a_folder_that_is_removed_before_it_is_locked(
     gone = removed_once(monkeypatch, place.root, "made")
     with place.locked():
         assert gone and names(place.root) == [".lock"]
+
+
+def test_a_journal_is_locked_before_another_run_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That run would take it for one of an ended run, and remove it with all rows that follow."""
+    place, real, others = Place(tmp_path), ledger._lock, list[threading.Thread]()
+
+    def lock(descriptor: int) -> bool:
+        if not others:  # the journal is made and not locked yet
+            others.append(threading.Thread(target=Ledger(place)._merge))
+            others[0].start()
+            others[0].join(0.5)
+        return real(descriptor)
+
+    monkeypatch.setattr(ledger, "_lock", lock)
+    with Ledger(place) as mine:
+        others[0].join(10)
+        assert len(list(place.results.glob(".*.jsonl"))) == 1
+        mine.add(Result(Video("a", "/a.mp4"), FAILED, error="e"))
+    assert [row["id"] for row in read_table(place.results / ledger.TABLE)] == ["a"]
+    assert not list(place.results.glob(".*"))
