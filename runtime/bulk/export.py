@@ -19,8 +19,8 @@ from save_deploy.extras import named_extras
 from save_deploy.files import check_file_target, check_folder_target, new_file, new_folder
 from save_deploy.progress import progress, raise_if_interrupted
 from save_deploy.runtime.bulk.masks import Row, frames_done, read_rows
-from save_deploy.runtime.bulk.place import Place, read_table
-from save_deploy.runtime.bulk.videos import COLUMNS, Video
+from save_deploy.runtime.bulk.place import Place
+from save_deploy.runtime.bulk.videos import Video
 
 KINDS = ("coco", "sav", "png")
 _CATEGORY = {"id": 1, "name": "sounding"}
@@ -44,7 +44,8 @@ def export_masks(out: Path, kind: str, target: Path, *, force: bool = False) -> 
 
     kind: coco writes one file; sav a folder with one JSON per video; png a folder with one folder of
     PNGs per video.
-    Raises DataError for a folder without a run, OutputError for the target.
+    Raises DataError for a folder without a run and for files in it that no run writes, OutputError for
+    the target.
     """
     if kind not in KINDS:
         raise DataError("wrong --export", got=kind, expected=", ".join(KINDS))
@@ -72,7 +73,7 @@ def _done_in(place: Place) -> tuple[str, Done, int]:
             "no run in this folder", got=str(place.root), expected="a folder OUT of save-run -o OUT"
         )
     run = place.hash
-    videos = [Video(**{k: row[k] for k in COLUMNS}) for row in read_table(place.manifest)]
+    videos = place.videos()
     found = [(video, place.mask_file(video.id)) for video in videos]
     done = [(v, p) for v, p in found if frames_done(p, run=run, video=v.hash) is not None]
     if not done:

@@ -22,7 +22,8 @@ from typing import Any, Self, TextIO
 from save_deploy.files import new_file, remove
 from save_deploy.partials import make_in, unwritable
 from save_deploy.progress import was_interrupted
-from save_deploy.runtime.bulk.place import Place, read_table
+from save_deploy.runtime.bulk.place import Place
+from save_deploy.runtime.bulk.tables import rows_of
 from save_deploy.runtime.bulk.videos import COLUMNS, Video
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
@@ -116,7 +117,7 @@ class Ledger:
         """Merge the journals of ended drivers into the table and return its rows."""
         place = self.place
         with place.locked():
-            before = read_table(place.results / TABLE)
+            before = read_results(place)
             rows, ended = {row["id"]: row for row in before}, []
             for path in sorted(place.results.glob(".*.jsonl"), key=_age):
                 with _ended(path) as lines:
@@ -172,11 +173,19 @@ def _age(path: Path) -> float:
     return 0.0
 
 
-def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
+def read_results(place: Place) -> list[dict[str, Any]]:
+    """Return the rows of results/videos.parquet; [] without it. Raises DataError for another file."""
+    path, optional = place.results / TABLE, ("wall_s", "size", "seconds")
+    if not path.exists():
+        return []
+    return list(rows_of(path, _schema(), what="the results of a run", optional=optional))
 
-    schema = pa.schema(
+
+def _schema() -> Any:
+    """Columns of results/videos.parquet: the keys of Result.row."""
+    import pyarrow as pa
+
+    return pa.schema(
         [
             ("id", pa.string()), ("status", pa.string()), ("frames", pa.int64()),
             ("wall_s", pa.float64()), ("host", pa.string()), ("sha256", pa.string()),
@@ -185,8 +194,14 @@ def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
             ("fps", pa.string()),
         ]
     )  # fmt: skip
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
     with new_file(path, what=_WHAT) as partial:
-        parquet.write_table(pa.Table.from_pylist(rows, schema), partial)
+        parquet.write_table(pa.Table.from_pylist(rows, _schema()), partial)
 
 
 def _write_failed(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -25,7 +25,8 @@ from save_deploy.fields import Fields, read_json
 from save_deploy.files import new_file, remove, write_text
 from save_deploy.machine import version
 from save_deploy.partials import dead_partials, is_partial_of, make_in, unwritable
-from save_deploy.runtime.bulk.videos import COLUMNS, Video, id_hash
+from save_deploy.runtime.bulk.tables import rows_of
+from save_deploy.runtime.bulk.videos import Video, id_hash, own_videos
 
 RUN = "run.json"
 FORMAT_VERSION = 1
@@ -157,24 +158,30 @@ class Place:
             yield
 
     def add_to_manifest(self, videos: list[Video]) -> None:
-        """Add the videos to manifest.parquet. Raises OutputError."""
+        """Add the videos to manifest.parquet. Raises OutputError, and DataError as videos() does."""
         import pyarrow as pa
         from pyarrow import parquet
 
-        schema = pa.schema(
-            [
-                ("id", pa.string()), ("uri", pa.string()), ("size", pa.int64()),
-                ("start_s", pa.float64()), ("seconds", pa.float64()), ("fps", pa.string()),
-            ]
-        )  # fmt: skip
         with self.locked():
-            before = read_table(self.manifest)
-            rows = {row["id"]: row for row in before}
-            rows |= {video.id: {key: getattr(video, key) for key in COLUMNS} for video in videos}
-            after = [rows[name] for name in sorted(rows)]
+            before = self.videos()
+            known = {video.id: video for video in (*before, *videos)}
+            after = [known[name] for name in sorted(known)]
             if after != before:
+                rows = pa.Table.from_pylist([asdict(video) for video in after], _schema())
                 with new_file(self.manifest, what=_WHAT) as partial:
-                    parquet.write_table(pa.Table.from_pylist(after, schema), partial)
+                    parquet.write_table(rows, partial)
+
+    def videos(self) -> list[Video]:
+        """Return the videos of manifest.parquet, ordered by id; [] without it.
+
+        Raises DataError for another file, and for ids and values that no manifest may have.
+        """
+        if not self.manifest.exists():
+            return []
+        rows = rows_of(
+            self.manifest, _schema(), what="the manifest of a run", optional=("size", "seconds")
+        )
+        return own_videos(rows, str(self.manifest))
 
     def sweep(self) -> None:
         """Remove partial files of dead processes; those of running processes stay."""
@@ -218,18 +225,16 @@ class Place:
             self.attempts.rmdir()  # succeeds after the last attempt
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file of a run; [] without a file. Raises OutputError."""
+def _schema() -> Any:
+    """Columns of manifest.parquet: the fields of Video."""
     import pyarrow as pa
-    from pyarrow import parquet
 
-    if not path.exists():
-        return []
-    try:
-        rows: list[dict[str, Any]] = parquet.ParquetFile(path).read().to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path.name} of the run cannot be read", got=str(error)) from error
-    return rows
+    return pa.schema(
+        [
+            ("id", pa.string()), ("uri", pa.string()), ("size", pa.int64()),
+            ("start_s", pa.float64()), ("seconds", pa.float64()), ("fps", pa.string()),
+        ]
+    )  # fmt: skip
 
 
 def _read_facts(path: Path) -> tuple[str, dict[str, str]]:

@@ -30,6 +30,7 @@ SUFFIXES = (
 COLUMNS = ("id", "uri", "size", "start_s", "seconds", "fps")
 MAX_ID_BYTES = 180  # ids are used as file names
 MAX_MANIFEST_BYTES = 2 * 2**30
+_MAX_SIZE = 2**53  # bytes of a video
 _PATTERN = "*?["
 
 
@@ -184,6 +185,22 @@ def read_manifest(place: str, section: Section) -> list[Video]:
     return _checked(videos, place)
 
 
+def own_videos(rows: Iterable[Mapping[str, Any]], place: str) -> list[Video]:
+    """Return the videos of a run's own manifest, ordered by id. rows: of the types of Video's fields.
+
+    Raises DataError for ids as read_manifest does, and for values out of range.
+    """
+    videos = []
+    for n, row in enumerate(rows, 1):
+        origin, video = f"{place} row {n}", Video(**row)
+        _text(row, "uri", origin)
+        if video.size is not None:
+            _number(video.size, f"{origin}: size", high=_MAX_SIZE)
+        _require_section(video, origin)
+        videos.append(video)
+    return _checked(videos, place)
+
+
 def unreadable(place: str, error: Exception) -> DataError:
     """Return the DataError for an error of a file system or store."""
     text = " ".join(str(error).split())[:300]
@@ -203,15 +220,19 @@ def _of_row(row: Mapping[str, Any], origin: str, folder: str, default: Section) 
     if (given := row.get("fps")) not in (None, ""):
         about["fps"] = _fps_text(given)
     size = row.get("size")
-    size = None if size in (None, "") else int(_number(size, f"{origin}: size"))
+    size = None if size in (None, "") else int(_number(size, f"{origin}: size", high=_MAX_SIZE))
     video = Video(_text(row, "id", origin), _place(uri, folder, origin), size, **about)
+    _require_section(video, origin)
+    if size is None and _is_local(video.uri) and os.path.isfile(video.uri):
+        return replace(video, size=os.path.getsize(video.uri))
+    return video
+
+
+def _require_section(video: Video, origin: str) -> None:
     try:
         _ = video.section
     except DataError as error:
         raise DataError(f"{origin}: {error.what}", got=error.got, expected=error.expected) from None
-    if size is None and _is_local(video.uri) and os.path.isfile(video.uri):
-        return replace(video, size=os.path.getsize(video.uri))
-    return video
 
 
 def _place(uri: str, folder: str, origin: str) -> str:
@@ -277,13 +298,14 @@ def _text(row: Mapping[str, Any], key: str, origin: str) -> str:
     return str(value)
 
 
-def _number(value: object, where: str) -> float:
+def _number(value: object, where: str, *, high: float = math.inf) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number) or number < 0:
-        raise DataError(where, got=repr(value)[:80], expected="a number, 0 or more")
+    if not math.isfinite(number) or not 0 <= number <= high:
+        most = "or more" if high == math.inf else f"to {high}"
+        raise DataError(where, got=repr(value)[:80], expected=f"a number, 0 {most}")
     return number
 
 
@@ -310,7 +332,7 @@ def _parquet(content: bytes, place: str) -> Iterator[dict[str, Any]]:
         wanted = [name for name in file.schema_arrow.names if name in COLUMNS]
         for batch in file.iter_batches(columns=wanted):
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError("the manifest is not a parquet file", got=f"{place}: {error}") from None
 
 

@@ -17,7 +17,7 @@ from save_deploy.errors import OutputError
 from save_deploy.files import new_file
 from save_deploy.runtime.bulk import ledger
 from save_deploy.runtime.bulk.ledger import FAILED, Ledger, Result
-from save_deploy.runtime.bulk.place import Place, RunFacts, read_table
+from save_deploy.runtime.bulk.place import Place, RunFacts
 from save_deploy.runtime.bulk.videos import Video
 from tests.test_files import names, removed_once
 
@@ -191,5 +191,5 @@ def test_a_journal_is_locked_before_another_run_sees_it(
         others[0].join(10)
         assert len(list(place.results.glob(".*.jsonl"))) == 1
         mine.add(Result(Video("a", "/a.mp4"), FAILED, error="e"))
-    assert [row["id"] for row in read_table(place.results / ledger.TABLE)] == ["a"]
+    assert [row["id"] for row in ledger.read_results(place)] == ["a"]
     assert not list(place.results.glob(".*"))

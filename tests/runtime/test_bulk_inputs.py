@@ -31,6 +31,7 @@ from save_deploy.runtime.video.options import Section
         ("id,uri\n.a,x.mp4\n", "not a valid file name"),
         (f"id,uri\n{'a' * 300},x.mp4\n", "not a valid file name"),
         ("id,uri\na\x1b[31m,x.mp4\n", "not a valid file name"),
+        ("id,uri,size\na,x.mp4,1e30\n", "row 1: size"),
         ("id,uri,start_s\na,x.mp4,soon\n", "row 1: start_s"),
         ("id,uri,start_s\na,x.mp4,-1\n", "row 1: start_s"),
         ("id,uri,seconds\na,x.mp4,0\n", "row 1: wrong section"),
@@ -51,10 +52,16 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 100 + b"PAR1")
     (tmp_path / "b.csv").write_bytes(b"id,uri\n\xff\xfe,a.mp4\n")
     (tmp_path / "c.csv").write_text('id,uri\na,"' + "x" * 200_000 + "\n")
+    names = pa.array([b"\xff"]).view(pa.string())  # not UTF-8
+    dates = pa.array([2**62], pa.int64()).view(pa.timestamp("us"))  # of no year that Python knows
+    for name, ids, uris in (("d.parquet", names, ["x"]), ("e.parquet", ["a"], dates)):
+        parquet.write_table(pa.table({"id": ids, "uri": uris}), tmp_path / name)
     for name, said in (
         ("a.parquet", "not a parquet"),
         ("b.csv", "not UTF-8"),
         ("c.csv", "not a CSV"),
+        ("d.parquet", "not a parquet"),
+        ("e.parquet", "not a parquet"),
     ):
         with pytest.raises(DataError, match=said):
             read_manifest(str(tmp_path / name), Section())
