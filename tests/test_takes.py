@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,8 @@ from save_deploy import cli
 from save_deploy.cli.everywhere import PANEL
 from save_deploy.cli.takes import takes
 from save_deploy.errors import SaveDeployError
-from save_deploy.options import option
+from save_deploy.options import KEY, option
+from save_deploy.runtime.bulk.options import BulkOptions
 from tests.command import run as command_line
 
 
@@ -136,3 +137,20 @@ def test_help_shows_few_options_first(
 def test_options_of_a_recipe_need_one(verb: str, option: str) -> None:
     done = command_line(verb, option, "s4")
     assert done.returncode == 1 and f"{option}\n  expected: --recipe as well" in done.stderr
+
+
+@pytest.mark.parametrize("flag", [f.metadata[KEY].names[0] for f in fields(BulkOptions)])
+def test_options_of_many_videos_exclude_live(flag: str) -> None:
+    """Also with their defaults: what a live source does not do is not passed over in silence."""
+    value = {"--retries": "3", "--format": "rle", "--engine": "local", "--shard": "0/1"}.get(
+        flag, "1"
+    )
+    more = ("--engine", "local") if flag == "--address" else ()
+    for place in ((flag, value, "--live"), ("--live", flag, value)):
+        done = command_line("run", "bundle", "camera", *more, *place)
+        assert done.returncode == 1 and "options that exclude each other" in done.stderr, (
+            done.stderr
+        )
+        (got,) = (line for line in done.stderr.splitlines() if "  got:" in line)
+        assert "--live and " in got and flag in got
+    assert "exclude" not in command_line("run", "none", "none.mp4", flag, value, *more).stderr

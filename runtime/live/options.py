@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from save_deploy.errors import DataError
-from save_deploy.options import option
+from save_deploy.options import KEY, option
+from save_deploy.runtime.bulk.options import BulkOptions
 
 LIVE = "Live"
+_OF_MANY = tuple(name for field in fields(BulkOptions) for name in field.metadata[KEY].names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class LiveOptions:
         "--live", panel=LIVE, default=False,
         help="SOURCE is a live source: camera, rtsp:// or any address, v4l2:/dev/video0 or another "
         "FORMAT:DEVICE, - for a pipe, or a file played at its own speed. Ctrl-C ends it.",
+        excludes=_OF_MANY,
     )  # fmt: skip
     microphone: str | None = option(
         "--microphone", panel=LIVE, default=None, needs=("--live",),
