@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, MaskFolder, Record, Sink
 from save_deploy.runtime.video.source import VideoSource
 from save_deploy.runtime.video.targets import (
+    check_distinct,
     check_masks,
     check_target,
     masks_only,
@@ -81,7 +81,7 @@ class VideoRun:
                 expected="an audio stream, which the model needs",
                 hint="add --silent to mask with silence",
             )
-        _check_distinct(self._targets())
+        check_distinct(self._targets())
         self._check_targets()
         if options.out is not None:
             find_encoder(format_of(options.out, FORMATS).encoders)
@@ -215,17 +215,6 @@ class _Totals:
     def result(self, notes: Iterator[str]) -> RunResult:
         share = self.share / max(1, self.frames)
         return RunResult(self.frames, share, self.seconds, self.silent, tuple(notes))
-
-
-def _check_distinct(paths: list[Path]) -> None:
-    places = [Path(os.path.realpath(path)) for path in paths]
-    if len(set(places)) < len(places):
-        raise DataError("two outputs have the same name", got=str(paths[0]), expected="two names")
-    inside = [path for path in places if any(other in path.parents for other in places)]
-    if inside:  # a folder of masks must be empty at the end
-        raise DataError(
-            "an output inside the folder of masks", got=str(inside[0]), expected="another folder"
-        )
 
 
 @contextmanager

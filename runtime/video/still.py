@@ -20,6 +20,7 @@ from save_deploy.runtime.video.options import OutputOptions, Section
 from save_deploy.runtime.video.overlay import color_of
 from save_deploy.runtime.video.sinks import MaskedFrame, loudness_dbfs, mask_as_json
 from save_deploy.runtime.video.source import TimedFrame
+from save_deploy.runtime.video.targets import check_distinct
 from save_deploy.runtime.video.window import Window, check_display
 
 _WHAT = "the output"
@@ -47,7 +48,9 @@ class StillRun:
             )
         if outputs.out is not None:
             check_mask_name(outputs.out)
-        for path in outputs.files:
+        targets = (*outputs.files, *(() if overlay is None else (overlay,)))
+        check_distinct(targets)
+        for path in targets:
             check_not_input(path, picture, sound)
             check_file_target(path, force=outputs.force)
         if outputs.show:

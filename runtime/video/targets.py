@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from save_deploy.errors import OutputError
+from save_deploy.errors import DataError, OutputError
 from save_deploy.files import check_file_target, check_not_input
 
 
@@ -19,6 +19,18 @@ def check_target(path: Path, *, source: Path, force: bool) -> None:
         raise OutputError("the output is a folder", got=str(path), expected="a file")
     _check_parent(path)
     check_file_target(path, force=force)
+
+
+def check_distinct(paths: Iterable[Path]) -> None:
+    """Raise DataError for two outputs that are one file, or of which one contains the other."""
+    places = [Path(os.path.realpath(path)) for path in paths]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise DataError("two outputs have the same name", got=str(place), expected="two names")
+        if any(other in place.parents for other in places):  # a folder of masks holds nothing else
+            raise DataError(
+                "an output inside another one", got=str(place), expected="another folder"
+            )
 
 
 def check_masks(folder: Path, *, force: bool) -> None:

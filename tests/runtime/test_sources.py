@@ -20,6 +20,8 @@ from PIL import Image
 
 from save_deploy.errors import DataError, OutputError
 from save_deploy.runtime.sources import Kind, kind_of, local_film, name_of, run_folder
+from save_deploy.runtime.video.options import OutputOptions
+from save_deploy.runtime.video.still import StillRun
 from tests.command import run
 from tests.runtime.films import left_in, masks_in, tone, write_film
 from tests.test_files import removed_once
@@ -171,6 +173,22 @@ def test_a_picture_and_a_sound(bundle_fp32: Path, place: Path) -> None:
     ):
         refused = run("run", bundle_fp32, "dog.png", "dog.wav", *words)
         assert refused.returncode == 1 and said in refused.stderr, words
+
+
+@pytest.mark.parametrize("record", ["m.png", "./m.png", "link.json", "m.png/r.json", "dog.json"])
+def test_outputs_of_a_picture_are_files_of_their_own(place: Path, record: str) -> None:
+    """As those of a film; what is there stays."""
+    (place / "m.png").write_text("mine")
+    (place / "link.json").symlink_to("m.png")
+    words = ("dog.png", "dog.wav", "-o", "m.png", "--json", record, "--force")
+    refused = run("run", "none", *words)
+    twin = record == "dog.json"  # refused for its bundle alone
+    assert refused.returncode == 1 and (place / "m.png").read_text() == "mine"
+    assert ("two outputs" in refused.stderr or "inside another" in refused.stderr) != twin
+    outputs = OutputOptions(out=Path("m.png"), record=Path("o.json"), force=True)
+    for overlay in ("m.png", "o.json"):
+        with pytest.raises(DataError, match="two outputs have the same name"):
+            StillRun(Path("dog.png"), Path("dog.wav"), outputs, overlay=Path(overlay))
 
 
 def test_several_films(bundle_fp32: Path, place: Path) -> None:

@@ -120,7 +120,7 @@ def test_outputs_that_are_refused(film: Path, tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to(film)
     for options, message in [
         ({}, "nothing to write"),
-        ({"masks": tmp_path / "m", "record": tmp_path / "m" / "r.json"}, "inside the folder"),
+        ({"masks": tmp_path / "m", "record": tmp_path / "m" / "r.json"}, "inside another"),
         ({"out": film, "force": True}, "same file"),
         ({"out": tmp_path / "link.mp4", "force": True}, "same file"),
         ({"out": tmp_path / "there.mp4"}, r"exists(.|\n)*--force"),
