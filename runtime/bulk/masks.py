@@ -28,7 +28,7 @@ RUN_KEY, VIDEO_KEY, ID_KEY = b"save-deploy.run", b"save-deploy.video", b"save-de
 _ROWS = 512  # rows per write
 _MAX_PIXELS = 2**28  # largest mask that is read; no video is larger
 # Each number: digits of five bits as characters from "0", lowest first; all but the last have bit 5.
-_COUNTS = re.compile(r"([P-o]{0,6}[0-O])+")
+_COUNTS = re.compile(r"(?:[P-o]{0,6}+[0-O])++")
 _NO_RUNS = np.zeros(0, np.int64)
 
 

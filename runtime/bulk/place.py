@@ -167,7 +167,7 @@ class Place:
             known = {video.id: video for video in (*before, *videos)}
             after = [known[name] for name in sorted(known)]
             if after != before:
-                rows = pa.Table.from_pylist([asdict(video) for video in after], _schema())
+                rows = pa.Table.from_pylist([vars(video) for video in after], _schema())
                 with new_file(self.manifest, what=_WHAT) as partial:
                     parquet.write_table(rows, partial)
 
