@@ -51,21 +51,28 @@ class Channels:
         self._calls += 1
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return the state as arrays for an npz file; restore() reads them."""
+        """Return the state as arrays for an npz file; from_state() reads them."""
         counts = np.array([self._count, self._calls], np.int64)
         parts: list[NDArray[Any]] = [self.amax, self.rows, self._sum, counts]
         return {f"channel_{key}": part for key, part in zip(PARTS, parts, strict=True)}
 
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Load arrays written by state(). Raises DataError when their shapes do not match."""
-        top, rows, total, counts = (state[f"channel_{key}"] for key in PARTS)
-        fits = top.shape == total.shape == rows.shape[1:] and counts.shape == (2,)
-        if not fits or not all(np.isfinite(a).all() for a in (top, rows, total)):
+    @classmethod
+    def from_state(cls, name: str, n_pairs: int, state: dict[str, NDArray[Any]]) -> Channels:
+        """Create the statistics from the arrays of state().
+
+        Raises DataError when they are not valid.
+        """
+        top, rows, total, counts = parts = [state[f"channel_{key}"] for key in PARTS]
+        fits = top.ndim == 1 and top.shape == total.shape == rows.shape[1:] and counts.shape == (2,)
+        types = [part.dtype.name for part in parts] == ["float32", "float32", "float64", "int64"]
+        if not (fits and types and counts.min() >= 0 and all(np.isfinite(a).all() for a in parts)):
             raise DataError(
-                f"the saved channels of {self.name} are damaged",
+                f"the saved channels of {name} are damaged",
                 got=f"{top.shape}, {rows.shape}, {total.shape}",
                 expected="one finite number per channel",
                 hint="delete the saved state and start the calibration again",
             )
-        self.amax, self.rows, self._sum = top.copy(), rows.copy(), total.copy()
-        self._count, self._calls = int(counts[0]), int(counts[1])
+        made = cls(name, n_pairs)
+        made.amax, made.rows, made._sum = top.copy(), rows.copy(), total.copy()
+        made._count, made._calls = int(counts[0]), int(counts[1])
+        return made

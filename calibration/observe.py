@@ -5,7 +5,6 @@ Per-channel statistics are collected for selected inputs.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from save_deploy.calibration.channels import Channels
 from save_deploy.calibration.histogram import Histogram
-from save_deploy.errors import DataError
 from save_deploy.files import new_file
 
 
@@ -45,6 +43,7 @@ class Observer:
         self.histograms = {name: Histogram(name) for name in names}
         self.channels = {name: Channels(name, n_pairs) for name in channels}
         self.seen = 0
+        self._n_pairs = n_pairs
         self._modules = {name: model.get_submodule(name) for name in names}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -90,24 +89,28 @@ class Observer:
             np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
 
     def resume(self, path: Path, key: str) -> bool:
-        """Load a saved state. Returns False when it is missing, damaged or of another key."""
+        """Load a saved state. Returns False, without a change, when it is missing, damaged or of
+        another key."""
         try:
             with np.load(path, allow_pickle=False) as saved:
                 if str(saved["key"]) != key:
                     return False
-                restored = {
-                    name: Histogram.from_state(
-                        name,
-                        {p: saved[f"{name}/{p}"] for p in self.histograms[name].state()},
-                    )
-                    for name in self.histograms
+                histograms = {
+                    name: Histogram.from_state(name, {p: saved[f"{name}/{p}"] for p in old.state()})
+                    for name, old in self.histograms.items()
                 }
-                for name, channels in self.channels.items():
-                    channels.restore({p: saved[f"{name}/{p}"] for p in channels.state()})
-                seen = int(saved["seen"])
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, DataError):
+                channels = {
+                    name: Channels.from_state(
+                        name, self._n_pairs, {p: saved[f"{name}/{p}"] for p in old.state()}
+                    )
+                    for name, old in self.channels.items()
+                }
+                seen = saved["seen"]
+                if seen.shape or seen.dtype.kind != "i" or seen < 0:
+                    return False
+        except Exception:  # a damaged archive can raise any exception
             return False
-        self.histograms, self.seen = restored, seen
+        self.histograms, self.channels, self.seen = histograms, channels, int(seen)
         return True
 
 

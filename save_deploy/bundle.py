@@ -245,10 +245,31 @@ def _read_record(name: str, fields: Fields) -> FileRecord:
 
 
 def _read_quantization(fields: Fields) -> None:
-    if fields.values.get("quantization") is not None:
-        quantization = fields.table("quantization")
-        if "largest_weight" in quantization:
-            quantization.integer("largest_weight", low=0, high=128)
+    """Check the entry of a quantized graph; bundles of earlier versions lack some of its keys."""
+    if fields.values.get("quantization") is None:
+        return
+    said = fields.table("quantization")
+    if "largest_weight" in said:
+        said.integer("largest_weight", low=0, high=128)
+    _if_present(said, "weight_bits", lambda key: said.integer(key, low=7, high=8))
+    for key in ("format", "chosen_by"):
+        _if_present(said, key, said.string)
+    for key in ("products", "float_units", "bias_corrected"):
+        _strings(said, key)
+    if said.values.get("smoothing") is not None:
+        smoothing = said.table("smoothing")
+        for norm in smoothing.values:
+            smoothing.number(norm)
+    if said.values.get("calibration") is not None:
+        _read_calibration(said.table("calibration"))
+
+
+def _read_calibration(fields: Fields) -> None:
+    for key in ("file", "method", "source", "data_sha256"):
+        _if_present(fields, key, fields.string)
+    _if_present(fields, "sha256", lambda key: _hash(fields, key))
+    _if_present(fields, "pairs", fields.integer)
+    _strings(fields, "not_stratified")
 
 
 def _read_precision(fields: Fields) -> dict[str, Any]:

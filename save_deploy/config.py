@@ -41,12 +41,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "prompt_scale": ("none", "1/N"),
     "window_pad": ("materialise", "exact_skip"),
 }
-# Upper bounds of integers read from a file
+MAX_RES = 8192
+# Upper bounds of integers
 _LARGEST = {
-    "res": 8192, "depth": 64, "audio_layers": 16, "window_size": 512, "mlp_ratio": 64,
+    "res": MAX_RES, "depth": 64, "audio_layers": 16, "window_size": 512, "mlp_ratio": 64,
     "image_adapter_down_kernel": 31, "image_adapter_up_kernel": 32,
 }  # fmt: skip
 _MAX_WIDTH = 1 << 16
+_FLOATS = (1e-12, 16.0)  # range of every ratio and epsilon
 # Files store true for gated and false for none, as before the third choice, to keep their hashes
 _SKIPS_IN_FILES: dict[str, bool] = {"gated": True, "none": False}
 
@@ -109,6 +111,7 @@ class SaveConfig:
                     got=repr(getattr(self, field)),
                     expected=", ".join(allowed),
                 )
+        self._check_ranges()
         if self.res % 32 or self.res < 32:
             # the adapter halves the token grid, so the side must be even in tokens
             raise SaveDeployError(
@@ -120,7 +123,7 @@ class SaveConfig:
                 got=f"{self.embed_dim} / {self.num_heads}",
                 expected="no remainder",
             )
-        if not all(0 <= i < self.depth for i in self.global_blocks[: self.depth + 1]):
+        if not all(i < self.depth for i in self.global_blocks[: self.depth + 1]):
             raise SaveDeployError(
                 "global block outside the encoder",
                 got=shown(self.global_blocks),
@@ -148,6 +151,18 @@ class SaveConfig:
                 expected="audio_mode=independent",
             )
 
+    def _check_ranges(self) -> None:
+        """Check every number before a tensor of its size is made. Raises SaveDeployError."""
+        for name, kind in SaveConfig.__annotations__.items():
+            if kind not in ("str", "bool"):
+                value = getattr(self, name)
+                low, high = _FLOATS if kind == "float" else _range_of(name)
+                numbers = (value,) if kind in ("int", "float") else value
+                if not all(low <= number <= high for number in numbers):
+                    raise SaveDeployError(
+                        f"{name} out of range", got=shown(value), expected=f"{low:g} to {high:g}"
+                    )
+
     def _check_parts(self) -> None:
         """Check the assumptions of single modules. Raises SaveDeployError."""
         if not re.fullmatch(r"[\w.+-]{1,64}", self.name):
@@ -167,6 +182,12 @@ class SaveConfig:
                 "wrong number of VGGish layers",
                 got=f"{len(self.audio_channels)} audio_channels",
                 expected=str(VGGISH_CONVOLUTIONS),
+            )
+        if int(self.embed_dim * self.image_adapter_ratio) < 1:
+            raise SaveDeployError(
+                "an image adapter without a channel",
+                got=f"image_adapter_ratio={self.image_adapter_ratio:g} of {self.embed_dim}",
+                expected="at least one channel",
             )
         down, up = self.image_adapter_down_kernel, self.image_adapter_up_kernel
         if down % 2 == 0 or up % 2:
@@ -234,17 +255,23 @@ class SaveConfig:
         return cls.preset(backbone, res=res, **{**switches, "system": name, **changes})
 
 
+def _range_of(name: str) -> tuple[int, int]:
+    """Return the lowest and the highest value of an integer of SaveConfig, or of those in a list."""
+    low = 0 if name in ("image_adapter_start", "global_blocks") else 1
+    return low, _LARGEST.get(name, _MAX_WIDTH)
+
+
 def take_switch(fields: Fields, name: str) -> Any:
     """Read the value of one SaveConfig field from a file, with its type and range checked."""
-    high = _LARGEST.get(name, _MAX_WIDTH)
     if name == "image_adapter_skip" and isinstance(fields.values[name], bool):
         said = fields.boolean(name)
         return next(skip for skip, value in _SKIPS_IN_FILES.items() if value == said)
+    low, high = _range_of(name)
     match SaveConfig.__annotations__[name]:  # strings, because annotations are not evaluated
         case "int":
-            return fields.integer(name, low=0 if name == "image_adapter_start" else 1, high=high)
+            return fields.integer(name, low=low, high=high)
         case "float":
-            return fields.number(name, 1e-12, 16.0)
+            return fields.number(name, *_FLOATS)
         case "bool":
             return fields.boolean(name)
         case "str":

@@ -29,7 +29,20 @@ def manifest() -> Manifest:
     }
     return Manifest(
         config=config,
-        precision={"precision": "int8_fp16", "islands": [{"module": "image_encoder.blocks.0"}]},
+        precision={
+            "precision": "int8_fp16",
+            "islands": [{"module": "image_encoder.blocks.0"}],
+            "quantization": {
+                "format": "int8", "weight_bits": 8, "products": ["blocks.0.mlp.lin1"],
+                "float_units": ["blocks.0.attn"], "chosen_by": "search",
+                "calibration": {
+                    "file": "calibration.json", "sha256": HASH, "method": "minmax", "pairs": 2,
+                    "source": "scenes", "data_sha256": HASH, "not_stratified": ["size"],
+                },
+                "smoothing": {"blocks.0.norm1": 0.5}, "bias_corrected": ["blocks.0.mlp.lin1"],
+                "largest_weight": 127,
+            },
+        },
         model=model_spec(config, 2),
         audio=audio_spec(),
         files={n: FileRecord(HASH, 1) for n in (*GRAPHS, "model_x4.onnx", *GOLDEN_FILES, *PACK)},
@@ -149,6 +162,12 @@ def test_conformance_without_cases(tmp_path: Path, empty: bool) -> None:
         (("golden", "budget", "min_agreement"), 1.5),
         (("golden", "n"), 0),
         (("precision", "precision"), "int9"),
+        (("precision", "quantization", "float_units"), ["blocks.0.attn", 3]),
+        (("precision", "quantization", "float_units"), [["blocks.0.attn"]]),
+        (("precision", "quantization", "float_units"), "blocks.0.attn"),
+        (("precision", "quantization", "calibration", "method"), ["minmax"]),
+        (("precision", "quantization", "calibration", "sha256"), "../../etc/passwd"),
+        (("precision", "quantization", "largest_weight"), 129),
         (("graphs", "model", "inputs", 0, "shape"), [4096, 64, 64, 3]),
         (("graphs", "model", "inputs", 0, "dtype"), "object"),
         (("graphs", "audio", "outputs", 0, "name"), "embedding"),

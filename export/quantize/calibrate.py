@@ -186,11 +186,12 @@ def calibrate(
     with NaN, infinity or only zeros, and ExportError for a tensor too large for a scale.
     """
     entry = model_entry(model)
-    key = f"{entry['sha256']} {selection.pairs.sha256} {deploy.forms}"
+    made_by = version("save-deploy")
+    key = f"{entry['sha256']} {selection.pairs.sha256} {deploy.forms} {made_by}"
     data = _data_entry(selection)
     finished = None
     if storage.kept is not None:
-        parts = (key, json.dumps(data, sort_keys=True), method, str(smooth), version("save-deploy"))
+        parts = (key, json.dumps(data, sort_keys=True), method, str(smooth))
         finished = (
             storage.kept / f"{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:24]}.json"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from save_deploy.bundle import Manifest
+from save_deploy.bundle import MANIFEST, Manifest
 from save_deploy.calibration.table import CalibrationTable
 from save_deploy.errors import BundleError, ExportError, SaveDeployError
 from save_deploy.export.merge.deploy import DeployModel
@@ -20,6 +20,7 @@ from save_deploy.export.options import ExportOptions
 from save_deploy.export.quantize.qdq import insert_qdq
 from save_deploy.export.quantize.sites import MatMulSite, find_sites
 from save_deploy.export.quantize.weights import largest_weight, weight_format
+from save_deploy.fields import Fields
 
 TABLE_FILE = "calibration.json"
 
@@ -151,25 +152,26 @@ class ReusedChoice:
     def read(cls, bundle: Path) -> ReusedChoice:
         """Read the choice of a bundle.
 
-        Raises BundleError when the bundle has none, or when its table is not the original one.
+        Raises BundleError when the bundle has none, for an entry of another type, and when its table
+        is not the original one.
         """
         precision = Manifest.read(bundle).precision
-        try:
-            said = precision["quantization"]
-            floats, calibration = tuple(said["float_units"]), said["calibration"]
-            method, sha256 = str(calibration["method"]), calibration["sha256"]
-        except (KeyError, TypeError) as error:
+        if precision.get("quantization") is None:
             raise BundleError(
                 "no precision choice to reuse",
-                got=f"{bundle}, {precision.get('precision')}",
+                got=f"{bundle}, {precision['precision']}",
                 expected="a bundle exported with --int8 or --fp8",
-            ) from error
+            )
+        origin = f"manifest {bundle / MANIFEST}"
+        said = Fields(precision, origin, "precision.", error=BundleError).table("quantization")
+        floats, calibration = said.strings("float_units"), said.table("calibration")
+        method, sha256 = calibration.string("method"), calibration.string("sha256")
         table = CalibrationTable.read(bundle / TABLE_FILE)
         if table.sha256 != sha256:
             raise BundleError(
                 f"{TABLE_FILE} is not the table the bundle was made with",
                 got=f"sha256 {table.sha256[:12]}...",
-                expected=f"sha256 {str(sha256)[:12]}..., as in its manifest",
+                expected=f"sha256 {sha256[:12]}..., as in its manifest",
                 hint="copy the bundle again, or use --calibration-table for ranges only",
             )
         return cls(bundle.name, floats, method, table)

@@ -41,7 +41,8 @@ def insert_qdq(
     means: mean of each input channel (K,), for sites whose bias corrects the mean error of the
         rounded weight.
     memo: rounded weights of an earlier call with the same graph.
-    Raises ExportError when the graph has no node of a site, or its weight is not constant.
+    Raises ExportError when the graph has no node of a site, its weight is not constant, or its means
+    are of another number of channels.
     """
     graph, chosen, of_weights = model.graph, FORMATS[fmt], weight_format(fmt, weight_bits)
     nodes = [n for n in graph if n.op_type == "MatMul"]
@@ -67,6 +68,13 @@ def insert_qdq(
             node.replace_input_with(0, pairs[str(value.name)])
             error = _quantize_weight(graph, node, of_weights, memo)
             mean = (means or {}).get(product.name)
+            if mean is not None and len(mean) != len(error):
+                raise ExportError(
+                    "the bias correction does not fit the model",
+                    got=f"{len(mean)} channels for {product.name}",
+                    expected=str(len(error)),
+                    hint="save-calibrate measures this model",
+                )
             _widen_bias(graph, node, None if mean is None else -(np.asarray(mean) @ error))
             done.append(str(node.name))
     drop_unused_weights(model)

@@ -10,7 +10,7 @@ import torch
 
 from save_deploy.checkpoints.foreign import from_save
 from save_deploy.checkpoints.layouts import LAYOUTS
-from save_deploy.checkpoints.load import load_model, model_from_state, resize_positions
+from save_deploy.checkpoints.load import load_model, model_from_state
 from save_deploy.checkpoints.mapping import MapReport, map_file, read_names
 from save_deploy.checkpoints.native import save_checkpoint
 from save_deploy.config import SaveConfig, check_resolution
@@ -63,8 +63,7 @@ def convert(
         if res is not None:
             check_resolution(res)
             config = model.config.replace(res=res)
-            state = resize_positions(model.state_dict(), config)
-            model = model_from_state(config, state, source=str(path))
+            model = model_from_state(config, model.state_dict(), source=str(path))
     state, config = model.state_dict(), model.config
     if layout == OWN:
         save_checkpoint(out, model, notes={"converted_from": path.name})

@@ -18,16 +18,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from save_deploy.checkpoints.fit import meta_state
+from save_deploy.checkpoints.fit import POS_EMBED, fits, meta_state
 from save_deploy.checkpoints.layouts import LAYOUTS, PIXEL_BUFFERS, Rules, Table
 from save_deploy.checkpoints.weights import open_weights
 from save_deploy.config import PATCH, PRESETS, SaveConfig
-from save_deploy.errors import CheckpointError
+from save_deploy.errors import CheckpointError, SaveDeployError
 from save_deploy.model.save import PIXEL_MEAN, PIXEL_STD
 from save_deploy.systems import LATE_BLOCKS, SYSTEMS, group_of, is_unused
 
 _PATCH = "image_encoder.patch_embed.proj"
-_POS = "image_encoder.pos_embed"
+_SHOWN = 8
+_AGAIN = "download it again, or save the model as its public code builds it"
 _ADAPTER_V = "image_encoder.blocks.{i}.adapter_v.{j}.{p}"
 PLACES = {
     "i": "(?P<i>[0-9]{1,4})", "j": "(?P<j>[0-9]{1,4})", "p": "(?P<p>weight|bias)", "a": "(?P<a>[hw])",
@@ -48,6 +49,7 @@ class Layout:
     unmatched: tuple[str, ...]  # their names that the layout does not have
     missing: tuple[str, ...]  # our names that the layout has and the file does not
     left_out: tuple[str, ...]  # their names that our model does not use
+    misshapen: tuple[str, ...]  # their names with the shapes that do not fit the backbone
 
     @property
     def table(self) -> Table:
@@ -65,7 +67,7 @@ class Layout:
     def complete(self) -> bool:
         """True when the file alone gives a complete model."""
         known = self.table.system is not None and self.backbone is not None
-        return known and not self.missing and not self.unmatched
+        return known and not (self.missing or self.unmatched or self.misshapen)
 
 
 def read_sam(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -92,17 +94,30 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
         return None  # our own tensors without their configuration
     table = LAYOUTS[name]
     names, unmatched = rename_all(shapes, table.rules)
-    patch, pos = shapes.get(f"{_PATCH}.weight"), shapes.get(_POS)
+    patch, pos = shapes.get(f"{_PATCH}.weight"), shapes.get(POS_EMBED)
     width, depth = (patch[0] if patch else None), depth_of(shapes)
     backbone = next(
         (n for n, p in PRESETS.items() if (p["embed_dim"], p["depth"]) == (width, depth)), None
     )
-    wanted: Iterable[str] = ()
+    missing: list[str] = []
+    misshapen: list[str] = []
     if backbone is not None or name == "vggish":
         config = SaveConfig.of_system(table.like, backbone or "vit_b")
-        back = _reverse(table.rules)
-        wanted = (k for k in meta_state(config) if rename(k, back) is not None)
-    present = set(names.values())
+        # GAVS's files have adapters in its early blocks, too
+        wanted = meta_state(config.replace(image_adapter_start=0))
+        early = _adapters_before(config.image_adapter_start)
+        back, present = _reverse(table.rules), set(names.values())
+        missing = [
+            k
+            for k in wanted
+            if k not in present and not k.startswith(early) and rename(k, back) is not None
+        ]
+        if backbone is not None:  # the size of a VGGish alone is not known
+            misshapen = [
+                f"{theirs} {tuple(shapes[theirs])}, expected {tuple(wanted[ours].shape)}"
+                for theirs, ours in names.items()
+                if ours in wanted and not fits(ours, shapes[theirs], wanted[ours].shape, config)
+            ]
     return Layout(
         name=name,
         backbone=backbone,
@@ -111,8 +126,9 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
         res=pos[1] * PATCH if pos and len(pos) == 4 else None,
         names=names,
         unmatched=tuple(k for k in unmatched if k not in (*PIXEL_BUFFERS, *table.drops)),
-        missing=tuple(k for k in wanted if k not in present),
+        missing=tuple(missing),
         left_out=tuple(k for k in unmatched if k in table.drops),
+        misshapen=tuple(misshapen),
     )
 
 
@@ -134,7 +150,7 @@ def refuse_unmatched(layout: Layout) -> None:
     if layout.unmatched:
         raise CheckpointError(
             f"{len(layout.unmatched)} tensors are not part of a {layout.table.title} checkpoint",
-            got="; ".join(layout.unmatched[:8]),
+            got="; ".join(layout.unmatched[:_SHOWN]),
             expected=f"the {len(layout.names)} others only",
             hint="save the model as its public code builds it, or write a name map: "
             "save-deploy checkpoint convert --map (docs/checkpoints.md)",
@@ -149,16 +165,19 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def to_ours(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Return float32 tensors under our names, with unchanged values.
 
-    Raises CheckpointError for names that the layout does not have.
+    Raises CheckpointError for names and shapes that the layout does not have.
     """
     refuse_unmatched(layout)
+    if layout.misshapen:
+        raise CheckpointError(
+            f"{len(layout.misshapen)} tensors of {layout.table.title} have another shape",
+            got="; ".join(layout.misshapen[:_SHOWN]),
+            expected=f"the shapes of {layout.table.title} on {layout.backbone}",
+            hint=_AGAIN,
+        )
     for key, values in zip(PIXEL_BUFFERS, (PIXEL_MEAN, PIXEL_STD), strict=True):
-        if key in state and not torch.allclose(state[key].float().flatten(), torch.tensor(values)):
-            raise CheckpointError(
-                f"another {key} than SAM's",
-                got=str([round(v, 3) for v in state[key].flatten().tolist()]),
-                expected=str(list(values)),
-            )
+        if key in state:
+            _check_pixels(key, state[key].float().flatten(), torch.tensor(values))
     return {ours: state[theirs].float() for theirs, ours in layout.names.items()}
 
 
@@ -170,7 +189,7 @@ def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, di
     which lack audio or image modules, and for unknown sizes.
     """
     system, backbone = layout.table.system, layout.backbone
-    if system is None or layout.res is None:
+    if system is None:
         raise CheckpointError(
             f"a {layout.table.title} file alone is not an audio-visual model",
             got=f"no {', '.join(layout.missing_groups) or 'audio modules'}",
@@ -179,13 +198,20 @@ def to_save(state: Mapping[str, Tensor], layout: Layout) -> tuple[SaveConfig, di
     if backbone is None:
         raise unknown_size(layout)
     ours = to_ours(state, layout)
-    config = SaveConfig.of_system(system, backbone).replace(res=layout.res)
+    # VGGish may be given as a file of its own
+    if missing := [name for name in layout.missing if not name.startswith("audio_encoder.")]:
+        raise _incomplete(layout, missing, f"a {layout.table.title} file", SYSTEMS[system].title)
+    assert layout.res is not None  # the position table is there and has its shape
+    try:
+        config = SaveConfig.of_system(system, backbone).replace(res=layout.res)
+    except SaveDeployError as error:  # an odd number of tokens
+        got = f"{POS_EMBED} of {layout.res} px"
+        raise CheckpointError(error.what, got=got, expected=error.expected, hint=_AGAIN) from None
     if layout.name == "gavs":
         start = _first_tuned(state, config.depth)
         config = config.replace(image_adapter_start=start)
-        early = {k for k in state if _is_adapter_v(k) and int(k.split(".")[2]) < start}
-        ours = {k: v for k, v in ours.items() if k not in {layout.names[e] for e in early}}
-        ours = swap_colors(ours)
+        early = _adapters_before(start)
+        ours = swap_colors({k: v for k, v in ours.items() if not k.startswith(early)})
     filled = {
         key: torch.zeros(like.shape)
         for key, like in meta_state(config).items()
@@ -235,12 +261,36 @@ def swap_colors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**state, f"{_PATCH}.weight": swapped.float(), f"{_PATCH}.bias": moved.float()}
 
 
+def _check_pixels(key: str, found: Tensor, wanted: Tensor) -> None:
+    """Raise CheckpointError for other values of a buffer than SAM's."""
+    if found.shape != wanted.shape or not torch.allclose(found, wanted):
+        some = [round(v, 3) for v in found[:_SHOWN].tolist()]
+        raise CheckpointError(
+            f"another {key} than SAM's",
+            got=f"{len(found)} values: {some}",
+            expected=str([round(v, 3) for v in wanted.tolist()]),
+            hint="export a model that was trained on frames normalized as SAM's are",
+        )
+
+
+def _incomplete(
+    layout: Layout, missing: Sequence[str], source: str, expected: str
+) -> CheckpointError:
+    return CheckpointError(
+        f"{len(missing)} tensors of {layout.table.title} are missing",
+        got=f"{source} without {'; '.join(missing[:_SHOWN])}",
+        expected=expected,
+        hint=_AGAIN,
+    )
+
+
 def unknown_size(layout: Layout) -> CheckpointError:
     """Return the error for an image encoder of unknown size."""
     return CheckpointError(
         f"{layout.table.title} checkpoint of unknown size",
         got=f"width {layout.width}, depth {layout.depth}",
         expected=", ".join(f"{n} {p['embed_dim']}x{p['depth']}" for n, p in PRESETS.items()),
+        hint=_AGAIN,
     )
 
 
@@ -272,8 +322,9 @@ def _reverse(rules: Rules) -> Rules:
     return tuple((ours, theirs) for theirs, ours in rules)
 
 
-def _is_adapter_v(key: str) -> bool:
-    return _compiled(_ADAPTER_V).fullmatch(key) is not None
+def _adapters_before(start: int) -> tuple[str, ...]:
+    """Return how our names of GAVS's image adapters in the blocks before `start` begin."""
+    return tuple(f"image_encoder.blocks.{i}.mlp.adapter." for i in range(start))
 
 
 def _first_tuned(state: Mapping[str, Tensor], depth: int) -> int:
@@ -338,10 +389,6 @@ def _read_half(
             expected=expected,
         )
     if layout.missing:
-        raise CheckpointError(
-            f"{len(layout.missing)} tensors of {layout.table.title} are missing",
-            got=f"{path} without {'; '.join(layout.missing[:8])}",
-            expected=expected,
-        )
+        raise _incomplete(layout, layout.missing, str(path), expected)
     file.say(layout.left_out)
     return state, layout

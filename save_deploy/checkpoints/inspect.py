@@ -52,7 +52,7 @@ class Inspection:
     kind: str | None = None  # full or adapter
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # non-default switches
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # notes of the training run
-    remarks: tuple[str, ...] = ()  # what loading changes or cannot express
+    remarks: tuple[str, ...] = ()  # what loading changes or cannot express, wrong shapes
     dropped: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ def _inspect_foreign(file: WeightFile) -> Inspection:
         res=layout.res,
         parts=_parts(named, table.system, layout.depth or 0),
         config=_foreign_switches(layout),
-        remarks=table.notes,
+        remarks=(*table.notes, *layout.misshapen[:_SHOWN]),
         dropped=(*file.dropped, *layout.left_out),
         unused=layout.unmatched,
         missing=layout.missing,
@@ -193,7 +193,7 @@ def _next(path: Path, layout: Layout) -> str:
     """Return a command that uses the file, "" when there is none."""
     if layout.name == "vggish":
         return f"save-train --sam sam_vit_b_01ec64.pth --vggish {path}"
-    if layout.unmatched or layout.backbone is None:
+    if layout.unmatched or layout.misshapen or layout.backbone is None:
         return ""
     if layout.table.system is None:
         return f"save-train --sam {path}"

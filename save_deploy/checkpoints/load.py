@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from save_deploy.checkpoints.fit import check_fit
+from save_deploy.checkpoints.fit import check_fit, position_tables
 from save_deploy.checkpoints.foreign import (
     identify,
     read_sam,
@@ -107,11 +107,11 @@ def load_model(
     if res is not None:
         check_resolution(res)
         config = config.replace(res=res)
-    return model_from_state(config, resize_positions(state, config), source=str(path))
+    return model_from_state(config, state, source=str(path))
 
 
 def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: str) -> SaveModel:
-    """Build the model from these tensors without copying them.
+    """Build the model from these tensors without copying them; position tables are resized.
 
     Raises CheckpointError for unmatched keys, wrong shapes and NaN or infinite values.
     """
@@ -128,7 +128,7 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
             expected="finite weights",
             hint="export an earlier checkpoint of the training run",
         )
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(resize_positions(state, config), assign=True)
     model.requires_grad_(False)
     return model.eval()
 
@@ -218,7 +218,7 @@ def _read_foreign(
         _refuse_extra("VGGish", "--vggish", vggish)
     elif vggish is not None:
         ours |= read_vggish(vggish)
-    elif layout.missing_groups == ("audio_encoder",):
+    else:
         raise CheckpointError(
             f"{layout.table.title} without its audio encoder",
             got=f"{path} without VGGish",
@@ -235,11 +235,8 @@ def _read_foreign(
 
 
 def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
-    """Resize (1,g,g,C) to (1,grid,grid,C), align_corners=False, no antialiasing (SAM-Med2D's rule).
-
-    A table of another form is returned unchanged; the later check of shapes reports it.
-    """
-    if table.ndim != 4 or not table.numel() or table.shape[1] == grid:
+    """Resize (1,g,g,C) to (1,grid,grid,C), align_corners=False, no antialiasing (SAM-Med2D's rule)."""
+    if table.shape[1] == grid:
         return table
     planes = table.float().permute(0, 3, 1, 2)  # (1,C,g,g)
     resized = interpolate(planes, (grid, grid), mode=how, align_corners=False)
@@ -247,11 +244,8 @@ def resize_abs_pos(table: Tensor, grid: int, how: str = "bilinear") -> Tensor:
 
 
 def resize_rel_pos(table: Tensor, length: int) -> Tensor:
-    """Resize (L,head_dim) to (length,head_dim), linear along L, as SAM's get_rel_pos does.
-
-    A table of another form is returned unchanged.
-    """
-    if table.ndim != 2 or not table.numel() or table.shape[0] == length:
+    """Resize (L,head_dim) to (length,head_dim), linear along L, as SAM's get_rel_pos does."""
+    if table.shape[0] == length:
         return table
     resized = interpolate(table.float().t()[None], length, mode="linear", align_corners=False)
     return resized[0].t().contiguous().to(table.dtype)
@@ -259,14 +253,10 @@ def resize_rel_pos(table: Tensor, length: int) -> Tensor:
 
 @torch.no_grad()
 def resize_positions(state: dict[str, Tensor], config: SaveConfig) -> dict[str, Tensor]:
-    """Return the state dict with position tables for config.res. Other tensors are shared."""
-    resized = dict(state)
-    key = "image_encoder.pos_embed"
-    if key in resized:
-        resized[key] = resize_abs_pos(resized[key], config.grid, config.pos_interp)
-    for i in config.global_blocks:
-        for axis in ("h", "w"):
-            key = f"image_encoder.blocks.{i}.attn.rel_pos_{axis}"
-            if key in resized:
-                resized[key] = resize_rel_pos(resized[key], 2 * config.grid - 1)
-    return resized
+    """Return a state that fits (check_fit) with tables for config.res. Other tensors are shared."""
+    absolute, *relative = position_tables(config)
+    return {
+        **state,
+        absolute: resize_abs_pos(state[absolute], config.grid, config.pos_interp),
+        **{name: resize_rel_pos(state[name], 2 * config.grid - 1) for name in relative},
+    }

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from save_deploy.checkpoints.fit import meta_state
+from save_deploy.checkpoints.fit import POS_EMBED, fits, meta_state
 from save_deploy.checkpoints.foreign import PLACES, depth_of, read_sam, read_vggish, rename
 from save_deploy.checkpoints.layouts import Rules
-from save_deploy.checkpoints.load import model_from_state, resize_positions
+from save_deploy.checkpoints.load import model_from_state
 from save_deploy.checkpoints.weights import open_stored
-from save_deploy.config import PATCH, PRESETS, SaveConfig, take_switch
+from save_deploy.config import MAX_RES, PATCH, PRESETS, SaveConfig, take_switch
 from save_deploy.errors import CheckpointError
 from save_deploy.fields import Fields, read_toml
 from save_deploy.model.save import SaveModel
@@ -100,7 +100,7 @@ def read_names(path: Path) -> NameMap:
     found = NameMap(
         system=top.string("system", SYSTEMS, "save"),
         backbone=top.string("backbone", PRESETS) if "backbone" in top else None,
-        res=top.integer("res", low=32, high=8192) if "res" in top else None,
+        res=top.integer("res", low=32, high=MAX_RES) if "res" in top else None,
         switches=switches,
         rules=rules,
     )
@@ -120,14 +120,17 @@ def map_file(
     stored = open_stored(path).tensors
     ours, unused, used = _apply(stored, names.rules)
     config = _config(ours, names)
-    ours = resize_positions(ours, config)
     wanted = meta_state(config)
-    fits = {k: v for k, v in ours.items() if k in wanted and v.shape == wanted[k].shape}
+    mapped = {
+        k: v.float()
+        for k, v in ours.items()
+        if k in wanted and fits(k, v.shape, wanted[k].shape, config)
+    }
     filled = _filled(wanted.keys() - ours.keys(), config, sam, vggish)
     absent = [k for k in wanted if k not in ours and k not in filled]
     zeros = {k: torch.zeros(wanted[k].shape) for k in absent if is_unused(k)}
     report = MapReport(
-        mapped=len(fits),
+        mapped=len(mapped),
         missing=tuple(k for k in absent if k not in zeros),
         unused=tuple(unused),
         shapes=tuple(
@@ -135,7 +138,7 @@ def map_file(
             if k in wanted
             else f"{k}, no tensor of {config.name} as {config.system}"
             for k, v in ours.items()
-            if k not in fits
+            if k not in mapped
         ),
         idle=tuple(f"{theirs} = {our}" for theirs, our in names.rules if theirs not in used),
         filled=tuple(filled),
@@ -148,7 +151,7 @@ def map_file(
             expected=f"every tensor of {SYSTEMS[config.system].title} on {config.name}",
             hint="add lines to the map; --sam and --vggish give the frozen parts",
         )
-    return model_from_state(config, {**fits, **filled, **zeros}, source=str(path)), report
+    return model_from_state(config, {**mapped, **filled, **zeros}, source=str(path)), report
 
 
 def _ours(named: Fields, theirs: str) -> str:
@@ -171,7 +174,7 @@ def _braced(places: Iterable[str]) -> str:
 def _apply(
     stored: Mapping[str, Tensor], rules: Rules
 ) -> tuple[dict[str, Tensor], list[str], set[str]]:
-    """Return float32 tensors by our names, their unmatched names, and the rules that matched."""
+    """Return the tensors by our names, their unmatched names, and the rules that matched."""
     ours: dict[str, Tensor] = {}
     source: dict[str, str] = {}
     unused: list[str] = []
@@ -189,7 +192,7 @@ def _apply(
                 expected="one",
             )
         used.add(rule[0])
-        ours[our], source[our] = value.float(), name
+        ours[our], source[our] = value, name
     return ours, unused, used
 
 
@@ -207,10 +210,11 @@ def _config(ours: Mapping[str, Tensor], names: NameMap) -> SaveConfig:
             expected=", ".join(f"{n} {w}x{d}" for (w, d), n in by_size.items()),
             hint="map image_encoder.patch_embed and image_encoder.blocks, or set backbone in the map",
         )
-    pos = ours.get("image_encoder.pos_embed")
-    side = pos.shape[1] * PATCH if pos is not None and pos.ndim == 4 else 256
     config = SaveConfig.of_system(names.system, backbone, **names.switches)
-    return config.replace(res=names.res or side)
+    pos, like = ours.get(POS_EMBED), (1, config.grid, config.grid, config.embed_dim)
+    if names.res is None and pos is not None and fits(POS_EMBED, pos.shape, like, config):
+        return config.replace(res=pos.shape[1] * PATCH)
+    return config.replace(res=names.res or config.res)
 
 
 def _filled(
@@ -224,7 +228,6 @@ def _filled(
             raise CheckpointError(
                 "SAM base of another size", got=f"{preset} in {sam}", expected=config.name
             )
-        base = resize_positions(base, config)
     sound = read_vggish(vggish) if vggish is not None else {}
     keep = {k: v for k, v in base.items() if comes_with_sam(k, config.system, config.depth)}
     given = {**keep, **sound}

@@ -74,6 +74,7 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
     """
     with open_safetensors(path) as (file, metadata):
         config, kind = read_metadata(metadata)
+        read_shapes(file)  # raises for an unsupported type
         return {key: file.get_tensor(key).float() for key in file.keys()}, config, kind
 
 

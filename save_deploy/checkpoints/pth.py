@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from save_deploy.checkpoints.native import DTYPES
 from save_deploy.errors import CheckpointError
 from save_deploy.weight_files import check_head, check_zip, is_zip, unreadable
 
 # Entries that contain the model, most likely first; other entries only if no tensor is beside them
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "ema")
+_TYPES = frozenset(DTYPES.values())
 _DEEPEST = 8  # a pickled dict may contain itself
 # Names that are replaced by an inert object without content.
 _INERT_PREFIX = "torch.optim."
@@ -84,12 +86,14 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
 
     shapes_only: return meta tensors, so that a legacy file is not held in memory either.
     Raises CheckpointError for a file that is not a PyTorch file, is incomplete, refers to anything
-    except tensors, plain values and the inert names above, or has no tensor.
+    except tensors, plain values and the inert names above, has no tensor, or has one that is larger
+    than what is stored of it.
     """
     check_head(path)
     if is_zip(path):
         check_zip(path)
-    loaded = _unpickle(path, "meta" if shapes_only else "cpu")
+    device = "meta" if shapes_only else "cpu"
+    loaded = _unpickle(path, device)
     if not isinstance(loaded, dict):
         raise CheckpointError(
             "checkpoint is not a dict of tensors",
@@ -105,7 +109,24 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
             got=f"{path} with entries such as {', '.join(map(str, list(loaded)[:3])) or 'none'}",
             expected="a dict of tensors, bare or under " + ", ".join(WRAPPERS),
         )
+    for name, tensor in tensors.items():
+        _check_stored(path, name, tensor, device)
     return PthFile(tensors, wrapper, tuple(dropped))
+
+
+def _check_stored(path: Path, name: str, tensor: Tensor, device: str) -> None:
+    """Raise CheckpointError for a tensor whose strides repeat values, or that has none stored.
+
+    A file of a kilobyte can describe terabytes in this way, which the next conversion allocates.
+    """
+    stored = tensor.untyped_storage().nbytes() if tensor.device.type == device else 0
+    if tensor.nbytes > stored:
+        raise CheckpointError(
+            "a tensor of the checkpoint is larger than what is stored of it",
+            got=f"{path}: {name} {tuple(tensor.shape)}, {tensor.nbytes} bytes of {stored}",
+            expected="every value stored",
+            hint="save contiguous tensors: torch.save({k: v.contiguous() ...}), or download it again",
+        )
 
 
 def _unwrap(loaded: dict[Any, Any]) -> tuple[dict[Any, Any], str, list[str]]:
@@ -139,9 +160,9 @@ def _count(value: Any) -> int:
 
 
 def _is_dense(value: Any) -> bool:
-    """Return True for a plain tensor: not sparse, not quantized."""
-    plain = isinstance(value, Tensor) and value.layout is torch.strided
-    return plain and not value.is_quantized
+    """Return True for a tensor of plain numbers: not sparse, nested, negated, quantized, complex."""
+    plain = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested
+    return plain and not value.is_neg() and value.dtype in _TYPES
 
 
 def _unpickle(path: Path, device: str) -> Any:

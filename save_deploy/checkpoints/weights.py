@@ -69,8 +69,9 @@ def open_stored(path: Path, *, shapes_only: bool = False) -> PthFile:
     if not os.path.isfile(path) or not is_safetensors(path):
         return open_pth(path, shapes_only=shapes_only)
     with open_safetensors(path) as (file, _):
+        shapes = read_shapes(file)  # raises for an unsupported type
         if shapes_only:
-            return PthFile(read_shapes(file), "", ())
+            return PthFile(shapes, "", ())
         return PthFile({key: file.get_tensor(key) for key in file.keys()}, "", ())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from save_deploy.checkpoints.foreign import read_sam, read_vggish
-from save_deploy.checkpoints.load import load_model, model_from_state, over_sam, resize_positions
+from save_deploy.checkpoints.load import load_model, model_from_state, over_sam
 from save_deploy.checkpoints.native import read_native
 from save_deploy.checkpoints.weights import is_ours
 from save_deploy.config import SaveConfig
@@ -60,9 +60,8 @@ def initial_model(
         config = config.replace(image_adapter_init="zero_out_norm")
     config = config.replace(res=res)
     state = fresh_model(config).state_dict()
-    positioned = resize_positions(base, config)
     # SAM-Med2D files contain image adapters, which not every system has
-    state.update({k: v for k, v in positioned.items() if k in state or ".adapter." not in k})
+    state.update({k: v for k, v in base.items() if k in state or ".adapter." not in k})
     if vggish is not None:
         state.update(read_vggish(vggish))
     return _trainable(model_from_state(config, state, source=str(sam)))
@@ -95,7 +94,7 @@ def _from_checkpoint(
             expected=SYSTEMS[system].title,
         )
     config = config.replace(res=res, window_pad="exact_skip", system=system or config.system)
-    return _trainable(model_from_state(config, resize_positions(state, config), source=str(init)))
+    return _trainable(model_from_state(config, state, source=str(init)))
 
 
 def _same_system(asked: str, found: str) -> bool:

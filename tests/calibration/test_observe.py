@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -71,10 +72,52 @@ def test_resumed_equals_uninterrupted(deploy, pairs, tmp_path: Path) -> None:  #
 
 
 def test_a_damaged_state_is_not_taken_up(deploy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "state.npz").write_bytes(b"PK\x03\x04 not a zip")
     observer = Observer(deploy, names(deploy))
+    for content in (b"", b"PK\x03\x04 not a zip", b"no archive"):
+        (tmp_path / "state.npz").write_bytes(content)
+        assert not observer.resume(tmp_path / "state.npz", "key")
+    with (tmp_path / "state.npz").open("wb") as file:
+        np.save(file, np.zeros(3))  # one array, no archive
     assert not observer.resume(tmp_path / "state.npz", "key")
     assert not observer.resume(tmp_path / "nothing.npz", "key")
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("seen", np.array(-1)),
+        ("seen", np.array([1, 2])),
+        ("seen", np.array("two")),
+        ("{last}/counts", np.zeros(3, np.int64)),
+        ("{last}/channel_top", np.zeros(3, np.float32)),
+        ("{last}/channel_rows", np.array(["x"])),
+        ("{last}/channel_sum", None),
+        ("{last}/channel_counts", np.array([-1, 2])),
+        ("{last}/channel_counts", np.array([0.5, 2])),
+    ],
+)
+def test_a_refused_state_changes_nothing(  # type: ignore[no-untyped-def]
+    deploy, pairs, tmp_path: Path, entry: str, value: np.ndarray | None
+) -> None:
+    """Wrong in its last part, so that all others are read before it is refused."""
+    chosen = names(deploy)
+    first = Observer(deploy, chosen, channels=chosen)
+    observe(deploy, first, pairs[:1])
+    path = tmp_path / "state.npz"
+    first.save(path, "key")
+    fresh = lambda: Observer(deploy, chosen, channels=chosen)
+    taken = fresh()
+    assert taken.resume(path, "key") and taken.seen == 1
+    assert np.array_equal(taken.channels[chosen[-1]].rows, first.channels[chosen[-1]].rows)
+    arrays = dict(np.load(path))
+    key = entry.format(last=chosen[-1])
+    arrays = {k: v for k, v in arrays.items() if k != key} | ({} if value is None else {key: value})
+    np.savez(path, **arrays)
+    observer = fresh()
+    assert not observer.resume(path, "key")
+    assert observer.seen == 0
+    for name in chosen:
+        assert observer.histograms[name].count == observer.channels[name].amax.size == 0
 
 
 def test_nan_names_its_tensor(deploy, pairs) -> None:  # type: ignore[no-untyped-def]

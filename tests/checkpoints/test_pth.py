@@ -8,6 +8,7 @@ import collections
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,76 @@ def test_what_unpacks_to_more_than_the_file(tmp_path: Path, entry: str) -> None:
     with pytest.raises(CheckpointError, match=f"{entry.split('/')[-1]} is compressed"):
         read_pth(tmp_path / "f.pth")
     assert_same(read_pth(tmp_path / "s.pth"))
+
+
+@pytest.mark.parametrize("as_zip", FORMATS)
+@pytest.mark.parametrize("shapes_only", [False, True])
+@pytest.mark.parametrize(
+    "larger",
+    [
+        torch.zeros(1).expand(1 << 40),
+        torch.zeros(1, dtype=torch.int8).expand(1 << 30, 1 << 20, 8),
+        torch.zeros(100).as_strided((99, 2), (1, 1)),
+        torch.nn.Parameter(torch.zeros(3, 1)).expand(3, 4),
+    ],
+    ids=["stride 0", "int8", "overlap", "parameter"],
+)
+def test_tensors_larger_than_what_is_stored(
+    tmp_path: Path, larger: torch.Tensor, shapes_only: bool, as_zip: bool
+) -> None:
+    """A kilobyte that would take four terabytes as soon as a value is converted."""
+    path = tmp_path / "f.pth"
+    torch.save({**state(), "w": larger}, path, _use_new_zipfile_serialization=as_zip)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"larger than (.|\n)*f\.pth: w ") as caught:
+        open_weights(path, shapes_only=shapes_only)
+    assert str(tuple(larger.shape)) in caught.value.got and "contiguous" in caught.value.hint
+
+
+@pytest.mark.parametrize("as_zip", FORMATS)
+def test_views_of_one_storage(tmp_path: Path, as_zip: bool) -> None:
+    """Transposed, cut out, and two names of one tensor: nothing is larger than the storage."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    views = {"a": whole, "b": whole, "t": whole.t(), "cut": whole[1:, 2:], "none": whole[:0]}
+    torch.save(views, tmp_path / "f.pth", _use_new_zipfile_serialization=as_zip)
+    found = read_pth(tmp_path / "f.pth")
+    assert found.keys() == views.keys()
+    assert all(torch.equal(found[k], v) for k, v in views.items())
+
+
+def test_tensors_without_values(tmp_path: Path) -> None:
+    """Of the device meta: a shape alone."""
+    torch.save({**state(), "w": torch.zeros(7, device="meta")}, tmp_path / "f.pth")
+    with pytest.raises(CheckpointError, match=r"larger than (.|\n)*w \(7,\)"):
+        read_pth(tmp_path / "f.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*nested")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        lambda: torch.zeros(2, dtype=torch.complex64),
+        lambda: torch._neg_view(torch.ones(3)),
+        lambda: torch.eye(2).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ],
+    ids=["nested", "complex", "negated", "sparse", "quantized"],
+)
+def test_tensors_that_are_no_plain_numbers_are_left_out(
+    tmp_path: Path, make: Callable[[], torch.Tensor]
+) -> None:
+    torch.save({**state(), "x": make()}, tmp_path / "f.pth")
+    file = open_weights(tmp_path / "f.pth")
+    assert_same(file.tensors)
+    assert file.dropped == ("x",)
+
+
+def test_types_that_no_weight_has(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "f.safetensors")
+    for shapes_only in (False, True):
+        with pytest.raises(CheckpointError, match=r"unsupported type(.|\n)*w of type C64"):
+            open_weights(tmp_path / "f.safetensors", shapes_only=shapes_only)
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", ".", "/proc/self/mem"])

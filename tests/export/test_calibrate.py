@@ -196,6 +196,36 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert other.to_dict() != whole.to_dict()
 
 
+def test_the_state_of_another_version_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module._Saver, "__call__", _save_always)
+    model, state = make_tiny(), tmp_path / "a.npz"
+    resumed: list[list[int]] = []
+
+    def run(stop: bool) -> None:
+        numbers: list[int] = []
+        resumed.append(numbers)
+
+        def on_pair(text: str = "", n: int = 1) -> None:
+            numbers.append(n)
+            if stop:
+                raise KeyboardInterrupt
+
+        calibrate(
+            model, deployed(model), selection(), storage=Storage(state=state), on_pair=on_pair
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=True)
+    kept = state.read_bytes()
+    run(stop=False)
+    state.write_bytes(kept)
+    monkeypatch.setattr(module, "version", lambda package: "0.0.1")
+    run(stop=False)
+    assert resumed == [[1], [1] * 6, [1] * 6]  # the second begins with the pair that was seen
+
+
 def test_sounds_of_finished_pairs_are_not_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded: list[np.ndarray] = []
 

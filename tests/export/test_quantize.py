@@ -244,6 +244,19 @@ def test_equal_biases_are_corrected_apart(deploy, files, amax) -> None:  # type:
         np.testing.assert_allclose(shift, -(mean @ (rounded - weight)), atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, -1, 1000])
+def test_means_of_another_number_of_channels(deploy, files, amax, n: int) -> None:  # type: ignore[no-untyped-def]
+    """One number would be spread over all channels, and more end in numpy."""
+    name = "blocks.0.mlp.lin2"
+    width = deploy.get_submodule(name).in_features
+    products = [p for p in find_sites(deploy) if p.name == name]
+    mean = [0.5] * (n if n > 0 else width + n)
+    with pytest.raises(ExportError, match="bias correction does not fit") as caught:
+        insert_qdq(ir.load(files["fp32"]), products, amax, means={name: mean})
+    assert caught.value.got == f"{len(mean)} channels for {name}"
+    assert caught.value.expected == str(width) and "save-calibrate" in caught.value.hint
+
+
 @pytest.mark.slow
 def test_a_product_the_graph_has_not(deploy, pair, amax) -> None:  # type: ignore[no-untyped-def]
     other = DeployModel(make_tiny(), Forms(adapter="off")).eval()
