@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from save_deploy.errors import DataError
-from save_deploy.options import option
+from save_deploy.options import check_limits, option
 
 BULK = "Many videos"
 FORMATS = ("rle", "png", "video")
@@ -83,6 +83,7 @@ class BulkOptions:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_limits(self)
         for name, value, known in (
             ("--format", self.format or FORMATS[0], FORMATS),
             ("--engine", self.engine, ENGINES),

@@ -163,7 +163,7 @@ class TrainConfig:
         "--warmup",
         panel=SCHEDULE,
         default=200,
-        low=1,
+        low=0,
         excludes=FIXED_BY_RECIPE,
         help="Steps of linear warm-up.",
     )
