@@ -64,7 +64,7 @@ def _commands(bundle: Path, out: Path, manifest: Manifest) -> list[str]:
         files += ["--atol", f"mask_logits:{limit:g}", "--rtol", "mask_logits:0"]
     commands = [shlex.join(["polygraphy", "run", str(bundle / "model.onnx"), "--onnxrt", *files])]
     for engine in manifest.engines:
-        before = _ONE_LIBRARY.get(engine.get("library"))
+        before = _ONE_LIBRARY.get(str(engine.get("library")))
         if before is not None and engine["file"] in manifest.files:
             place = str(bundle / engine["file"])
             commands.append(before + shlex.join(["polygraphy", "run", place, "--trt", *files]))

@@ -139,6 +139,11 @@ def plan_of(manifest: Manifest) -> dict[str, Any]:
 def _tensorrt(options: TritonOptions, manifest: Manifest) -> None:
     engine = plan_of(manifest)
     built, server = engine.get("library_version"), options.tensorrt
+    if built is None:
+        raise BundleError(
+            "the plan cannot be matched to a server", got=f"{engine['file']} of an unknown TensorRT",
+            expected="library_version in its entry of manifest.json", hint="save-build BUNDLE again",
+        )  # fmt: skip
     if engine.get("options", {}).get("strip_weights"):
         raise BundleError(
             "Triton cannot run a plan without weights", got=engine["file"], expected="weights in it",

@@ -44,7 +44,7 @@ def fits(name: str, shape: Sequence[int], wanted: Sequence[int], config: SaveCon
     if shape == wanted or name not in position_tables(config):
         return shape == wanted
     if name == POS_EMBED:
-        return shape in ((1, g, g, wanted[-1]) for g in _GRIDS)
+        return any(shape == (1, g, g, wanted[-1]) for g in _GRIDS)
     return len(shape) == 2 and shape[0] > 0 and shape[1] == wanted[1]
 
 

@@ -113,7 +113,8 @@ def test_nothing_of_the_bundle_is_executed(tmp_path: Path, monkeypatch: pytest.M
     known = Manifest.read(bundle)
     (bundle / "model.plan").write_bytes(b"plan")
     files = {**known.files, "model.plan": known.files["model.onnx"]}
-    engines = ({**entry, "library": "sounding.engine"}, entry)
+    nameless = {k: v for k, v in entry.items() if k != "library"}
+    engines = ({**entry, "library": "sounding.engine"}, nameless, entry)
     replace(known, engines=engines, files=files).write(bundle)
     done = run("polygraphy", "sounding", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.count("--trt") == 1

@@ -201,6 +201,8 @@ def test_plans_that_triton_cannot_run(bundle_fp32: Path) -> None:
     with pytest.raises(BundleError, match="no TensorRT plan") as caught:
         checked(with_plan(bundle_fp32, library="tensorrt_rtx"), engine="tensorrt")
     assert caught.value.got == "tensorrt_rtx"
+    with pytest.raises(BundleError, match="cannot be matched to a server"):
+        checked(with_plan(bundle_fp32, library_version=None), engine="tensorrt")
 
 
 def test_clip_bundle(bundle_fp32: Path) -> None:
