@@ -91,18 +91,20 @@ class _RangeRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
-        values = tree_leaves(out)
-        if func is not torch.ops.aten._softmax.default:
-            values += tree_leaves((args, kwargs))
-        for value in values:
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self._record(value)
+        read = [] if func is torch.ops.aten._softmax.default else tree_leaves((args, kwargs))
+        for value in read:
+            self._record(value, measured=True)
+        for value in tree_leaves(out):
+            self._record(value)
         return out
 
-    def _record(self, tensor: Tensor) -> None:
+    def _record(self, tensor: object, *, measured: bool = False) -> None:
+        """Record a tensor. measured: its value is that of the operation that computed it."""
+        if not isinstance(tensor, Tensor) or isinstance(tensor, nn.Parameter):
+            return
         if not tensor.is_floating_point() or not tensor.numel():
             return
-        if tensor not in self.known:
+        if not (measured and tensor in self.known):
             low, high = torch.aminmax(tensor.detach())
             value = max(abs(low.item()), abs(high.item()))
             self.known[tensor] = math.inf if math.isnan(value) else value

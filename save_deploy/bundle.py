@@ -256,6 +256,11 @@ def _read_quantization(fields: Fields) -> None:
         _if_present(said, key, said.string)
     for key in ("products", "float_units", "bias_corrected"):
         _strings(said, key)
+    if said.values.get("kernels") is not None:
+        kernels = said.table("kernels")
+        for backend in kernels.values:
+            for count in ("asked", "int8"):
+                kernels.table(backend).integer(count)
     if said.values.get("smoothing") is not None:
         smoothing = said.table("smoothing")
         for norm in smoothing.values:

@@ -242,6 +242,11 @@ def test_help_imports_no_large_library() -> None:
     assert "numpy" in imported("-c", "import save_deploy.bundle")  # the twin
 
 
+def test_readme_links_every_document() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [d.name for d in (ROOT / "docs").glob("*.md") if f"docs/{d.name}" not in readme] == []
+
+
 @pytest.mark.slow
 def test_readme_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every make target and option the README shows is real."""

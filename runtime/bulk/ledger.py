@@ -27,6 +27,7 @@ from save_deploy.runtime.bulk.tables import rows_of
 from save_deploy.runtime.bulk.videos import COLUMNS, Video
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+_OPTIONAL = ("wall_s", "size", "seconds")  # columns of results in which values may be missing
 TABLE = "videos.parquet"
 _FAILED_COLUMNS = ("id", "uri", "error", "attempts", "size", "start_s", "seconds", "fps")
 _WHAT = "the results"
@@ -140,7 +141,7 @@ _ALIVE: list[dict[str, Any]] = []
 def _ended(path: Path) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of an ended driver's journal; _ALIVE for a driver that still runs."""
     try:
-        file = path.open("r+")
+        file = path.open("r+", errors="replace")
     except OSError:  # already merged by another driver
         yield _ALIVE
         return
@@ -149,11 +150,26 @@ def _ended(path: Path) -> Iterator[list[dict[str, Any]]]:
             yield _ALIVE
             return
         file.seek(0)
-        rows = []
-        for line in file:
-            with contextlib.suppress(ValueError):  # a killed driver leaves an incomplete last line
-                rows.append(json.loads(line))
-        yield rows
+        yield [row for line in file if (row := _row_of(line)) is not None]
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    """Return the row of a journal's line.
+
+    None for a line that no run writes whole: the last one of a killed driver, or a stranger's.
+    """
+    import pyarrow as pa
+
+    schema = _schema()
+    try:
+        row = json.loads(line)
+        whole = isinstance(row, dict) and set(row) == set(schema.names)
+        if not whole or any(row[k] is None for k in schema.names if k not in _OPTIONAL):
+            return None
+        pa.Table.from_pylist([row], schema)
+    except (ValueError, TypeError, RecursionError, pa.ArrowException):
+        return None
+    return row if row["status"] in (DONE, FAILED, STOPPED) else None
 
 
 def _lock(descriptor: int) -> bool:
@@ -175,10 +191,10 @@ def _age(path: Path) -> float:
 
 def read_results(place: Place) -> list[dict[str, Any]]:
     """Return the rows of results/videos.parquet; [] without it. Raises DataError for another file."""
-    path, optional = place.results / TABLE, ("wall_s", "size", "seconds")
+    path = place.results / TABLE
     if not path.exists():
         return []
-    return list(rows_of(path, _schema(), what="the results of a run", optional=optional))
+    return list(rows_of(path, _schema(), what="the results of a run", optional=_OPTIONAL))
 
 
 def _schema() -> Any:

@@ -70,7 +70,9 @@ class Row:
         height, width = self.height, self.width
         size = 0 < height and 0 < width and height * width <= _MAX_PIXELS
         runs = _runs_of(self.counts) if size and _COUNTS.fullmatch(self.counts) else _NO_RUNS
-        right = size and runs.min(initial=0) >= 0 and runs.sum() == height * width
+        # each run is bounded too, so that their sum cannot wrap
+        within = 0 <= runs.min(initial=0) and runs.max(initial=0) <= height * width
+        right = size and within and runs.sum() == height * width
         if not (right and 0 <= self.share <= 1 and math.isfinite(self.t_s)):
             raise DataError(
                 "wrong row in a mask file",

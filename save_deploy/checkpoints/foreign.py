@@ -106,6 +106,8 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
         # GAVS's files have adapters in its early blocks, too
         wanted = meta_state(config.replace(image_adapter_start=0))
         early = _adapters_before(config.image_adapter_start)
+        unmatched += [theirs for theirs, ours in names.items() if ours not in wanted]
+        names = {theirs: ours for theirs, ours in names.items() if ours in wanted}
         back, present = _reverse(table.rules), set(names.values())
         missing = [
             k
@@ -116,7 +118,7 @@ def identify(shapes: Mapping[str, Sequence[int]]) -> Layout | None:
             misshapen = [
                 f"{theirs} {tuple(shapes[theirs])}, expected {tuple(wanted[ours].shape)}"
                 for theirs, ours in names.items()
-                if ours in wanted and not fits(ours, shapes[theirs], wanted[ours].shape, config)
+                if not fits(ours, shapes[theirs], wanted[ours].shape, config)
             ]
     return Layout(
         name=name,

@@ -111,7 +111,9 @@ def load_model(
 
 
 def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: str) -> SaveModel:
-    """Build the model from these tensors without copying them; position tables are resized.
+    """Build the float32 model from these tensors; those in float32 are not copied.
+
+    Position tables are resized.
 
     Raises CheckpointError for unmatched keys, wrong shapes and NaN or infinite values.
     """
@@ -120,6 +122,7 @@ def model_from_state(config: SaveConfig, state: dict[str, Tensor], *, source: st
     model.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
     model.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
     check_fit(config, model.state_dict(), state, source=source)
+    state = {k: v.float() for k, v in state.items()}
     broken = [k for k, v in state.items() if not torch.isfinite(v).all()]
     if broken:
         raise CheckpointError(

@@ -68,14 +68,14 @@ def save_checkpoint(
 
 
 def read_native(path: Path) -> tuple[dict[str, Tensor], SaveConfig, str]:
-    """Return float32 tensors by key, the configuration, and the kind (full or adapter).
+    """Return tensors by key as stored, the configuration, and the kind (full or adapter).
 
-    Raises CheckpointError.
+    Values are converted after names and shapes are checked (load.py). Raises CheckpointError.
     """
     with open_safetensors(path) as (file, metadata):
         config, kind = read_metadata(metadata)
         read_shapes(file)  # raises for an unsupported type
-        return {key: file.get_tensor(key).float() for key in file.keys()}, config, kind
+        return {key: file.get_tensor(key) for key in file.keys()}, config, kind
 
 
 def sam_fingerprint(state: dict[str, Tensor], config: SaveConfig) -> str:

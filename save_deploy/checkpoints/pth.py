@@ -26,6 +26,7 @@ from save_deploy.weight_files import check_head, check_zip, is_zip, unreadable
 WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "weights", "params", "ema")
 _TYPES = frozenset(DTYPES.values())
 _DEEPEST = 8  # a pickled dict may contain itself
+_MOST_SHARED = 4  # bytes that tensors describe, over those stored: tied weights give 2
 # Names that are replaced by an inert object without content.
 _INERT_PREFIX = "torch.optim."
 _INERT = frozenset(
@@ -111,6 +112,7 @@ def open_pth(path: Path, *, shapes_only: bool = False) -> PthFile:
         )
     for name, tensor in tensors.items():
         _check_stored(path, name, tensor, device)
+    _check_shared(path, tensors)
     return PthFile(tensors, wrapper, tuple(dropped))
 
 
@@ -125,6 +127,19 @@ def _check_stored(path: Path, name: str, tensor: Tensor, device: str) -> None:
             "a tensor of the checkpoint is larger than what is stored of it",
             got=f"{path}: {name} {tuple(tensor.shape)}, {tensor.nbytes} bytes of {stored}",
             expected="every value stored",
+            hint="save contiguous tensors: torch.save({k: v.contiguous() ...}), or download it again",
+        )
+
+
+def _check_shared(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError when many tensors are views of the same stored values."""
+    stored = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors.values()}
+    described = sum(t.nbytes for t in tensors.values())
+    if described > _MOST_SHARED * sum(stored.values()):
+        raise CheckpointError(
+            "the tensors of the checkpoint are larger than what is stored of them",
+            got=f"{path}: {described} bytes of {sum(stored.values())}",
+            expected="values that few tensors share",
             hint="save contiguous tensors: torch.save({k: v.contiguous() ...}), or download it again",
         )
 

@@ -20,6 +20,7 @@ from save_deploy.data.sample import Clip
 Rng = np.random.Generator
 CLIP_SECONDS = 5
 SPLITS = ("train", "val", "test")
+VERSION = 2  # of the generated data: a seed and an index give another clip in another version
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Staging:
     n_objects: tuple[int, int] = (2, 4)
     scale: tuple[float, float] = (0.28, 0.5)
     n_frames: int = CLIP_SECONDS
-    # share of training clips with 0 (only room noise), 1 and 2 sources
+    # share of training clips with 0 (room noise, or a sound out of view), 1 and 2 sources
     source_odds: tuple[float, ...] = (0.08, 0.78, 0.14)
     # share of clips with one more sound, of an object out of view
     out_of_view: float = 0.0

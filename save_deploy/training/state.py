@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from save_deploy.data import compose
 from save_deploy.errors import SaveDeployError
 from save_deploy.files import new_file
+from save_deploy.training.batches import generated
 from save_deploy.training.options import TrainConfig
 
 # Options of a run that a resumed one may have otherwise: they change no step that both have
@@ -56,6 +58,7 @@ def write_state(
         "step": step,
         "best": best,
         "sam": run.sam,
+        "clips": compose.VERSION,
     }
     with new_file(path, what="the state of the run") as partial:
         torch.save(state, partial)
@@ -78,6 +81,8 @@ def read_state(
             raise _other_run(path, other)
         if state.get("sam", run.sam) != run.sam:  # states of before have none
             raise _other_run(path, "it was trained on the weights of another SAM")
+        if any(map(generated, config.data)) and state.get("clips", 1) != compose.VERSION:
+            raise _other_run(path, "its generated clips are those of an earlier version")
         run.model.load_state_dict(state["model"], strict=not config.freeze_sam)
         if run.aux is not None:
             run.aux.load_state_dict(state["aux"])

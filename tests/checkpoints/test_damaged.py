@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -19,11 +20,13 @@ from save_deploy.checkpoints import foreign, load, mapping
 from save_deploy.checkpoints.fit import POS_EMBED, meta_state
 from save_deploy.checkpoints.inspect import inspect_checkpoint
 from save_deploy.checkpoints.mapping import NameMap
+from save_deploy.checkpoints.native import read_native
 from save_deploy.checkpoints.pth import PthFile
 from save_deploy.checkpoints.weights import WeightFile
 from save_deploy.config import SaveConfig
 from save_deploy.errors import CheckpointError
 from save_deploy.model.save import SaveModel
+from save_deploy.weight_files import FORMAT, FORMAT_VERSION
 from tests.checkpoints.files import (
     gavs_state,
     med2d_state,
@@ -189,6 +192,33 @@ def test_a_table_grows_only_in_a_model_that_fits(
     monkeypatch.setattr(load, "interpolate", lambda *_, **__: pytest.fail("resized"))
     with pytest.raises(CheckpointError, match="do not fit"):
         load.load_model(Path("own"))
+
+
+def test_names_that_a_rule_takes_and_no_model_has(files: dict[str, State]) -> None:
+    """Blocks and layers of any number have a name; they are refused before they are converted."""
+    files["sama_avs"] = sama_state(sam_modules())
+    files["sama_avs"]["image_encoder.neck.5000.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="not part of a") as caught:
+        load.load_model(Path("sama_avs"))
+    assert "neck.5000" in caught.value.got
+
+
+def test_own_files_are_checked_before_they_are_converted(tmp_path: Path) -> None:
+    """A tensor that no model has is named, whatever its size: no value of it is read."""
+    config = SaveConfig.preset("vit_x", res=256)
+    path = tmp_path / "f.safetensors"
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": "full",
+        "config": config.to_json(),
+        "notes": "{}",
+    }
+    save_file({"more": torch.zeros(4, dtype=torch.uint8)}, path, metadata=metadata)
+    state, _, _ = read_native(path)
+    assert state["more"].dtype == torch.uint8
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load.load_model(path)
 
 
 def test_inspect_names_wrong_shapes(tmp_path: Path) -> None:

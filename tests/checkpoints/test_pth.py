@@ -256,6 +256,16 @@ def test_views_of_one_storage(tmp_path: Path, as_zip: bool) -> None:
     assert all(torch.equal(found[k], v) for k, v in views.items())
 
 
+@pytest.mark.parametrize("as_zip", FORMATS)
+def test_many_views_of_one_storage(tmp_path: Path, as_zip: bool) -> None:
+    """Each is as large as what is stored; converted they would be many times as large."""
+    whole = torch.zeros(1000, dtype=torch.float16)
+    views = {f"w{i}": whole.view(10, 100) for i in range(100)}
+    torch.save(views, tmp_path / "f.pth", _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(CheckpointError, match=r"200000 bytes of 2000"):
+        read_pth(tmp_path / "f.pth")
+
+
 def test_tensors_without_values(tmp_path: Path) -> None:
     """Of the device meta: a shape alone."""
     torch.save({**state(), "w": torch.zeros(7, device="meta")}, tmp_path / "f.pth")

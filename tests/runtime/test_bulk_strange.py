@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,42 @@ def test_results_of_strangers(out: Path, columns: dict[str, Any]) -> None:
     change(place.results / "videos.parquet", **columns)
     with pytest.raises(DataError, match="not the results of a run"):
         Ledger(place).__enter__()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{}", b"7", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"id": "a", "status": "done"}',
+     {"frames": "many"}, {"id": 7}, {"id": None}, {"status": "odd"}, {"more": 1}, {"frames": 1e300}],
+)  # fmt: skip
+def test_journals_of_strangers(out: Path, line: bytes | dict[str, Any]) -> None:
+    """Lines that no run writes are passed over, as the incomplete last one of a killed driver."""
+    place, right = Place(out), Result(VIDEO, FAILED, error="e").row
+    if isinstance(line, dict):
+        line = json.dumps({**right, **line}).encode()
+    place.results.mkdir(parents=True, exist_ok=True)
+    (place.results / ".ab.jsonl").write_bytes(line + b"\n" + json.dumps(right).encode() + b"\n")
+    with Ledger(place) as ledger:
+        assert ledger.rows == {VIDEO.id: right}
+
+
+def wrapping_counts() -> str:
+    """Return 70,001 run lengths with a sum of 2**64 + 48, which is 48 in 64 bits."""
+    m = 35_000  # runs 0, then twice d, 2d, ..., m d, stored as differences d; the last is longer
+    d, rest = divmod(2**64 + 48, m * (m + 1))
+
+    def coded(value: int) -> str:
+        digits = [value >> 5 * k & 31 for k in range(7)]
+        return "".join(chr(48 + digit + 32 * (k < 6)) for k, digit in enumerate(digits))
+
+    return "0" + coded(d) * (2 * m - 1) + coded(d + rest)
+
+
+def test_a_sum_that_wraps_is_not_the_size() -> None:
+    counts = wrapping_counts()
+    runs = _runs_of(counts)
+    assert runs.min() == 0 and runs.sum() == 48 and sum(map(int, runs)) == 2**64 + 48
+    with pytest.raises(DataError, match="wrong row"):
+        Row(**{**ROW, "counts": counts}).check("x")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,10 @@ def test_a_run_is_resumed_with_its_own_options(tiny, tmp_path: Path) -> None:  #
             train(model(tiny), other, tmp_path, resume=True)
         assert "best.safetensors" in (refused.value.hint or "")
     longer = dataclasses.replace(config, steps=3, eval_every=3, n_val_clips=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("save_deploy.data.compose.VERSION", 99)
+        with pytest.raises(SaveDeployError, match="clips are those of an earlier version"):
+            train(model(tiny), longer, tmp_path, resume=True)
     train(model(tiny), longer, tmp_path, resume=True)
     found = (tmp_path / "curve.jsonl").read_text()
     steps = [json.loads(row)["step"] for row in found.splitlines()]
