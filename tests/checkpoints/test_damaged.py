@@ -203,6 +203,18 @@ def test_names_that_a_rule_takes_and_no_model_has(files: dict[str, State]) -> No
     assert "neck.5000" in caught.value.got
 
 
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, 2.0], True), ([], True), ([3e38, 3e38], True), ([1.0, math.nan], False),
+        ([math.inf, -math.inf], False), ([3e38, math.inf], False), ([-math.inf], False),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite(values: list[float], finite: bool) -> None:
+    """Finite values whose sum overflows are finite."""
+    assert load._all_finite(torch.tensor(values)) is finite
+
+
 def test_own_files_are_checked_before_they_are_converted(tmp_path: Path) -> None:
     """A tensor that no model has is named, whatever its size: no value of it is read."""
     config = SaveConfig.preset("vit_x", res=256)
