@@ -89,8 +89,10 @@ class Observer:
             np.savez(file, key=np.array(key), seen=np.array(self.seen), **arrays)  # type: ignore[arg-type]
 
     def resume(self, path: Path, key: str) -> bool:
-        """Load a saved state. Returns False, without a change, when it is missing, damaged or of
-        another key."""
+        """Load a saved state, if it fits.
+
+        Returns False, without a change, when it is missing, damaged or of another key.
+        """
         try:
             with np.load(path, allow_pickle=False) as saved:
                 if str(saved["key"]) != key:

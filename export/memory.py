@@ -47,13 +47,15 @@ class WeightMemory:
 
         def announce(stage: str, detail: str) -> None:
             nonlocal current
-            short = available_bytes() < PLENTY * self.weight_bytes
-            if self.large and stage != current and short:
+            if self.large and stage != current and self._short():
                 page_out(self.model)
             current = stage
             on_stage(stage, detail)
 
         return announce
+
+    def _short(self) -> bool:
+        return available_bytes() < PLENTY * self.weight_bytes
 
     def free(self, *modules: nn.Module) -> None:
         """Free modules of a large model after their last use."""

@@ -233,9 +233,8 @@ class _Run:
                 hint="lower --lr, or check the last batch of data",
             )
         nn.utils.clip_grad_norm_(self.learned, config.clip_norm)
-        torch.manual_seed(
-            config.seed + 1 + step
-        )  # bf16 moments: a resumed run rounds as a whole one
+        # bf16 moments: a resumed run rounds as a whole one
+        torch.manual_seed(config.seed + 1 + step)
         self.optimizer.step()
         if self.score_limit is not None:
             scores = self.here.gather(self.score_limit.scores())
