@@ -18,7 +18,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from save_deploy.errors import OutputError
 from save_deploy.fields import Fields, read_json
@@ -149,7 +149,7 @@ class Place:
     def locked(self) -> Iterator[None]:
         """Lock the files that all shards share."""
         try:
-            lock = make_in(self.root, lambda: (self.root / ".lock").open("w"))
+            lock = make_in(self.root, lambda: _appended(self.root / ".lock"))
         except OSError as error:
             raise unwritable(_WHAT, error) from error
         with lock:
@@ -214,7 +214,7 @@ class Place:
     def begin_try(self, name: str) -> None:
         """Record the start of an attempt. Raises OutputError."""
         try:
-            with make_in(self.attempts, lambda: (self.attempts / name).open("ab")) as file:
+            with make_in(self.attempts, lambda: _appended(self.attempts / name)) as file:
                 file.write(f"{socket.gethostname()} {os.getpid()}\n".encode())
         except OSError as error:
             raise unwritable(_WHAT, error) from error
@@ -223,6 +223,12 @@ class Place:
         with contextlib.suppress(OSError):
             (self.attempts / name).unlink()
             self.attempts.rmdir()  # succeeds after the last attempt
+
+
+def _appended(path: Path) -> BinaryIO:
+    """Open a file at its end. Raises OSError for a link or a pipe, which a stranger's folder may have."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def _schema() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from save_deploy.errors import DataError
+from save_deploy.errors import DataError, OutputError
 from save_deploy.runtime.bulk.export import export_masks
 from save_deploy.runtime.bulk.ledger import FAILED, Ledger, Result
 from save_deploy.runtime.bulk.masks import MaskFile, Row, _runs_of, read_rows
@@ -144,6 +145,22 @@ def test_journals_of_strangers(out: Path, line: bytes | dict[str, Any]) -> None:
     (place.results / ".ab.jsonl").write_bytes(line + b"\n" + json.dumps(right).encode() + b"\n")
     with Ledger(place) as ledger:
         assert ledger.rows == {VIDEO.id: right}
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_locks_and_attempts_that_lead_elsewhere(out: Path, tmp_path: Path, kind: str) -> None:
+    """A link in a stranger's folder does not empty or lengthen the file it leads to."""
+    own, place = tmp_path / "own.txt", Place(out)
+    own.write_text("mine")
+    place.attempts.mkdir(exist_ok=True)
+    for path in (out / ".lock", place.attempts / "a"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(own) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(OutputError, match="cannot be written"), place.locked():
+        pass
+    with pytest.raises(OutputError, match="cannot be written"):
+        place.begin_try("a")
+    assert own.read_text() == "mine"
 
 
 def wrapping_counts() -> str:
