@@ -226,7 +226,10 @@ class Place:
 
 
 def _appended(path: Path) -> BinaryIO:
-    """Open a file at its end. Raises OSError for a link or a pipe, which a stranger's folder may have."""
+    """Open a file at its end.
+
+    Raises OSError for a link or a pipe, which a stranger's folder may have.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     return os.fdopen(os.open(path, flags, 0o666), "ab")
 
