@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+import onnx_ir as ir
 
 from save_deploy.bundle import GRAPHS, batch_file, model_spec
 from save_deploy.config import SaveConfig
@@ -40,7 +40,7 @@ class BatchProof:
 
 
 def write_batches(
-    sources: Mapping[int, nn.Module | Path], folder: Path, stem: str, config: SaveConfig, *,
+    sources: Mapping[int, ir.Model | Path], folder: Path, stem: str, config: SaveConfig, *,
     quant: QuantPlan | None = None, fp16: Fp16Plan | None = None,
     about: Mapping[str, str] | None = None,
 ) -> dict[int, WrittenGraph]:  # fmt: skip

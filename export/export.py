@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
 
 from save_deploy.bundle import Manifest, audio_spec, check_own_bundle, model_spec, record_files
@@ -23,8 +25,8 @@ from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.batches import batch_section, prove_batches, write_batches
 from save_deploy.export.fp16 import Fp16Plan, plan_fp16
 from save_deploy.export.golden import Golden, run_golden, write_conformance, write_golden
-from save_deploy.export.graph import WrittenGraph, write_graph
-from save_deploy.export.memory import WeightMemory
+from save_deploy.export.graph import WrittenGraph, trace_together, write_graph
+from save_deploy.export.memory import WeightMemory, frames_at_once
 from save_deploy.export.merge.deploy import DeployModel, merge
 from save_deploy.export.merge.proof import MergeProof
 from save_deploy.export.options import ExportOptions
@@ -52,7 +54,6 @@ from save_deploy.runtime.compare.export_table import footnote, write_report
 from save_deploy.runtime.compare.rows import Row
 from save_deploy.runtime.eager import eager_pipeline
 from save_deploy.runtime.golden import one_sided
-from save_deploy.runtime.session import as_batch
 
 OnStage = Callable[[str, str], None]
 
@@ -237,12 +238,18 @@ def plan_precision(
         n = 1 if memory.large else options.n_golden
         pairs = collect_pairs(open_dataset(options.data, split="val"), n, res=options.res)
         pipeline = eager_pipeline(model)
+        at_once = frames_at_once(model.config)
         done = countdown(on_stage, "precision", "ranges of pairs", len(pairs))
 
         def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for image, waveform in zip(pairs.image, pairs.waveform, strict=True):
-                yield torch.from_numpy(as_batch(image)), torch.from_numpy(pipeline.embed(waveform))
-                done()
+            for start in range(0, len(pairs), at_once):
+                chosen = slice(start, start + at_once)
+                embeddings = [pipeline.embed(waveform) for waveform in pairs.waveform[chosen]]
+                yield (
+                    torch.from_numpy(pairs.image[chosen]),
+                    torch.from_numpy(np.concatenate(embeddings)),
+                )
+                done(n=len(embeddings))
 
         fp16 = plan_fp16(merged.deploy, batches())
     quant = None
@@ -279,7 +286,10 @@ def write_graphs(
     quant, found = plans.quant, None
     compared: list[tuple[str, Path]] = []
     on_stage("trace", f"{model.config.name} at {options.res} px")
-    sources: dict[int, DeployModel | Path] = dict.fromkeys(options.batches, merged.deploy)
+    audio = DeployAudioEncoder(model.audio_encoder).eval()
+    specs = [model_spec(model.config, batch) for batch in options.batches]
+    graphs = trace_together([*((merged.deploy, s) for s in specs), (audio, audio_spec())])
+    sources: dict[int, ir.Model | Path] = dict(zip(options.batches, graphs, strict=False))
     traced = folder / "fp32.onnx"
     if quant is not None or (floats is not None and not memory.large):
         found_files = write_batches(sources, folder, "fp32", model.config)
@@ -300,12 +310,11 @@ def write_graphs(
         sources, folder, "model", model.config, quant=quant, fp16=floats, about=about
     )
     memory.free(merged.deploy)
-    audio = DeployAudioEncoder(model.audio_encoder).eval()
     heard = {
         key: value for key, value in about.items() if key not in ("resolution_px", "precision")
     }
     write_graph(
-        audio, folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
+        graphs[-1], folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
     )
     return Graphs(written[options.batch], quant, found, tuple(compared))
 

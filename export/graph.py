@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from save_deploy.export.fp16 import Fp16Plan, drop_unused_weights, to_fp16
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.quantize.plan import QuantPlan, quantize_graph
 from save_deploy.export.shared import share_weights
-from save_deploy.export.trace import graph_from_module
+from save_deploy.export.trace import Source, graphs_from_modules
 from save_deploy.machine import version
 from save_deploy.runtime.session.open import graph_bytes
 
@@ -49,21 +49,23 @@ class WrittenGraph:
 
 
 def write_graph(
-    source: nn.Module | Path, path: Path, spec: GraphSpec, *,
+    source: nn.Module | ir.Model | Path, path: Path, spec: GraphSpec, *,
     quant: QuantPlan | None = None, fp16: Fp16Plan | None = None, memo: dict[str, Any] | None = None,
     about: Mapping[str, str] | None = None, shared: Path | None = None,
 ) -> WrittenGraph:  # fmt: skip
-    """Write a float32 module, or a float32 graph file, in the precision of the plans.
+    """Write a float32 module, traced or not, or a float32 graph file, in the precision of the plans.
 
-    source: module with the inputs and output of `spec`, or an ONNX file that write_graph wrote
-        without plans.
+    source: module with the inputs and output of `spec`, its trace, which is used up, or an ONNX file
+        that write_graph wrote without plans.
     memo: cache of rounded weights for further calls with the same source.
     about: metadata_props of the file.
     shared: as in save_graph.
     Raises ExportError when the result is not valid ONNX, and DataError when the calibration table
     lacks a MatMul.
     """
-    graph = trace(source, spec) if isinstance(source, nn.Module) else ir.load(source)
+    graph = trace(source, spec) if isinstance(source, nn.Module) else source
+    if not isinstance(graph, ir.Model):
+        graph = ir.load(graph)
     nodes: tuple[str, ...] = ()
     if quant is not None:
         nodes = quantize_graph(graph, quant, memo=memo)
@@ -80,11 +82,22 @@ def write_graph(
 
 def trace(module: nn.Module, spec: GraphSpec) -> ir.Model:
     """Trace a module on zeros with the shapes and dtypes of `spec`."""
-    example = tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs)
-    names = [s.name for s in spec.inputs]
-    blocks = "blocks" if isinstance(module, DeployModel) else None
-    return graph_from_module(
-        module, example, inputs=names, output=spec.outputs[0].name, blocks=blocks
+    return trace_together([(module, spec)])[0]
+
+
+def trace_together(modules: Sequence[tuple[nn.Module, GraphSpec]]) -> list[ir.Model]:
+    """Trace modules as `trace` does, in less time than one after the other."""
+    return graphs_from_modules(
+        [
+            Source(
+                module,
+                [torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs],
+                [s.name for s in spec.inputs],
+                spec.outputs[0].name,
+                blocks="blocks" if isinstance(module, DeployModel) else None,
+            )
+            for module, spec in modules
+        ]
     )
 
 

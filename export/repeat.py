@@ -8,12 +8,13 @@ by a copy of that graph on the weights of its own block.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from copy import copy
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir import tensor_adapters
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 
@@ -39,10 +40,45 @@ def with_calls(module: nn.Module, blocks: str) -> nn.Module:
 
     A block takes one tensor and returns one of the same shape and dtype. The other parts are shared.
     """
+    calls = [_Call(f"{blocks}.{i}") for i in range(len(getattr(module, blocks)))]
+    return _with_blocks(module, blocks, calls)
+
+
+def _with_blocks(module: nn.Module, blocks: str, others: Sequence[nn.Module]) -> nn.Module:
     made = copy(module)
-    calls = nn.ModuleList(_Call(f"{blocks}.{i}") for i in range(len(getattr(module, blocks))))
-    made._modules = {**module._modules, blocks: calls}
+    made._modules = {**module._modules, blocks: nn.ModuleList(others)}
     return made
+
+
+class _Watched(nn.Module):
+    """A block's place: keeps its input and passes it on."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(torch.zeros_like(x))
+        return x
+
+
+def block_inputs(
+    module: nn.Module, blocks: str, example: Sequence[Tensor]
+) -> list[tuple[nn.Module, Tensor]]:
+    """Return each block with zeros of the shape and dtype of its input. The blocks are not computed."""
+    seen: list[Tensor] = []
+    made = _with_blocks(module, blocks, [_Watched(seen) for _ in getattr(module, blocks)])
+    with torch.no_grad():
+        made(*example)
+    return list(zip(getattr(module, blocks), seen, strict=True))
+
+
+def block_kind(block: nn.Module, x: Tensor | ir.Value) -> Hashable:
+    """Return what two blocks with the same graph have in common; x: input, or a value like it."""
+    if isinstance(x, ir.Value):
+        assert x.shape is not None and x.dtype is not None
+        return structure(block), tuple(x.shape.numpy()), tensor_adapters.to_torch_dtype(x.dtype)
+    return structure(block), tuple(x.shape), x.dtype
 
 
 def called_block(node: ir.Node) -> str | None:
@@ -62,7 +98,7 @@ def structure(block: nn.Module) -> Hashable:
     for name, part in block.named_modules(remove_duplicate=False):
         own = {k: v for k, v in vars(part).items() if k not in _LISTED}
         found.append((name, first.setdefault(id(part), name), type(part), _comparable(own)))
-    for name, tensor in _weights(block).items():
+    for name, tensor in weights_of(block).items():
         layout = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
         found.append((name, first.setdefault(id(tensor), name), type(tensor), layout))
     return tuple(found)
@@ -71,7 +107,7 @@ def structure(block: nn.Module) -> Hashable:
 _LISTED = ("_parameters", "_buffers", "_modules")  # by named_parameters and so on
 
 
-def _weights(block: nn.Module) -> dict[str, Tensor]:
+def weights_of(block: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name."""
     parameters = block.named_parameters(remove_duplicate=False)
     return {**dict(parameters), **dict(block.named_buffers(remove_duplicate=False))}
@@ -95,7 +131,7 @@ def _comparable(value: Any) -> Hashable:
 
 def weights_as_inputs(graph: ir.Graph, block: nn.Module) -> None:
     """Make the weights of a block inputs of its graph, so that no value of them is used."""
-    for name in [name for name in graph.initializers if name in _weights(block)]:
+    for name in [name for name in graph.initializers if name in weights_of(block)]:
         value = graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
@@ -107,7 +143,7 @@ def insert(graph: ir.Graph, call: ir.Node, piece: ir.Graph, block: nn.Module) ->
     piece: graph of a block with the same structure. Its values get the name of the block as prefix. A
         weight that an earlier block has, the same object, is the earlier one's value.
     """
-    name, weights = called_block(call), _weights(block)
+    name, weights = called_block(call), weights_of(block)
     x, *inputs = piece.inputs
     values: dict[ir.Value | None, ir.Value | None] = {None: None, x: call.inputs[0]}
     held = {

@@ -7,14 +7,18 @@ name the part of the model.
 from __future__ import annotations
 
 import ast
+import gc
 import logging
+import re
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import onnx_ir as ir
 import torch
-from onnx_ir import tensor_adapters
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer, rewriter
 from onnxscript.rewriter.rules import common as rules
@@ -23,10 +27,12 @@ from torch import Tensor, nn
 from save_deploy.errors import ExportError
 from save_deploy.export.repeat import (
     DOMAIN,
+    block_inputs,
+    block_kind,
     called_block,
     insert,
-    structure,
     weights_as_inputs,
+    weights_of,
     with_calls,
 )
 
@@ -54,67 +60,113 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 KEPT_METADATA = "module"
 
 
+@dataclass(frozen=True)
+class Source:
+    """A module to trace with fixed shapes.
+
+    example: its inputs. inputs, output: names of the graph's inputs and output.
+    blocks: name of the module's list of blocks, of which each kind is traced only once (repeat.py).
+        None traces the module as a whole.
+    """
+
+    module: nn.Module
+    example: Sequence[Tensor]
+    inputs: Sequence[str]
+    output: str
+    blocks: str | None = None
+
+
 def graph_from_module(
     module: nn.Module, example: Sequence[Tensor], *, inputs: Sequence[str], output: str,
     blocks: str | None = None,
 ) -> ir.Model:  # fmt: skip
-    """Trace a module with fixed shapes. The graph shares the module's weight tensors (no copy).
+    """Trace one module, see Source and graphs_from_modules."""
+    return graphs_from_modules([Source(module, example, inputs, output, blocks)])[0]
 
-    blocks: name of the module's list of blocks, of which each structure is traced only once
-        (repeat.py). None traces the module as a whole.
+
+def graphs_from_modules(sources: Sequence[Source]) -> list[ir.Model]:
+    """Trace modules together: each call of the exporter takes a second, however small the module.
+
+    The graphs share the modules' weight tensors (no copy).
     """
-    outer = module if blocks is None else with_calls(module, blocks)
-    model = _traced(outer, example, inputs, output)
-    _reduce(model)
-    _keep_module_names(model.graph)
-    if blocks is not None:
-        _insert_blocks(model, module)
-    _merge_equal(model)
-    _name_nodes(model.graph)
-    model.producer_name = "save-deploy"
-    return model
+    kinds = [_kinds(source) for source in sources]
+    parts: list[Source] = []
+    for source, own in zip(sources, kinds, strict=True):
+        module = (
+            source.module if source.blocks is None else with_calls(source.module, source.blocks)
+        )
+        parts.append(replace(source, module=module))
+        parts += own.values()
+    traced = iter(_traced(parts))
+    models = []
+    for source, own in zip(sources, kinds, strict=True):
+        model = next(traced)
+        _reduce(model)
+        _keep_module_names(model.graph)
+        if source.blocks is not None:
+            pieces = {kind: _block_graph(next(traced), part.module) for kind, part in own.items()}
+            _insert_blocks(model, source.module, pieces)
+        _merge_equal(model)
+        _name_nodes(model.graph)
+        model.producer_name = "save-deploy"
+        models.append(model)
+    return models
 
 
-def _insert_blocks(model: ir.Model, module: nn.Module) -> None:
-    """Replace every call of a block in a reduced graph by the block's nodes."""
-    graph = model.graph
-    kinds: dict[Hashable, ir.Graph] = {}
-    for call in [node for node in graph if called_block(node)]:
-        name = str(called_block(call))
-        block, x = module.get_submodule(name), call.inputs[0]
-        assert x is not None and x.shape is not None and x.dtype is not None
-        kind = (structure(block), x.shape.numpy(), x.dtype)
-        if kind not in kinds:
-            zeros = torch.zeros(x.shape.numpy(), dtype=tensor_adapters.to_torch_dtype(x.dtype))
-            kinds[kind] = _traced_block(block, zeros)
-        for node in insert(graph, call, kinds[kind], block):
-            set_module(node, ".".join(part for part in (name, module_of(node)) if part))
-    del model.opset_imports[DOMAIN]
-    optimizer.fold_constants(model, onnx_shape_inference=False)  # of weights, as transposed ones
+def _kinds(source: Source) -> dict[Hashable, Source]:
+    """Return the first block of each kind, as sources."""
+    found: dict[Hashable, Source] = {}
+    if source.blocks is not None:
+        for block, x in block_inputs(source.module, source.blocks, source.example):
+            found.setdefault(block_kind(block, x), Source(block, [x], ["x"], "y"))
+    return found
 
 
-def _traced_block(block: nn.Module, zeros: Tensor) -> ir.Graph:
+def _block_graph(model: ir.Model, block: nn.Module) -> ir.Graph:
     """Return the reduced graph of a block with inputs x and its weights."""
-    model = _traced(block, (zeros,), ["x"], "y")
     weights_as_inputs(model.graph, block)
     _reduce(model)
     _keep_module_names(model.graph)
     return model.graph
 
 
-def _traced(
-    module: nn.Module, example: Sequence[Tensor], inputs: Sequence[str], output: str
-) -> ir.Model:
-    """Return the exporter's graph of a module, with all its redundant nodes."""
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"), torch.no_grad():
+def _insert_blocks(model: ir.Model, module: nn.Module, pieces: Mapping[Hashable, ir.Graph]) -> None:
+    """Replace every call of a block in a reduced graph by the block's nodes."""
+    graph = model.graph
+    for call in [node for node in graph if called_block(node)]:
+        name = str(called_block(call))
+        block = module.get_submodule(name)
+        for node in insert(graph, call, pieces[block_kind(block, call.outputs[0])], block):
+            set_module(node, ".".join(part for part in (name, module_of(node)) if part))
+    del model.opset_imports[DOMAIN]
+    optimizer.fold_constants(model, onnx_shape_inference=False)  # of weights, as transposed ones
+
+
+class _Together(nn.Module):
+    """All parts as one module: the inputs of all -> the output of each."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part.module for part in parts)
+        self.counts = [len(part.example) for part in parts]
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        given = iter(inputs)
+        return [
+            part(*islice(given, count)) for part, count in zip(self.parts, self.counts, strict=True)
+        ]
+
+
+def _traced(parts: Sequence[Source]) -> list[ir.Model]:
+    """Return the exporter's graph of each part, with all its redundant nodes."""
+    together, quiet = _Together(parts), _quiet("torch.onnx", "onnxscript")
+    with warnings.catch_warnings(), quiet, torch.no_grad(), _without_collection():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module,
-            tuple(example),
+            together,
+            tuple(tensor for part in parts for tensor in part.example),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=[output],
             verbose=False,
             optimize=False,
         )
@@ -122,7 +174,39 @@ def _traced(
         raise ExportError(
             "torch.onnx.export returned no graph", hint="report this with your versions"
         )
-    return program.model
+    given = iter(program.model.graph.inputs)
+    weights = weights_of(together)
+    models = []
+    for i, (part, output) in enumerate(zip(parts, program.model.graph.outputs, strict=True)):
+        inputs = list(islice(given, len(part.example)))
+        graph = ir.convenience.extract(program.model.graph, inputs, [output])
+        _own_names(graph, part, f"parts.{i}", weights)
+        models.append(ir.Model(graph, ir_version=program.model.ir_version))
+    return models
+
+
+def _own_names(graph: ir.Graph, part: Source, prefix: str, weights: Mapping[str, Tensor]) -> None:
+    """Give inputs, output, weights and modules of a part's graph the names that the part has.
+
+    weights: of all parts together, by name. The exporter knows one that several parts have by the name
+        in one of them.
+    """
+    ends = zip((*graph.inputs, *graph.outputs), (*part.inputs, part.output), strict=True)
+    for value, name in ends:
+        value.name = name
+    own = {id(tensor): name for name, tensor in weights_of(part.module).items()}
+    for value in list(graph.initializers.values()):
+        name = str(value.name)
+        if name in weights:
+            del graph.initializers[name]
+            value.name = own[id(weights[name])]
+            graph.initializers.add(value)
+    for node in graph:
+        scopes = _scope_names(node.metadata_props.get(_SCOPES, ""))
+        inner = [re.sub(rf"^{re.escape(prefix)}\b\.?", "", scope) for scope in scopes]
+        node.metadata_props[_SCOPES] = repr(inner)
+    for domain in set(graph.opset_imports) - {node.domain for node in graph}:
+        del graph.opset_imports[domain]
 
 
 def module_of(node: ir.Node) -> str:
@@ -175,6 +259,18 @@ def _name_nodes(graph: ir.Graph) -> None:
 def _scope_names(text: str) -> list[str]:
     """Parse the exporter's list of scopes, a Python literal."""
     return [str(s) for s in ast.literal_eval(text)] if text else []
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Context without garbage collection, which a trace's many new objects would start often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _quiet:

@@ -15,8 +15,8 @@ from save_deploy.export.merge.adapter import deploy_adapter
 from save_deploy.export.merge.attention import DeployAttention
 from save_deploy.export.merge.forms import REWRITES, Forms
 from save_deploy.export.merge.proof import (
+    MacCounter,
     RewriteProof,
-    count_macs,
     count_parameters,
     in_double,
     relative_difference,
@@ -149,12 +149,9 @@ def _attention_proof(
     blocks: list[Block], config: SaveConfig, forms: Forms, name: str, diff: float, compared: str
 ) -> RewriteProof:
     only = _only(forms, name)
-    tokens = torch.empty(1, config.grid, config.grid, config.embed_dim, device="meta")
+    macs = _macs_on_tokens(config)
     before = [_AsSam(block.attn, block.window_size) for block in blocks]
-    macs_after = sum(
-        count_macs(DeployAttention(b.attn, b.window_size, config.grid, only), tokens)
-        for b in blocks
-    )
+    after = (DeployAttention(b.attn, b.window_size, config.grid, only) for b in blocks)
     n_params = count_parameters([block.attn for block in blocks])
     table_growth = sum(
         2 * (block.window_size or config.grid) ** 2 * config.head_dim
@@ -168,8 +165,8 @@ def _attention_proof(
         kept=_KEPT[name],
         params_before=n_params,
         params_after=n_params + (table_growth if name == "rel_pos" else 0),
-        macs_before=sum(count_macs(module, tokens) for module in before),
-        macs_after=macs_after,
+        macs_before=sum(map(macs, before)),
+        macs_after=sum(map(macs, after)),
         max_rel_diff=diff,
         compared=compared,
     )
@@ -178,24 +175,28 @@ def _attention_proof(
 def _adapter_proof(
     blocks: list[Block], config: SaveConfig, forms: Forms, diff: float
 ) -> RewriteProof:
-    tokens = torch.empty(1, config.grid, config.grid, config.embed_dim, device="meta")
+    macs = _macs_on_tokens(config)
     adapters = [block.adapter for block in blocks if block.adapter is not None]
     params_after = macs_after = 0
     for adapter in adapters:  # one at a time: a form may have weights of its own
         deployed = deploy_adapter(adapter, config.grid, forms)
         params_after += count_parameters([deployed])
-        macs_after += count_macs(deployed, tokens)
+        macs_after += macs(deployed)
     return RewriteProof(
         name="adapter",
         folded=REWRITES["adapter"],
         kept="gate, skip and norm: nothing constant to fold",
         params_before=count_parameters(adapters),
         params_after=params_after,
-        macs_before=sum(count_macs(a, tokens) for a in adapters),
+        macs_before=sum(map(macs, adapters)),
         macs_after=macs_after,
         max_rel_diff=diff,
         compared=f"all {len(adapters)} adapters",
     )
+
+
+def _macs_on_tokens(config: SaveConfig) -> MacCounter:
+    return MacCounter(torch.empty(1, config.grid, config.grid, config.embed_dim, device="meta"))
 
 
 def _is_on(forms: Forms, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
+
+from save_deploy.export.repeat import structure
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 TOLERANCE = 1e-9  # max |difference| / max |output|, in float64
@@ -100,3 +102,17 @@ def count_macs(module: nn.Module, *args: Tensor) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(module, weights, tuple(a.to("meta") for a in args))
     return counter.get_total_flops() // 2
+
+
+class MacCounter:
+    """Counts multiply-accumulates of modules on the same arguments; those alike only once."""
+
+    def __init__(self, *args: Tensor) -> None:
+        self._args = args
+        self._known: dict[Hashable, int] = {}
+
+    def __call__(self, module: nn.Module) -> int:
+        kind = structure(module)
+        if kind not in self._known:
+            self._known[kind] = count_macs(module, *self._args)
+        return self._known[kind]

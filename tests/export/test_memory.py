@@ -13,7 +13,7 @@ from torch import nn
 from save_deploy.checkpoints import load_model
 from save_deploy.config import SaveConfig
 from save_deploy.export import memory
-from save_deploy.export.memory import free_weights, is_large, page_out
+from save_deploy.export.memory import frames_at_once, free_weights, is_large, page_out
 
 
 def mapped_kib() -> int:
@@ -79,3 +79,9 @@ def test_only_large_models_are_paged_out_and_freed(
     assert len(paged) == pages_out
     weights.free(model)
     assert model.weight.numel() == (0 if large else 4)
+
+
+def test_frames_of_one_call_fit_into_2_gb() -> None:
+    """Four tensors of the size of the scores a frame: vit_b at 256 px 4 x 3 MiB, at 1024 px 3 GiB."""
+    assert frames_at_once(SaveConfig.preset("vit_b")) == 2_000_000_000 // (4 * 12 * 256**2 * 4)
+    assert frames_at_once(SaveConfig.preset("vit_b", res=1024)) == 1

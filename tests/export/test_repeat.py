@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from save_deploy.bundle import model_spec
+from save_deploy.bundle import GraphSpec, audio_spec, model_spec
 from save_deploy.export import trace
+from save_deploy.export.audio_graph import DeployAudioEncoder
+from save_deploy.export.graph import trace_together
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
 from save_deploy.export.repeat import structure
@@ -23,10 +26,14 @@ from tests.conftest import make_tiny
 
 
 def traced(deploy: nn.Module, model: SaveModel, blocks: str | None, batch: int = 1) -> ir.Model:
-    spec = model_spec(model.config, batch)
+    return plain_trace(deploy, model_spec(model.config, batch), blocks)
+
+
+def plain_trace(module: nn.Module, spec: GraphSpec, blocks: str | None = None) -> ir.Model:
     example = [torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in spec.inputs]
     names = [s.name for s in spec.inputs]
-    return graph_from_module(deploy, example, inputs=names, output="mask_logits", blocks=blocks)
+    output = spec.outputs[0].name
+    return graph_from_module(module, example, inputs=names, output=output, blocks=blocks)
 
 
 def content(model: ir.Model, weights: set[str]) -> list[Any]:
@@ -72,9 +79,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     made: list[nn.Module] = []
     real = trace._traced
 
-    def counted(module: nn.Module, *args: Any) -> ir.Model:
-        made.append(module)
-        return real(module, *args)
+    def counted(parts: Any) -> Any:
+        made.extend(part.module for part in parts)
+        return real(parts)
 
     monkeypatch.setattr(trace, "_traced", counted)
     return made
@@ -121,6 +128,33 @@ def test_a_block_with_weights_of_another_is_told_apart() -> None:
     wrong = deepcopy(deploy)
     wrong.blocks[1].mlp.lin1.weight = nn.Parameter(deploy.blocks[0].mlp.lin1.weight.clone())
     assert graphs(wrong, model)[0] != right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False], ids=["kept traces", "the exporter"])
+def test_modules_traced_together_have_the_graphs_of_each_alone(
+    kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of the exporter for a model with one and two frames, whose weights are the same
+    tensors, for its audio encoder, and for a block that has a weight of another kind of block."""
+    if not kept:
+        monkeypatch.setattr(torch.onnx, "export", inspect.unwrap(torch.onnx.export))
+    model = make_tiny()
+    deploy = DeployModel(model, forms_for("portable")).eval()
+    deploy.blocks[2].mlp.lin1.weight = deploy.blocks[0].mlp.lin1.weight
+    audio = DeployAudioEncoder(model.audio_encoder).eval()
+    specs = [model_spec(model.config, batch) for batch in (1, 2)]
+    modules = [*((deploy, spec) for spec in specs), (audio, audio_spec())]
+    calls: list[Any] = []
+    real = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: calls.append(a) or real(*a, **k))
+    together = trace_together(modules)
+    assert len(calls) == 1
+    for graph, (module, spec) in zip(together, modules, strict=True):
+        weights = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+        alone = plain_trace(module, spec)
+        assert content(graph, weights) == content(alone, weights)
+    assert len(calls) == 4
 
 
 @pytest.mark.slow
