@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import gc
 import logging
+import math
 import re
 import warnings
 from collections import Counter
@@ -56,6 +57,7 @@ _RULES = (
     rules.collapse_slice2_rule,
     rules.remove_optional_bias_from_conv_rule,
 )
+REPEATED = 8192  # elements of a repeated constant that is stored
 _SCOPES = "pkg.torch.onnx.name_scopes"
 KEPT_METADATA = "module"
 
@@ -139,7 +141,7 @@ def _insert_blocks(model: ir.Model, module: nn.Module, pieces: Mapping[Hashable,
         for node in insert(graph, call, pieces[block_kind(block, call.outputs[0])], block):
             set_module(node, ".".join(part for part in (name, module_of(node)) if part))
     del model.opset_imports[DOMAIN]
-    optimizer.fold_constants(model, onnx_shape_inference=False)  # of weights, as transposed ones
+    _fold_constants(model, shapes=False)  # of weights, as transposed ones
 
 
 class _Together(nn.Module):
@@ -222,8 +224,22 @@ def set_module(node: ir.Node, module: str) -> None:
 def _reduce(model: ir.Model) -> None:
     """Fold constants and remove redundant nodes, in place."""
     for _ in range(2):  # folding can expose redundant reshapes, and removing those more folding
-        optimizer.fold_constants(model, onnx_shape_inference=True)
+        _fold_constants(model, shapes=True)
         rewriter.rewrite(model, _RULES)
+
+
+def _fold_constants(model: ir.Model, *, shapes: bool) -> None:
+    """Compute constants, in place; shapes: infer shapes as well.
+
+    A repeated constant of a bias for many tokens is not stored: it would be megabytes in the file.
+    """
+
+    def should_fold(node: ir.Node) -> bool | None:
+        shape = node.outputs[0].shape
+        large = shape is not None and shape.is_static() and math.prod(shape.numpy()) > REPEATED
+        return False if node.op_type == "Expand" and large else None  # None: the library's rules
+
+    optimizer.fold_constants(model, onnx_shape_inference=shapes, should_fold=should_fold)
 
 
 def _merge_equal(model: ir.Model) -> None:

@@ -1,9 +1,9 @@
 """Deploy form of attention, with the rewrites windows, scale and rel_pos. Each is optional.
 
 windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token equal the qkv bias.
-    The rewrite pads the product without bias and adds the bias afterwards. The output of a padded
-    query is cropped, so it need not be computed. A padded key must stay, because real tokens attend
-    to it.
+    late_pad pads the product without bias and adds the bias afterwards. The output of a padded query
+    is cropped, so real_queries does not compute it, and pads only the windows at the edges, with the
+    bias. A padded key must stay, because real tokens attend to it.
 strips: each query attends on its own, so global attention is computed for STRIP_ROWS query rows of
     one head at a time. On CPUs the scores of a strip (8 MiB at 1024 px, of all queries 768 MiB in
     ViT-B) stay in the cache and their memory is used again. Smaller strips gain nothing more and
@@ -85,18 +85,17 @@ class DeployAttention(nn.Module):
             out = self._all_windows(qkv)  # (B,n*w,n*w,C)
             return self.proj(out)[:, : self.grid, : self.grid]
         qkv = self.qkv(x)  # (B,s,s,3C)
+        if self.windows == "real_queries":
+            return self.proj(self._real_queries(qkv + self.qkv_bias))
         if pad:
             qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
-        qkv = qkv + self.qkv_bias
-        if self.windows == "late_pad":
-            out = self._all_windows(qkv)
-            if pad:
-                out = out[:, : self.grid, : self.grid]
-            return self.proj(out)
-        return self.proj(self._real_queries(qkv))
+        out = self._all_windows(qkv + self.qkv_bias)
+        if pad:
+            out = out[:, : self.grid, : self.grid]
+        return self.proj(out)
 
     def _real_queries(self, qkv: Tensor) -> Tensor:
-        """Compute attention of tokens that are not padding: (B,n*w,n*w,3C) -> (B,s,s,C)."""
+        """Compute attention of tokens that are not padding: (B,s,s,3C) -> (B,s,s,C)."""
         whole, rest = divmod(self.grid, self.side)  # complete windows per axis, tokens in the last
         # first window, number of windows, queries per window, for each axis
         cuts = [(0, whole, self.side), (whole, 1, rest)] if whole else [(0, 1, rest)]
@@ -138,7 +137,8 @@ class DeployAttention(nn.Module):
     def _windows(self, qkv: Tensor, part: _Part) -> Tensor:
         """Compute attention in the windows of a part; all tokens of a window are keys.
 
-        (B,n*w,n*w,3C) -> (B,n_rows*height,n_cols*width,C).
+        qkv of real tokens (B,s,s,3C), or of all with padding (B,n*w,n*w,3C)
+        -> (B,n_rows*height,n_cols*width,C).
         """
         row, col, n_rows, n_cols, height, width = part
         side, heads = self.side, self.num_heads
@@ -147,6 +147,11 @@ class DeployAttention(nn.Module):
         head_dim = dim // heads
         if (n_rows, n_cols) != (self.n_windows, self.n_windows):
             qkv = qkv[:, row * side : (row + n_rows) * side, col * side : (col + n_cols) * side]
+        for axis, n_axis in ((1, n_rows), (2, n_cols)):
+            if missing := n_axis * side - qkv.shape[axis]:
+                shape = [*qkv.shape]
+                shape[axis] = missing
+                qkv = torch.cat([qkv, self.qkv_bias.expand(shape)], dim=axis)
         if n_rows * n_cols > 1:
             # (B,n_rows,w,n_cols,w,3C) -> (B,n_rows,n_cols,w,w,3C)
             qkv = qkv.reshape(batch, n_rows, side, n_cols, side, dim3).permute(0, 1, 3, 2, 4, 5)
