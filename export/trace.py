@@ -182,27 +182,32 @@ def _traced(parts: Sequence[Source]) -> list[ir.Model]:
     for i, (part, output) in enumerate(zip(parts, program.model.graph.outputs, strict=True)):
         inputs = list(islice(given, len(part.example)))
         graph = ir.convenience.extract(program.model.graph, inputs, [output])
-        _own_names(graph, part, f"parts.{i}", weights)
+        _own_names(graph, part, f"parts.{i}", weights, list(program.model.graph.initializers))
         models.append(ir.Model(graph, ir_version=program.model.ir_version))
     return models
 
 
-def _own_names(graph: ir.Graph, part: Source, prefix: str, weights: Mapping[str, Tensor]) -> None:
+def _own_names(
+    graph: ir.Graph, part: Source, prefix: str, weights: Mapping[str, Tensor],
+    all_names: Sequence[str],
+) -> None:  # fmt: skip
     """Give inputs, output, weights and modules of a part's graph the names that the part has.
 
     weights: of all parts together, by name. The exporter knows one that several parts have by the name
         in one of them.
+    all_names: of the constants of all parts, in the exporter's order, which the graph gets.
     """
     ends = zip((*graph.inputs, *graph.outputs), (*part.inputs, part.output), strict=True)
     for value, name in ends:
         value.name = name
     own = {id(tensor): name for name, tensor in weights_of(part.module).items()}
-    for value in list(graph.initializers.values()):
-        name = str(value.name)
-        if name in weights:
-            del graph.initializers[name]
+    order = {name: i for i, name in enumerate(all_names)}
+    values = sorted(graph.initializers.values(), key=lambda value: order[str(value.name)])
+    graph.initializers.clear()
+    for value in values:
+        if (name := str(value.name)) in weights:
             value.name = own[id(weights[name])]
-            graph.initializers.add(value)
+        graph.initializers.add(value)
     for node in graph:
         scopes = _scope_names(node.metadata_props.get(_SCOPES, ""))
         inner = [re.sub(rf"^{re.escape(prefix)}\b\.?", "", scope) for scope in scopes]
