@@ -288,8 +288,10 @@ def write_graphs(
     on_stage("trace", f"{model.config.name} at {options.res} px")
     audio = DeployAudioEncoder(model.audio_encoder).eval()
     specs = [model_spec(model.config, batch) for batch in options.batches]
-    graphs = trace_together([*((merged.deploy, s) for s in specs), (audio, audio_spec())])
-    sources: dict[int, ir.Model | Path] = dict(zip(options.batches, graphs, strict=False))
+    *graphs, heard_graph = trace_together(
+        [*((merged.deploy, spec) for spec in specs), (audio, audio_spec())]
+    )
+    sources: dict[int, ir.Model | Path] = dict(zip(options.batches, graphs, strict=True))
     traced = folder / "fp32.onnx"
     if quant is not None or (floats is not None and not memory.large):
         found_files = write_batches(sources, folder, "fp32", model.config)
@@ -314,7 +316,7 @@ def write_graphs(
         key: value for key, value in about.items() if key not in ("resolution_px", "precision")
     }
     write_graph(
-        graphs[-1], folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
+        heard_graph, folder / "audio.onnx", audio_spec(), about=heard | {"sample_rate_hz": "16000"}
     )
     return Graphs(written[options.batch], quant, found, tuple(compared))
 

@@ -17,6 +17,7 @@ from save_deploy.machine import available_bytes
 # Above this the eager model and a session are not held together: eager is timed first.
 LARGE_BYTES = 2_000_000_000
 SCORES = 4  # tensors of the size of the scores that an eager block holds at once
+MOST_FRAMES = 8  # in one call: more gain nothing, and progress is shown between calls
 TOGETHER = 5  # frames in one call of a large eager model
 # With this much memory for each byte of weights they stay between stages: reading them again from
 # disk takes longer than a stage that only needs a few of them.
@@ -81,7 +82,7 @@ def score_bytes(config: SaveConfig) -> int:
 
 def frames_at_once(config: SaveConfig) -> int:
     """Return how many frames fit into one call of an eager model whose weights are not large."""
-    return max(1, LARGE_BYTES // (SCORES * score_bytes(config)))
+    return max(1, min(MOST_FRAMES, LARGE_BYTES // (SCORES * score_bytes(config))))
 
 
 def page_out(*modules: nn.Module) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir import tensor_adapters
 from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
+from torch.func import functional_call
 
 DOMAIN = "save_deploy"  # of the calls; no written graph has it
 
@@ -51,34 +51,32 @@ def _with_blocks(module: nn.Module, blocks: str, others: Sequence[nn.Module]) ->
 
 
 class _Watched(nn.Module):
-    """A block's place: keeps its input and passes it on."""
+    """A block's place: keeps shape and dtype of its input, and passes it on."""
 
-    def __init__(self, seen: list[Tensor]) -> None:
+    def __init__(self, seen: list[tuple[torch.Size, torch.dtype]]) -> None:
         super().__init__()
         self.seen = seen
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(torch.zeros_like(x))
+        self.seen.append((x.shape, x.dtype))
         return x
 
 
 def block_inputs(
     module: nn.Module, blocks: str, example: Sequence[Tensor]
-) -> list[tuple[nn.Module, Tensor]]:
-    """Return each block with zeros of the shape and dtype of its input. The blocks are not computed."""
-    seen: list[Tensor] = []
-    made = _with_blocks(module, blocks, [_Watched(seen) for _ in getattr(module, blocks)])
+) -> list[tuple[torch.Size, torch.dtype]]:
+    """Return shape and dtype of the input of each block. Nothing is computed."""
+    seen: list[tuple[torch.Size, torch.dtype]] = []
+    places = [_Watched(seen) for _ in getattr(module, blocks)]
+    run_on_meta(_with_blocks(module, blocks, places), *example)
+    return seen
+
+
+def run_on_meta(module: nn.Module, *args: Tensor) -> None:
+    """Run a module on meta tensors, which have shapes and dtypes but no values."""
+    weights = {name: tensor.to("meta") for name, tensor in weights_of(module).items()}
     with torch.no_grad():
-        made(*example)
-    return list(zip(getattr(module, blocks), seen, strict=True))
-
-
-def block_kind(block: nn.Module, x: Tensor | ir.Value) -> Hashable:
-    """Return what two blocks with the same graph have in common; x: input, or a value like it."""
-    if isinstance(x, ir.Value):
-        assert x.shape is not None and x.dtype is not None
-        return structure(block), tuple(x.shape.numpy()), tensor_adapters.to_torch_dtype(x.dtype)
-    return structure(block), tuple(x.shape), x.dtype
+        functional_call(module, weights, tuple(tensor.to("meta") for tensor in args))
 
 
 def called_block(node: ir.Node) -> str | None:

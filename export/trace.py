@@ -29,9 +29,9 @@ from save_deploy.errors import ExportError
 from save_deploy.export.repeat import (
     DOMAIN,
     block_inputs,
-    block_kind,
     called_block,
     insert,
+    structure,
     weights_as_inputs,
     weights_of,
     with_calls,
@@ -91,23 +91,23 @@ def graphs_from_modules(sources: Sequence[Source]) -> list[ir.Model]:
 
     The graphs share the modules' weight tensors (no copy).
     """
-    kinds = [_kinds(source) for source in sources]
+    kinds = [_Kinds(source) for source in sources]
     parts: list[Source] = []
     for source, own in zip(sources, kinds, strict=True):
         module = (
             source.module if source.blocks is None else with_calls(source.module, source.blocks)
         )
-        parts.append(replace(source, module=module))
-        parts += own.values()
+        parts += [replace(source, module=module), *own.parts]
     traced = iter(_traced(parts))
     models = []
     for source, own in zip(sources, kinds, strict=True):
         model = next(traced)
         _reduce(model)
         _keep_module_names(model.graph)
+        pieces = [_block_graph(next(traced), part.module) for part in own.parts]
         if source.blocks is not None:
-            pieces = {kind: _block_graph(next(traced), part.module) for kind, part in own.items()}
-            _insert_blocks(model, source.module, pieces)
+            of_blocks = {name: pieces[kind] for name, kind in own.of_blocks.items()}
+            _insert_blocks(model, source.module, of_blocks)
         _merge_equal(model)
         _name_nodes(model.graph)
         model.producer_name = "save-deploy"
@@ -115,13 +115,26 @@ def graphs_from_modules(sources: Sequence[Source]) -> list[ir.Model]:
     return models
 
 
-def _kinds(source: Source) -> dict[Hashable, Source]:
-    """Return the first block of each kind, as sources."""
-    found: dict[Hashable, Source] = {}
-    if source.blocks is not None:
-        for block, x in block_inputs(source.module, source.blocks, source.example):
-            found.setdefault(block_kind(block, x), Source(block, [x], ["x"], "y"))
-    return found
+class _Kinds:
+    """The kinds of blocks of a source.
+
+    parts: the first block of each kind, to trace.
+    of_blocks: name of each block -> index of its kind in parts.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.parts: list[Source] = []
+        self.of_blocks: dict[str, int] = {}
+        if source.blocks is None:
+            return
+        blocks = source.module.get_submodule(source.blocks)
+        known: dict[Hashable, int] = {}
+        inputs = block_inputs(source.module, source.blocks, source.example)
+        for (name, block), (shape, dtype) in zip(blocks.named_children(), inputs, strict=True):
+            kind = known.setdefault((structure(block), shape, dtype), len(known))
+            if kind == len(self.parts):
+                self.parts.append(Source(block, [torch.zeros(shape, dtype=dtype)], ["x"], "y"))
+            self.of_blocks[f"{source.blocks}.{name}"] = kind
 
 
 def _block_graph(model: ir.Model, block: nn.Module) -> ir.Graph:
@@ -132,13 +145,15 @@ def _block_graph(model: ir.Model, block: nn.Module) -> ir.Graph:
     return model.graph
 
 
-def _insert_blocks(model: ir.Model, module: nn.Module, pieces: Mapping[Hashable, ir.Graph]) -> None:
-    """Replace every call of a block in a reduced graph by the block's nodes."""
+def _insert_blocks(model: ir.Model, module: nn.Module, pieces: Mapping[str, ir.Graph]) -> None:
+    """Replace every call of a block in a reduced graph by the block's nodes.
+
+    pieces: name of each block -> graph of its kind.
+    """
     graph = model.graph
     for call in [node for node in graph if called_block(node)]:
         name = str(called_block(call))
-        block = module.get_submodule(name)
-        for node in insert(graph, call, pieces[block_kind(block, call.outputs[0])], block):
+        for node in insert(graph, call, pieces[name], module.get_submodule(name)):
             set_module(node, ".".join(part for part in (name, module_of(node)) if part))
     del model.opset_imports[DOMAIN]
     _fold_constants(model, shapes=False)  # of weights, as transposed ones
@@ -178,30 +193,30 @@ def _traced(parts: Sequence[Source]) -> list[ir.Model]:
         )
     given = iter(program.model.graph.inputs)
     weights = weights_of(together)
+    order = {name: i for i, name in enumerate(program.model.graph.initializers)}
     models = []
     for i, (part, output) in enumerate(zip(parts, program.model.graph.outputs, strict=True)):
         inputs = list(islice(given, len(part.example)))
         graph = ir.convenience.extract(program.model.graph, inputs, [output])
-        _own_names(graph, part, f"parts.{i}", weights, list(program.model.graph.initializers))
+        _own_names(graph, part, f"parts.{i}", weights, order)
         models.append(ir.Model(graph, ir_version=program.model.ir_version))
     return models
 
 
 def _own_names(
     graph: ir.Graph, part: Source, prefix: str, weights: Mapping[str, Tensor],
-    all_names: Sequence[str],
+    order: Mapping[str, int],
 ) -> None:  # fmt: skip
     """Give inputs, output, weights and modules of a part's graph the names that the part has.
 
     weights: of all parts together, by name. The exporter knows one that several parts have by the name
         in one of them.
-    all_names: of the constants of all parts, in the exporter's order, which the graph gets.
+    order: place of the constants in the exporter's graph, by name; extraction loses it.
     """
     ends = zip((*graph.inputs, *graph.outputs), (*part.inputs, part.output), strict=True)
     for value, name in ends:
         value.name = name
     own = {id(tensor): name for name, tensor in weights_of(part.module).items()}
-    order = {name: i for i, name in enumerate(all_names)}
     values = sorted(graph.initializers.values(), key=lambda value: order[str(value.name)])
     graph.initializers.clear()
     for value in values:
@@ -236,7 +251,7 @@ def _reduce(model: ir.Model) -> None:
 def _fold_constants(model: ir.Model, *, shapes: bool) -> None:
     """Compute constants, in place; shapes: infer shapes as well.
 
-    A repeated constant of a bias for many tokens is not stored: it would be megabytes in the file.
+    Large repeated constants are not stored, as a bias for many tokens: megabytes in the file.
     """
 
     def should_fold(node: ir.Node) -> bool | None:

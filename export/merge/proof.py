@@ -8,12 +8,10 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from save_deploy.export.repeat import structure
+from save_deploy.export.repeat import run_on_meta, structure
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 TOLERANCE = 1e-9  # max |difference| / max |output|, in float64
@@ -98,9 +96,8 @@ def count_parameters(parts: Sequence[nn.Module | Tensor]) -> int:
 
 def count_macs(module: nn.Module, *args: Tensor) -> int:
     """Return the multiply-accumulates of module(*args), counted on meta tensors."""
-    weights = {n: p.to("meta") for n, p in [*module.named_parameters(), *module.named_buffers()]}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(module, weights, tuple(a.to("meta") for a in args))
+    with FlopCounterMode(display=False) as counter:
+        run_on_meta(module, *args)
     return counter.get_total_flops() // 2
 
 
@@ -109,10 +106,11 @@ class MacCounter:
 
     def __init__(self, *args: Tensor) -> None:
         self._args = args
-        self._known: dict[Hashable, int] = {}
+        # the module is kept, because a structure can hold ids of objects
+        self._known: dict[Hashable, tuple[nn.Module, int]] = {}
 
     def __call__(self, module: nn.Module) -> int:
         kind = structure(module)
         if kind not in self._known:
-            self._known[kind] = count_macs(module, *self._args)
-        return self._known[kind]
+            self._known[kind] = module, count_macs(module, *self._args)
+        return self._known[kind][1]

@@ -149,9 +149,8 @@ def _run(app: typer.Typer) -> None:
     """Run the app and exit: 0 success, 1 usage or input error, 2 over budget, 3 backend unavailable,
     130 interrupted."""
     listen_for_interrupts()
-    atexit.register(
-        gc.freeze
-    )  # nothing left to collect: walking all objects at the end takes seconds
+    # collections at the end of the process would walk all objects, which takes seconds
+    atexit.register(gc.freeze)
     given = list(itertools.takewhile(lambda word: word != "--", sys.argv[1:]))
     if given and not {"-h", "--help"} & set(
         given

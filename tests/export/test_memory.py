@@ -82,6 +82,12 @@ def test_only_large_models_are_paged_out_and_freed(
 
 
 def test_frames_of_one_call_fit_into_2_gb() -> None:
-    """Four tensors of the size of the scores a frame: vit_b at 256 px 4 x 3 MiB, at 1024 px 3 GiB."""
-    assert frames_at_once(SaveConfig.preset("vit_b")) == 2_000_000_000 // (4 * 12 * 256**2 * 4)
-    assert frames_at_once(SaveConfig.preset("vit_b", res=1024)) == 1
+    """Four tensors of the size of the scores a frame, eight frames at most.
+
+    vit_b: 12 heads, 256 tokens at 256 px, 1024 tokens at 512 px (201 MB a frame with 4 bytes each),
+    4096 tokens at 1024 px.
+    """
+    config = SaveConfig.preset("vit_b")
+    assert 4 * 4 * 12 * 1024**2 == 201_326_592
+    assert [frames_at_once(config.replace(res=res)) for res in (256, 512, 1024)] == [8, 8, 1]
+    assert frames_at_once(config.replace(res=640)) == 2_000_000_000 // (4 * 4 * 12 * 1600**2) == 4

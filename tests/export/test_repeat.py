@@ -19,7 +19,7 @@ from save_deploy.export.audio_graph import DeployAudioEncoder
 from save_deploy.export.graph import trace_together
 from save_deploy.export.merge.deploy import DeployModel
 from save_deploy.export.merge.forms import Forms, forms_for
-from save_deploy.export.repeat import structure
+from save_deploy.export.repeat import block_inputs, structure
 from save_deploy.export.trace import graph_from_module
 from save_deploy.model.save import SaveModel
 from tests.conftest import make_tiny
@@ -155,6 +155,17 @@ def test_modules_traced_together_have_the_graphs_of_each_alone(
         alone = plain_trace(module, spec)
         assert content(graph, weights) == content(alone, weights)
     assert len(calls) == 4
+
+
+def test_inputs_of_blocks_are_known_without_computing() -> None:
+    """Of three blocks on 4 x 4 tokens with 32 channels; weights without values are enough."""
+    deploy = DeployModel(make_tiny(), forms_for("portable")).eval().to("meta")
+    spec = model_spec(deploy.config, 5)  # type: ignore[arg-type]
+    example = [
+        torch.empty(s.shape, dtype=getattr(torch, s.dtype), device="meta") for s in spec.inputs
+    ]
+    found = block_inputs(deploy, "blocks", example)
+    assert found == [(torch.Size([5, 4, 4, 32]), torch.float32)] * 3
 
 
 @pytest.mark.slow
