@@ -1,9 +1,14 @@
 """Deploy form of attention, with the rewrites windows, scale and rel_pos. Each is optional.
 
-windows: SAM pads tokens with zeros before qkv, so q, k and v of a padded token equal the qkv bias.
-    late_pad pads the product without bias and adds the bias afterwards. The output of a padded query
-    is cropped, so real_queries does not compute it, and pads only the windows at the edges, with the
-    bias. A padded key must stay, because real tokens attend to it.
+q, k, v: one transposition each splits them into windows and heads. The bias of k adds the same number
+    to all scores of a query, which the softmax cancels, and the bias of v is added to every output,
+    so it is part of the bias of proj. Without both, k and v of a padded token are zero.
+joined: q, k and v are one product with its bias and parts of one transposed tensor, for which TensorRT
+    builds one kernel. For three slices it builds three kernels, each with a third of the weight,
+    which is then not INT8.
+windows: SAM pads tokens with zeros before qkv. late_pad pads q, k and v instead. The output of a padded
+    query is cropped, so real_queries does not compute it, and pads only the windows at the edges. A
+    padded key must stay, because real tokens attend to it.
 strips: each query attends on its own, so global attention is computed for STRIP_ROWS query rows of
     one head at a time. On CPUs the scores of a strip (8 MiB at 1024 px, of all queries 768 MiB in
     ViT-B) stay in the cache and their memory is used again. Smaller strips gain nothing more and
@@ -22,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from save_deploy.export.merge.forms import Forms
-from save_deploy.export.merge.product import MatMul, Scores, constant
+from save_deploy.export.merge.product import MatMul, MatMuls, Scores, constant, linear
 
 STRIP_ROWS = 8  # rows of queries
 
@@ -54,14 +59,17 @@ class DeployAttention(nn.Module):
         self.rel_pos = forms.rel_pos
         if self.rel_pos in ("fold_global", "strips") and window_size:
             self.rel_pos = "bias"
-        dim, self.scale = attn.proj.in_features, 1.0 if forms.scale else attn.scale
+        self.scale = 1.0 if forms.scale else attn.scale
+        weights, biases = [list(part.chunk(3)) for part in (attn.qkv.weight, attn.qkv.bias)]
         if forms.scale:
-            scale = torch.ones(3 * dim, dtype=attn.qkv.weight.dtype)
-            scale[:dim] = attn.scale
-            self.qkv = MatMul(attn.qkv.weight * scale[:, None])
-            self.qkv_bias = constant(attn.qkv.bias * scale)
+            weights[0], biases[0] = weights[0] * attn.scale, biases[0] * attn.scale
+        separate = forms.separate_qkv and not self.joined
+        self.qkv = MatMuls(weights) if separate else MatMul(torch.cat(weights))
+        if self.joined:
+            self.qkv_bias, self.proj = constant(torch.cat(biases)), attn.proj
         else:
-            self.qkv, self.qkv_bias = MatMul(attn.qkv.weight), attn.qkv.bias
+            self.q_bias = constant(biases[0])
+            self.proj = linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
         # (side,hd,side): query row, channel, key row. The tables are for the unscaled query
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
@@ -74,49 +82,33 @@ class DeployAttention(nn.Module):
         if self.rel_pos == "fold_global":
             self.key_columns = constant(_one_hot_keys(self.side).to(rel_h.dtype))
         self.scores = Scores()
-        self.proj = attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
         side, n = self.side, self.n_windows
         pad = n * side - self.grid
         padding = (0, 0, 0, pad, 0, pad)
         if self.windows == "off":
-            qkv = self.qkv(F.pad(x, padding)) + self.qkv_bias
-            out = self._all_windows(qkv)  # (B,n*w,n*w,C)
+            x = F.pad(x, padding)  # (B,n*w,n*w,C)
+        if self.joined:
+            qkv = self.qkv(x)  # (B,s,s,3C)
+            if self.windows != "off" and pad:
+                qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
+            out = self._joined(qkv + self.qkv_bias)  # (B,n*w,n*w,C)
+        else:
+            product = self.qkv(x)  # 3 x (B,s,s,C), or (B,s,s,3C)
+            q, k, v = product if isinstance(product, list) else product.chunk(3, dim=-1)
+            q = q + self.q_bias
+            if self.windows == "real_queries":
+                return self.proj(self._real_queries(q, k, v))
+            out = self._windows(q, k, v, _Part(0, 0, n, n, side, side))
+        if self.windows == "off":
             return self.proj(out)[:, : self.grid, : self.grid]
-        qkv = self.qkv(x)  # (B,s,s,3C)
-        if self.windows == "real_queries":
-            return self.proj(self._real_queries(qkv + self.qkv_bias))
-        if pad:
-            qkv = F.pad(qkv, padding)  # (B,n*w,n*w,3C)
-        out = self._all_windows(qkv + self.qkv_bias)
-        if pad:
-            out = out[:, : self.grid, : self.grid]
-        return self.proj(out)
+        return self.proj(out[:, : self.grid, : self.grid] if pad else out)
 
-    def _real_queries(self, qkv: Tensor) -> Tensor:
-        """Compute attention of tokens that are not padding: (B,s,s,3C) -> (B,s,s,C)."""
-        whole, rest = divmod(self.grid, self.side)  # complete windows per axis, tokens in the last
-        # first window, number of windows, queries per window, for each axis
-        cuts = [(0, whole, self.side), (whole, 1, rest)] if whole else [(0, 1, rest)]
-        rows = []
-        for row, n_rows, height in cuts:
-            parts = [_Part(row, col, n_rows, n_cols, height, width) for col, n_cols, width in cuts]
-            rows.append(torch.cat([self._windows(qkv, part) for part in parts], dim=2))
-        return torch.cat(rows, dim=1)
-
-    def _all_windows(self, qkv: Tensor) -> Tensor:
-        """Compute attention of all tokens in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C).
-
-        joined: q, k and v are parts of one transposed tensor, for which TensorRT builds one kernel.
-            For three slices it builds three kernels, each with a third of the weight, which is then
-            not INT8.
-        """
+    def _joined(self, qkv: Tensor) -> Tensor:
+        """Compute attention of all tokens in every window: (B,n*w,n*w,3C) -> (B,n*w,n*w,C)."""
         side, n, heads = self.side, self.n_windows, self.num_heads
-        if not self.joined:
-            return self._windows(qkv, _Part(0, 0, n, n, side, side))
-        batch, size, _, dim3 = qkv.shape
-        dim = dim3 // 3
+        batch, dim = qkv.shape[0], qkv.shape[3] // 3
         if n > 1:
             # (B,n*w,n*w,3C) -> (B,n,w,n,w,3,heads,hd)
             qkv = qkv.reshape(batch, n, side, n, side, 3, heads, dim // heads)
@@ -126,46 +118,61 @@ class DeployAttention(nn.Module):
             qkv = qkv.reshape(batch, -1, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
         # -> 3 x (B',heads,w*w,hd)
         q, k, v = qkv.reshape(3, -1, heads, side * side, dim // heads).unbind(0)
-        out = self._attend(q, k, v, side, side)  # (B',heads,w*w,hd)
-        if n > 1:
-            # (B,n,n,heads,w,w,hd) -> (B,n,w,n,w,heads,hd)
-            out = out.reshape(batch, n, n, heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        else:
-            out = out.transpose(1, 2)  # (B,w*w,heads,hd)
-        return out.reshape(batch, size, size, dim)
+        return self._from_heads(self._attend(q, k, v, side, side), _Part(0, 0, n, n, side, side))
 
-    def _windows(self, qkv: Tensor, part: _Part) -> Tensor:
+    def _real_queries(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Compute attention of tokens that are not padding: 3 x (B,s,s,C) -> (B,s,s,C)."""
+        whole, rest = divmod(self.grid, self.side)  # complete windows per axis, tokens in the last
+        # first window, number of windows, queries per window, for each axis
+        cuts = [(0, whole, self.side), (whole, 1, rest)] if whole else [(0, 1, rest)]
+        rows = []
+        for row, n_rows, height in cuts:
+            parts = [_Part(row, col, n_rows, n_cols, height, width) for col, n_cols, width in cuts]
+            rows.append(torch.cat([self._windows(q, k, v, part) for part in parts], dim=2))
+        return torch.cat(rows, dim=1)
+
+    def _windows(self, q: Tensor, k: Tensor, v: Tensor, part: _Part) -> Tensor:
         """Compute attention in the windows of a part; all tokens of a window are keys.
 
-        qkv of real tokens (B,s,s,3C), or of all with padding (B,n*w,n*w,3C)
+        q, k and v of real tokens (B,s,s,C), or of all with padding (B,n*w,n*w,C)
         -> (B,n_rows*height,n_cols*width,C).
         """
+        keys = part._replace(height=self.side, width=self.side)
+        q, k, v = self._to_heads(q, part), self._to_heads(k, keys), self._to_heads(v, keys)
+        return self._from_heads(self._attend(q, k, v, part.height, part.width), part)
+
+    def _to_heads(self, tokens: Tensor, part: _Part) -> Tensor:
+        """Return the tokens of a part by window and head: (B,s,s,C) -> (B',heads,h*w,hd).
+
+        Tokens that a window lacks are padding, zero.
+        """
         row, col, n_rows, n_cols, height, width = part
-        side, heads = self.side, self.num_heads
-        batch, dim3 = qkv.shape[0], qkv.shape[3]
-        dim = dim3 // 3
-        head_dim = dim // heads
         if (n_rows, n_cols) != (self.n_windows, self.n_windows):
-            qkv = qkv[:, row * side : (row + n_rows) * side, col * side : (col + n_cols) * side]
-        for axis, n_axis in ((1, n_rows), (2, n_cols)):
-            if missing := n_axis * side - qkv.shape[axis]:
-                shape = [*qkv.shape]
-                shape[axis] = missing
-                qkv = torch.cat([qkv, self.qkv_bias.expand(shape)], dim=axis)
-        if n_rows * n_cols > 1:
-            # (B,n_rows,w,n_cols,w,3C) -> (B,n_rows,n_cols,w,w,3C)
-            qkv = qkv.reshape(batch, n_rows, side, n_cols, side, dim3).permute(0, 1, 3, 2, 4, 5)
-        qkv = qkv.reshape(-1, side, side, 3, heads, head_dim)  # (B',w,w,3,heads,hd)
-        count = batch * n_rows * n_cols
-        # (B',h,w,heads,hd) -> (B',heads,h*w,hd); k and v with all side*side tokens
-        q = qkv[:, :height, :width, 0].reshape(count, -1, heads, head_dim).transpose(1, 2)
-        k = qkv[:, :, :, 1].reshape(count, -1, heads, head_dim).transpose(1, 2)
-        v = qkv[:, :, :, 2].reshape(count, -1, heads, head_dim).transpose(1, 2)
-        out = self._attend(q, k, v, height, width)  # (B',heads,h*w,hd)
-        # (B',heads,h*w,hd) -> (B',h*w,heads,hd) -> (B,n_rows,n_cols,h,w,C)
-        out = out.transpose(1, 2).reshape(batch, n_rows, n_cols, height, width, dim)
-        if n_rows * n_cols > 1:
-            out = out.permute(0, 1, 3, 2, 4, 5)  # (B,n_rows,height,n_cols,width,C)
+            top, left = row * self.side, col * self.side
+            tokens = tokens[:, top : top + n_rows * height, left : left + n_cols * width]
+        batch, rows, cols, dim = tokens.shape
+        below, right = n_rows * height - rows, n_cols * width - cols
+        if below or right:
+            tokens = F.pad(tokens, (0, 0, 0, right, 0, below))
+        if n_rows * n_cols == 1:
+            # (B,h,w,C) -> (B,h*w,heads,hd) -> (B,heads,h*w,hd)
+            return tokens.reshape(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        # (B,n_rows*h,n_cols*w,C) -> (B,n_rows,h,n_cols,w,heads,hd)
+        tokens = tokens.reshape(batch, n_rows, height, n_cols, width, self.num_heads, -1)
+        tokens = tokens.permute(0, 1, 3, 5, 2, 4, 6)  # (B,n_rows,n_cols,heads,h,w,hd)
+        return tokens.reshape(-1, self.num_heads, height * width, dim // self.num_heads)
+
+    def _from_heads(self, out: Tensor, part: _Part) -> Tensor:
+        """Return a part's outputs as tokens: (B',heads,h*w,hd) -> (B,n_rows*h,n_cols*w,C)."""
+        _, _, n_rows, n_cols, height, width = part
+        count, heads, _, head_dim = out.shape
+        batch, dim = count // (n_rows * n_cols), heads * head_dim
+        if n_rows * n_cols == 1:
+            # (B,heads,h*w,hd) -> (B,h*w,heads,hd) -> (B,h,w,C)
+            return out.transpose(1, 2).reshape(batch, height, width, dim)
+        # (B',heads,h*w,hd) -> (B,n_rows,n_cols,heads,h,w,hd) -> (B,n_rows,h,n_cols,w,heads,hd)
+        out = out.reshape(batch, n_rows, n_cols, heads, height, width, head_dim)
+        out = out.permute(0, 1, 4, 2, 5, 3, 6)
         return out.reshape(batch, n_rows * height, n_cols * width, dim)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from save_deploy.fields import check_word
 
 REWRITES: dict[str, str] = {
     "normalise": "image normalization in the patch convolution, uint8 NHWC input, constant positions",
-    "windows": "padded window tokens skipped in the linears (and as queries)",
+    "windows": "padded window tokens skipped in the linears (and as queries), no bias of k and v",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",
     "adapter": "image adapter on tokens, convolutions optionally as matrix products or by Winograd",
@@ -38,6 +38,7 @@ class Forms:
         strips is bias, in global blocks for a few query rows of one head at a time.
     adapter: tokens keeps the convolutions; matmul replaces them with MatMuls; winograd replaces the
         transposed one, with 9/16 of its multiplications and 9/4 of its weights.
+    separate_qkv: q, k and v are three products, else parts of one.
     joined: products of the same tokens become one, and one transposition splits the heads.
     """
 
@@ -48,6 +49,7 @@ class Forms:
     adapter: str = "off"
     audio: bool = True
     decoder: bool = True
+    separate_qkv: bool = True
     joined: bool = False
 
     def without(self, *names: str) -> Forms:
@@ -61,8 +63,11 @@ class Forms:
         return replace(self, **off)  # type: ignore[arg-type]
 
     def quantizable(self) -> Forms:
-        """Return the forms with encoder convolutions as MatMuls, which INT8 and FP8 need."""
-        return replace(self, adapter="matmul")
+        """Return the forms for INT8 and FP8: convolutions as MatMuls, one product for q, k and v.
+
+        ONNX Runtime 1.31 computes several products of one quantized tensor in float.
+        """
+        return replace(self, adapter="matmul", separate_qkv=False)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -26,6 +26,17 @@ class MatMul(nn.Module):
         return F.linear(x, self.weight)
 
 
+class MatMuls(nn.Module):
+    """n matrix products of the same tokens, with constant weights (N,K): (...,K) -> n x (...,N)."""
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.products = nn.ModuleList(MatMul(weight) for weight in weights)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [product(x) for product in self.products]
+
+
 class GatheredMatMuls(nn.Module):
     """n matrix products of gathered tokens: tokens (B,P,C) -> n x (B,T,N).
 
@@ -68,6 +79,13 @@ class Scores(nn.Module):
 def constant(value: Tensor) -> nn.Parameter:
     """Return the tensor as a parameter without gradient."""
     return nn.Parameter(value.detach(), requires_grad=False)
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """Return a linear with constant weight (N,K) and bias (N,)."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    made.weight, made.bias = constant(weight), constant(bias)
+    return made
 
 
 def stacked(outputs: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 
-from save_deploy.export.merge.product import MatMul, Scores, constant
+from save_deploy.export.merge.product import MatMul, Scores, constant, linear
 
 
 class _Attend(nn.Module):
@@ -183,7 +183,7 @@ class JoinedTransformer(nn.Module):
         shares = [share for layer in layers for share in layer.shared] + [tuple(shared)]
         for layer in layers:
             del layer.shared
-        self.token_products = _linear(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
+        self.token_products = linear(*(torch.cat(parts) for parts in zip(*shares, strict=True)))
         self.widths = [len(bias) for _, bias in shares]
 
     def forward(self, tokens: Tensor, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +200,7 @@ class JoinedTransformer(nn.Module):
 
 def _scaled_query(attn: Attention) -> nn.Linear:
     scale = (attn.internal_dim // attn.num_heads) ** -0.5
-    return _linear(attn.q_proj.weight * scale, attn.q_proj.bias * scale)
+    return linear(attn.q_proj.weight * scale, attn.q_proj.bias * scale)
 
 
 def _join(
@@ -230,9 +230,3 @@ def _image_product(
     """
     weight, of_position, bias = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return MatMul(weight), constant(nn.functional.linear(image_pe, of_position, bias))
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight, linear.bias = constant(weight), constant(bias)
-    return linear

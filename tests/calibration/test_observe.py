@@ -18,7 +18,7 @@ from tests.conftest import make_tiny
 
 @pytest.fixture(scope="module")
 def deploy() -> DeployModel:
-    return DeployModel(make_tiny(), Forms(adapter="matmul")).eval()
+    return DeployModel(make_tiny(), Forms().quantizable()).eval()
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_tiny_engine(name: str, tmp_path: Path) -> None:
 @needs_rtx
 def test_other_forms_show_in_the_receipt(tmp_path: Path) -> None:
     """Twins: products apart need more kernels, an FP32 product is never fused."""
-    apart = export(make_tiny(), Forms(adapter="matmul"), tmp_path / "apart.onnx", fmt="int8")
+    apart = export(make_tiny(), Forms().quantizable(), tmp_path / "apart.onnx", fmt="int8")
     receipt = built(apart).receipt
     assert receipt.dequantised == ()
     assert receipt.n_kernels > ENGINES["int8"][2]

@@ -16,6 +16,7 @@ from save_deploy.export.merge.block import DeployBlock
 from save_deploy.export.merge.decoder import DeployHead, EagerHead
 from save_deploy.export.merge.deploy import DeployModel, merge
 from save_deploy.export.merge.forms import REWRITES, Forms, forms_for
+from save_deploy.export.merge.product import MatMul
 from save_deploy.export.merge.proof import in_double, relative_difference
 from save_deploy.model.image_encoder import Block
 from save_deploy.model.save import SaveModel
@@ -81,6 +82,7 @@ ALL_FORMS = {
     "tensorrt matmul": forms_for("tensorrt").quantizable(),
     "joined alone": Forms(joined=True).without("windows", "scale", "rel_pos"),
     "joined rel_pos alone": Forms(joined=True).without("windows", "scale"),
+    "for INT8": Forms(windows="real_queries").quantizable(),
     "joined real queries": Forms(windows="real_queries", joined=True),
     "late pad alone": Forms(windows="late_pad").without("scale", "rel_pos"),
     "real queries alone": Forms(windows="real_queries").without("scale", "rel_pos"),
@@ -148,15 +150,16 @@ def double_block(res: int, window: int, **changes: str) -> Block:
 
 @pytest.mark.parametrize(
     "breakage",
-    ["padded keys masked", "swapped axes", "padding without bias", "no scale", "wrong tap"],
+    ["padded keys masked", "swapped axes", "bias lost", "no scale", "wrong tap"],
 )
-@pytest.mark.parametrize("windows", ["late_pad", "real_queries", "joined"])
+@pytest.mark.parametrize("windows", ["late_pad", "real_queries", "for INT8", "joined"])
 def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     """The twin of test_block_in_float64: each common mistake is far above the tolerance."""
     block = double_block(256, 14)
-    forms = Forms(adapter="matmul", joined=True)
-    if windows != "joined":
-        forms = Forms(windows=windows, adapter="matmul")
+    forms = {
+        "joined": Forms(adapter="matmul", joined=True),
+        "for INT8": Forms(windows="real_queries").quantizable(),
+    }.get(windows) or Forms(windows=windows, adapter="matmul")
     deploy = DeployBlock(block, 16, forms)
     attn: DeployAttention = deploy.attn
     if breakage == "padded keys masked":
@@ -167,10 +170,14 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
             attn.rel_both.data = attn.rel_both.data.roll(14, dims=0)
         else:
             attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
-    elif breakage == "padding without bias":  # q, k and v of a padded token are the bias
-        attn.qkv_bias.data.zero_()
+    elif breakage == "bias lost":  # of padded tokens as well; or that of v, which is in proj's
+        if attn.joined:
+            attn.qkv_bias.data.zero_()
+        else:
+            attn.proj.bias = block.attn.proj.bias
     elif breakage == "no scale":
-        attn.qkv.weight.data[:32] /= 16**-0.5
+        q = attn.qkv if isinstance(attn.qkv, MatMul) else attn.qkv.products[0]
+        q.weight.data[:32] /= 16**-0.5
     else:
         assert isinstance(deploy.adapter, DeployAdapter)
         deploy.adapter.up.index_0 = deploy.adapter.up.index_0.roll(1)
@@ -248,10 +255,12 @@ def test_cpu_targets_join_nothing(target: str) -> None:
 
 
 def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:
-    """k with -1000 in the keys of padded tokens, which equal the bias: no query attends to them."""
-    dim = attn.proj.in_features
-    bias = attn.qkv_bias[dim : 2 * dim].reshape(1, attn.num_heads, 1, -1)
-    return k.masked_fill((k == bias).all(dim=-1, keepdim=True), -1e3)
+    """k with -1000 in the keys of padded tokens (the bias, or zero): no query attends to them."""
+    padded = torch.zeros(1, dtype=k.dtype)
+    if attn.joined:
+        dim = attn.proj.in_features
+        padded = attn.qkv_bias[dim : 2 * dim].reshape(1, attn.num_heads, 1, -1)
+    return k.masked_fill((k == padded).all(dim=-1, keepdim=True), -1e3)
 
 
 def test_a_rewrite_can_be_switched_off() -> None:
@@ -319,6 +328,8 @@ def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     saved = rows["windows"].macs_before - rows["windows"].macs_after
     # two windowed blocks; qkv is 32 -> 96, proj 32 -> 32
     assert saved == 2 * 20 * 32 * (96 + 32)
+    # the biases of k and v in three blocks
+    assert rows["windows"].params_before - rows["windows"].params_after == 3 * 2 * 32
     assert proof.macs_before > proof.macs_after > 0
 
 

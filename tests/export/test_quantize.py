@@ -33,7 +33,7 @@ from save_deploy.runtime.kernels import executed_kernels
 from save_deploy.runtime.session import OrtSession
 from tests.conftest import TINY, make_tiny
 
-FORMS = Forms(windows="real_queries", adapter="matmul")
+FORMS = Forms(windows="real_queries").quantizable()
 
 
 @pytest.fixture(scope="module")

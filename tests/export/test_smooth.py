@@ -21,7 +21,7 @@ from save_deploy.export.quantize.smooth import (
 )
 from tests.conftest import make_tiny
 
-FORMS = Forms(adapter="matmul")
+FORMS = Forms().quantizable()
 
 
 def both_norms(deploy: DeployModel, seed: int = 0) -> dict[str, Smoothing]:
