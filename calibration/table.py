@@ -17,7 +17,7 @@ from save_deploy.fields import Fields, parse_json, read_json, shown
 from save_deploy.files import write_text
 
 FORMAT = "save-deploy-calibration"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the input of attn.proj had the bias of v
 MAX_EXPONENT = 16  # smoothing scales are 2^-16 to 2^16
 REMEDY = "save-calibrate writes a new table"
 _LEAST = 5e-324  # smallest float64 above 0

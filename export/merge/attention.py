@@ -1,11 +1,10 @@
 """Deploy form of attention, with the rewrites windows, scale and rel_pos. Each is optional.
 
-q, k, v: one transposition each splits them into windows and heads. The bias of k adds the same number
-    to all scores of a query, which the softmax cancels, and the bias of v is added to every output,
-    so it is part of the bias of proj. Without both, k and v of a padded token are zero.
-joined: q, k and v are one product with its bias and parts of one transposed tensor, for which TensorRT
-    builds one kernel. For three slices it builds three kernels, each with a third of the weight,
-    which is then not INT8.
+biases: in every form. The bias of k adds the same number to all scores of a query, which the softmax
+    cancels, and the bias of v is added to every output, so it is part of the bias of proj. Without
+    both, k and v of a padded token are zero.
+q, k, v: one transposition each splits them into windows and heads. joined: they are parts of one
+    transposed product, for which TensorRT builds one kernel instead of three.
 windows: SAM pads tokens with zeros before qkv. late_pad pads q, k and v instead. The output of a padded
     query is cropped, so real_queries does not compute it, and pads only the windows at the edges. A
     padded key must stay, because real tokens attend to it.
@@ -35,7 +34,7 @@ STRIP_ROWS = 8  # rows of queries
 class _Part(NamedTuple):
     """n_rows x n_cols windows, the first at (row, col).
 
-    The first height x width tokens of each window are queries; all tokens are keys.
+    Of each window the first height x width tokens.
     """
 
     row: int
@@ -60,16 +59,18 @@ class DeployAttention(nn.Module):
         if self.rel_pos in ("fold_global", "strips") and window_size:
             self.rel_pos = "bias"
         self.scale = 1.0 if forms.scale else attn.scale
-        weights, biases = [list(part.chunk(3)) for part in (attn.qkv.weight, attn.qkv.bias)]
-        if forms.scale:
-            weights[0], biases[0] = weights[0] * attn.scale, biases[0] * attn.scale
-        separate = forms.separate_qkv and not self.joined
-        self.qkv = MatMuls(weights) if separate else MatMul(torch.cat(weights))
-        if self.joined:
-            self.qkv_bias, self.proj = constant(torch.cat(biases)), attn.proj
+        weights, biases = attn.qkv.weight.chunk(3), attn.qkv.bias.chunk(3)
+        scaled = weights[0] * attn.scale if forms.scale else weights[0]
+        q_bias = biases[0] * attn.scale if forms.scale else biases[0]
+        if forms.separate_qkv and not self.joined:
+            self.qkv: MatMul | MatMuls = MatMuls([scaled, *weights[1:]])
         else:
-            self.q_bias = constant(biases[0])
-            self.proj = linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
+            self.qkv = MatMul(torch.cat([scaled, *weights[1:]]) if forms.scale else attn.qkv.weight)
+        if self.joined:
+            self.qkv_bias = constant(torch.cat([q_bias, q_bias.new_zeros(2 * len(q_bias))]))
+        else:
+            self.q_bias = constant(q_bias)
+        self.proj = linear(attn.proj.weight, attn.proj.bias + attn.proj.weight @ biases[2])
         # (side,hd,side): query row, channel, key row. The tables are for the unscaled query
         table_scale = attn.scale if forms.scale else 1.0
         rel_h = get_rel_pos(self.side, self.side, attn.rel_pos_h) / table_scale
@@ -142,9 +143,10 @@ class DeployAttention(nn.Module):
         return self._from_heads(self._attend(q, k, v, part.height, part.width), part)
 
     def _to_heads(self, tokens: Tensor, part: _Part) -> Tensor:
-        """Return the tokens of a part by window and head: (B,s,s,C) -> (B',heads,h*w,hd).
+        """Return the tokens of a part by window and head.
 
-        Tokens that a window lacks are padding, zero.
+        (B,s,s,C), or all with padding (B,n*w,n*w,C) -> (B',heads,h*w,hd). Tokens that a window lacks
+        are padding, zero.
         """
         row, col, n_rows, n_cols, height, width = part
         if (n_rows, n_cols) != (self.n_windows, self.n_windows):

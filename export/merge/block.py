@@ -159,14 +159,12 @@ def _attention_proof(
         - block.attn.rel_pos_w.numel()
         for block in blocks
     )
-    biases = 0 if forms.joined else 2 * config.embed_dim * len(blocks)
-    grown = {"rel_pos": table_growth, "windows": -biases}.get(name, 0)
     return RewriteProof(
         name=name,
         folded=REWRITES[name],
         kept=_KEPT[name],
         params_before=n_params,
-        params_after=n_params + grown,
+        params_after=n_params + (table_growth if name == "rel_pos" else 0),
         macs_before=sum(map(macs, before)),
         macs_after=sum(map(macs, after)),
         max_rel_diff=diff,

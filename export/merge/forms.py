@@ -14,7 +14,7 @@ from save_deploy.fields import check_word
 
 REWRITES: dict[str, str] = {
     "normalise": "image normalization in the patch convolution, uint8 NHWC input, constant positions",
-    "windows": "padded window tokens skipped in the linears (and as queries), no bias of k and v",
+    "windows": "padded window tokens skipped in the linears (and as queries)",
     "scale": "query scale in the weights",
     "rel_pos": "relative positions as tables of this resolution, not broadcast (or in q and k)",
     "adapter": "image adapter on tokens, convolutions optionally as matrix products or by Winograd",
@@ -29,7 +29,7 @@ ADAPTER = ("off", "tokens", "matmul", "winograd")
 
 @dataclass(frozen=True, kw_only=True)
 class Forms:
-    """Form of each rewrite; "off" or False keeps the eager part.
+    """Form of each rewrite; "off" or False keeps the eager part, but for the biases of attention.
 
     windows: late_pad pads after qkv instead of before; real_queries also drops padded queries, with
         one attention per window shape.
@@ -38,7 +38,7 @@ class Forms:
         strips is bias, in global blocks for a few query rows of one head at a time.
     adapter: tokens keeps the convolutions; matmul replaces them with MatMuls; winograd replaces the
         transposed one, with 9/16 of its multiplications and 9/4 of its weights.
-    separate_qkv: q, k and v are three products, else parts of one.
+    separate_qkv: q, k and v are three products, else parts of one, which joined ones always are.
     joined: products of the same tokens become one, and one transposition splits the heads.
     """
 
@@ -79,7 +79,7 @@ def forms_for(target: str, *, res: int = 256) -> Forms:
     if target == "tensorrt":
         # few large kernels; at 1024 px a bias for 64x64 global tokens is as large as the scores
         rel_pos = "fold_global" if res > 512 else "bias"
-        return Forms(rel_pos=rel_pos, adapter="tokens", joined=True)
+        return Forms(rel_pos=rel_pos, adapter="tokens", separate_qkv=False, joined=True)
     if res > 512:  # at 256 px neither gains
         # on OpenVINO the weights of Winograd take more memory than strips save
         adapter = "winograd" if target == "onnxruntime" else "off"

@@ -82,9 +82,10 @@ def constant(value: Tensor) -> nn.Parameter:
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """Return a linear with constant weight (N,K) and bias (N,)."""
+    """Return a linear with constant weight (N,K) and bias (N,). A parameter is used as it is."""
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    made.weight, made.bias = constant(weight), constant(bias)
+    made.weight = weight if isinstance(weight, nn.Parameter) else constant(weight)
+    made.bias = constant(bias)
     return made
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from save_deploy.errors import ExportError
 from save_deploy.export.merge.deploy import DeployModel
-from save_deploy.export.merge.product import GatheredMatMuls, MatMul
+from save_deploy.export.merge.product import GatheredMatMuls, MatMul, MatMuls
 
 BRANCHES = ("attn", "mlp", "adapter")
 # The gate is one vector per frame: no time to gain, and its sigmoid scales every token.
@@ -43,7 +44,17 @@ class MatMulSite:
 
 
 def find_sites(deploy: DeployModel) -> tuple[MatMulSite, ...]:
-    """Return the sites in order of computation. A depthwise adapter has none and stays in float."""
+    """Return the sites in order of computation. A depthwise adapter has none and stays in float.
+
+    Raises ExportError for a model whose forms are not Forms.quantizable().
+    """
+    if any(isinstance(module, MatMuls) for module in deploy.modules()):
+        raise ExportError(
+            "q, k and v are separate products",
+            got="forms for float graphs",
+            expected="one product, which ONNX Runtime computes in 8 bits",
+            hint="Forms.quantizable()",
+        )
     found = []
     for i, block in enumerate(deploy.blocks):
         kinds = (nn.Linear, MatMul, GatheredMatMuls)

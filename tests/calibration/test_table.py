@@ -168,7 +168,7 @@ QKV, NORM, PROJ = "blocks.3.attn.qkv", "blocks.3.norm1", "blocks.3.attn.proj"
     [
         (put("format", "other"), ": format"),
         (drop("format"), ": format"),
-        (put("format_version", 2), "format_version"),
+        (put("format_version", 1), "format_version"),
         (put("format_version", True), "format_version"),
         (drop("tensors"), "tensors\n  got:      nothing"),
         (drop("means"), "means\n  got:      nothing"),

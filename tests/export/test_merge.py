@@ -83,6 +83,9 @@ ALL_FORMS = {
     "joined alone": Forms(joined=True).without("windows", "scale", "rel_pos"),
     "joined rel_pos alone": Forms(joined=True).without("windows", "scale"),
     "for INT8": Forms(windows="real_queries").quantizable(),
+    "late pad for INT8": Forms().quantizable(),
+    "windows off for INT8": Forms().quantizable().without("windows"),
+    "rel_pos in q and k": Forms(rel_pos="fold_global"),
     "joined real queries": Forms(windows="real_queries", joined=True),
     "late pad alone": Forms(windows="late_pad").without("scale", "rel_pos"),
     "real queries alone": Forms(windows="real_queries").without("scale", "rel_pos"),
@@ -150,7 +153,14 @@ def double_block(res: int, window: int, **changes: str) -> Block:
 
 @pytest.mark.parametrize(
     "breakage",
-    ["padded keys masked", "swapped axes", "bias lost", "no scale", "wrong tap"],
+    [
+        "padded keys masked",
+        "swapped axes",
+        "bias of q lost",
+        "bias of v lost",
+        "no scale",
+        "wrong tap",
+    ],
 )
 @pytest.mark.parametrize("windows", ["late_pad", "real_queries", "for INT8", "joined"])
 def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
@@ -164,17 +174,16 @@ def test_a_wrong_rewrite_is_caught(breakage: str, windows: str) -> None:
     attn: DeployAttention = deploy.attn
     if breakage == "padded keys masked":
         attend = attn._attend
-        attn._attend = lambda q, k, v, *size: attend(q, without_padding(attn, k), v, *size)
+        attn._attend = lambda q, k, v, *size: attend(q, without_padding(k), v, *size)
     elif breakage == "swapped axes":
         if attn.joined:
             attn.rel_both.data = attn.rel_both.data.roll(14, dims=0)
         else:
             attn.rel_h, attn.rel_w = attn.rel_w, attn.rel_h
-    elif breakage == "bias lost":  # of padded tokens as well; or that of v, which is in proj's
-        if attn.joined:
-            attn.qkv_bias.data.zero_()
-        else:
-            attn.proj.bias = block.attn.proj.bias
+    elif breakage == "bias of q lost":
+        (attn.qkv_bias if attn.joined else attn.q_bias).data.zero_()
+    elif breakage == "bias of v lost":
+        attn.proj.bias = block.attn.proj.bias
     elif breakage == "no scale":
         q = attn.qkv if isinstance(attn.qkv, MatMul) else attn.qkv.products[0]
         q.weight.data[:32] /= 16**-0.5
@@ -249,18 +258,14 @@ def test_cpu_targets_join_nothing(target: str) -> None:
         adapter = "winograd" if target == "onnxruntime" else "off"
         wide = dict(rel_pos="strips", adapter=adapter) if res == 1024 else {}
         assert forms == Forms(windows="real_queries", **wide) and not forms.joined
-        assert forms.quantizable().adapter == "matmul"
+        assert forms.quantizable().adapter == "matmul" and not forms.quantizable().separate_qkv
         engine = forms_for("tensorrt", res=res)
         assert engine.rel_pos != "strips" and engine.adapter == "tokens"
 
 
-def without_padding(attn: DeployAttention, k: torch.Tensor) -> torch.Tensor:
-    """k with -1000 in the keys of padded tokens (the bias, or zero): no query attends to them."""
-    padded = torch.zeros(1, dtype=k.dtype)
-    if attn.joined:
-        dim = attn.proj.in_features
-        padded = attn.qkv_bias[dim : 2 * dim].reshape(1, attn.num_heads, 1, -1)
-    return k.masked_fill((k == padded).all(dim=-1, keepdim=True), -1e3)
+def without_padding(k: torch.Tensor) -> torch.Tensor:
+    """k with -1000 in the keys of padded tokens, which are zero: no query attends to them."""
+    return k.masked_fill((k == 0).all(dim=-1, keepdim=True), -1e3)
 
 
 def test_a_rewrite_can_be_switched_off() -> None:
@@ -328,8 +333,6 @@ def test_proof_counts(tiny) -> None:  # type: ignore[no-untyped-def]
     saved = rows["windows"].macs_before - rows["windows"].macs_after
     # two windowed blocks; qkv is 32 -> 96, proj 32 -> 32
     assert saved == 2 * 20 * 32 * (96 + 32)
-    # the biases of k and v in three blocks
-    assert rows["windows"].params_before - rows["windows"].params_after == 3 * 2 * 32
     assert proof.macs_before > proof.macs_after > 0
 
 
@@ -340,8 +343,25 @@ def test_proof_is_json(tiny) -> None:  # type: ignore[no-untyped-def]
     assert stored["exact"] is True and len(stored["blocks"]) == 3
 
 
+def test_a_grid_smaller_than_a_window() -> None:
+    """10 x 10 tokens in a window of 14: one part, whose keys are padded on two sides."""
+    block = double_block(160, 14)
+    x = torch.randn(2, 10, 10, 32, dtype=torch.float64)
+    with torch.inference_mode():
+        for forms in ALL_FORMS.values():
+            got = DeployBlock(block, 10, forms)(x)
+            torch.testing.assert_close(got, block(x), rtol=0, atol=1e-9)
+
+
 def test_unchanged_weights_are_shared(tiny) -> None:  # type: ignore[no-untyped-def]
     model: SaveModel = tiny()
+    for forms in (forms_for("portable"), forms_for("tensorrt")):
+        mine, theirs = DeployModel(model, forms).blocks[0], model.image_encoder.blocks[0]
+        assert mine.attn.proj.weight is theirs.attn.proj.weight
+        if forms.separate_qkv:  # q is scaled
+            k, v = (product.weight for product in mine.attn.qkv.products[1:])
+            start, size = theirs.attn.qkv.weight.data_ptr(), k.nbytes
+            assert (k.data_ptr(), v.data_ptr()) == (start + size, start + 2 * size)
     deploy = DeployModel(model, forms_for("tensorrt"))
     convolution = deploy.blocks[0].adapter.spatial[0].weight
     assert convolution is model.image_encoder.blocks[0].adapter.spatial[0].weight

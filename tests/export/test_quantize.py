@@ -141,12 +141,18 @@ def test_every_product_and_nothing_else_is_quantized(files, deploy) -> None:  # 
         assert np.abs(weights[weight.input[0]].astype(int)).max() <= 127
 
 
+def test_separate_products_are_refused() -> None:
+    """ONNX Runtime would compute them in float, without a word."""
+    with pytest.raises(ExportError, match=r"separate products(.|\n)*quantizable"):
+        find_sites(DeployModel(make_tiny(), Forms(adapter="matmul")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "forms", [forms_for("tensorrt"), forms_for("portable", res=1024)], ids=["tensorrt", "1024 px"]
 )
-def test_other_forms_are_quantized(forms: Forms, pair, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """Under the same names and ranges.
+def test_other_forms_are_quantized(forms: Forms, pair, amax, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Under the same names and ranges, so one calibration table serves all targets.
 
     The `tensorrt` forms have one product where others have four; at 1024 px attention is in strips.
     """
@@ -157,6 +163,7 @@ def test_other_forms_are_quantized(forms: Forms, pair, tmp_path: Path) -> None: 
     observer = Observer(joined, [p.name for p in products])
     observe(joined, observer, [pair])
     ranges = {name: h.amax("minmax") for name, h in observer.histograms.items()}
+    assert ranges == pytest.approx(amax, rel=1e-5)
     graph = traced(joined, pair)
     nodes = insert_qdq(graph, products, ranges)
     save_graph(graph, tmp_path / "int8.onnx")
