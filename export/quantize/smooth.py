@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from typing import cast
 
 import numpy as np
 import torch
@@ -143,7 +144,7 @@ def _block_of(deploy: DeployModel, name: str) -> tuple[DeployBlock, nn.LayerNorm
 
 def _smooth_first(block: DeployBlock, scale: Tensor) -> float:
     """Scale norm1 and qkv; return the relative difference in float64."""
-    norm, qkv = block.norm1, block.attn.qkv
+    norm, qkv = block.norm1, cast(MatMul, block.attn.qkv)  # apply_smoothing() asked can_smooth()
     smoothed = MatMul(qkv.weight * scale)
     x = _tokens(len(scale))
     block.norm1 = _divided(norm, scale)
