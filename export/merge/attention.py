@@ -97,7 +97,10 @@ class DeployAttention(nn.Module):
             out = self._joined(qkv + self.qkv_bias)  # (B,n*w,n*w,C)
         else:
             product = self.qkv(x)  # 3 x (B,s,s,C), or (B,s,s,3C)
-            q, k, v = product if isinstance(product, list) else product.chunk(3, dim=-1)
+            if isinstance(product, Tensor):  # sliced, because a Split loses the name of its module
+                dim = product.shape[3] // 3
+                product = [product[..., i * dim : (i + 1) * dim] for i in range(3)]
+            q, k, v = product
             q = q + self.q_bias
             if self.windows == "real_queries":
                 return self.proj(self._real_queries(q, k, v))

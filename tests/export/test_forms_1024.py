@@ -71,7 +71,7 @@ def test_scores_of_a_strip(tmp_path: Path) -> None:
 
     Blocks with windows keep one softmax for each window shape.
     """
-    block = double_block(256, 0)
+    block = double_block(256, 0).float()
     whole = 2 * 256 * 256
     assert softmax_sizes(DeployBlock(block, 16, Forms()), tmp_path) == [whole]
     assert softmax_sizes(DeployBlock(block, 16, WIDE), tmp_path) == [whole // 4] * 4
