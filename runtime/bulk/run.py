@@ -110,7 +110,11 @@ class BulkRun:
             self.place.sweep()
             try:
                 with resumable(lambda: True), Ledger(self.place) as ledger:
-                    return self._run(engine, facts.hash, mine, ledger)
+                    found = self._run(engine, facts.hash, mine, ledger)
+                # a process killed between the last two steps of a video leaves its attempt
+                for name in self.place.tried() & {video.id for video in mine}:
+                    self.place.end_tries(name)
+                return found
             finally:
                 engine.close()
                 self.place.sweep()
