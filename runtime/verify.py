@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from save_deploy.bundle import Manifest
-from save_deploy.bundle_files import notes_on_reports
+from save_deploy.bundle_files import check_files, notes_on_reports
 from save_deploy.data.audio import read_waveform, second
 from save_deploy.data.pictures import read_frame, read_gray
 from save_deploy.data.transforms import Frame, Mask, resize_frame
@@ -70,12 +70,13 @@ def verify_bundle(
 
     Raises BundleError, or ParityError for a result over the budget stored at export.
     """
-    started, first = time.perf_counter(), list[float]()
     manifest = Manifest.read(folder)
+    check_files(folder, manifest.files)  # load() passes over files that stayed as they were
     notes = notes_on_reports(folder, manifest.files)
     if manifest.golden:
         logits = read_golden(folder, manifest).answers.mask_logits
         notes += tuple(filter(None, [one_sided(sounding_share(logits))]))
+    started, first = time.perf_counter(), list[float]()
     with load(folder, backend=backend, threads=threads, self_test=False, trust=trust) as pipeline:
         parity = golden_parity(
             pipeline,

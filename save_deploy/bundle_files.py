@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
+from save_deploy.files import cache_root, keep_in_cache
 from save_deploy.terminal import visible
 
 # Files that no runtime reads: a bundle also runs without them, or with other line ends in them.
@@ -20,6 +24,7 @@ INSIDE = "a printable file name below the bundle, without .."
 Stamps = Mapping[str, tuple[int, ...]]
 _COPY = "copy the bundle again, or export it again"
 _SMALL_BYTES = 1_000_000
+_SETTLED_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def checked(
     """Run check_files and yield a function that waits for the end of it.
 
     meanwhile: large files other than the `parsed` ones are hashed while the block runs. They hold
-        numbers, which backends only map.
+        numbers, which backends only map. They are not hashed again while they stay as they were.
     Raises BundleError for a file that differs, also instead of an error of the block, which that
     file may have caused.
     """
@@ -84,7 +89,8 @@ def checked(
     }
     later = {name: record for name, record in files.items() if name not in now}
     check_files(folder, now)
-    if not later:
+    mark = _mark_of_check(folder, later)
+    if not later or (mark is not None and mark.exists()):
         yield lambda: None
         return
     with ThreadPoolExecutor(1) as pool:
@@ -93,6 +99,30 @@ def checked(
             yield found.result
         finally:
             found.result()
+    if mark is not None and mark == _mark_of_check(folder, later):
+        keep_in_cache(mark, Path.touch)
+
+
+def _mark_of_check(folder: Path, files: Mapping[str, FileRecord]) -> Path | None:
+    """Return the empty file in the cache which says that these files were compared with their hashes.
+
+    Its name is a hash of the records, and of identity, size and both times of each file; nobody can
+    set the time of the last change (ctime). None when a file changed within the last minute, so that
+    another change may leave its times the same, or may be lost when the power fails; and on Windows,
+    where ctime is the time of creation.
+    """
+    told: list[object] = [os.path.realpath(folder)]
+    for name, record in sorted(files.items()):
+        try:
+            status = os.stat(folder / name)
+        except OSError:
+            return None
+        changed_s = max(status.st_mtime_ns, status.st_ctime_ns) / 1e9
+        if sys.platform == "win32" or not changed_s < time.time() - _SETTLED_S:
+            return None
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        told.append([name, record.sha256, status.st_dev, status.st_ino, status.st_size, *times])
+    return cache_root() / "checked" / hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def notes_on_reports(folder: Path, files: Mapping[str, FileRecord]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Cache of compiled models.
 
 Each is one file, written under a temporary name and then renamed, so that processes that start
-together never read a partial file. It ends with its hash, so that no other content reaches the
+together never read a partial file. It ends with its digest, so that no damaged content reaches the
 backend. Processes map the file and share its pages.
 """
 
@@ -13,9 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from save_deploy.files import keep_in_cache
 
-_HASH_BYTES = 32
+_DIGEST_BYTES = 32
+_BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ def read_kept(path: Path) -> memoryview | None:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
     except (OSError, ValueError):  # ValueError: an empty file
         return None
-    content, known = content[:-_HASH_BYTES], content[-_HASH_BYTES:]
-    return content if hashlib.sha256(content).digest() == known else None
+    content, known = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return content if digest_of_sums(np.frombuffer(content, np.uint8)) == known else None
 
 
 def keep(path: Path, content: bytes | memoryview) -> bool:
@@ -49,6 +53,19 @@ def keep(path: Path, content: bytes | memoryview) -> bool:
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
             file.write(content)
-            file.write(hashlib.sha256(content).digest())
+            file.write(digest_of_sums(np.frombuffer(content, np.uint8)))
 
     return keep_in_cache(path, write)
+
+
+def digest_of_sums(content: NDArray[np.uint8]) -> bytes:
+    """Return the sha256 of the sums of each 64 KiB as 64-bit numbers, and of the rest.
+
+    content: (n,). It finds damage, not deceit, at several times the speed of a sha256 of everything.
+    """
+    found = hashlib.sha256()
+    whole = content.size - content.size % _BLOCK_BYTES
+    blocks = content[:whole].view(np.uint64).reshape(-1, _BLOCK_BYTES // 8)  # (blocks,8192)
+    found.update(np.add.reduce(blocks, axis=1).tobytes())
+    found.update(content[whole:].tobytes())
+    return found.digest()
