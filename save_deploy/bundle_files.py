@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 from save_deploy.errors import BundleError
@@ -24,7 +24,7 @@ INSIDE = "a printable file name below the bundle, without .."
 Stamps = Mapping[str, tuple[int, ...]]
 _COPY = "copy the bundle again, or export it again"
 _SMALL_BYTES = 1_000_000
-_SETTLED_S = 60.0
+_SETTLED_NS = 60 * 10**9
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class FileRecord:
 def sha256_of(path: Path) -> str:
     """Return the hex digest of a file, read in pieces."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _sha256(file)
+
+
+def _sha256(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_files(folder: Path, but: str) -> dict[str, FileRecord]:
@@ -61,14 +65,16 @@ def is_inside(name: str) -> bool:
     return not too_long and not re.search(r"[\\:]", name)
 
 
-def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
-    """Check size and sha256 of every file that a runtime reads.
+def check_files(folder: Path, files: Mapping[str, FileRecord]) -> dict[str, os.stat_result]:
+    """Check size and sha256 of every file that a runtime reads; return the status of each.
 
     Raises BundleError naming the first that differs.
     """
-    for name, record in files.items():
-        if name not in FOR_PEOPLE:
-            _check(folder, name, record)
+    return {
+        name: _check(folder, name, record)
+        for name, record in files.items()
+        if name not in FOR_PEOPLE
+    }
 
 
 @contextmanager
@@ -82,15 +88,14 @@ def checked(
     Raises BundleError for a file that differs, also instead of an error of the block, which that
     file may have caused.
     """
-    now = {
-        name: record
-        for name, record in files.items()
-        if not meanwhile or name in parsed or record.size <= _SMALL_BYTES
-    }
-    later = {name: record for name, record in files.items() if name not in now}
+    now, later = dict[str, FileRecord](), dict[str, FileRecord]()
+    for name, record in files.items():
+        if not meanwhile or name in parsed or record.size <= _SMALL_BYTES:
+            now[name] = record
+        elif name not in FOR_PEOPLE and not _has_mark(folder / name, record):
+            later[name] = record
     check_files(folder, now)
-    mark = _mark_of_check(folder, later)
-    if not later or (mark is not None and mark.exists()):
+    if not later:
         yield lambda: None
         return
     with ThreadPoolExecutor(1) as pool:
@@ -98,31 +103,43 @@ def checked(
         try:
             yield found.result
         finally:
-            found.result()
-    if mark is not None and mark == _mark_of_check(folder, later):
-        keep_in_cache(mark, Path.touch)
+            compared = found.result()
+    for name, status in compared.items():
+        mark = _mark_of_check(folder / name, later[name], status)
+        # the path may lead to another file than the one that was compared
+        if mark is not None and mark == _mark_of_check(folder / name, later[name]):
+            keep_in_cache(mark, Path.touch)
 
 
-def _mark_of_check(folder: Path, files: Mapping[str, FileRecord]) -> Path | None:
-    """Return the empty file in the cache which says that these files were compared with their hashes.
+def _has_mark(path: Path, record: FileRecord) -> bool:
+    mark = _mark_of_check(path, record)
+    return mark is not None and os.path.exists(mark)
 
-    Its name is a hash of the records, and of identity, size and both times of each file; nobody can
-    set the time of the last change (ctime). None when a file changed within the last minute, so that
-    another change may leave its times the same, or may be lost when the power fails; and on Windows,
-    where ctime is the time of creation.
+
+def _mark_of_check(
+    path: Path, record: FileRecord, status: os.stat_result | None = None
+) -> Path | None:
+    """Return the empty file in the cache which says that a file was compared with its hash.
+
+    Its name is a hash of the sha256, and of path, device, inode, size and both times of the file;
+    programs cannot set the time of the last change (ctime). The C++ runtime uses the same names
+    (kept.cpp). None when the file changed within the last minute, so that another change may leave
+    its times the same, or may be lost when the power fails; and on other systems than Linux, some of
+    which have another ctime.
+
+    status: of the file; None for that at the path.
     """
-    told: list[object] = [os.path.realpath(folder)]
-    for name, record in sorted(files.items()):
-        try:
-            status = os.stat(folder / name)
-        except OSError:
-            return None
-        changed_s = max(status.st_mtime_ns, status.st_ctime_ns) / 1e9
-        if sys.platform == "win32" or not changed_s < time.time() - _SETTLED_S:
-            return None
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        told.append([name, record.sha256, status.st_dev, status.st_ino, status.st_size, *times])
-    return cache_root() / "checked" / hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    try:
+        status = status or os.stat(path)
+        real = os.fsencode(os.path.realpath(path))
+    except OSError:
+        return None
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    if sys.platform != "linux" or not max(times) < time.time_ns() - _SETTLED_NS:
+        return None
+    told = (record.sha256, status.st_dev, status.st_ino, status.st_size, *times)
+    text = real + "".join(f"\n{value}" for value in told).encode()
+    return cache_root() / "checked" / hashlib.sha256(text).hexdigest()
 
 
 def notes_on_reports(folder: Path, files: Mapping[str, FileRecord]) -> tuple[str, ...]:
@@ -137,7 +154,7 @@ def notes_on_reports(folder: Path, files: Mapping[str, FileRecord]) -> tuple[str
     return tuple(notes)
 
 
-def _check(folder: Path, name: str, record: FileRecord) -> None:
+def _check(folder: Path, name: str, record: FileRecord) -> os.stat_result:
     path = folder / name
     if not path.is_file():
         raise BundleError(
@@ -147,17 +164,19 @@ def _check(folder: Path, name: str, record: FileRecord) -> None:
             hint=_COPY,
         )
     try:
-        size = path.stat().st_size
-        same = size == record.size and sha256_of(path) == record.sha256
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            same = status.st_size == record.size and _sha256(file) == record.sha256
     except OSError as error:
         raise BundleError("bundle file cannot be read", got=str(error), hint=_COPY) from None
     if not same:
         raise BundleError(
             "bundle file was altered",
-            got=f"{name} ({size} bytes)",
+            got=f"{name} ({status.st_size} bytes)",
             expected=f"{record.size} bytes, sha256 {record.sha256[:12]}...",
             hint=_COPY,
         )
+    return status
 
 
 def stamps_of(folder: Path, names: Iterable[str]) -> Stamps:

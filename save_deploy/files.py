@@ -208,7 +208,7 @@ def keep_in_cache(target: Path, write: Callable[[Path], object]) -> bool:
     try:
         with new_file(target) as partial:
             write(partial)
-    except OutputError:
+    except (OutputError, OSError):  # OSError: a folder that may not be searched
         return False
     return True
 

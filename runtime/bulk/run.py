@@ -111,10 +111,10 @@ class BulkRun:
             try:
                 with resumable(lambda: True), Ledger(self.place) as ledger:
                     found = self._run(engine, facts.hash, mine, ledger)
-                # a process killed between the last two steps of a video leaves its attempt
-                for name in self.place.tried() & {video.id for video in mine}:
-                    self.place.end_tries(name)
-                return found
+                    # a process killed between the last two steps of a video leaves its attempt
+                    for name in self.place.tried() & {video.id for video in mine}:
+                        self.place.end_tries(name)
+                    return found
             finally:
                 engine.close()
                 self.place.sweep()

@@ -62,9 +62,8 @@ class OpenVinoSession(BufferedSession):
             ) from error
         super().__init__(spec, threads or default_threads())
         try:
-            with gathered(path, weights) as graph:
-                config = cpu_config(self.threads, streams)
-                self._model, self._mapped = _compiled(graph, config, cache)
+            config = cpu_config(self.threads, streams)
+            self._model, self._mapped = _compiled(path, weights, config, cache)
         except RuntimeError as error:
             raise BackendError(
                 f"openvino cannot run {path.name}",
@@ -102,13 +101,16 @@ class OpenVinoSession(BufferedSession):
         self._mapped = None  # after the model, which reads it
 
 
-def _compiled(path: Path, config: dict[str, Any], cache: Cache | None) -> tuple[Any, Any]:
+def _compiled(
+    path: Path, weights: Sequence[str], config: dict[str, Any], cache: Cache | None
+) -> tuple[Any, Any]:
     """The compiled model, taken from the cache folder or put there, and the memory that it reads."""
     core = import_openvino().Core()
     place = None if cache is None else cache.folder / _blob_name(core, config)
     if place is not None and (found := _imported(core, place, config)) is not None:
         return found
-    model = core.compile_model(path, "CPU", config)
+    with gathered(path, weights) as graph:
+        model = core.compile_model(graph, "CPU", config)
     if cache is None or place is None or cache.confirm is None:
         return model, None
     cache.confirm()

@@ -192,15 +192,15 @@ def test_damaged_content_is_written_again(
 
 
 def test_sums_see_every_bit() -> None:
-    """In whole blocks and in the rest, and a block in another place."""
-    content = np.random.default_rng(0).integers(0, 256, 3 * 65536 + 100, dtype=np.uint8)
+    """In whole blocks and in the rest, and a page in another place."""
+    content = np.random.default_rng(0).integers(0, 256, 3 * 4096 + 100, dtype=np.uint8)
     seen = set()
-    for at in (None, 0, 65535, 65536, content.size - 1):
+    for at in (None, 0, 4095, 4096, content.size - 1):
         changed = content.copy()
         if at is not None:
             changed[at] ^= 128
         seen.add(digest_of_sums(changed))
-    moved = np.concatenate([content[65536:131072], content[:65536], content[131072:]])
+    moved = np.concatenate([content[4096:8192], content[:4096], content[8192:]])
     seen.add(digest_of_sums(moved))
     assert len(seen) == 6 and digest_of_sums(content) in seen
     assert digest_of_sums(content[:0]) == hashlib.sha256(b"").digest()

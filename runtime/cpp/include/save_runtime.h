@@ -76,12 +76,15 @@ typedef struct save_params {
                               openvino, but onnxruntime for INT8 on a CPU without an INT8 dot product.
                               onnxruntime_cuda and engines run the model graph on a GPU, the audio
                               graph stays on the CPU. */
-    const char* cache_dir; /* where OpenVINO and TensorRT-RTX keep what they compile, for a faster start;
-                              NULL: nowhere */
+    const char* cache_dir; /* for a faster start: what OpenVINO and TensorRT-RTX compile, and marks that
+                              large files were compared with their hashes. It is trusted, so it must be
+                              a folder that only you can write, such as ~/.cache/save-deploy, which
+                              Python uses. NULL: nothing is kept */
     int threads;           /* of a CPU backend; 0: processors this process may use, at most as many as
                               the machine has physical cores */
     int verify_files;      /* 1: compare size and sha256 of every file first, and refuse one that
-                              changes before it is opened; 0: only sizes */
+                              changes before it is opened; with cache_dir, CPU backends compare large
+                              weights again only after they changed. 0: only sizes */
     int device;            /* CUDA device of an engine or of onnxruntime_cuda */
     int trust_engine;      /* 0: an engine is code, and only one built on this machine by this user
                               runs; 1: the caller trusts where the bundle comes from */

@@ -1,9 +1,13 @@
 #include "kept.hpp"
 
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
-#include <new>
+#include <ostream>
 #include <random>
+#include <streambuf>
 
 #if defined(__unix__)
 #include <sys/stat.h>
@@ -17,7 +21,7 @@ namespace save_core {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t kHashDigits = 64;
+constexpr std::size_t kDigestBytes = 32;
 constexpr const char* kBuiltHere = "engines_built_here";  // as runtime/engine_trust.py
 
 std::string random_name() {
@@ -50,35 +54,94 @@ bool linked(const fs::path& from, const fs::path& to, const std::set<std::string
     return true;
 }
 
-}  // namespace
-
-std::optional<std::string> read_kept(const std::string& path) {
-    if (!is_file(path)) return std::nullopt;
-    try {
-        const Bytes bytes = read_file(path, SAVE_DETAIL_BACKEND);
-        if (bytes.size() < kHashDigits) return std::nullopt;
-        const std::size_t size = bytes.size() - kHashDigits;
-        const std::string known(bytes.begin(), bytes.begin() + kHashDigits);
-        if (sha256_of(bytes.data() + kHashDigits, size) != known) return std::nullopt;
-        return std::string(bytes.begin() + kHashDigits, bytes.end());
-    } catch (const Error&) {
-        return std::nullopt;
-    } catch (const std::bad_alloc&) {
-        return std::nullopt;
+// Of processes that were killed while they wrote: nobody writes for an hour.
+void remove_old_partials(const fs::path& folder) {
+    std::error_code error;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+        const bool ours = entry.path().filename().string().rfind(".save.partial-", 0) == 0;
+        const auto changed = fs::last_write_time(entry.path(), error);
+        if (ours && !error && fs::file_time_type::clock::now() - changed > std::chrono::hours(1))
+            fs::remove(entry.path(), error);
     }
 }
 
-void keep(const std::string& path, const std::string& content) noexcept {
+// What a stream writes goes to a file; models are written with jumps back to their headers.
+class FileBuffer final : public std::streambuf {
+public:
+    explicit FileBuffer(std::FILE* file) : file_(file) {}
+
+protected:
+    std::streamsize xsputn(const char* data, std::streamsize size) override {
+        const std::size_t n = static_cast<std::size_t>(size);
+        return static_cast<std::streamsize>(std::fwrite(data, 1, n, file_));
+    }
+    int_type overflow(int_type character) override {
+        if (traits_type::eq_int_type(character, traits_type::eof())) return traits_type::not_eof(character);
+        return std::fputc(traits_type::to_char_type(character), file_) == EOF ? traits_type::eof() : character;
+    }
+    int sync() override { return std::fflush(file_) == 0 ? 0 : -1; }
+    pos_type seekoff(off_type offset, std::ios_base::seekdir from, std::ios_base::openmode) override {
+        const int whence = from == std::ios_base::beg   ? SEEK_SET
+                           : from == std::ios_base::cur ? SEEK_CUR
+                                                        : SEEK_END;
+        const bool moved = std::fseek(file_, static_cast<long>(offset), whence) == 0;
+        return moved ? pos_type(off_type{std::ftell(file_)}) : pos_type(off_type{-1});
+    }
+    pos_type seekpos(pos_type place, std::ios_base::openmode mode) override {
+        return seekoff(off_type{place}, std::ios_base::beg, mode);
+    }
+
+private:
+    std::FILE* file_;
+};
+
+}  // namespace
+
+std::unique_ptr<const Kept> read_kept(const std::string& path) {
+    std::unique_ptr<Kept> found(new Kept{MappedFile(path), 0});
+    const MappedFile& file = found->file;
+    if (file.size() <= kDigestBytes) return nullptr;
+    found->size = file.size() - kDigestBytes;
+    const std::string known(reinterpret_cast<const char*>(file.data()) + found->size, kDigestBytes);
+    if (digest_of_sums(file.data(), found->size) != known) return nullptr;
+    return found;
+}
+
+void keep(const std::string& path, const std::function<void(std::ostream&)>& write) noexcept {
     try {
-        const fs::path target(path);
-        fs::create_directories(target.parent_path());
-        const std::string partial = path + ".partial-" + random_name();
-        const std::string all = sha256_of(content.data(), content.size()) + content;
-        write_file(partial, all.data(), all.size());
-        std::error_code error;
-        fs::rename(partial, target, error);
-        if (error) fs::remove(partial, error);
-    } catch (...) {  // a full disk, no memory: nothing is kept
+        fs::create_directories(fs::path(path).parent_path());
+        remove_old_partials(fs::path(path).parent_path());
+        write_file(path, [&](std::FILE* file) {
+            FileBuffer buffer(file);
+            std::ostream stream(&buffer);
+            write(stream);
+            if (!stream || std::fseek(file, 0, SEEK_END) != 0 || std::fflush(file) != 0) return EIO;
+            const MappedFile content(::fileno(file));
+            if (content.size() == 0 || std::ftell(file) != static_cast<long>(content.size()))
+                return EIO;  // it cannot be mapped
+            const std::string digest = digest_of_sums(content.data(), content.size());
+            const bool written = std::fwrite(digest.data(), 1, digest.size(), file) == digest.size();
+            return written ? 0 : EIO;
+        });
+    } catch (...) {  // a full disk, no memory, a model that cannot be written: nothing is kept
+    }
+}
+
+std::string mark_of_check(const std::string& cache, const std::string& path, const std::string& sha256,
+    const std::string& stamp) {
+    if (cache.empty() || stamp.empty()) return std::string();
+    std::error_code error;
+    const fs::path real = fs::canonical(path, error);
+    if (error) return std::string();
+    const std::string told = real.string() + "\n" + sha256 + "\n" + stamp;
+    return joined(joined(cache, "checked"), sha256_of(told.data(), told.size()));
+}
+
+void make_mark(const std::string& mark) noexcept {
+    try {
+        fs::create_directories(fs::path(mark).parent_path());
+        write_file(mark, "", 0);
+    } catch (...) {  // a cache that cannot be written: the next start compares again
     }
 }
 

@@ -1,20 +1,35 @@
 // What the runtime keeps or borrows outside the bundle: compiled models, links, notes of engines.
 #pragma once
 
+#include <functional>
+#include <iosfwd>
 #include <map>
-#include <optional>
+#include <memory>
 #include <set>
 #include <string>
 
+#include "files.hpp"
 #include "manifest.hpp"
 
 namespace save_core {
 
-// A compiled model that was kept: none where nothing is, or anything else. As
-// runtime/session/compiled.py, a file starts with the sha256 of the rest and appears whole.
-std::optional<std::string> read_kept(const std::string& path);
-// A folder that cannot be written costs the next start its time.
-void keep(const std::string& path, const std::string& content) noexcept;
+// A compiled model that was kept, mapped from its file.
+struct Kept {
+    MappedFile file;
+    std::size_t size = 0;  // of the model, at the start of the file
+};
+
+// Null where nothing is kept, or anything else. As in runtime/session/compiled.py a file ends with
+// the digest of the rest and appears whole.
+std::unique_ptr<const Kept> read_kept(const std::string& path);
+// A folder that cannot be written costs the next start its time. write: writes the model.
+void keep(const std::string& path, const std::function<void(std::ostream&)>& write) noexcept;
+
+// The empty file in a cache which says that a file with this stamp was compared with its hash; empty
+// without a stamp. As in save_deploy/bundle_files.py: Python's cache holds the same marks.
+std::string mark_of_check(const std::string& cache, const std::string& path, const std::string& sha256,
+    const std::string& stamp);
+void make_mark(const std::string& mark) noexcept;
 
 // sha256 over a graph and the files of its weights: that of the graph where it has none.
 std::string content_of(

@@ -8,6 +8,7 @@
 #include "error.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "kept.hpp"
 #include "manifest_checks.hpp"
 #include "npy.hpp"
 #include "save_runtime.h"
@@ -20,6 +21,7 @@ constexpr std::int64_t kFormatVersion = 1;
 constexpr std::int64_t kMaxBatch = 1024;  // frames per call of a graph
 constexpr std::size_t kMaxGraphs = 16;    // with further batches
 constexpr std::uint64_t kMaxManifestBytes = 64 << 20;
+constexpr std::uint64_t kSmallBytes = 1'000'000;  // hashed at every start
 // Written for people, read by no runtime: a bundle runs without them.
 constexpr const char* kForPeople[] = {"report.md", "report.json", "calibration.json"};
 constexpr const char* kGoldenFiles[] = {
@@ -242,7 +244,9 @@ Manifest read_manifest(const std::string& folder) {
     return parse_manifest(std::string(bytes.begin(), bytes.end()), path);
 }
 
-void verify_files(const Manifest& manifest, const std::string& folder, bool hashes) {
+std::map<std::string, std::string> verify_files(
+    const Manifest& manifest, const std::string& folder, bool hashes, const std::string& cache) {
+    std::map<std::string, std::string> marks;
     for (const auto& [name, record] : manifest.files) {
         if (std::find(std::begin(kForPeople), std::end(kForPeople), name) != std::end(kForPeople)) continue;
         const std::string path = joined(folder, name);
@@ -250,12 +254,21 @@ void verify_files(const Manifest& manifest, const std::string& folder, bool hash
             throw Error(SAVE_DETAIL_BUNDLE, "bundle is incomplete", "no " + name + " in " + folder,
                 "all files of the manifest", "copy the bundle again, or export it again");
         const std::uint64_t size = file_size(path);
-        if (size != record.size || (hashes && sha256_of_file(path) != record.sha256))
+        const bool once = !cache.empty() && hashes && size == record.size && size > kSmallBytes &&
+                          std::filesystem::path(name).extension() != ".onnx";
+        const auto mark = [&, &sha256 = record.sha256](const std::string& stamp) {
+            return once ? mark_of_check(cache, path, sha256, stamp) : std::string();
+        };
+        if (once && is_file(mark(stamp_of(path)))) continue;
+        std::string stamp;
+        if (size != record.size || (hashes && sha256_of_file(path, &stamp) != record.sha256))
             throw Error(SAVE_DETAIL_BUNDLE, "bundle file was altered",
                 name + " (" + std::to_string(size) + " bytes)",
                 std::to_string(record.size) + " bytes, sha256 " + record.sha256.substr(0, 12) + "...",
                 "copy the bundle again, or export it again");
+        if (const std::string made = mark(stamp); !made.empty()) marks[name] = made;
     }
+    return marks;
 }
 
 }  // namespace save_core

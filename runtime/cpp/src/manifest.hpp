@@ -71,7 +71,11 @@ Manifest parse_manifest(const std::string& text, const std::string& path);
 Manifest read_manifest(const std::string& folder);
 
 // Compare size and, with hashes, sha256 of every file that a runtime reads, which leaves out reports.
+// cache: folder of marks, so that large files, graphs excepted, are not hashed again while they stay as
+//     they were; empty: all are hashed.
+// Returns the marks to make once the files are open, by name.
 // Throws Error(SAVE_DETAIL_BUNDLE).
-void verify_files(const Manifest& manifest, const std::string& folder, bool hashes);
+std::map<std::string, std::string> verify_files(const Manifest& manifest, const std::string& folder, bool hashes,
+    const std::string& cache = "");
 
 }  // namespace save_core

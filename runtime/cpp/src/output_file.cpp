@@ -76,6 +76,13 @@ void write_file(const std::string& path, const void* data, std::size_t size) {
         if (const int number = write_all(std::move(through), data, size)) failed(path, number);
         return;
     }
+    write_file(path, [&](std::FILE* file) {
+        errno = EIO;
+        return std::fwrite(data, 1, size, file) == size ? 0 : errno;
+    });
+}
+
+void write_file(const std::string& path, const std::function<int(std::FILE*)>& fill) {
     const fs::path target = followed(path);
     const std::lock_guard<std::mutex> lock(writing);
     const std::string beside =
@@ -86,7 +93,7 @@ void write_file(const std::string& path, const void* data, std::size_t size) {
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before);
     // O_EXCL: a new file, whatever link was planted there
-    const int descriptor = ::open(beside.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    const int descriptor = ::open(beside.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     int number = descriptor < 0 ? errno : 0;
     if (number == 0) {
         std::memcpy(unfinished, beside.c_str(), beside.size() + 1);
@@ -95,10 +102,17 @@ void write_file(const std::string& path, const void* data, std::size_t size) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (number != 0) failed(path, number);
 
-    number = write_all(File(::fdopen(descriptor, "wb")), data, size);
+    struct Remover {  // unless it was renamed
+        const std::string& path;
+        ~Remover() {
+            ::unlink(path.c_str());
+            has_unfinished = 0;
+        }
+    } remover{beside};
+    File file(::fdopen(descriptor, "w+b"));
+    number = file ? fill(file.get()) : errno;
+    if (file && std::fclose(file.release()) != 0 && number == 0) number = errno;
     if (number == 0 && std::rename(beside.c_str(), target.c_str()) != 0) number = errno;
-    if (number != 0) ::unlink(beside.c_str());
-    has_unfinished = 0;
     if (number != 0) failed(path, number);
 }
 

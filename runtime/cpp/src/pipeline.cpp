@@ -103,9 +103,10 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     const std::string audio_backend = on_gpu(backend) ? cpu_backend(manifest_) : backend;
     const EngineEntry* engine = chosen_engine(backend, manifest_, folder, params);
     const Stamps stamps = stamps_of(manifest_, folder);
-    verify_files(manifest_, folder, params.verify_files != 0);
-    const SessionOptions options{threads_, params.device,
-        params.cache_dir == nullptr ? "" : params.cache_dir, {}};
+    const std::string cache = params.cache_dir == nullptr ? "" : params.cache_dir;
+    const auto marks =
+        verify_files(manifest_, folder, params.verify_files != 0, on_gpu(backend) ? "" : cache);
+    const SessionOptions options{threads_, params.device, cache, params.verify_files != 0, {}};
 #if defined(SAVE_WITH_TENSORRT)
     if (engine != nullptr) {
         SessionOptions own = options;
@@ -118,6 +119,11 @@ Pipeline::Pipeline(const std::string& folder, const save_params& params)
     if (engine == nullptr) model_ = open_graph(backend, folder, manifest_, manifest_.model, options);
     audio_ = open_graph(audio_backend, folder, manifest_, manifest_.audio, options);
     if (params.verify_files != 0) require_unchanged(stamps, manifest_, folder);
+    for (const auto& [name, mark] : marks) {  // hard links, which opening may make, change a file's stamp
+        const std::string path = joined(folder, name);
+        if (mark == mark_of_check(cache, path, manifest_.files.at(name).sha256, stamp_of(path)))
+            make_mark(mark);
+    }
 }
 
 save_info Pipeline::info() const {

@@ -28,6 +28,7 @@ struct SessionOptions {
     int threads = 1;
     int device = 0;
     std::string cache_dir;  // of this graph and its weights alone; empty: nothing is kept
+    bool keeps = false;     // the files have the hashes that the folder is named by; else it is only read
     std::set<std::string> weights;  // files of the graph, relative to its folder
     bool small_weights = false;  // as in Manifest
 };

@@ -1,9 +1,9 @@
 // OpenVINO's CPU device, set up as runtime/session/openvino.py does: one stream and float32
 // arithmetic, because its own default on CPUs with bf16 instructions is bf16.
 #include <cstring>
+#include <filesystem>
 #include <new>
 #include <openvino/openvino.hpp>
-#include <sstream>
 
 #include "error.hpp"
 #include "files.hpp"
@@ -14,6 +14,9 @@
 
 namespace save_core {
 namespace {
+
+// As in runtime/session/open.py: a cache of larger models would take gigabytes and save only seconds.
+constexpr std::uint64_t kCachedBytes = 1'500'000'000;
 
 ov::element::Type element_of(const TensorSpec& spec) {
     return spec.dtype == "float32" ? ov::element::f32 : ov::element::u8;
@@ -46,30 +49,46 @@ void check(const std::vector<ov::Output<const ov::Node>>& ports, const std::vect
 
 std::string hashed(const std::string& text) { return sha256_of(text.data(), text.size()).substr(0, 16); }
 
+struct Compiled {
+    std::shared_ptr<const Kept> kept;  // read by the model, so it is destroyed after it
+    ov::CompiledModel model;
+};
+
+// The kept model; without one `model` is empty.
+Compiled imported(ov::Core& core, const std::string& place, const ov::AnyMap& config) {
+    Compiled found{read_kept(place), {}};
+    if (found.kept == nullptr) return found;
+    try {
+        const ov::Tensor blob(ov::element::u8, ov::Shape{found.kept->size}, found.kept->file.data());
+        found.model = core.import_model(blob, "CPU", config);
+    } catch (const std::exception&) {  // compiled anew
+        return {};
+    }
+    return found;
+}
+
 // Taken from the cache folder, or put there: see kept.hpp.
-ov::CompiledModel compiled(
+Compiled compiled(
     ov::Core& core, const std::string& path, const ov::AnyMap& config, const SessionOptions& options) {
-    if (options.cache_dir.empty()) return core.compile_model(path, "CPU", config);
+    std::uint64_t size = file_size(path);
+    for (const std::string& name : options.weights)
+        size += file_size(joined(std::filesystem::path(path).parent_path().string(), name));
+    const auto compile = [&] {
+        const Gathered graph(path, options.weights);
+        return core.compile_model(graph.path(), "CPU", config);
+    };
+    if (options.cache_dir.empty() || size > kCachedBytes) return {nullptr, compile()};
     std::string told = ov::get_openvino_version().buildNumber;
     told += " " + core.get_property("CPU", ov::device::full_name);
     for (const std::string& name : core.get_property("CPU", ov::device::capabilities)) told += " " + name;
     told += " " + std::to_string(options.threads);
     const std::string place = joined(options.cache_dir, "c-" + hashed(told) + ".blob");
-    if (const auto kept_before = read_kept(place)) {
-        try {
-            std::istringstream stream(*kept_before);
-            return core.import_model(stream, "CPU", config);
-        } catch (const ov::Exception&) {  // compiled anew
-        }
-    }
-    ov::CompiledModel model = core.compile_model(path, "CPU", config);
-    try {
-        std::ostringstream stream;
-        model.export_model(stream);
-        keep(place, stream.str());
-    } catch (const ov::Exception&) {  // a graph that cannot be kept is compiled every time
-    }
-    return model;
+    if (Compiled found = imported(core, place, config); found.model) return found;
+    ov::CompiledModel model = compile();
+    if (!options.keeps) return {nullptr, model};
+    keep(place, [&](std::ostream& stream) { model.export_model(stream); });
+    Compiled shared = imported(core, place, config);  // it shares its weights with other processes
+    return shared.model ? shared : Compiled{nullptr, model};
 }
 
 // What OpenVINO throws, as our error; ours and a lack of memory pass.
@@ -96,11 +115,11 @@ public:
             ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY), ov::num_streams(1),
             ov::inference_num_threads(options.threads)};
         guarded(path, [&] {
-            const Gathered graph(path, options.weights);
-            model_ = compiled(core_, graph.path(), config, options);
-            check(model_.inputs(), spec.inputs, path);
-            check(model_.outputs(), spec.outputs, path);
-            request_ = model_.create_infer_request();
+            compiled_ = compiled(core_, path, config, options);
+            const ov::CompiledModel& model = compiled_.model;
+            check(model.inputs(), spec.inputs, path);
+            check(model.outputs(), spec.outputs, path);
+            request_ = compiled_.model.create_infer_request();
         });
     }
 
@@ -128,7 +147,7 @@ public:
 private:
     GraphSpec spec_;
     ov::Core core_;
-    ov::CompiledModel model_;
+    Compiled compiled_;
     ov::InferRequest request_;
 };
 

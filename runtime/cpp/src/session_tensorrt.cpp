@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <mutex>
+#include <ostream>
 
 #include "engine_check.hpp"
 #include "error.hpp"
@@ -165,7 +166,9 @@ private:
 // compiled is kept beside the cache of this very engine; as runtime/session/tensorrt_worker.py.
 class RuntimeConfig {
 public:
-    RuntimeConfig(nvinfer1::ICudaEngine& engine, const std::string& cache_dir) {
+    // keeps: as in SessionOptions.
+    RuntimeConfig(nvinfer1::ICudaEngine& engine, const std::string& cache_dir, bool keeps)
+        : keeps_(keeps) {
         config_.reset(engine.createRuntimeConfig());
         if (!config_) return;
         config_->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE);
@@ -173,7 +176,8 @@ public:
         cache_.reset(config_->createRuntimeCache());
         if (!cache_) return;
         path_ = joined(cache_dir, "runtime-c.cache");
-        if (const auto before = read_kept(path_)) cache_->deserialize(before->data(), before->size());
+        if (const auto before = read_kept(path_))
+            cache_->deserialize(before->file.data(), before->size);
         config_->setRuntimeCache(*cache_);
     }
     nvinfer1::IExecutionContext* new_context(nvinfer1::ICudaEngine& engine) const {
@@ -181,10 +185,13 @@ public:
     }
     // After the first run: what was compiled is kept even if the process is killed later.
     void save() {
-        if (!cache_) return;
+        if (!cache_ || !keeps_) return;
         const std::unique_ptr<nvinfer1::IHostMemory> data(cache_->serialize());
         if (!data || data->size() == saved_) return;
-        keep(path_, std::string(static_cast<const char*>(data->data()), data->size()));
+        keep(path_, [&](std::ostream& stream) {
+            const auto size = static_cast<std::streamsize>(data->size());
+            stream.write(static_cast<const char*>(data->data()), size);
+        });
         saved_ = data->size();
     }
 
@@ -192,13 +199,14 @@ private:
     std::unique_ptr<nvinfer1::IRuntimeConfig> config_;
     std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
     std::string path_;
+    bool keeps_ = false;
     std::size_t saved_ = 0;
 };
 constexpr bool kCapturesItself = true;
 #else
 class RuntimeConfig {
 public:
-    RuntimeConfig(nvinfer1::ICudaEngine&, const std::string&) {}
+    RuntimeConfig(nvinfer1::ICudaEngine&, const std::string&, bool) {}
     nvinfer1::IExecutionContext* new_context(nvinfer1::ICudaEngine& engine) const {
         return engine.createExecutionContext();
     }
@@ -220,7 +228,7 @@ public:
         // source is not trusted
         if (runtime_ && entry.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         if (runtime_) engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
-        if (engine_) config_ = std::make_unique<RuntimeConfig>(*engine_, options.cache_dir);
+        if (engine_) config_ = std::make_unique<RuntimeConfig>(*engine_, options.cache_dir, options.keeps);
         if (engine_) context_.reset(config_->new_context(*engine_));
         if (!context_) refuse("engine cannot be loaded");
         if (engine_->getNbIOTensors() != static_cast<int>(spec_.inputs.size() + spec_.outputs.size()))

@@ -2,6 +2,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SAVE_SHA_INSTRUCTIONS
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 namespace save_core {
 namespace {
@@ -19,9 +26,55 @@ constexpr std::uint32_t kRound[64] = {
 
 std::uint32_t rotate(std::uint32_t x, int n) { return (x >> n) | (x << (32 - n)); }
 
-}  // namespace
+#if defined(SAVE_SHA_INSTRUCTIONS)
 
-void Sha256::block(const unsigned char* bytes) {
+bool has_sha_instructions() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_SSSE3) == 0 || (c & bit_SSE4_1) == 0)
+        return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (b & bit_SHA) != 0;
+}
+
+// The state lies in two registers as the instructions want it, from the highest word: a b e f, c d g h.
+__attribute__((target("sha,sse4.1"))) void add_blocks(
+    std::uint32_t* state, const unsigned char* bytes, std::size_t n) {
+    const auto load = [](const void* place) __attribute__((target("sse2"))) {
+        return _mm_loadu_si128(static_cast<const __m128i*>(place));
+    };
+    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    const __m128i cdab = _mm_shuffle_epi32(load(state), 0xb1);
+    const __m128i efgh = _mm_shuffle_epi32(load(state + 4), 0x1b);
+    __m128i abef = _mm_alignr_epi8(cdab, efgh, 8);
+    __m128i cdgh = _mm_blend_epi16(efgh, cdab, 0xf0);
+    for (; n > 0; --n, bytes += 64) {
+        const __m128i abef_before = abef, cdgh_before = cdgh;
+        __m128i w[4];  // the last 16 words of the schedule, four rounds each
+        for (int i = 0; i < 16; ++i) {
+            __m128i& next = w[i % 4];
+            if (i < 4) {
+                next = _mm_shuffle_epi8(load(bytes + 16 * i), big_endian);
+            } else {
+                const __m128i last = w[(i + 3) % 4];
+                next = _mm_sha256msg1_epu32(next, w[(i + 1) % 4]);
+                next = _mm_add_epi32(next, _mm_alignr_epi8(last, w[(i + 2) % 4], 4));
+                next = _mm_sha256msg2_epu32(next, last);
+            }
+            const __m128i added = _mm_add_epi32(next, load(kRound + 4 * i));
+            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, added);
+            abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(added, 0x0e));
+        }
+        abef = _mm_add_epi32(abef, abef_before);
+        cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    }
+    const __m128i feba = _mm_shuffle_epi32(abef, 0x1b), dchg = _mm_shuffle_epi32(cdgh, 0xb1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(state), _mm_blend_epi16(feba, dchg, 0xf0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(state + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+#endif
+
+// One block without special instructions.
+void add_block(std::array<std::uint32_t, 8>& state, const unsigned char* bytes) {
     std::uint32_t w[64];
     for (int i = 0; i < 16; ++i)
         w[i] = static_cast<std::uint32_t>(bytes[4 * i]) << 24 |
@@ -32,7 +85,7 @@ void Sha256::block(const unsigned char* bytes) {
         const std::uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ (w[i - 2] >> 10);
         w[i] = w[i - 16] + s0 + w[i - 7] + s1;
     }
-    auto [a, b, c, d, e, f, g, h] = state_;
+    auto [a, b, c, d, e, f, g, h] = state;
     for (int i = 0; i < 64; ++i) {
         const std::uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
         const std::uint32_t t1 = h + s1 + ((e & f) ^ (~e & g)) + kRound[i] + w[i];
@@ -48,7 +101,17 @@ void Sha256::block(const unsigned char* bytes) {
         a = t1 + t2;
     }
     const std::uint32_t mixed[8] = {a, b, c, d, e, f, g, h};
-    for (std::size_t i = 0; i < 8; ++i) state_[i] += mixed[i];
+    for (std::size_t i = 0; i < 8; ++i) state[i] += mixed[i];
+}
+
+}  // namespace
+
+void Sha256::blocks(const unsigned char* bytes, std::size_t n) {
+#if defined(SAVE_SHA_INSTRUCTIONS)
+    static const bool fast = has_sha_instructions();
+    if (fast && instructions_) return add_blocks(state_.data(), bytes, n);
+#endif
+    for (; n > 0; --n, bytes += 64) add_block(state_, bytes);
 }
 
 void Sha256::update(const void* data, std::size_t size) {
@@ -56,18 +119,19 @@ void Sha256::update(const void* data, std::size_t size) {
     while (size > 0) {
         const std::size_t filled = size_ % 64;
         if (filled == 0 && size >= 64) {
-            block(bytes);
-            bytes += 64, size -= 64, size_ += 64;
+            const std::size_t n = size / 64;
+            blocks(bytes, n);
+            bytes += 64 * n, size -= 64 * n, size_ += 64 * n;
             continue;
         }
         const std::size_t taken = std::min(size, 64 - filled);
         std::memcpy(pending_.data() + filled, bytes, taken);
         bytes += taken, size -= taken, size_ += taken;
-        if (size_ % 64 == 0) block(pending_.data());
+        if (size_ % 64 == 0) blocks(pending_.data(), 1);
     }
 }
 
-std::string Sha256::hex() {
+std::array<unsigned char, 32> Sha256::bytes() {
     const std::uint64_t bits = 8 * size_;
     const unsigned char one = 0x80, zero = 0;
     update(&one, 1);
@@ -75,9 +139,18 @@ std::string Sha256::hex() {
     unsigned char length[8];
     for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(bits >> (56 - 8 * i));
     update(length, 8);
+    std::array<unsigned char, 32> found;
+    for (std::size_t i = 0; i < found.size(); ++i)
+        found[i] = static_cast<unsigned char>(state_[i / 4] >> (24 - 8 * (i % 4)));
+    return found;
+}
+
+std::string Sha256::hex() {
     std::string text;
-    for (const std::uint32_t word : state_)
-        for (int shift = 28; shift >= 0; shift -= 4) text += "0123456789abcdef"[word >> shift & 15];
+    for (const unsigned char byte : bytes()) {
+        text += "0123456789abcdef"[byte >> 4];
+        text += "0123456789abcdef"[byte & 15];
+    }
     return text;
 }
 
@@ -85,6 +158,21 @@ std::string sha256_of(const void* data, std::size_t size) {
     Sha256 hash;
     hash.update(data, size);
     return hash.hex();
+}
+
+std::string digest_of_sums(const void* data, std::size_t size) {
+    constexpr std::size_t kBlockBytes = 4096;
+    const auto* bytes = static_cast<const unsigned char*>(data);
+    Sha256 hash;
+    std::array<std::uint64_t, kBlockBytes / sizeof(std::uint64_t)> words;
+    for (; size >= kBlockBytes; size -= kBlockBytes, bytes += kBlockBytes) {
+        std::memcpy(words.data(), bytes, kBlockBytes);
+        const std::uint64_t sum = std::accumulate(words.begin(), words.end(), std::uint64_t{0});
+        hash.update(&sum, sizeof sum);
+    }
+    hash.update(bytes, size);
+    const auto found = hash.bytes();
+    return std::string(found.begin(), found.end());
 }
 
 }  // namespace save_core

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iterator>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -29,10 +30,35 @@ void test_sha256() {  // FIPS 180-4 examples
     const std::string million(1'000'000, 'a');
     const std::string expected = "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0";
     CHECK(sha256_of(million.data(), million.size()) == expected);
-    Sha256 pieces;
-    for (std::size_t at = 0, n = 1; at < million.size(); at += n, n = n % 97 + 1)
-        pieces.update(million.data() + at, std::min(n, million.size() - at));
-    CHECK(pieces.hex() == expected);
+    for (const bool instructions : {true, false}) {
+        Sha256 pieces(instructions);
+        for (std::size_t at = 0, n = 1; at < million.size(); at += n, n = n % 197 + 1)
+            pieces.update(million.data() + at, std::min(n, million.size() - at));
+        CHECK(pieces.hex() == expected);
+    }
+    std::mt19937 random(0);
+    for (std::size_t n = 0; n < 400; ++n) {
+        std::string bytes(n, '\0');
+        for (char& byte : bytes) byte = static_cast<char>(random());
+        Sha256 plain(false);
+        plain.update(bytes.data(), n);
+        CHECK(plain.hex() == sha256_of(bytes.data(), n));
+    }
+}
+
+// As runtime/session/compiled.py: 1 and 2 in the first blocks, and "ab" after them.
+void test_digest_of_sums() {
+    std::string content(2 * 4096, '\0');
+    content[8] = 1, content[4096 + 80] = 2;
+    content += "ab";
+    const std::uint64_t sums[] = {1, 2};
+    Sha256 expected;
+    expected.update(sums, sizeof sums);
+    expected.update("ab", 2);
+    const auto bytes = expected.bytes();
+    CHECK(digest_of_sums(content.data(), content.size()) == std::string(bytes.begin(), bytes.end()));
+    content[5000] = 1;
+    CHECK(digest_of_sums(content.data(), content.size()) != std::string(bytes.begin(), bytes.end()));
 }
 
 std::vector<std::uint8_t> pattern(int width, int height) {
@@ -320,6 +346,7 @@ int main() {
     test_file_name();
     test_write_file();
     test_sha256();
+    test_digest_of_sums();
     test_resize_frame();
     test_resize_logits();
     test_resample();

@@ -126,6 +126,9 @@ void verify(const Arguments& arguments) {
     if (arguments.names.size() != 2) misused("verify needs a bundle");
     const std::string& folder = arguments.names[1];
     const std::string shown = save_core::visible(folder);
+    // with a cache, opening passes over files that stayed as they were
+    if (arguments.options.count("--cache") == 1 && arguments.options.count("--no-hashes") == 0)
+        save_core::verify_files(save_core::read_manifest(folder), folder, true);
     save::Runtime runtime = open_bundle(arguments);
     const save_parity parity = runtime.self_test();
     std::printf("%s: files intact, %d golden samples on %s, mask agreement %.5f, max abs logit error "
