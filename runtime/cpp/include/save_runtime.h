@@ -84,7 +84,7 @@ typedef struct save_params {
                               the machine has physical cores */
     int verify_files;      /* 1: compare size and sha256 of every file first, and refuse one that
                               changes before it is opened; with cache_dir, CPU backends compare large
-                              weights again only after they changed. 0: only sizes */
+                              files again only after they changed. 0: only sizes */
     int device;            /* CUDA device of an engine or of onnxruntime_cuda */
     int trust_engine;      /* 0: an engine is code, and only one built on this machine by this user
                               runs; 1: the caller trusts where the bundle comes from */

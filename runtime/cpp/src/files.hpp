@@ -24,6 +24,7 @@ std::string sha256_of_file(const std::string& path, std::string* stamp = nullptr
 // Device, inode, size and both times of a file, a line each; they change when the file does. Empty where
 // it changed within the last minute, see save_deploy/bundle_files.py, and on other systems than Linux.
 std::string stamp_of(const std::string& path);
+
 // The content of a file, mapped: processes share its pages, and writes stay with this process. Empty
 // where the file is empty or cannot be mapped.
 class MappedFile {
